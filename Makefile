@@ -1,0 +1,51 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench format lock image clean
+
+help: ## what can be done here
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# The stamps make a second run start at once; a changed pin or pyproject.toml installs again.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run-stamp: requirements.txt requirements-build.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --require-hashes -r requirements-build.txt -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev-stamp: requirements-dev.txt $(VENV)/.run-stamp
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/.run-stamp ## deliver events from the embedded broker to local endpoints, and check every one
+	$(BIN)/dispatcher demo
+
+test: $(VENV)/.dev-stamp ## every test, on a real Apache Kafka where Java and Maven are there
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev-stamp ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside wrk; needs nginx, wrk, Java, Maven
+	$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(VENV)/.dev-stamp ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## pin requirements*.txt anew, with hashes
+	./requirements-lock.sh
+
+image: ## build the container image
+	docker build -t webhook-dispatcher .
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache tests/kafka/target

@@ -1,0 +1,215 @@
+"""The broker port: where events come from, and where durable writes go.
+
+Two implementations keep it, Kafka (`kafka.py`) and one SQLite file (`sqlite.py`), and one
+contract suite (`tests/broker/test_contract.py`) holds both to it.
+
+Rules, for every implementation:
+
+1. Offsets of a partition only grow. They may have gaps (compaction, transaction markers).
+2. A position is the *next* offset to read: committing `Position(7)` means that everything
+   below 7 is done with.
+3. `poll()` never returns a record of a partition that is paused, revoked or not assigned.
+   Pausing moves no position: after `resume()` the next record is the one that would have
+   come without the pause.
+4. A listener's `on_revoked` ends before another member of the group can be assigned the
+   partitions, unless the session was lost or the broker's rebalance timeout went by.
+5. `produce()` returns when every message is acknowledged by all in-sync replicas (Kafka) or
+   on disk (SQLite). When it raises, any of them may have been written: send all of them again.
+6. A broker that is away is waited for, not an error: `connect()`, `poll()` and `commit()`
+   recover by themselves, and `problem` says meanwhile what is wrong.
+
+Errors::
+
+    BrokerError                 something the broker said or did
+    ├── BrokerUnavailable       not reachable now; the same call may succeed later
+    ├── BrokerRefused           it answered no: credentials, authorization, a bad topic name
+    ├── MessageTooLarge         larger than the broker takes; sending it again can't help
+    └── CommitRefused           the partition belongs to somebody else by now
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+
+class BrokerError(Exception):
+    """Something the broker said or did; the message says what, and what to do."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker can't be reached now; the same call may succeed later."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker answered no; the same call will not succeed until somebody changes something."""
+
+
+class MessageTooLarge(BrokerError):
+    """The message is larger than the broker accepts; sending it again can't help."""
+
+
+class CommitRefused(BrokerError):
+    """The commit came too late: the partition has been assigned to another member."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of a topic. Equal to any tuple of the same two values."""
+
+    topic: str
+    partition: int
+
+
+class Position(NamedTuple):
+    """A committed position: the next offset to read, and text kept beside it (at most 4096 bytes)."""
+
+    offset: int
+    metadata: str = ""
+
+
+class Record(Protocol):
+    """One record as it was read. Both aiokafka's record and `StoredRecord` have this shape."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since the epoch."""
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+@dataclass(slots=True)
+class StoredRecord:
+    """A record of an implementation that brings no class of its own."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@dataclass(slots=True)
+class Message:
+    """One record to write. Without `partition` the key decides, as Kafka's default partitioner does."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
+    partition: int | None = None
+    timestamp_ms: int | None = None
+
+
+class TopicSpec(NamedTuple):
+    """A topic that must exist. Sizes of None leave the broker's default."""
+
+    name: str
+    partitions: int | None = None
+    replication: int | None = None
+    config: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """What `dispatcher topics` shows of a partition. Offsets as the broker tells them."""
+
+    partition: int
+    earliest: int
+    latest: int
+    committed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What `dispatcher topics` shows of a topic."""
+
+    name: str
+    partitions: Sequence[PartitionInfo]
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+class AssignmentListener(Protocol):
+    """Told of every change of assignment, before `poll()` returns anything of it."""
+
+    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        """`partitions` are all that the member has now, each with where reading starts."""
+
+    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
+        """The member is about to lose these; commits made in here still count."""
+
+
+class Consumer(Protocol):
+    """A member of a consumer group. Owned by one task: only `pause`/`resume`/`commit` may be called beside `poll`."""
+
+    async def start(self) -> None:
+        """Join the group. Waits for the broker as long as it takes."""
+
+    async def poll(
+        self, timeout: float, limit: int
+    ) -> Sequence[tuple[TopicPartition, Sequence[Record]]]:
+        """Batches per partition, in offset order, together at most `limit` records.
+
+        Returns as soon as there is something, at the latest after `timeout` seconds, then
+        possibly empty. Must be called again and again, also while everything is paused.
+        """
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit; raises `CommitRefused` or `BrokerUnavailable`. Partitions not assigned are refused."""
+
+    def assignment(self) -> Collection[TopicPartition]: ...
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """Records between the last one read and the partition's end, as of the last fetch."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from consuming now, in one sentence; None when all is well."""
+
+    async def stop(self) -> None:
+        """Leave the group. Doesn't call the listener: commit before."""
+
+
+class Broker(Protocol):
+    """A connection to a broker: factory of consumers, the one producer, and topic administration."""
+
+    async def connect(self) -> None:
+        """Return once the broker answers. Keeps trying, logging each failure; raises only BrokerRefused."""
+
+    async def close(self) -> None: ...
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it now, in one sentence; None when all is well."""
+
+    async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
+        """Create the missing ones, or (not `create`) name them: what is returned is still missing."""
+
+    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
+        """Every topic that isn't the broker's own, with the group's committed offsets."""
+
+    def consumer(
+        self, topics: Collection[str], group: str, listener: AssignmentListener
+    ) -> Consumer: ...
+
+    async def produce(self, messages: Sequence[Message]) -> None:
+        """Write all of them durably, batched; order is kept within a partition of one call."""
+
+    async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        """The one record there; None if it has been deleted or isn't there yet."""

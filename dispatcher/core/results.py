@@ -1,0 +1,52 @@
+"""What came of one HTTP attempt: an answer of the endpoint, or the reason why there was none.
+
+The transport makes them, `policy.decide` reads them. Reasons are a closed set, because they
+become metric labels and log fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why an attempt got no answer."""
+
+    TIMEOUT = "timeout"  # the total deadline passed
+    CONNECT_TIMEOUT = "connect_timeout"  # no connection within the connect timeout
+    CONNECT_REFUSED = "connect_refused"
+    CONNECT_FAILED = "connect_failed"  # unreachable, reset while connecting, no local port...
+    DNS_NOT_FOUND = "dns_not_found"
+    DNS_FAILED = "dns_failed"  # the look-up itself failed or timed out
+    TLS_EXPIRED = "tls_expired"
+    TLS_HOSTNAME = "tls_hostname"
+    TLS_UNTRUSTED = "tls_untrusted"
+    TLS_FAILED = "tls_failed"  # any other failed handshake or broken TLS record
+    CLOSED = "closed"  # closed or reset before the response was complete
+    PROTOCOL_ERROR = "protocol_error"  # what came back is not HTTP
+    RESPONSE_TOO_LARGE = "response_too_large"  # the head went over its cap
+    BLOCKED = "blocked"  # netguard refused the URL or every address
+    PROXY_ERROR = "proxy_error"  # the deployment's own egress proxy failed
+    CANCELLED = "cancelled"  # the dispatcher is stopping; the endpoint is not to blame
+
+
+@dataclass(slots=True)
+class Response:
+    """The endpoint answered. `body` is the first KiB at most; header values are as sent, or None."""
+
+    status: int
+    retry_after: str | None = None
+    location: str | None = None
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Failure:
+    """The endpoint did not answer. `detail` is for people: it goes to logs, never to labels."""
+
+    reason: Reason
+    detail: str = ""
+
+
+Result = Response | Failure
