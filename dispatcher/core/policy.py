@@ -1,0 +1,122 @@
+"""What an attempt's result means (DESIGN: the table of results), as one pure function.
+
+`decide` gets the result, the attempt's number, the subscription's policy, the wall-clock time
+and a random number, and returns what happens to the delivery next. Nothing here waits, writes
+or logs: the engine carries the decision out, exhaustively, by `match`.
+
+Why Retry-After is a lower bound and never more: an endpoint that asks for five seconds inside a
+schedule that waits five minutes gains nothing from being asked sooner, and one that asks for
+an hour must get its hour. Jitter spreads the scheduled wait, not what the endpoint asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple, assert_never
+
+from dispatcher.core.results import Failure, Response, Result
+
+RETRY_AFTER_CAP: Final = 24 * 3600.0
+"""Seconds; an endpoint can't postpone a delivery by more than this at a time."""
+
+_THROTTLING: Final = frozenset({429, 502, 504})
+
+
+class RetryPolicy(NamedTuple):
+    """The waits between attempts in seconds (N waits make N + 1 attempts), and the share of each to jitter."""
+
+    schedule: tuple[float, ...]
+    jitter: float
+
+
+@dataclass(slots=True)
+class Delivered:
+    """The endpoint has it."""
+
+
+@dataclass(slots=True)
+class Hold:
+    """Try again at `due` (Unix seconds); near enough to wait in memory, with the offset owed."""
+
+    due: float
+    asked: bool = False  # the endpoint asked for the wait (Retry-After)
+    throttled: bool = False  # the endpoint is overloaded: fewer at a time
+
+
+@dataclass(slots=True)
+class Retry:
+    """Try again at `due` (Unix seconds), by way of a retry topic."""
+
+    due: float
+    asked: bool = False
+    throttled: bool = False
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """Give it up; `reason` is a bounded word for topics and labels."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class Disable:
+    """The endpoint wants no more of them: disable the subscription, and dead-letter this delivery."""
+
+    reason: str
+
+
+Decision = Delivered | Hold | Retry | DeadLetter | Disable
+
+DELIVERED: Final = Delivered()
+
+
+def decide(
+    result: Result, attempt: int, policy: RetryPolicy, now: float, random: float, horizon: float
+) -> Decision:
+    """What to do after attempt number `attempt` (1 for the first) ended with `result`.
+
+    `now` is in Unix seconds, `random` in [0, 1), `horizon` the longest wait in seconds that is
+    held in memory.
+    """
+    match result:
+        case Response(status=status, retry_after=retry_after):
+            if 200 <= status < 300:
+                return DELIVERED
+            if status == 410:
+                return Disable("gone")
+            asked = None if retry_after is None else parse_retry_after(retry_after, now)
+            throttled = asked is None and status in _THROTTLING
+        case Failure():
+            asked = None
+            throttled = False
+        case _:
+            assert_never(result)
+    if attempt > len(policy.schedule):
+        return DeadLetter("exhausted")
+    wait = policy.schedule[attempt - 1]
+    wait *= 1 + policy.jitter * (2 * random - 1)
+    if asked is not None and asked >= wait:
+        wait = asked
+    else:
+        asked = None
+    make = Hold if wait <= horizon else Retry
+    return make(now + wait, asked is not None, throttled)
+
+
+def parse_retry_after(value: str, now: float) -> float | None:
+    """Seconds to wait, between 0 and `RETRY_AFTER_CAP`; None if it is neither form of RFC 9110, 10.2.3."""
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        # int() of a digit string is quadratic in its length, and ten digits are three centuries.
+        return RETRY_AFTER_CAP if len(value) > 9 else min(float(value), RETRY_AFTER_CAP)
+    try:
+        date = parsedate_to_datetime(value)
+        # HTTP dates are in GMT, also where the text forgets to say so (RFC 9110, 5.6.7).
+        when = date.replace(tzinfo=UTC) if date.tzinfo is None else date
+        wait = when.timestamp() - now
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return None
+    return min(max(wait, 0.0), RETRY_AFTER_CAP)
