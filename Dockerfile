@@ -1,0 +1,37 @@
+ARG PYTHON=3.13
+
+# Installs the pinned wheels and the package's own into /opt/dispatcher. Both stages are the same image, so
+# the virtual environment's interpreter is at the same place in both.
+FROM python:${PYTHON}-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/build && python -m venv --without-pip /opt/dispatcher
+# A dependency without a wheel for this platform stops the build here: there is no compiler in either stage.
+COPY requirements.txt requirements-build.txt ./
+RUN /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements-build.txt \
+    && /opt/build/bin/pip --python /opt/dispatcher/bin/python install \
+       --require-hashes --only-binary :all: -r requirements.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY dispatcher dispatcher
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheels . \
+    && /opt/build/bin/pip --python /opt/dispatcher/bin/python install --no-deps --no-index /opt/wheels/*.whl
+
+FROM python:${PYTHON}-slim
+COPY --from=build /opt/dispatcher /opt/dispatcher
+# Every setting at its default; mount a file of your own over it, or a directory over /etc/dispatcher.
+COPY config/dispatcher.yaml /etc/dispatcher/dispatcher.yaml
+# The embedded broker keeps its file here; with Kafka nothing is written.
+RUN mkdir /var/lib/dispatcher && chown 10001:10001 /var/lib/dispatcher
+VOLUME /var/lib/dispatcher
+WORKDIR /var/lib/dispatcher
+ENV PATH=/opt/dispatcher/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    DISPATCHER_CONFIG=/etc/dispatcher/dispatcher.yaml
+USER 10001:10001
+EXPOSE 8080
+# Give it longer than shutdown.drain (20 s) to stop: `docker stop -t 30`, terminationGracePeriodSeconds: 30.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('DISPATCHER_HTTP__PORT', '8080') + '/readyz', timeout=4)"]
+ENTRYPOINT ["dispatcher"]
+CMD ["run"]
