@@ -1,0 +1,146 @@
+"""`dispatcher listen`: an endpoint of one's own, to see what arrives and to try how it is retried."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import random
+import secrets
+import time
+
+import click
+import uvloop
+from rich.console import Console
+from rich.text import Text
+
+from dispatcher.commands.receiver import (
+    Answer,
+    Arrival,
+    InvalidSecretError,
+    Receiver,
+    Verdict,
+    secret_key,
+)
+
+_STYLES = {
+    Verdict.VALID: "green",
+    Verdict.MISSING: "yellow",
+    Verdict.STALE: "yellow",
+    Verdict.WRONG: "bold red",
+}
+
+
+@click.command(short_help="Receive webhooks here: verify and print them.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=9000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
+@click.option("--secret", metavar="WHSEC", help="Signing secret, whsec_... [default: a new one, printed]")
+@click.option(
+    "--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Status to answer with."
+)
+@click.option(
+    "--fail-rate",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the requests to answer with 500 instead.",
+)
+@click.option(
+    "--delay",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600),
+    help="Seconds to wait before each answer.",
+)
+def listen(host: str, port: int, secret: str | None, status: int, fail_rate: float, delay: float) -> None:
+    """Receive webhooks here: verify each signature and print a line per request.
+
+    Without --secret a new one is made, and the subscription to paste is printed. Stop with Ctrl-C.
+    """
+    made = secret is None
+    if secret is None:
+        secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    try:
+        key = secret_key(secret)
+    except InvalidSecretError as error:
+        raise click.BadParameter(str(error), param_hint="--secret") from error
+
+    def answer(_id: str, _number: int) -> Answer:
+        # Chance decides which requests fail, nothing secret.
+        failed = random.random() < fail_rate  # noqa: S311
+        return Answer(500 if failed else status, delay)
+
+    console = Console(highlight=False)
+
+    def show(arrival: Arrival) -> None:
+        # One line per request: cut to the screen where there is one, whole in a file or a pipe.
+        if console.is_terminal:
+            console.print(line(arrival), no_wrap=True, overflow="ellipsis")
+        else:
+            console.print(line(arrival), soft_wrap=True)
+
+    receiver = Receiver(key, show, answer)
+    try:
+        uvloop.run(_serve(receiver, host, port, secret if made else None, console))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise click.ClickException(f"port {port} is taken: choose another with --port") from error
+        raise click.ClickException(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        # Ctrl-C is how this command ends.
+        pass
+
+
+async def _serve(receiver: Receiver, host: str, port: int, secret: str | None, console: Console) -> None:
+    port = await receiver.start(host, port)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    try:
+        console.print(f"Listening on {url}", soft_wrap=True)
+        if secret is not None:
+            console.print(snippet(url, secret), style="dim", soft_wrap=True, markup=False)
+        await asyncio.get_running_loop().create_future()
+    finally:
+        await receiver.stop()
+
+
+def snippet(url: str, secret: str) -> str:
+    """Return what to put into the subscriptions file, and what the dispatcher has to be told to call a local address."""
+    return f"""\
+A subscription for it (config/subscriptions.yaml):
+
+subscriptions:
+  - id: local
+    url: {url}
+    event_types: ["*"]
+    secrets: ["{secret}"]
+
+The dispatcher calls local and unencrypted addresses only when it is told to:
+
+network:
+  allow: [127.0.0.0/8, "::1/128"]
+  https_only: false
+"""
+
+
+def line(arrival: Arrival) -> Text:
+    """Return a request as one line: when, answer, verdict, id, which try, size, and how its body begins."""
+    text = Text(time.strftime("%H:%M:%S", time.localtime(arrival.at)))
+    status = arrival.answer.status
+    text.append(f"  {status}", style="green" if status is not None and status < 300 else "red")
+    text.append(f"  {arrival.verdict:<7}", style=_STYLES[arrival.verdict])
+    text.append(f"  {printable(arrival.id) or '(no id)'}", style="bold")
+    if arrival.number > 1 and arrival.id:
+        text.append(f"  try {arrival.number}", style="yellow")
+    text.append(f"  {len(arrival.body)} B  ")
+    beginning = arrival.body[:400].decode("utf-8", "replace")
+    text.append(printable(" ".join(beginning.split())), style="dim")
+    return text
+
+
+def printable(text: str) -> str:
+    """Return it without anything that could move the cursor or colour the terminal: others choose this text."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
