@@ -1,0 +1,168 @@
+"""The composition root: builds the parts, starts and stops them in order.
+
+Read top-down: `App.start`, `App.wait`, `App.stop`. Nothing else in the program makes these parts or
+knows how they hang together.
+
+The order of starting is the order of what can be told to the operator: the subscriptions file
+first (it is wrong or right at once), then the HTTP side (health, and why it isn't ready yet),
+then the broker, which may be away for as long as it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Mapping
+
+import structlog
+
+from dispatcher.__about__ import __version__
+from dispatcher.api.server import ApiServer
+from dispatcher.broker.base import Broker, BrokerRefused, TopicSpec
+from dispatcher.broker.open import open_broker
+from dispatcher.core.netguard import Guard
+from dispatcher.engine import Engine
+from dispatcher.metrics import Labels, Metrics
+from dispatcher.registry import Registry
+from dispatcher.settings import Settings
+from dispatcher.tasks import Tasks
+from dispatcher.timers import Timers
+from dispatcher.transport.client import Transport
+
+log = structlog.get_logger(__name__)
+
+_DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
+
+
+class App:
+    """One dispatcher: everything from the broker's connection to the endpoints' sockets."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        """`environ` fills the `${NAME}` of the subscriptions file."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.http_port = 0
+        self._tasks = Tasks(self._failed)
+        self._over = asyncio.Event()
+        self.failure: BaseException | None = None
+        network = settings.network
+        guard = Guard(network.allow, network.deny, network.https_only, network.ports)
+        self._timers = Timers(asyncio.get_running_loop())
+        self.registry = Registry(settings, guard, environ)
+        self._broker: Broker = open_broker(settings.broker, settings.kafka)
+        self._transport = Transport(
+            delivery=settings.delivery, network=network, guard=guard, timers=self._timers
+        )
+        self._engine: Engine | None = None
+        self._api = ApiServer(settings.http.host, settings.http.port, self.metrics.registry, self.problems)
+        self._stopping = False
+        self._report_metrics()
+
+    async def start(self) -> None:
+        """Start everything; returns before the broker is there (see `problems`).
+
+        Raises SubscriptionsError, CannotListen or BrokerRefused: what nobody but the operator can mend.
+        """
+        log.info("starting", version=__version__, broker=_host_of(self.settings.broker), group=self.settings.group)
+        await self.registry.start()
+        self.http_port = await self._api.start()
+        self._tasks.start(self._run(), "run")
+        # What lives now lives until the end: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    async def _run(self) -> None:
+        await self._broker.connect()
+        await self._ensure_topics()
+        self._engine = Engine(
+            self.settings,
+            self._broker,
+            self._transport,
+            self.registry,
+            self.metrics,
+            self._timers,
+            on_failure=self._failed,
+        )
+        self._engine.start()
+
+    async def _ensure_topics(self) -> None:
+        topics = self.settings.topics
+        specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
+        specs.append(
+            TopicSpec(
+                f"{topics.prefix}dead",
+                topics.partitions,
+                topics.replication,
+                {"cleanup.policy": "delete", "retention.ms": str(_DEAD_RETENTION_MS)},
+            )
+        )
+        missing = await self._broker.ensure_topics(specs, create=topics.create)
+        if missing:
+            names = ", ".join(missing)
+            raise BrokerRefused(
+                f"missing topics: {names}. Create them (`dispatcher topics --create`), or set topics.create: true"
+            )
+
+    def problems(self) -> list[str]:
+        """Why it isn't ready to deliver; empty when it is. `/readyz` shows it."""
+        if self._stopping:
+            return ["the dispatcher is stopping"]
+        found = [problem for problem in (self._broker.problem,) if problem is not None]
+        if self._engine is None:
+            return found or ["connecting to the broker"]
+        return found + [problem for problem in self._engine.problems() if problem not in found]
+
+    def _failed(self, task: str, error: BaseException) -> None:
+        """A part died by itself: better to end and be started anew than to go on as half a daemon."""
+        log.critical("a part of the dispatcher failed, stopping", part=task, error=str(error))
+        self.failure = error
+        self._over.set()
+
+    def request_stop(self) -> None:
+        """Let `wait` return."""
+        self._stopping = True
+        self._over.set()
+
+    async def wait(self) -> None:
+        """Until `request_stop`, or until a part failed (see `failure`)."""
+        await self._over.wait()
+
+    async def reload(self) -> None:
+        """Read the subscriptions file again (SIGHUP)."""
+        await self.registry.reload()
+
+    async def stop(self) -> None:
+        """Drain, commit, leave the group, close everything. Takes `shutdown.drain` and little more."""
+        self._stopping = True
+        log.info("stopping", drain=self.settings.shutdown.drain)
+        await self._tasks.stop()
+        if self._engine is not None:
+            await self._engine.stop(self.settings.shutdown.drain)
+        await self._transport.close()
+        await self._broker.close()
+        await self.registry.stop()
+        await self._api.stop()
+        self._timers.close()
+        gc.unfreeze()
+        log.info("stopped")
+
+    def _report_metrics(self) -> None:
+        registry, transport = self.registry, self._transport
+
+        def by(words: Mapping[str, int]) -> dict[Labels, float]:
+            return {(word,): count for word, count in words.items()}
+
+        reads = self.metrics.reads
+        reads("connections", lambda: by(transport.connections()))
+        reads("connections_opened_total", lambda: transport.connections_opened)
+        reads("subscriptions", lambda: by(registry.counts()))
+        reads(
+            "registry_reloads_total",
+            lambda: by({"ok": registry.reloads_ok, "failed": registry.reloads_failed}),
+        )
+
+
+def _host_of(url: str) -> str:
+    """A broker URL as it may be logged: without credentials, should somebody have put any there."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -1,0 +1,113 @@
+"""The commands. Exit codes: 0 done, 1 it failed while running, 2 a wrong command line or configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import structlog
+import uvloop
+
+from dispatcher.__about__ import __version__
+from dispatcher.api.server import CannotListen
+from dispatcher.app import App
+from dispatcher.broker.base import BrokerError
+from dispatcher.commands.check_config import check_config
+from dispatcher.commands.demo import demo
+from dispatcher.commands.listen import listen
+from dispatcher.commands.options import load_settings, settings_options
+from dispatcher.commands.publish import publish
+from dispatcher.commands.topics import topics
+from dispatcher.logs import configure
+from dispatcher.registry import SubscriptionsError
+from dispatcher.settings import Settings
+from dispatcher.tasks import Tasks
+
+log = structlog.get_logger(__name__)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dispatcher")
+def main() -> None:
+    """Deliver webhooks from Kafka: signed, isolated per host, retried for days, and observable."""
+
+
+@main.command()
+@settings_options
+@click.option("--http-host", help="Address of the API, health and metrics.")
+@click.option("--http-port", type=int, help="Port of the API, health and metrics.")
+@click.option("--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file.")
+def run(
+    config: Path | None,
+    overrides: dict[str, Any],
+    http_host: str | None,
+    http_port: int | None,
+    subscriptions_file: Path | None,
+) -> None:
+    """Run the dispatcher until SIGTERM or Ctrl-C; a second one exits at once. SIGHUP reads the
+    subscriptions file again.
+    """
+    flags = {
+        **overrides,
+        "http.host": http_host,
+        "http.port": http_port,
+        "subscriptions_file": subscriptions_file,
+    }
+    settings = load_settings(config, flags)
+    configure(settings.log)
+    sys.exit(uvloop.run(_run(settings)))
+
+
+async def _run(settings: Settings) -> int:
+    try:
+        app = App(settings, os.environ)
+    except ValueError as error:
+        return _refuse(error)
+    _handle_signals(app)
+    try:
+        await app.start()
+    except (SubscriptionsError, CannotListen) as error:
+        code = _refuse(error)
+    else:
+        await app.wait()
+        code = 0
+    if app.failure is not None:
+        code = 2 if isinstance(app.failure, BrokerError) else 1
+        click.echo(f"Error: {app.failure}", err=True)
+    await app.stop()
+    return code
+
+
+def _refuse(error: Exception) -> int:
+    click.echo(f"Error: {error}", err=True)
+    return 2
+
+
+def _handle_signals(app: App) -> None:
+    loop = asyncio.get_running_loop()
+    reloads = Tasks()
+
+    def stop(number: signal.Signals) -> None:
+        log.info("signal received: draining, a second one exits at once", signal=number.name)
+        app.request_stop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, _exit_at_once, each)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.start(app.reload(), "reload"))
+
+
+def _exit_at_once(number: signal.Signals) -> NoReturn:
+    # What is not committed is delivered again by the next process: nothing is lost by leaving now.
+    log.warning("second signal: exiting at once", signal=number.name)
+    os._exit(128 + number)
+
+
+for command in (demo, publish, listen, topics, check_config):
+    main.add_command(command)

@@ -1,0 +1,59 @@
+"""The options that the commands share, and how they become settings."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dispatcher.settings import Settings, SettingsError, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DEFAULT_FILE = Path("config/dispatcher.yaml")
+
+
+def settings_options(command: F) -> F:
+    """Add `--config`, `--broker`, `--group` and `--set`; the command gets `config` and `overrides`."""
+
+    @click.option(
+        "-c",
+        "--config",
+        type=click.Path(path_type=Path),
+        envvar="DISPATCHER_CONFIG",
+        help=f"Settings file [default: {_DEFAULT_FILE}, if it is there].",
+    )
+    @click.option("--broker", help="Broker URL: kafka://host:9092[,...] or sqlite:///path.")
+    @click.option("--group", help="Consumer group.")
+    @click.option(
+        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting: --set log.level=debug."
+    )
+    @wraps(command)
+    def wrapped(*args: Any, broker: str | None, group: str | None, assignments: tuple[str, ...], **kwargs: Any) -> Any:
+        overrides: dict[str, Any] = {}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals or not key:
+                raise click.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
+            overrides[key] = value
+        overrides |= {"broker": broker, "group": group}
+        return command(*args, overrides=overrides, **kwargs)
+
+    return wrapped  # type: ignore[return-value] # wraps() forgets that the command is called with fewer options
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings of file, environment and flags; ends the process with 2, listing every error."""
+    if config is None and _DEFAULT_FILE.exists():
+        config = _DEFAULT_FILE
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        return load(config, os.environ, given)
+    except SettingsError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,642 @@
+"""The asyncio shell of the data path: batches, results and time in; sends, writes and commits out.
+
+The path of one event: a batch is polled; each record is decoded and matched; its offset is
+tracked with the number of deliveries it owes; each delivery is offered to the lane of its
+origin; where the lane has room, the request is built and handed to the transport; the result
+comes back by callback, `policy.decide` says what it means, and the delivery is settled, held
+for a retry, or written to the dead-letter topic. Once a second the lowest owed offset of each
+partition is committed.
+
+From the lane to the result there is no task, no future and no timer per delivery: a `Delivery`
+is itself the exchange that the transport calls back, and one object lives through all of its
+attempts. At 25,000 deliveries a second one more await per delivery would be felt.
+
+Rules:
+
+1. Everything here runs on one loop. No lock; between reading and writing a piece of this state
+   there is no await.
+2. A delivery counts in `_in_flight` and `_bytes` from `_owe` to `_settle`, whatever happens to it
+   in between: queued, attempted, held, being written.
+3. Each delivery is settled once: acknowledged, its dead letter acknowledged, dropped for a recorded
+   reason, or given back because its partition was lost.
+4. At a cap no further record is taken up; the consumer is still polled (paused), so that the group
+   keeps this member.
+5. While a rebalance is under way (`_gate` closed) no attempt starts, so that few deliveries are
+   sent by two members.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, assert_never
+
+import structlog
+
+from dispatcher.broker.base import Broker, BrokerError, CommitRefused, Message, Position, Record, TopicPartition
+from dispatcher.core.events import Event, InvalidEvent, decode
+from dispatcher.core.lanes import Lane, Share
+from dispatcher.core.letters import delivery_headers, delivery_id, describe, unreadable_headers
+from dispatcher.core.netguard import Origin
+from dispatcher.core.offsets import PartitionTracker
+from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide
+from dispatcher.core.request import build
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.subscriptions import Status, Subscription
+from dispatcher.core.wheel import Entry
+from dispatcher.metrics import Metrics
+from dispatcher.outbox import Outbox
+from dispatcher.registry import Registry
+from dispatcher.settings import Settings
+from dispatcher.tasks import Tasks
+from dispatcher.timers import Callback, Timers
+from dispatcher.transport.client import Transport
+
+log = structlog.get_logger(__name__)
+
+COMMIT_INTERVAL: Final = 1.0
+_POLL_TIMEOUT: Final = 1.0
+_KEEP_ALIVE: Final = 0.5  # polls while at a cap, so that the group keeps this member
+_SLICE: Final = 32  # deliveries taken up between two turns of the loop: about 1 ms of work
+_LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
+_REVOKE_DRAIN: Final = 3.0  # seconds for attempts under way to end before partitions are given up
+_GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
+_LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
+_LAG_INTERVAL: Final = 0.1
+
+
+class Delivery:
+    """One event owed to one subscription, through all of its attempts. The transport's exchange."""
+
+    __slots__ = (
+        "attempt",
+        "deadline",
+        "due",
+        "engine",
+        "event",
+        "first_attempt_ms",
+        "lane",
+        "last_result",
+        "offset",
+        "request",
+        "share",
+        "started",
+        "subscription",
+        "tracker",
+    )
+
+    share: Share[Delivery]
+    lane: Lane[Delivery]
+
+    def __init__(
+        self,
+        engine: Engine,
+        event: Event,
+        subscription: Subscription,
+        tracker: PartitionTracker,
+        offset: int,
+    ) -> None:
+        self.engine = engine
+        self.event = event
+        self.subscription = subscription
+        self.tracker = tracker
+        self.offset = offset
+        self.attempt = 0
+        self.first_attempt_ms: int | None = None
+        self.last_result: Result | None = None
+        self.request = b""
+        self.deadline = 0.0
+        self.started = 0.0
+        self.due = 0.0
+
+    def done(self, result: Result) -> None:
+        """The attempt is over (called by the transport)."""
+        self.engine._done(self, result)
+
+    def wake(self) -> None:
+        """The wait is over (called by the timing wheel)."""
+        self.engine._wake(self)
+
+
+class Engine:
+    """The data path of one process. Also the broker's assignment listener."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        transport: Transport,
+        registry: Registry,
+        metrics: Metrics,
+        timers: Timers,
+        *,
+        on_failure: Callable[[str, BaseException], None] | None = None,
+        chance: Callable[[], float] = random.random,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`on_failure` is told when a part of the engine died: the process should end.
+
+        `wall` gives Unix seconds, `chance` a number in [0, 1).
+        """
+        self._broker = broker
+        self._transport = transport
+        self._registry = registry
+        self._metrics = metrics
+        self._timers = timers
+        self._chance = chance
+        self._wall = wall
+        self._clock = asyncio.get_running_loop().time
+        self._tasks = Tasks(on_failure)
+        self._consuming: asyncio.Task[None] | None = None
+
+        self._topics = settings.topics.events
+        self._dead_topic = f"{settings.topics.prefix}dead"
+        self._connections_per_host = settings.delivery.connections_per_host
+        self._max_in_flight = settings.delivery.max_in_flight
+        self._max_bytes = settings.delivery.max_in_flight_bytes
+        self._poll_limit = settings.kafka.max_poll_records
+        self._success_sample = settings.log.success_sample
+
+        self._consumer = broker.consumer(self._topics, settings.group, self)
+        self._outbox = Outbox(broker.produce)
+        self._trackers: dict[TopicPartition, PartitionTracker] = {}
+        self._lanes: dict[Origin, Lane[Delivery]] = {}
+        self._held: dict[Delivery, Entry[Callback]] = {}
+        self._in_flight = 0
+        self._bytes = 0
+        self._attempting = 0
+        self._queued = 0
+        self._full = False  # at a cap: consumption waits for `_has_room`
+        self._has_room = asyncio.Event()
+        self._gate = True
+        self._assigned = False
+        self._stopping = False
+        self._report_metrics()
+
+    # Starting, stopping, and what others may ask.
+
+    def start(self) -> None:
+        """Join the group and deliver, in the background; waits for the broker as long as it takes."""
+        self._tasks.start(self._outbox.run(), "outbox")
+        self._tasks.start(self._commit_regularly(), "commit")
+        self._tasks.start(self._sweep_lanes(), "sweep lanes")
+        self._tasks.start(self._measure_lag(), "measure loop lag")
+        self._consuming = self._tasks.start(self._consume(), "consume")
+
+    def problems(self) -> list[str]:
+        """Why it isn't working just now, a sentence each; empty when it is."""
+        found = [self._consumer.problem, self._outbox.problem]
+        if not self._assigned:
+            found.append("no partitions have been assigned yet")
+        if self._stopping:
+            found.append("the dispatcher is stopping")
+        return [problem for problem in found if problem is not None]
+
+    async def stop(self, drain: float) -> None:
+        """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
+        self._stopping = True
+        deadline = self._clock() + drain
+        if self._consuming is not None:
+            self._consuming.cancel()
+            await asyncio.gather(self._consuming, return_exceptions=True)
+        # Held deliveries wait for their retry: the next process gets them again from the log.
+        while self._clock() < deadline and self._in_flight > len(self._held):
+            await asyncio.sleep(0.01)
+        left = self._in_flight - len(self._held)
+        log.info("drained", left=left, held=len(self._held))
+        self._gate = False
+        await self._commit(self._trackers)
+        await self._consumer.stop()
+        await self._tasks.stop()
+        for entry in self._held.values():
+            self._timers.cancel(entry)
+
+    # Consume, match, track, queue.
+
+    async def _consume(self) -> None:
+        await self._consumer.start()
+        while True:
+            for partition, records in await self._consumer.poll(_POLL_TIMEOUT, self._poll_limit):
+                await self._take_up(partition, records)
+
+    async def _take_up(self, partition: TopicPartition, records: Sequence[Record]) -> None:
+        tracker = self._trackers.get(partition)
+        if tracker is None:
+            return  # revoked since it was read
+        metrics = self._metrics
+        metrics.consumed[partition.topic] += len(records)
+        taken = 0
+        for record in records:
+            offset = record.offset
+            if tracker.seen(offset):
+                metrics.skipped["seen"] += 1
+                continue
+            if record.value is None:
+                metrics.skipped["tombstone"] += 1
+                tracker.track(offset, 0)
+                continue
+            try:
+                event = decode(record)
+            except InvalidEvent as error:
+                self._refuse(record, tracker, error)
+                continue
+            wanted = self._registry.index.match(event.tenant, event.type)
+            tracker.track(offset, len(wanted))
+            if not wanted:
+                metrics.unmatched += 1
+                taken += 1
+            for subscription in wanted:
+                self._owe(Delivery(self, event, subscription, tracker, offset))
+                taken += 1
+                if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
+                    await self._room()
+                elif taken >= _SLICE:
+                    taken = 0
+                    await asyncio.sleep(0)
+                else:
+                    continue
+                if tracker.lost:
+                    return
+            if taken >= _SLICE:
+                taken = 0
+                await asyncio.sleep(0)
+                if tracker.lost:
+                    return
+
+    def _refuse(self, record: Record, tracker: PartitionTracker, error: InvalidEvent) -> None:
+        """The record is no event: to the dead-letter topic with it, and on."""
+        offset = record.offset
+        tracker.track(offset, 1)
+        self._metrics.invalid[error.reason] += 1
+        log.warning(
+            "invalid record",
+            topic=record.topic,
+            partition=record.partition,
+            offset=offset,
+            reason=error.reason,
+            detail=error.detail,
+        )
+        headers = unreadable_headers(
+            record.headers,
+            topic=record.topic,
+            partition=record.partition,
+            offset=offset,
+            reason=error.reason,
+            detail=error.detail,
+        )
+        size = len(record.value or b"")
+        self._in_flight += 1
+        self._bytes += size
+
+        def written() -> None:
+            self._metrics.dead_letters["invalid"] += 1
+            self._in_flight -= 1
+            self._bytes -= size
+            tracker.settle(offset)
+            self._check_room()
+
+        self._outbox.put(Message(self._dead_topic, record.value, record.key, headers), written)
+
+    async def _room(self) -> None:
+        """Wait until there is room below the caps again, keeping the membership alive."""
+        consumer = self._consumer
+        self._full = True
+        self._has_room.clear()
+        paused = False
+        try:
+            while self._full:
+                try:
+                    async with asyncio.timeout(_KEEP_ALIVE):
+                        await self._has_room.wait()
+                except TimeoutError:
+                    # Positions of what was polled but not taken up are ahead of it: nothing may come now.
+                    consumer.pause(consumer.assignment())
+                    paused = True
+                    for partition, records in await consumer.poll(0, self._poll_limit):
+                        log.error("records of a paused partition", partition=partition, records=len(records))
+        finally:
+            self._full = False
+            if paused:
+                consumer.resume(consumer.assignment())
+
+    def _check_room(self) -> None:
+        if (
+            self._full
+            and self._in_flight <= self._max_in_flight * _LOW_WATER
+            and self._bytes <= self._max_bytes * _LOW_WATER
+        ):
+            self._full = False
+            self._has_room.set()
+
+    def _owe(self, delivery: Delivery) -> None:
+        self._in_flight += 1
+        self._bytes += len(delivery.event.body)
+        self._queue(delivery, urgent=False)
+
+    def _queue(self, delivery: Delivery, *, urgent: bool) -> None:
+        subscription = delivery.subscription
+        lane = self._lanes.get(subscription.origin)
+        if lane is None:
+            lane = self._lanes[subscription.origin] = Lane(self._connections_per_host)
+        delivery.lane = lane
+        lane.idle_since = None
+        lane.offer(subscription.id, subscription.max_in_flight, delivery, urgent=urgent)
+        self._queued += 1
+        if lane.in_flight < lane.limit:
+            self._pump(lane)
+
+    def _pump(self, lane: Lane[Delivery]) -> None:
+        """Start attempts while the lane has both a free slot and something to send."""
+        while self._gate and (taken := lane.take()) is not None:
+            delivery, share = taken
+            self._queued -= 1
+            if self._attempt(delivery):
+                delivery.share = share
+            else:
+                lane.release(share)
+
+    # Attempt, decide, settle.
+
+    def _attempt(self, delivery: Delivery) -> bool:
+        """Send it; False if it is not to be sent (any more) and has been dealt with."""
+        if delivery.tracker.lost:
+            self._settle(delivery)
+            return False
+        subscription = delivery.subscription
+        current = self._registry.index.get(subscription.id)
+        if current is not subscription:
+            if current is None:
+                self._drop(delivery, "deleted")
+                return False
+            delivery.subscription = current
+            if current.origin != subscription.origin:
+                self._queue(delivery, urgent=delivery.attempt > 0)
+                return False
+            subscription = current
+        if subscription.status is not Status.ACTIVE:
+            self._drop(delivery, subscription.status.value)
+            return False
+        now = self._clock()
+        unix = self._wall()
+        try:
+            delivery.request = build(subscription, delivery.event, int(unix))
+        except Exception as error:
+            # Whatever it is about this delivery, the others must not wait for it.
+            log.exception("request could not be built", subscription=subscription.id, event=delivery.event.id)
+            self._bury(delivery, "unsendable", Failure(Reason.PROTOCOL_ERROR, repr(error)))
+            return False
+        delivery.attempt += 1
+        if delivery.first_attempt_ms is None:
+            delivery.first_attempt_ms = int(unix * 1000)
+        delivery.started = now
+        delivery.deadline = now + subscription.timeout
+        self._attempting += 1
+        self._transport.send(subscription.origin, delivery)
+        return True
+
+    def _done(self, delivery: Delivery, result: Result) -> None:
+        self._attempting -= 1
+        delivery.request = b""
+        lane = delivery.lane
+        lane.release(delivery.share)
+        now = self._clock()
+        if type(result) is Response and 200 <= result.status < 300:
+            metrics = self._metrics
+            metrics.delivered += 1
+            metrics.attempt_duration.observe(now - delivery.started)
+            metrics.delivery_latency.observe(self._wall() - delivery.event.timestamp_ms / 1000)
+            if self._success_sample and self._chance() < self._success_sample:
+                self._log_attempt(delivery, result, now, "delivered", None)
+            self._settle(delivery)
+        else:
+            self._failed(delivery, result, now)
+        self._pump(lane)
+
+    def _failed(self, delivery: Delivery, result: Result, now: float) -> None:
+        metrics = self._metrics
+        if type(result) is Failure and result.reason is Reason.CANCELLED:
+            return  # stopping: the offset stays owed, the next process delivers it
+        metrics.attempt_duration.observe(now - delivery.started)
+        if type(result) is Response:
+            metrics.attempts["status", f"{result.status // 100}xx"] += 1
+        elif type(result) is Failure:
+            metrics.attempts[result.reason.value, "none"] += 1
+        unix = self._wall()
+        # The whole wait is held in memory until the retry topics take over what is beyond the horizon.
+        decision = decide(
+            result,
+            delivery.attempt,
+            delivery.subscription.retry,
+            unix,
+            self._chance(),
+            float("inf"),
+        )
+        match decision:
+            case Delivered():
+                self._settle(delivery)
+            case Hold(due=due) | Retry(due=due):
+                self._log_attempt(delivery, result, now, "retry", due)
+                delivery.last_result = result
+                delivery.due = now + (due - unix)
+                self._held[delivery] = self._timers.at(delivery.due, delivery.wake)
+            case DeadLetter(reason=reason):
+                self._log_attempt(delivery, result, now, "dead letter", None)
+                self._bury(delivery, reason, result)
+            case Disable(reason=reason):
+                self._log_attempt(delivery, result, now, "disable", None)
+                self._registry.disable(delivery.subscription.id, reason)
+                self._bury(delivery, reason, result)
+            case _:
+                assert_never(decision)
+
+    def _wake(self, delivery: Delivery) -> None:
+        del self._held[delivery]
+        self._metrics.retries_due["memory"] += 1
+        self._metrics.retry_lateness.observe(self._clock() - delivery.due)
+        self._queue(delivery, urgent=True)
+
+    def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
+        """Write the dead letter; settled when the broker has it."""
+        tracker = delivery.tracker
+        event = delivery.event
+        headers = delivery_headers(
+            event,
+            delivery.subscription.id,
+            topic=tracker.topic,
+            partition=tracker.partition,
+            offset=delivery.offset,
+            attempt=delivery.attempt,
+            first_attempt_ms=delivery.first_attempt_ms,
+            last_result=result,
+            reason=reason,
+        )
+
+        def written() -> None:
+            self._metrics.dead_letters[reason] += 1
+            self._metrics.deliveries["dead_lettered"] += 1
+            self._settle(delivery)
+
+        key = delivery.subscription.id.encode()
+        self._outbox.put(Message(self._dead_topic, event.body, key, headers), written)
+
+    def _drop(self, delivery: Delivery, reason: str) -> None:
+        """Its subscription is gone or doesn't take anything now."""
+        self._metrics.deliveries[f"dropped_{reason}"] += 1
+        log.info(
+            "delivery dropped",
+            delivery=self._id_of(delivery),
+            event=delivery.event.id,
+            subscription=delivery.subscription.id,
+            reason=reason,
+        )
+        self._settle(delivery)
+
+    def _settle(self, delivery: Delivery) -> None:
+        self._in_flight -= 1
+        self._bytes -= len(delivery.event.body)
+        delivery.tracker.settle(delivery.offset)
+        if self._full:
+            self._check_room()
+
+    @staticmethod
+    def _id_of(delivery: Delivery) -> str:
+        tracker = delivery.tracker
+        return delivery_id(tracker.topic, tracker.partition, delivery.offset, delivery.subscription.id)
+
+    def _log_attempt(
+        self, delivery: Delivery, result: Result, now: float, decision: str, due: float | None
+    ) -> None:
+        """The one line of an attempt: always the same keys."""
+        failed = decision != "delivered"
+        (log.warning if failed else log.info)(
+            "attempt failed" if failed else "attempt delivered",
+            delivery=self._id_of(delivery),
+            event=delivery.event.id,
+            type=delivery.event.type,
+            tenant=delivery.event.tenant,
+            subscription=delivery.subscription.id,
+            host=delivery.subscription.origin.host,
+            attempt=delivery.attempt,
+            result=describe(result),
+            duration_ms=round((now - delivery.started) * 1000, 1),
+            decision=decision,
+            due=None if due is None else round(due, 3),
+        )
+
+    # Commit and assignment.
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL)
+            await self._commit(self._trackers)
+
+    async def _commit(self, partitions: Collection[TopicPartition]) -> None:
+        trackers = {p: tracker for p in partitions if (tracker := self._trackers.get(p)) is not None}
+        positions = {
+            p: Position(tracker.committable)
+            for p, tracker in trackers.items()
+            if tracker.committable > tracker.committed
+        }
+        if not positions:
+            return
+        try:
+            await self._consumer.commit(positions)
+        except CommitRefused as error:
+            self._metrics.commits["refused"] += 1
+            log.warning("commit refused: the partitions were reassigned", error=str(error))
+        except BrokerError as error:
+            # Nothing is lost by it: the next commit carries the same offsets, or later ones.
+            self._metrics.commits["failed"] += 1
+            log.warning("commit failed, trying again", error=str(error))
+        else:
+            self._metrics.commits["ok"] += 1
+            for partition, position in positions.items():
+                trackers[partition].committed = position.offset
+
+    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
+        """Partitions are about to move: end what is under way, start nothing, commit."""
+        log.info("partitions revoked", partitions=len(partitions))
+        self._gate = False
+        deadline = self._clock() + _REVOKE_DRAIN
+        while self._attempting and self._clock() < deadline:
+            await asyncio.sleep(0.01)
+        await self._commit(partitions)
+        # Should no assignment follow soon (the broker went away), deliveries go on without.
+        self._timers.at(self._clock() + _GATE_LIMIT, self._open_gate)
+
+    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        """Keep the trackers of partitions that came back; give up those that went elsewhere."""
+        for partition in [p for p in self._trackers if p not in partitions]:
+            self._trackers.pop(partition).lost = True
+        for partition, position in partitions.items():
+            tracker = self._trackers.get(partition)
+            if tracker is not None and tracker.resume_at(position.offset):
+                tracker.committed = position.offset
+                continue
+            if tracker is not None:
+                tracker.lost = True
+            self._trackers[partition] = PartitionTracker(*partition, position.offset)
+        for delivery in [d for d in self._held if d.tracker.lost]:
+            self._timers.cancel(self._held.pop(delivery))
+            self._settle(delivery)
+        if self._full:
+            self._consumer.pause(partitions.keys())
+        self._metrics.rebalances += 1
+        self._assigned = True
+        log.info("partitions assigned", partitions=len(partitions))
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        if self._gate or self._stopping:
+            return
+        self._gate = True
+        for lane in list(self._lanes.values()):
+            self._pump(lane)
+
+    # Housekeeping and metrics.
+
+    async def _sweep_lanes(self) -> None:
+        """Drop the lanes of origins that fell silent."""
+        while True:
+            await asyncio.sleep(_LANE_IDLE / 4)
+            now = self._clock()
+            for origin, lane in list(self._lanes.items()):
+                if not lane.empty:
+                    lane.idle_since = None
+                elif lane.idle_since is None:
+                    lane.idle_since = now
+                elif now - lane.idle_since >= _LANE_IDLE:
+                    del self._lanes[origin]
+
+    async def _measure_lag(self) -> None:
+        lag = self._metrics.event_loop_lag
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(_LAG_INTERVAL)
+            lag.observe(max(0.0, time.perf_counter() - before - _LAG_INTERVAL))
+
+    def _report_metrics(self) -> None:
+        reads = self._metrics.reads
+        reads("deliveries_in_flight", lambda: self._in_flight)
+        reads("deliveries_in_flight_bytes", lambda: self._bytes)
+        reads("deliveries_queued", lambda: self._queued)
+        reads("deliveries_held", lambda: len(self._held))
+        reads("lanes", lambda: len(self._lanes))
+        reads("outbox_waiting", lambda: len(self._outbox))
+        reads("consumption_paused", lambda: self._full)
+        reads("partition_lag", lambda: {(p.topic, str(p.partition)): n for p, n in self._lag().items()})
+        reads(
+            "partition_held_seconds",
+            lambda: {
+                (p.topic, str(p.partition)): tracker.held_for(self._clock())
+                for p, tracker in self._trackers.items()
+            },
+        )
+
+    def _lag(self) -> Mapping[TopicPartition, int]:
+        with contextlib.suppress(BrokerError):
+            return self._consumer.lag()
+        return {}

@@ -1,0 +1,185 @@
+"""Every metric, defined once, with its prose.
+
+The hot path only adds to plain integers (an addition to a slot: 0.03 us; `Counter.inc`: 1.2 us;
+`Histogram.observe`: 2.4 us). One collector turns them into Prometheus families when somebody
+scrapes. Values that something else already knows (queue lengths, connections, lag) are not
+counted a second time: their owner's reader is called at scrape time (`Metrics.reads`).
+
+Labels are bounded: never a URL, an id, a tenant or a free text.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from dispatcher.__about__ import __version__
+
+Labels = tuple[str, ...]
+Reading = float | Mapping[Labels, float]
+Read = Callable[[], Reading]
+
+ATTEMPT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60)
+LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+LATENESS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+
+
+class Histogram:
+    """Counts per bucket, in plain integers (0.3 us an observation)."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value, in the unit of the bounds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> Iterator[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        total = 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            total += count
+            yield ("+Inf" if bound == float("inf") else str(float(bound))), total
+
+
+# name -> (labels, prose). Counters end in _total.
+_COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
+    "events_consumed_total": (("topic",), "Records read from the event topics, redelivered ones included."),
+    "events_unmatched_total": ((), "Events that no subscription wants."),
+    "events_invalid_total": (("reason",), "Records that could not be read as an event; dead-lettered."),
+    "events_skipped_total": (
+        ("reason",),
+        "Records that owe nothing: tombstones, and those read again after a rebalance.",
+    ),
+    "deliveries_total": (("outcome",), "Deliveries settled, by how they ended."),
+    "attempts_total": (
+        ("outcome", "code_class"),
+        "HTTP attempts: delivered, status (any other answer), or why there was no answer.",
+    ),
+    "retries_due_total": (("level",), "Retries that fell due, by the level of the timing wheel they waited on."),
+    "dead_letters_total": (("reason",), "Records written to the dead-letter topic."),
+    "connections_opened_total": ((), "Connections to endpoints opened."),
+    "commits_total": (("result",), "Offset commits: ok, refused (the partition moved on), failed."),
+    "rebalances_total": ((), "Times the group gave this member a new assignment."),
+    "registry_reloads_total": (("result",), "Loads of the subscriptions file: ok, failed."),
+}
+
+_GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
+    "deliveries_in_flight": ((), "Deliveries owed to consumed events: queued, being attempted, or held."),
+    "deliveries_in_flight_bytes": ((), "Bytes of event bodies in flight, counted once per delivery."),
+    "deliveries_queued": ((), "Deliveries waiting in their lane."),
+    "deliveries_held": ((), "Deliveries waiting in memory for a near retry, their offset not committed."),
+    "lanes": ((), "Origins (scheme, host, port) with anything queued or recently in flight."),
+    "connections": (("state",), "Connections to endpoints: idle, busy, connecting."),
+    "partition_lag": (("topic", "partition"), "Records not yet read, per assigned partition."),
+    "partition_held_seconds": (
+        ("topic", "partition"),
+        "How long the lowest offset that still owes a delivery has not moved.",
+    ),
+    "subscriptions": (("status",), "Subscriptions known, by status."),
+    "outbox_waiting": ((), "Records waiting to be acknowledged by the broker."),
+    "consumption_paused": ((), "1 while the in-flight caps keep new events from being consumed."),
+}
+
+_HISTOGRAMS: Final[Mapping[str, tuple[tuple[float, ...], str]]] = {
+    "attempt_duration_seconds": (ATTEMPT_BUCKETS, "From the start of an attempt (connect included) to its result."),
+    "delivery_latency_seconds": (LATENCY_BUCKETS, "From the record's timestamp to the acknowledgement."),
+    "retry_lateness_seconds": (LATENESS_BUCKETS, "How much later than due a retry came out of the wheel."),
+    "event_loop_lag_seconds": (LAG_BUCKETS, "How much later than asked the event loop woke up."),
+}
+
+
+class Metrics:
+    """The counters, and the one collector over them. Made once, passed to whoever counts."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        # Counted on the hot path:
+        self.delivered = 0  # deliveries_total{delivered} and attempts_total{delivered,2xx}
+        self.unmatched = 0
+        # Counted per batch, or when something is out of the ordinary:
+        self.consumed: defaultdict[str, int] = defaultdict(int)
+        self.skipped: defaultdict[str, int] = defaultdict(int)
+        self.invalid: defaultdict[str, int] = defaultdict(int)
+        self.deliveries: defaultdict[str, int] = defaultdict(int)  # all outcomes but delivered
+        self.attempts: defaultdict[tuple[str, str], int] = defaultdict(int)  # all but (delivered, 2xx)
+        self.retries_due: defaultdict[str, int] = defaultdict(int)
+        self.dead_letters: defaultdict[str, int] = defaultdict(int)
+        self.commits: defaultdict[str, int] = defaultdict(int)
+        self.rebalances = 0
+        self.attempt_duration = Histogram(ATTEMPT_BUCKETS)
+        self.delivery_latency = Histogram(LATENCY_BUCKETS)
+        self.retry_lateness = Histogram(LATENESS_BUCKETS)
+        self.event_loop_lag = Histogram(LAG_BUCKETS)
+        self._reads: dict[str, Read] = {
+            "events_consumed_total": lambda: _by_word(self.consumed),
+            "events_unmatched_total": lambda: self.unmatched,
+            "events_invalid_total": lambda: _by_word(self.invalid),
+            "events_skipped_total": lambda: _by_word(self.skipped),
+            "deliveries_total": lambda: _by_word({**self.deliveries, "delivered": self.delivered}),
+            "attempts_total": lambda: {**self.attempts, ("delivered", "2xx"): self.delivered},
+            "retries_due_total": lambda: _by_word(self.retries_due),
+            "dead_letters_total": lambda: _by_word(self.dead_letters),
+            "commits_total": lambda: _by_word(self.commits),
+            "rebalances_total": lambda: self.rebalances,
+        }
+        self._histograms = {
+            "attempt_duration_seconds": self.attempt_duration,
+            "delivery_latency_seconds": self.delivery_latency,
+            "retry_lateness_seconds": self.retry_lateness,
+            "event_loop_lag_seconds": self.event_loop_lag,
+        }
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self.registry.register(self)
+
+    def reads(self, name: str, read: Read) -> None:
+        """Let `read` give the value of the metric `name` (without prefix) at scrape time."""
+        if name not in _COUNTERS and name not in _GAUGES:
+            raise KeyError(f"no such metric: {name}")
+        self._reads[name] = read
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry on each scrape."""
+        for name, (labels, prose) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"dispatcher_{name.removesuffix('_total')}", prose, labels=labels)
+            for values, value in self._values(name):
+                counter.add_metric(values, value)
+            yield counter
+        for name, (labels, prose) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"dispatcher_{name}", prose, labels=labels)
+            for values, value in self._values(name):
+                gauge.add_metric(values, value)
+            yield gauge
+        for name, (_, prose) in _HISTOGRAMS.items():
+            histogram = self._histograms[name]
+            family = HistogramMetricFamily(f"dispatcher_{name}", prose)
+            family.add_metric([], list(histogram.buckets()), histogram.sum)
+            yield family
+        build = GaugeMetricFamily("dispatcher_build_info", "Always 1.", labels=("version", "python"))
+        build.add_metric((__version__, platform.python_version()), 1)
+        yield build
+
+    def _values(self, name: str) -> Iterator[tuple[Labels, float]]:
+        read = self._reads.get(name)
+        if read is None:
+            return
+        value = read()
+        if isinstance(value, Mapping):
+            yield from value.items()
+        else:
+            yield (), value
+
+
+def _by_word(counts: Mapping[str, int]) -> Reading:
+    return {(word,): count for word, count in counts.items()}
