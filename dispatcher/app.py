@@ -49,7 +49,7 @@ class App:
         guard = Guard(network.allow, network.deny, network.https_only, network.ports)
         self._timers = Timers(asyncio.get_running_loop())
         self.registry = Registry(settings, guard, environ)
-        self._broker: Broker = open_broker(settings.broker, settings.kafka)
+        self.broker: Broker = open_broker(settings.broker, settings.kafka)
         self._transport = Transport(
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
@@ -63,7 +63,9 @@ class App:
 
         Raises SubscriptionsError, CannotListen or BrokerRefused: what nobody but the operator can mend.
         """
-        log.info("starting", version=__version__, broker=_host_of(self.settings.broker), group=self.settings.group)
+        log.info(
+            "starting", version=__version__, broker=_host_of(self.settings.broker), group=self.settings.group
+        )
         await self.registry.start()
         self.http_port = await self._api.start()
         self._tasks.start(self._run(), "run")
@@ -72,11 +74,11 @@ class App:
         gc.freeze()
 
     async def _run(self) -> None:
-        await self._broker.connect()
+        await self.broker.connect()
         await self._ensure_topics()
         self._engine = Engine(
             self.settings,
-            self._broker,
+            self.broker,
             self._transport,
             self.registry,
             self.metrics,
@@ -87,16 +89,8 @@ class App:
 
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics
-        specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
-        specs.append(
-            TopicSpec(
-                f"{topics.prefix}dead",
-                topics.partitions,
-                topics.replication,
-                {"cleanup.policy": "delete", "retention.ms": str(_DEAD_RETENTION_MS)},
-            )
-        )
-        missing = await self._broker.ensure_topics(specs, create=topics.create)
+        specs = topic_specs(self.settings)
+        missing = await self.broker.ensure_topics(specs, create=topics.create)
         if missing:
             names = ", ".join(missing)
             raise BrokerRefused(
@@ -107,7 +101,7 @@ class App:
         """Why it isn't ready to deliver; empty when it is. `/readyz` shows it."""
         if self._stopping:
             return ["the dispatcher is stopping"]
-        found = [problem for problem in (self._broker.problem,) if problem is not None]
+        found = [problem for problem in (self.broker.problem,) if problem is not None]
         if self._engine is None:
             return found or ["connecting to the broker"]
         return found + [problem for problem in self._engine.problems() if problem not in found]
@@ -139,7 +133,7 @@ class App:
         if self._engine is not None:
             await self._engine.stop(self.settings.shutdown.drain)
         await self._transport.close()
-        await self._broker.close()
+        await self.broker.close()
         await self.registry.stop()
         await self._api.stop()
         self._timers.close()
@@ -160,6 +154,21 @@ class App:
             "registry_reloads_total",
             lambda: by({"ok": registry.reloads_ok, "failed": registry.reloads_failed}),
         )
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """Return the topics that must be there."""
+    topics = settings.topics
+    specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
+    specs.append(
+        TopicSpec(
+            f"{topics.prefix}dead",
+            topics.partitions,
+            topics.replication,
+            {"cleanup.policy": "delete", "retention.ms": str(_DEAD_RETENTION_MS)},
+        )
+    )
+    return specs
 
 
 def _host_of(url: str) -> str:
