@@ -41,7 +41,9 @@ def main() -> None:
 @settings_options
 @click.option("--http-host", help="Address of the API, health and metrics.")
 @click.option("--http-port", type=int, help="Port of the API, health and metrics.")
-@click.option("--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file.")
+@click.option(
+    "--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file."
+)
 def run(
     config: Path | None,
     overrides: dict[str, Any],

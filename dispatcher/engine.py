@@ -36,7 +36,15 @@ from typing import Final, assert_never
 
 import structlog
 
-from dispatcher.broker.base import Broker, BrokerError, CommitRefused, Message, Position, Record, TopicPartition
+from dispatcher.broker.base import (
+    Broker,
+    BrokerError,
+    CommitRefused,
+    Message,
+    Position,
+    Record,
+    TopicPartition,
+)
 from dispatcher.core.events import Event, InvalidEvent, decode
 from dispatcher.core.lanes import Lane, Share
 from dispatcher.core.letters import delivery_headers, delivery_id, describe, unreadable_headers
@@ -203,7 +211,7 @@ class Engine:
             self._consuming.cancel()
             await asyncio.gather(self._consuming, return_exceptions=True)
         # Held deliveries wait for their retry: the next process gets them again from the log.
-        while self._clock() < deadline and self._in_flight > len(self._held):
+        while self._clock() < deadline and self._in_flight > len(self._held):  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
         left = self._in_flight - len(self._held)
         log.info("drained", left=left, held=len(self._held))
@@ -308,15 +316,15 @@ class Engine:
         paused = False
         try:
             while self._full:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_KEEP_ALIVE):
                         await self._has_room.wait()
-                except TimeoutError:
-                    # Positions of what was polled but not taken up are ahead of it: nothing may come now.
-                    consumer.pause(consumer.assignment())
-                    paused = True
-                    for partition, records in await consumer.poll(0, self._poll_limit):
-                        log.error("records of a paused partition", partition=partition, records=len(records))
+                    break
+                # What was polled is not all taken up, and what follows it must not come before.
+                consumer.pause(consumer.assignment())
+                paused = True
+                for partition, records in await consumer.poll(0, self._poll_limit):
+                    log.error("records of a paused partition", partition=partition, records=len(records))
         finally:
             self._full = False
             if paused:
@@ -561,7 +569,7 @@ class Engine:
         log.info("partitions revoked", partitions=len(partitions))
         self._gate = False
         deadline = self._clock() + _REVOKE_DRAIN
-        while self._attempting and self._clock() < deadline:
+        while self._attempting and self._clock() < deadline:  # noqa: ASYNC110 - as in stop()
             await asyncio.sleep(0.01)
         await self._commit(partitions)
         # Should no assignment follow soon (the broker went away), deliveries go on without.

@@ -26,7 +26,25 @@ Reading = float | Mapping[Labels, float]
 Read = Callable[[], Reading]
 
 ATTEMPT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60)
-LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+LATENCY_BUCKETS: Final = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    300,
+    1800,
+    7200,
+    86400,
+)
 LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 LATENESS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
@@ -68,7 +86,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         ("outcome", "code_class"),
         "HTTP attempts: delivered, status (any other answer), or why there was no answer.",
     ),
-    "retries_due_total": (("level",), "Retries that fell due, by the level of the timing wheel they waited on."),
+    "retries_due_total": (
+        ("level",),
+        "Retries that fell due, by the level of the timing wheel they waited on.",
+    ),
     "dead_letters_total": (("reason",), "Records written to the dead-letter topic."),
     "connections_opened_total": ((), "Connections to endpoints opened."),
     "commits_total": (("result",), "Offset commits: ok, refused (the partition moved on), failed."),
@@ -94,7 +115,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
 }
 
 _HISTOGRAMS: Final[Mapping[str, tuple[tuple[float, ...], str]]] = {
-    "attempt_duration_seconds": (ATTEMPT_BUCKETS, "From the start of an attempt (connect included) to its result."),
+    "attempt_duration_seconds": (
+        ATTEMPT_BUCKETS,
+        "From the start of an attempt (connect included) to its result.",
+    ),
     "delivery_latency_seconds": (LATENCY_BUCKETS, "From the record's timestamp to the acknowledgement."),
     "retry_lateness_seconds": (LATENESS_BUCKETS, "How much later than due a retry came out of the wheel."),
     "event_loop_lag_seconds": (LAG_BUCKETS, "How much later than asked the event loop woke up."),

@@ -77,7 +77,9 @@ class Outbox:
                     self.problem = None
                     return
                 messages = [_without_value(messages[0])]
-                log.warning("record too large for its topic: written without its value", topic=messages[0].topic)
+                log.warning(
+                    "record too large for its topic: written without its value", topic=messages[0].topic
+                )
             except BrokerError as error:
                 pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
                 tries += 1

@@ -81,9 +81,7 @@ class ApiServer:
         return web.Response(body=encode(self._metrics), headers={"Content-Type": content_type})
 
 
-def _json(
-    document: object, status: int = 200, content_type: str = "application/json"
-) -> web.Response:
+def _json(document: object, status: int = 200, content_type: str = "application/json") -> web.Response:
     return web.Response(body=orjson.dumps(document), status=status, content_type=content_type)
 
 

@@ -80,6 +80,7 @@ class Record(Protocol):
     @property
     def timestamp(self) -> int:
         """Milliseconds since the epoch."""
+
     @property
     def key(self) -> bytes | None: ...
     @property
@@ -157,9 +158,7 @@ class Consumer(Protocol):
     async def start(self) -> None:
         """Join the group. Waits for the broker as long as it takes."""
 
-    async def poll(
-        self, timeout: float, limit: int
-    ) -> Sequence[tuple[TopicPartition, Sequence[Record]]]:
+    async def poll(self, timeout: float, limit: int) -> Sequence[tuple[TopicPartition, Sequence[Record]]]:
         """Batches per partition, in offset order, together at most `limit` records.
 
         Returns as soon as there is something, at the latest after `timeout` seconds, then
@@ -204,9 +203,7 @@ class Broker(Protocol):
     async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
         """Every topic that isn't the broker's own, with the group's committed offsets."""
 
-    def consumer(
-        self, topics: Collection[str], group: str, listener: AssignmentListener
-    ) -> Consumer: ...
+    def consumer(self, topics: Collection[str], group: str, listener: AssignmentListener) -> Consumer: ...
 
     async def produce(self, messages: Sequence[Message]) -> None:
         """Write all of them durably, batched; order is kept within a partition of one call."""

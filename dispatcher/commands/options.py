@@ -31,10 +31,16 @@ def settings_options(command: F) -> F:
     @click.option("--broker", help="Broker URL: kafka://host:9092[,...] or sqlite:///path.")
     @click.option("--group", help="Consumer group.")
     @click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting: --set log.level=debug."
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any other setting: --set log.level=debug.",
     )
     @wraps(command)
-    def wrapped(*args: Any, broker: str | None, group: str | None, assignments: tuple[str, ...], **kwargs: Any) -> Any:
+    def wrapped(
+        *args: Any, broker: str | None, group: str | None, assignments: tuple[str, ...], **kwargs: Any
+    ) -> Any:
         overrides: dict[str, Any] = {}
         for assignment in assignments:
             key, equals, value = assignment.partition("=")

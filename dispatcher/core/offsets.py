@@ -25,10 +25,12 @@ from __future__ import annotations
 class PartitionTracker:
     """The offsets of one assigned partition. Owned by the engine."""
 
-    __slots__ = ("_next", "_owed", "_stuck_at", "_stuck_since", "committed", "lost")
+    __slots__ = ("_next", "_owed", "_stuck_at", "_stuck_since", "committed", "lost", "partition", "topic")
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, topic: str, partition: int, start: int) -> None:
         """`start` is the offset that is read first: the committed position."""
+        self.topic = topic
+        self.partition = partition
         self._owed: dict[int, int] = {}
         self._next = start
         self.committed = start
