@@ -67,7 +67,7 @@ RULES: Final = frozenset(
 )
 
 
-class Blocked(ValueError):  # noqa: N818 - named for what happened, as the callers read it
+class Blocked(ValueError):
     """Refused. `rule` is one of `RULES`; the message says what to do about it."""
 
     def __init__(self, rule: str, message: str) -> None:
