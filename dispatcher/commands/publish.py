@@ -1,0 +1,140 @@
+"""`dispatcher publish`: write events to the broker, as a producer would."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import orjson
+
+from dispatcher.broker.base import Message, StoredRecord, TopicSpec
+from dispatcher.commands.options import load_settings, settings_options
+from dispatcher.commands.session import connected, quiet, run
+from dispatcher.core.events import InvalidEvent, decode
+from dispatcher.settings import Settings
+
+_BATCH: Final = 1000
+_OWN: Final = {"type": "TYPE", "id": "--id", "tenant": "--tenant", "content-type": "--content-type"}
+
+
+@click.command(short_help="Publish an event.")
+@click.argument("type_", metavar="TYPE")
+@click.option(
+    "--data", default="{}", show_default=True, help="The body: JSON, @FILE, or - for standard input."
+)
+@click.option("--id", "id_", help="Event id; with --count, -1, -2... are added [default: a new one].")
+@click.option("--tenant", help="Tenant [default: none].")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1, 10_000_000), help="How many.")
+@click.option("--topic", help="Topic to write to [default: the first of topics.events].")
+@click.option(
+    "--header", "headers", multiple=True, metavar="K=V", help="A record header, such as traceparent=..."
+)
+@click.option("--content-type", help="Of the body; without it the body has to be JSON.")
+@settings_options
+def publish(
+    type_: str,
+    data: str,
+    id_: str | None,
+    tenant: str | None,
+    count: int,
+    topic: str | None,
+    headers: tuple[str, ...],
+    content_type: str | None,
+    config: Path | None,
+    overrides: dict[str, Any],
+) -> None:
+    """Publish an event of TYPE (such as invoice.paid) to the configured broker.
+
+    Prints the id of each event once the broker has acknowledged it.
+    """
+    settings = load_settings(config, overrides)
+    quiet()
+    body = _body(data, content_type)
+    routing = _headers(type_, tenant, content_type, headers)
+    ids = _ids(id_, count)
+    topic = topic or settings.topics.events[0]
+    messages = (_message(topic, event_id, body, routing) for event_id in ids)
+    _check(_message(topic, id_ if id_ is not None else "evt_0", body, routing), type_)
+    run(_publish(settings, topic, messages))
+    click.echo(f"published {count} event{'s' if count > 1 else ''} to {topic}", err=True)
+
+
+async def _publish(settings: Settings, topic: str, messages: Iterator[Message]) -> None:
+    async with connected(settings) as broker:
+        spec = TopicSpec(topic, settings.topics.partitions, settings.topics.replication)
+        if await broker.ensure_topics([spec], create=settings.topics.create):
+            raise click.ClickException(f"there is no topic {topic}: dispatcher topics --create makes it")
+        while batch := list(islice(messages, _BATCH)):
+            await broker.produce(batch)
+            for message in batch:
+                click.echo(dict(message.headers)["id"])
+
+
+def _body(data: str, content_type: str | None) -> bytes:
+    try:
+        if data == "-":
+            body = sys.stdin.buffer.read()
+        elif data.startswith("@"):
+            body = Path(data[1:]).read_bytes()
+        else:
+            body = data.encode(errors="surrogateescape")
+    except OSError as error:
+        raise click.BadParameter(f"can't read {data[1:]}: {error.strerror}", param_hint="--data") from error
+    if content_type is None:
+        try:
+            orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise click.BadParameter(
+                f"not JSON ({error}); name what it is with --content-type", param_hint="--data"
+            ) from error
+    return body
+
+
+def _headers(
+    type_: str, tenant: str | None, content_type: str | None, given: Iterable[str]
+) -> list[tuple[str, bytes]]:
+    headers = [("type", type_.encode())]
+    if tenant is not None:
+        headers.append(("tenant", tenant.encode()))
+    if content_type is not None:
+        headers.append(("content-type", content_type.encode()))
+    for header in given:
+        name, equals, value = header.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{header!r} is not NAME=VALUE", param_hint="--header")
+        if name.lower() in _OWN:
+            raise click.BadParameter(f"{name} is given by {_OWN[name.lower()]}", param_hint="--header")
+        headers.append((name, value.encode()))
+    return headers
+
+
+def _ids(id_: str | None, count: int) -> Iterator[str]:
+    if count == 1 and id_ is not None:
+        yield id_
+        return
+    for number in range(1, count + 1):
+        yield f"{id_}-{number}" if id_ is not None else f"evt_{secrets.token_urlsafe(15)}"
+
+
+def _message(topic: str, event_id: str, body: bytes, headers: list[tuple[str, bytes]]) -> Message:
+    encoded = event_id.encode()
+    return Message(topic, body, key=encoded, headers=[("id", encoded), *headers])
+
+
+def _check(message: Message, type_: str) -> None:
+    """Refuse what the daemon could only put into the dead-letter topic."""
+    record = StoredRecord(
+        message.topic, 0, 0, int(time.time() * 1000), message.key, message.value, message.headers
+    )
+    try:
+        event = decode(record)
+    except InvalidEvent as error:
+        raise click.UsageError(f"the dispatcher would refuse this event: {error}") from error
+    if event.type != type_:
+        raise click.UsageError(f"with these headers the event's type is {event.type}, not {type_}")

@@ -1,0 +1,86 @@
+"""`dispatcher topics`: what the topics hold, and how far the group has come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dispatcher.app import topic_specs
+from dispatcher.broker.base import PartitionInfo, TopicInfo
+from dispatcher.commands.options import load_settings, settings_options
+from dispatcher.commands.session import connected, quiet, run
+from dispatcher.settings import Settings
+
+
+@click.command(short_help="Show topics, offsets and lag.")
+@click.option("--create", is_flag=True, help="Create the topics that are missing.")
+@click.option("--all", "everything", is_flag=True, help="Show other topics of the broker too.")
+@settings_options
+def topics(*, create: bool, everything: bool, config: Path | None, overrides: dict[str, Any]) -> None:
+    """Show the dispatcher's topics: partitions, offsets, and how far the group is behind.
+
+    Exits 1 when a topic it needs is missing.
+    """
+    settings = load_settings(config, overrides)
+    quiet()
+    missing, found = run(_topics(settings, create=create))
+    own = [topic for topic in found if everything or _is_own(topic.name, settings)]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width, and names must not be folded for one
+    if own:
+        console.print(table(own, settings))
+    if missing:
+        names = ", ".join(missing)
+        raise click.ClickException(f"missing: {names}; dispatcher topics --create makes them")
+
+
+async def _topics(settings: Settings, *, create: bool) -> tuple[Sequence[str], Sequence[TopicInfo]]:
+    specs = topic_specs(settings)
+    async with connected(settings) as broker:
+        missing = await broker.ensure_topics(specs, create=False)
+        if missing and create:
+            created = missing
+            missing = await broker.ensure_topics(specs, create=True)
+            for name in created:
+                if name not in missing:
+                    click.echo(f"created {name}", err=True)
+        return missing, await broker.topics(settings.group)
+
+
+def _is_own(name: str, settings: Settings) -> bool:
+    return name in settings.topics.events or name.startswith(settings.topics.prefix)
+
+
+def table(found: Sequence[TopicInfo], settings: Settings) -> Table:
+    """Return a row per partition. Lag counts from the commit, or from the earliest record where there is none."""
+    shown = Table(
+        box=box.SIMPLE_HEAD, title=f"group {settings.group}", title_justify="left", title_style="dim"
+    )
+    shown.add_column("topic", overflow="fold")
+    for name in ("partition", "earliest", "latest", "committed", "lag"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for topic in sorted(found, key=lambda topic: topic.name):
+        consumed = topic.name in settings.topics.events
+        for number, partition in enumerate(sorted(topic.partitions, key=lambda one: one.partition)):
+            shown.add_row(
+                topic.name if number == 0 else "",
+                str(partition.partition),
+                str(partition.earliest),
+                str(partition.latest),
+                "-" if partition.committed is None else str(partition.committed),
+                str(lag(partition)) if consumed or partition.committed is not None else "-",
+            )
+    return shown
+
+
+def lag(partition: PartitionInfo) -> int:
+    """Return how many offsets the group has still before it."""
+    done = partition.earliest if partition.committed is None else max(partition.committed, partition.earliest)
+    return max(partition.latest - done, 0)
