@@ -14,7 +14,15 @@ BIN = Path(sys.executable).parent
 
 def ruff(path: str, source: str) -> str:
     """What ruff says about `source`, were it at `path`."""
-    command = [BIN / "ruff", "check", "--no-cache", "--output-format=concise", "--stdin-filename", path, "-"]
+    command = [
+        str(BIN / "ruff"),
+        "check",
+        "--no-cache",
+        "--output-format=concise",
+        "--stdin-filename",
+        path,
+        "-",
+    ]
     ended = subprocess.run(
         command, input=source, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
@@ -70,7 +78,7 @@ def test_an_import_against_the_layers_is_found_even_for_types_only(
         f"{before}\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    {line or 'pass'}\n"
     )
     ended = subprocess.run(
-        [BIN / "lint-imports", "--config", ROOT / ".importlinter", "--no-cache", "--no-logo"],
+        [str(BIN / "lint-imports"), "--config", str(ROOT / ".importlinter"), "--no-cache", "--no-logo"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
