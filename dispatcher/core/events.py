@@ -285,6 +285,11 @@ def valid_type(text: str) -> bool:
     return len(text) <= MAX_TYPE and _TYPE.fullmatch(text) is not None
 
 
+def valid_head(head: bytes) -> bool:
+    """Whether these are lines as `decode` makes them: for a head that comes back from a topic."""
+    return len(head) <= MAX_HEAD and _HEAD.fullmatch(head) is not None
+
+
 # The caches below keep what passed (lru_cache keeps no exception), so each key is short and clean.
 
 
@@ -399,6 +404,9 @@ _TRACE_IDS = rb"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 # Version 00 ends after the flags, ff is forbidden, later versions may add fields (Trace Context 1, 3.2).
 _TRACEPARENT = re.compile(b"00" + _TRACE_IDS + rb"|(?!00|ff)[0-9a-f]{2}" + _TRACE_IDS + rb"(?:-[!-~]+)?")
 _TRACESTATE = re.compile(rb"[!-~][ -~]{0,510}[!-~]")
+_HEAD = re.compile(
+    rb"Content-Type: [!-~][\t -~]*\r\n(?:(?:ce-[a-z0-9]{1,64}|traceparent|tracestate): [\t -~]*\r\n)*"
+)
 _SPECVERSION = re.compile(r"1\.[0-9]{1,3}", re.ASCII)
 _ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
 _NOT_IN_ATTRIBUTE = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -63,6 +63,7 @@ RULES: Final = frozenset(
         "idna",
         "port",
         "address",
+        "redirect",
     }
 )
 
@@ -164,6 +165,9 @@ _IPV6: Final = (
     ("fec0::/10", "site-local", "RFC 3879"),
     ("ff00::/8", "multicast", "RFC 4291"),
 )
+
+# RFC 6761, RFC 6762, RFC 8375; .internal is reserved by ICANN for private use (2024).
+_INSIDE: Final = (".localhost", ".local", ".home.arpa", ".internal")
 
 _Span = tuple[int, int, str]  # first address, last address, what it is
 
@@ -281,6 +285,20 @@ def _loose_ipv4(host: str) -> str | None:
     return str(IPv4Address(value))
 
 
+def _without_dots(path: str) -> str:
+    """RFC 3986 5.2.4, for a path that begins with a slash."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in {".", ".."}:
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
 def _encode(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode())
 
@@ -394,6 +412,44 @@ class Guard:
         if len(found.url) > MAX_URL:
             raise Blocked("length", f"the URL is longer than {MAX_URL} characters when percent-encoded")
         return found
+
+    def check_redirect(self, base: Target, location: str) -> Target:
+        """Resolve a Location against the target that sent it (RFC 3986 5.2), and guard it like any URL.
+
+        Only the same origin is followed: another one was never agreed on with the subscriber.
+        """
+        reference = location.partition("#")[0]  # allowed in a Location, and not part of a request
+        if not reference:
+            raise Blocked("syntax", "the redirect leads nowhere: its Location is empty")
+        path = base.target.partition("?")[0]
+        if _SCHEME.match(reference):
+            found = self.check_url(reference)
+        elif reference.startswith("//"):
+            found = self.check_url(f"{base.origin.scheme}:{reference}")
+        elif reference.startswith("?"):
+            found = self.check_url(f"{base.origin}{path}{reference}")
+        else:
+            merged, mark, query = reference.partition("?")
+            if not merged.startswith("/"):
+                merged = path[: path.rindex("/") + 1] + merged
+            found = self.check_url(f"{base.origin}{_without_dots(merged)}{mark}{query}")
+        if found.origin != base.origin:
+            raise Blocked("redirect", f"the redirect leads to another origin, {found.origin}")
+        return found
+
+    def check_name(self, host: str) -> None:
+        """For a name that an egress proxy resolves, so that its addresses are never seen here.
+
+        Names that by convention stay inside a network are refused, unless the operator has allowed
+        any range at all and thereby said that inside is wanted.
+        """
+        labels = host.split(".")
+        if ":" in host or labels[-1].isdigit():
+            self.check_address(host)
+        elif not self._allow4 and not self._allow6 and (len(labels) == 1 or host.endswith(_INSIDE)):
+            raise Blocked(
+                "host", f"{host} is a name inside a network; to contact it, add a CIDR to network.allow"
+            )
 
     def _scheme(self, url: str) -> tuple[str, str]:
         match = _SCHEME.match(url)
