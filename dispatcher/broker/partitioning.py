@@ -1,0 +1,66 @@
+"""Which partition a message goes to: as Kafka's default partitioner decides it.
+
+A key's partition is murmur2(key) modulo the number of partitions, so that this program and any
+other producer put the same key into the same partition. Messages without a key stay with one
+partition for some kilobytes and then move to the next (KIP-794): batches stay large, and
+partitions fill evenly.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from random import randrange
+from struct import unpack_from
+
+STICKY_BYTES = 16 * 1024
+
+_M = 0x5BD1E995
+_MASK = 0xFFFFFFFF
+
+
+def murmur2(data: bytes) -> int:
+    """Murmur2 with Kafka's seed, 32 bit unsigned."""
+    length = len(data)
+    h = 0x9747B28C ^ length
+    words = length >> 2
+    for k in unpack_from(f"<{words}I", data):
+        k = (k * _M) & _MASK  # noqa: PLW2901 - the algorithm's own variable
+        h = (((k ^ (k >> 24)) * _M) ^ (h * _M)) & _MASK
+    tail = data[words << 2 :]
+    if tail:
+        h = ((h ^ int.from_bytes(tail, "little")) * _M) & _MASK
+    h = ((h ^ (h >> 13)) * _M) & _MASK
+    return h ^ (h >> 15)
+
+
+# A murmur2 of 16 bytes costs 1.7 us here, a hit 0.06 us: the keys are subscription ids, which come again.
+@lru_cache(maxsize=1 << 16)
+def _positive_hash(key: bytes) -> int:
+    return murmur2(key) & 0x7FFFFFFF
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of a key."""
+    return _positive_hash(key) % partitions
+
+
+class StickyPartitions:
+    """Where messages without a key go, per topic. Starts anywhere, so that short-lived producers spread too."""
+
+    __slots__ = ("_bytes", "_next")
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
+
+    def next(self, topic: str, size: int, partitions: int) -> int:
+        """The partition for `size` more bytes."""
+        current = self._next.get(topic)
+        if current is None:
+            current = self._next[topic] = randrange(1 << 16)  # noqa: S311 - not a secret
+        total = self._bytes.get(topic, 0) + size
+        if total >= STICKY_BYTES:
+            self._next[topic] = current + 1
+            total = 0
+        self._bytes[topic] = total
+        return current % partitions
