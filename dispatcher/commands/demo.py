@@ -213,15 +213,16 @@ def demo(events: int, config: Path | None, overrides: dict[str, Any]) -> None:
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="dispatcher-demo-") as directory:
         cast = endpoints()
-        settings = _settings(config, overrides, Path(directory))
+        settings = demo_settings(config, overrides, Path(directory))
         configure(settings.log)
         raise SystemExit(run(Demo(settings, cast, events, console).run()))
 
 
-def _settings(config: Path | None, overrides: dict[str, Any], directory: Path) -> Settings:
+def demo_settings(config: Path | None, overrides: dict[str, Any], directory: Path) -> Settings:
+    """Return settings that disturb nothing: everything the demo makes has names or places of its own."""
     name = f"dispatcher-demo-{secrets.token_hex(3)}"
     broker = overrides.get("broker") or os.environ.get("DISPATCHER_BROKER") or f"sqlite:///{directory}/log.db"
-    demo_settings = {
+    own = {
         "broker": broker,
         "group": name,
         "topics.events": [f"{name}.events"],
@@ -235,17 +236,26 @@ def _settings(config: Path | None, overrides: dict[str, Any], directory: Path) -
         "shutdown.drain": "5s",
         "log.level": "error",
     }
-    return load_settings(config, {**demo_settings, **{k: v for k, v in overrides.items() if v is not None}})
+    return load_settings(config, {**own, **{k: v for k, v in overrides.items() if v is not None}})
 
 
 class Demo:
     """One run: publish, deliver, wait, and settle the account."""
 
-    def __init__(self, settings: Settings, cast: Sequence[Endpoint], events: int, console: Console) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cast: Sequence[Endpoint],
+        events: int,
+        console: Console,
+        patience: float = _STALLED,
+    ) -> None:
+        """`patience` is for how many seconds nothing may move."""
         self._settings = settings
         self._cast = cast
         self._events = [Published(number) for number in range(events)]
         self._console = console
+        self._patience = patience
         self._topic = settings.topics.events[0]
         self._published: dict[str, float] = {}
         self._interrupted = False
@@ -346,7 +356,7 @@ class Demo:
                     progress, moved = len(self._published) + done, now
                 if publishing.done():
                     publishing.result()  # raises what kept it from publishing
-                over = (publishing.done() and done >= owed) or now - moved > _STALLED
+                over = (publishing.done() and done >= owed) or now - moved > self._patience
                 show.send((done, over))
                 if over:
                     return

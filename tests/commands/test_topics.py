@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dispatcher.broker.base import PartitionInfo
+from dispatcher.commands.topics import lag
+from tests.commands import console
+
+
+def rows(output: str) -> list[list[str]]:
+    return [cells for line in output.splitlines() if len(cells := line.split()) >= 5 and cells[-1] != "lag"]
+
+
+def test_missing_topics_are_named_and_made_on_demand(tmp_path: Path) -> None:
+    before = console.dispatcher("topics", cwd=tmp_path)
+    assert before.returncode == 1
+    assert before.stderr == "Error: missing: events, dispatcher.dead; dispatcher topics --create makes them\n"
+    created = console.dispatcher("topics", "--create", cwd=tmp_path)
+    assert created.returncode == 0
+    assert created.stderr == "created events\ncreated dispatcher.dead\n"
+    after = console.dispatcher("topics", cwd=tmp_path)
+    assert after.returncode == 0
+    assert [row[0] for row in rows(after.stdout) if len(row) == 6] == ["dispatcher.dead", "events"]
+
+
+def test_what_was_published_is_shown_as_lag(tmp_path: Path) -> None:
+    console.dispatcher("publish", "ping", "--count", "25", cwd=tmp_path)
+    shown = console.dispatcher("topics", "--create", cwd=tmp_path)
+    events = rows(shown.stdout[shown.stdout.index("events") :])
+    assert sum(int(row[-1]) for row in events) == 25
+    assert sum(int(row[-3]) for row in events) == 25
+    assert {row[-2] for row in events} == {"-"}
+
+
+def test_topics_of_others_are_shown_only_when_asked_for(tmp_path: Path) -> None:
+    console.dispatcher("publish", "ping", "--topic", "others", cwd=tmp_path)
+    assert "others" not in console.dispatcher("topics", "--create", cwd=tmp_path).stdout
+    assert "others" in console.dispatcher("topics", "--all", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("partition", "expected"),
+    [
+        (PartitionInfo(0, earliest=10, latest=25, committed=20), 5),
+        (PartitionInfo(0, earliest=10, latest=25, committed=25), 0),
+        (PartitionInfo(0, earliest=10, latest=25, committed=None), 15),
+        (PartitionInfo(0, earliest=10, latest=25, committed=3), 15),  # what was deleted is not waiting
+        (PartitionInfo(0, earliest=0, latest=0, committed=7), 0),  # a topic that was made anew
+    ],
+)
+def test_lag_is_what_the_group_has_still_before_it(partition: PartitionInfo, expected: int) -> None:
+    assert lag(partition) == expected
+
+
+def test_a_wrong_setting_exits_2(tmp_path: Path) -> None:
+    ended = console.dispatcher("topics", "--set", "topics.prefix=a b", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "topics.prefix" in ended.stderr
