@@ -233,16 +233,16 @@ def _networks(cidrs: Iterable[str], setting: str) -> tuple[list[_Span], list[_Sp
     return spans4, spans6
 
 
-def _port_table(ports: Iterable[int | str]) -> frozenset[int]:
-    allowed: set[int] = set()
+def _port_ranges(ports: Iterable[int | str]) -> tuple[range, ...]:
+    ranges = []
     for item in ports:
-        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", str(item).strip())
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", str(item).strip(), re.ASCII)
         low = int(match[1]) if match else 0
         high = int(match[2] or match[1]) if match else 0
         if not 1 <= low <= high <= 65535:
             raise ValueError(f"ports: {item!r} is neither a port (443) nor a range (1024-65535)")
-        allowed.update(range(low, high + 1))
-    return frozenset(allowed)
+        ranges.append(range(low, high + 1))
+    return tuple(ranges)
 
 
 # Controls, whitespace of any script, invisible and direction-changing characters, lone surrogates, and the
@@ -317,7 +317,7 @@ class Guard:
         self._allow4, self._allow6 = _networks(allow, "allow")
         self._deny4, self._deny6 = _networks(deny, "deny")
         self._https_only = https_only
-        self._ports = _port_table(ports)
+        self._ports = _port_ranges(ports)
         # On the connect path: parsing an address costs some microseconds, a hit a twentieth of that.
         self._verdict = lru_cache(maxsize=8192)(self._judge)
 
@@ -453,10 +453,10 @@ class Guard:
 
     def _scheme(self, url: str) -> tuple[str, str]:
         match = _SCHEME.match(url)
-        wanted = "https" if self._https_only else "https or http"
+        wanted = "https://..." if self._https_only else "https://... or http://..."
         # `example.com:8443/x` parses as scheme `example.com`: no slashes, so say what is missing.
         if match is None or (match[2] is None and match[1].lower() not in _DEFAULT_PORT):
-            raise Blocked("scheme", f"the URL must be absolute and begin with {wanted} and ://")
+            raise Blocked("scheme", f"the URL must be absolute: {wanted}")
         scheme = match[1].lower()
         if scheme not in _DEFAULT_PORT:
             raise Blocked("scheme", f"the scheme {scheme[:32]} is not supported; use {wanted}")
@@ -491,7 +491,7 @@ class Guard:
                     "port", "the port must be a decimal number from 1 to 65535 without leading zeros"
                 )
             port = int(text)
-        if port not in self._ports:
+        if not any(port in allowed for allowed in self._ports):
             raise Blocked("port", f"port {port} is not allowed here (setting network.ports)")
         return port
 
