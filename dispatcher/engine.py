@@ -393,7 +393,7 @@ class Engine:
             delivery.request = build(subscription, delivery.event, int(unix))
         except Exception as error:
             # Whatever it is about this delivery, the others must not wait for it.
-            log.exception("request could not be built", subscription=subscription.id, event=delivery.event.id)
+            log.exception("request could not be built", subscription_id=subscription.id, event_id=delivery.event.id)
             self._bury(delivery, "unsendable", Failure(Reason.PROTOCOL_ERROR, repr(error)))
             return False
         delivery.attempt += 1
@@ -495,9 +495,9 @@ class Engine:
         self._metrics.deliveries[f"dropped_{reason}"] += 1
         log.info(
             "delivery dropped",
-            delivery=self._id_of(delivery),
-            event=delivery.event.id,
-            subscription=delivery.subscription.id,
+            delivery_id=self._id_of(delivery),
+            event_id=delivery.event.id,
+            subscription_id=delivery.subscription.id,
             reason=reason,
         )
         self._settle(delivery)
@@ -521,11 +521,11 @@ class Engine:
         failed = decision != "delivered"
         (log.warning if failed else log.info)(
             "attempt failed" if failed else "attempt delivered",
-            delivery=self._id_of(delivery),
-            event=delivery.event.id,
-            type=delivery.event.type,
+            delivery_id=self._id_of(delivery),
+            event_id=delivery.event.id,
+            event_type=delivery.event.type,
             tenant=delivery.event.tenant,
-            subscription=delivery.subscription.id,
+            subscription_id=delivery.subscription.id,
             host=delivery.subscription.origin.host,
             attempt=delivery.attempt,
             result=describe(result),

@@ -1,0 +1,63 @@
+"""`dispatcher check-config`: everything that is wrong with the settings and subscriptions, before a start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dispatcher.commands.options import load_settings, settings_options
+from dispatcher.core.netguard import Guard
+from dispatcher.registry import SubscriptionsError, load_file
+from dispatcher.settings import Settings, describe
+
+
+@click.command(name="check-config", short_help="Check settings and subscriptions, and show them.")
+@click.option("--quiet", "-q", is_flag=True, help="Only say whether it is right.")
+@click.option(
+    "--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file."
+)
+@settings_options
+def check_config(
+    *, quiet: bool, subscriptions_file: Path | None, config: Path | None, overrides: dict[str, Any]
+) -> None:
+    """Read settings and subscriptions as `run` would, list every error with its place, or show what is in force.
+
+    Secrets are masked. Nothing is started, no broker is contacted. Exits 2 if anything is wrong.
+    """
+    settings = load_settings(config, {**overrides, "subscriptions_file": subscriptions_file})
+    found = _subscriptions(settings)
+    if not quiet:
+        _show(settings)
+    click.echo(f"ok: settings and {found}")
+
+
+def _subscriptions(settings: Settings) -> str:
+    if settings.subscriptions_file is None:
+        return "no subscriptions file (subscriptions_file is not set): nothing would be delivered"
+    network = settings.network
+    guard = Guard(network.allow, network.deny, network.https_only, network.ports)
+    try:
+        subscriptions = load_file(settings.subscriptions_file, settings, guard, os.environ)
+    except SubscriptionsError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+    return f"{len(subscriptions)} subscriptions in {settings.subscriptions_file}"
+
+
+def _show(settings: Settings) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width, and values must not be folded for one
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("setting", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for setting in describe(settings):
+        style = "dim" if setting.source == "default" else None
+        table.add_row(setting.name, setting.value, setting.source, style=style)
+    console.print(table)

@@ -1,0 +1,229 @@
+"""A broker and a transport in memory, for tests of the engine on virtual time.
+
+They keep the ports' rules and nothing else; the real ones are held to the same rules by their
+own suites, and the end-to-end tests put the real ones together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from dispatcher.broker.base import (
+    AssignmentListener,
+    BrokerError,
+    CommitRefused,
+    Message,
+    Position,
+    Record,
+    StoredRecord,
+    TopicInfo,
+    TopicPartition,
+    TopicSpec,
+)
+from dispatcher.core.netguard import Guard, Origin
+from dispatcher.core.policy import RetryPolicy
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.subscriptions import Index, Status, Subscription
+from dispatcher.transport.base import Exchange
+
+
+class MemoryConsumer:
+    """One member, which has every partition that `MemoryBroker.assign` gives it."""
+
+    def __init__(self, broker: MemoryBroker, listener: AssignmentListener) -> None:
+        self._broker = broker
+        self._listener = listener
+        self._positions: dict[TopicPartition, int] = {}
+        self.paused: set[TopicPartition] = set()
+        self.polls = 0
+        self.stopped = False
+        self.problem: str | None = None
+
+    async def start(self) -> None:
+        await self.assign(self._broker.initial)
+
+    async def assign(self, partitions: Collection[TopicPartition]) -> None:
+        """Rebalance as Kafka's eager protocol does: everything is revoked, pauses and positions are lost."""
+        if self._positions:
+            await self._listener.on_revoked(list(self._positions))
+        self._positions.clear()
+        self.paused.clear()
+        committed = {p: Position(self._broker.committed.get(p, 0)) for p in partitions}
+        await self._listener.on_assigned(committed)
+        self._positions = {p: position.offset for p, position in committed.items()}
+        self._broker.changed.set()
+
+    async def poll(self, timeout: float, limit: int) -> Sequence[tuple[TopicPartition, Sequence[Record]]]:
+        self.polls += 1
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            batches = []
+            for partition, position in self._positions.items():
+                records = self._broker.log[partition][position : position + limit]
+                if records and partition not in self.paused:
+                    limit -= len(records)
+                    self._positions[partition] = position + len(records)
+                    batches.append((partition, records))
+            left = deadline - asyncio.get_running_loop().time()
+            if batches or left <= 0:
+                return batches
+            self._broker.changed.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._broker.changed.wait()
+            except TimeoutError:
+                return []
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        self.paused |= set(partitions)
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        self.paused -= set(partitions)
+        self._broker.changed.set()
+
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        if self._broker.commit_errors:
+            raise self._broker.commit_errors.pop(0)
+        if not positions.keys() <= self._positions.keys():
+            raise CommitRefused("not assigned")
+        for partition, position in positions.items():
+            self._broker.committed[partition] = position.offset
+            self._broker.commits.append((partition, position.offset))
+
+    def assignment(self) -> Collection[TopicPartition]:
+        return list(self._positions)
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        return {p: len(self._broker.log[p]) - n for p, n in self._positions.items()}
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+class MemoryBroker:
+    """Topics as lists. `produce_errors` are raised by the next calls of `produce`, in turn."""
+
+    def __init__(self, *partitions: TopicPartition) -> None:
+        self.initial = partitions or (TopicPartition("events", 0),)
+        self.log: defaultdict[TopicPartition, list[StoredRecord]] = defaultdict(list)
+        self.committed: dict[TopicPartition, int] = {}
+        self.commits: list[tuple[TopicPartition, int]] = []
+        self.produced: list[Message] = []
+        self.produce_errors: list[BrokerError] = []
+        self.commit_errors: list[BrokerError] = []
+        self.changed = asyncio.Event()
+        self.consumers: list[MemoryConsumer] = []
+        self.problem: str | None = None
+
+    def append(
+        self,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        *,
+        partition: TopicPartition | None = None,
+        timestamp: int = 0,
+    ) -> int:
+        """Write one record; returns its offset."""
+        where = partition or self.initial[0]
+        log = self.log[where]
+        log.append(StoredRecord(*where, len(log), timestamp, None, value, headers))
+        self.changed.set()
+        return len(log) - 1
+
+    async def connect(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
+        return []
+
+    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
+        return []
+
+    def consumer(self, topics: Collection[str], group: str, listener: AssignmentListener) -> MemoryConsumer:
+        consumer = MemoryConsumer(self, listener)
+        self.consumers.append(consumer)
+        return consumer
+
+    async def produce(self, messages: Sequence[Message]) -> None:
+        await asyncio.sleep(0.001)
+        if self.produce_errors:
+            raise self.produce_errors.pop(0)
+        self.produced += messages
+
+    async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        return self.log[partition][offset]
+
+
+Answer = Callable[[Origin, Exchange], tuple[float, Result] | None]
+"""Seconds until the result, and the result; None for never (until the transport is closed)."""
+
+
+class ScriptedTransport:
+    """Answers as its script says, by virtual time; keeps what was sent and how much at once."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self.answer: Answer = answer or (lambda _origin, _exchange: (0.001, Response(200)))
+        self.sent: list[tuple[float, Origin, bytes]] = []
+        self.busy: defaultdict[Origin, int] = defaultdict(int)
+        self.peak: defaultdict[Origin, int] = defaultdict(int)
+        self._open: list[Exchange] = []
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, origin: Origin, exchange: Exchange) -> None:
+        assert exchange.request.startswith(b"POST ")
+        assert exchange.deadline > self._loop.time()
+        self.sent.append((self._loop.time(), origin, exchange.request))
+        self.busy[origin] += 1
+        self.peak[origin] = max(self.peak[origin], self.busy[origin])
+        self._open.append(exchange)
+        answer = self.answer(origin, exchange)
+        if answer is not None:
+            self._loop.call_later(answer[0], self._done, origin, exchange, answer[1])
+
+    def _done(self, origin: Origin, exchange: Exchange, result: Result) -> None:
+        if exchange in self._open:
+            self._open.remove(exchange)
+            self.busy[origin] -= 1
+            exchange.done(result)
+
+    async def close(self) -> None:
+        for exchange in self._open[:]:
+            self._open.remove(exchange)
+            exchange.done(Failure(Reason.CANCELLED))
+
+
+class FixedRegistry:
+    """The engine's view of a registry: a snapshot, and disabling."""
+
+    def __init__(self, *subscriptions: Subscription) -> None:
+        self.index = Index(subscriptions)
+        self.disabled: list[tuple[str, str]] = []
+
+    def disable(self, id: str, reason: str) -> None:
+        self.disabled.append((id, reason))
+        found = self.index.get(id)
+        assert found is not None
+        self.index = self.index.replaced(found.with_status(Status.DISABLED, reason))
+
+
+def subscription(id: str = "sub_1", url: str = "http://endpoint.test/hook", **fields: Any) -> Subscription:
+    """A subscription to everything, with a short schedule."""
+    target = Guard(https_only=False).check_url(url)
+    values: dict[str, Any] = {
+        "tenant": "*",
+        "event_types": ("*",),
+        "secrets": ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",),
+        "signatures": ("v1",),
+        "headers": (),
+        "thin": False,
+        "timeout": 15.0,
+        "max_in_flight": 16,
+        "retry": RetryPolicy((5.0, 300.0), 0.0),
+        "status": Status.ACTIVE,
+        **fields,
+    }
+    return Subscription(id=id, origin=target.origin, target=target.target, **values)

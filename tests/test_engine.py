@@ -1,0 +1,453 @@
+"""The data path on virtual time, between a broker and a transport that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from dispatcher.broker.base import BrokerUnavailable, CommitRefused, MessageTooLarge, TopicPartition
+from dispatcher.core.netguard import Origin
+from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.core.subscriptions import Status
+from dispatcher.engine import Engine
+from dispatcher.metrics import Metrics
+from dispatcher.settings import DeliverySettings, Settings
+from dispatcher.timers import Timers
+from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport, subscription
+
+pytestmark = [pytest.mark.looptime]
+
+EVENTS = TopicPartition("events", 0)
+
+
+def event(number: int, **fields: Any) -> bytes:
+    more = "".join(f', "{name}": "{value}"' for name, value in fields.items())
+    return f'{{"id": "evt_{number}", "type": "test.event"{more}}}'.encode()
+
+
+class World:
+    """An engine and everything around it."""
+
+    def __init__(self, registry: FixedRegistry, broker: MemoryBroker | None = None, **delivery: Any) -> None:
+        loop = asyncio.get_running_loop()
+        self.broker = broker or MemoryBroker()
+        self.transport = ScriptedTransport()
+        self.registry = registry
+        self.metrics = Metrics()
+        self.failures: list[tuple[str, BaseException]] = []
+        settings = Settings(delivery=DeliverySettings(**delivery))
+        self.engine = Engine(
+            settings,
+            self.broker,
+            self.transport,  # type: ignore[arg-type] # keeps the port's rules
+            registry,  # type: ignore[arg-type] # likewise
+            self.metrics,
+            Timers(loop),
+            on_failure=lambda task, error: self.failures.append((task, error)),
+            chance=lambda: 0.5,
+            wall=lambda: 1_000_000.0 + loop.time(),
+        )
+
+    @property
+    def committed(self) -> int | None:
+        return self.broker.committed.get(EVENTS)
+
+    def dead(self) -> list[dict[str, str]]:
+        return [
+            {name: value.decode() for name, value in message.headers}
+            for message in self.broker.produced
+            if message.topic == "dispatcher.dead"
+        ]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"dispatcher_{name}", labels)
+
+
+@asynccontextmanager
+async def running(*args: Any, **kwargs: Any) -> AsyncIterator[World]:
+    world = World(*args, **kwargs)
+    world.engine.start()
+    try:
+        yield world
+        assert not world.failures
+    finally:
+        await world.engine.stop(0)
+        await world.transport.close()
+
+
+async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_an_event_reaches_every_subscription_that_wants_it_and_its_offset_is_committed() -> None:
+    registry = FixedRegistry(
+        subscription("a"),
+        subscription("b", "http://other.test/"),
+        subscription("c", event_types=("else.*",)),
+    )
+    async with running(registry) as world:
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert sorted(origin.host for _, origin, _ in world.transport.sent) == ["endpoint.test", "other.test"]
+        request = world.transport.sent[0][2]
+        assert b"webhook-id: evt_1\r\n" in request
+        assert request.endswith(event(1))
+        assert world.value("deliveries_total", outcome="delivered") == 2
+        assert world.value("attempts_total", outcome="delivered", code_class="2xx") == 2
+        assert world.value("deliveries_in_flight") == 0
+        assert world.value("deliveries_in_flight_bytes") == 0
+
+
+async def test_what_nobody_wants_is_counted_and_committed() -> None:
+    async with running(FixedRegistry()) as world:
+        for number in range(100):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 100)
+        assert world.value("events_unmatched_total") == 100
+        assert world.transport.sent == []
+
+
+async def test_no_offset_is_committed_past_a_delivery_that_is_still_owed() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda _, exchange: (
+            (10.0 if b"evt_3\r" in exchange.request else 0.001),
+            Response(200),
+        )
+        for number in range(10):
+            world.broker.append(event(number))
+        await asyncio.sleep(5)
+        assert world.committed == 3
+        await until(lambda: world.committed == 10)
+        assert [offset for _, offset in world.broker.commits] == [3, 10]
+
+
+async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_same_id_and_a_new_timestamp() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        answers = iter([Response(500), Failure(Reason.TIMEOUT), Response(200)])
+        world.transport.answer = lambda *_: (0.0, next(answers))
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1, within=400)
+        times = [time for time, _, _ in world.transport.sent]
+        assert times[1] - times[0] == pytest.approx(5.0, abs=0.1)
+        assert times[2] - times[1] == pytest.approx(300.0, abs=0.1)
+        assert all(b"webhook-id: evt_1\r\n" in request for _, _, request in world.transport.sent)
+        assert len({request for _, _, request in world.transport.sent}) == 3
+        assert world.value("attempts_total", outcome="status", code_class="5xx") == 1
+        assert world.value("attempts_total", outcome="timeout", code_class="none") == 1
+        assert world.value("retries_due_total", level="memory") == 2
+
+
+async def test_a_delivery_given_up_is_in_the_dead_letter_topic_before_its_offset_is_committed() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda *_: (0.0, Response(503))
+        world.broker.append(event(1, tenant="acme"))
+        await until(lambda: world.committed == 1, within=400)
+        assert len(world.transport.sent) == 3
+        (dead,) = world.dead()
+        assert dead["reason"] == "exhausted"
+        assert dead["last_result"] == "status 503"
+        assert dead["attempt"] == "3"
+        assert dead["subscription_id"] == "sub_1"
+        assert (dead["topic"], dead["partition"], dead["offset"]) == ("events", "0", "0")
+        assert (dead["event_id"], dead["event_type"], dead["tenant"]) == ("evt_1", "test.event", "acme")
+        assert world.broker.produced[0].value == event(1, tenant="acme")
+        assert world.value("dead_letters_total", reason="exhausted") == 1
+        assert world.value("deliveries_total", outcome="dead_lettered") == 1
+
+
+async def test_a_broker_that_takes_no_dead_letter_holds_the_offset_until_it_does() -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf()))) as world:
+        world.transport.answer = lambda *_: (0.0, Response(500))
+        world.broker.produce_errors = [BrokerUnavailable("gone fishing")] * 4
+        world.broker.append(event(1))
+        await asyncio.sleep(1.5)
+        assert world.committed is None
+        assert world.engine.problems() == ["can't write to the broker: gone fishing"]
+        await until(lambda: world.committed == 1)
+        assert len(world.dead()) == 1
+        assert world.engine.problems() == []
+
+
+def RetryPolicyOf(*waits: float) -> Any:  # noqa: N802 - reads as the type it makes
+    from dispatcher.core.policy import RetryPolicy  # noqa: PLC0415 - beside its only use
+
+    return RetryPolicy(waits, 0.0)
+
+
+async def test_a_dead_letter_too_large_for_its_topic_is_written_without_its_value() -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf()))) as world:
+        world.transport.answer = lambda *_: (0.0, Response(500))
+        world.broker.produce_errors = [MessageTooLarge("1 MiB at most")]
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        (dead,) = world.dead()
+        assert dead["omitted"] == f"{len(event(1))} bytes"
+        assert world.broker.produced[0].value == b""
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "reason"),
+    [
+        (b"not json", [], "json"),
+        (b'{"no": "type"}', [], "type"),
+        (b"anything", [("type", b"bad..type")], "type"),
+    ],
+)
+async def test_a_record_that_is_no_event_is_dead_lettered_and_blocks_nothing(
+    value: bytes, headers: list[tuple[str, bytes | None]], reason: str
+) -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.broker.append(value, headers)
+        world.broker.append(event(2))
+        await until(lambda: world.committed == 2)
+        assert len(world.transport.sent) == 1
+        (dead,) = world.dead()
+        assert dead["reason"] == reason
+        assert dead["offset"] == "0"
+        assert world.broker.produced[0].value == value
+        assert [name for name, _ in headers] == [n.removeprefix("original.") for n in dead if "original." in n]
+        assert world.value("events_invalid_total", reason=reason) == 1
+
+
+async def test_a_tombstone_is_skipped_and_counted() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.broker.append(None)
+        await until(lambda: world.committed == 1)
+        assert world.value("events_skipped_total", reason="tombstone") == 1
+        assert world.dead() == []
+
+
+async def test_410_disables_the_subscription_and_drops_what_else_it_was_owed() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=1))) as world:
+        world.transport.answer = lambda *_: (0.5, Response(410))
+        for number in range(5):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 5)
+        assert world.registry.disabled == [("sub_1", "gone")]
+        assert len(world.transport.sent) == 1
+        assert [dead["reason"] for dead in world.dead()] == ["gone"]
+        assert world.value("deliveries_total", outcome="dropped_disabled") == 4
+
+
+async def test_what_a_paused_subscription_matches_is_dropped_for_that_reason() -> None:
+    async with running(FixedRegistry(subscription(status=Status.PAUSED))) as world:
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert world.transport.sent == []
+        assert world.value("deliveries_total", outcome="dropped_paused") == 1
+
+
+async def test_a_retry_goes_to_where_the_subscription_points_by_then() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda origin, _: (0.0, Response(200 if origin.host == "new.test" else 500))
+        world.broker.append(event(1))
+        await until(lambda: len(world.transport.sent) == 1)
+        world.registry.index = world.registry.index.replaced(subscription(url="http://new.test/"))
+        await until(lambda: world.committed == 1)
+        assert [origin.host for _, origin, _ in world.transport.sent] == ["endpoint.test", "new.test"]
+
+
+async def test_a_retry_for_a_deleted_subscription_is_dropped() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda *_: (0.0, Response(500))
+        world.broker.append(event(1))
+        await until(lambda: len(world.transport.sent) == 1)
+        world.registry.index = world.registry.index.without("sub_1")
+        await until(lambda: world.committed == 1)
+        assert world.value("deliveries_total", outcome="dropped_deleted") == 1
+
+
+async def test_a_host_gets_no_more_at_a_time_than_its_limit_and_others_do_not_wait_for_it() -> None:
+    registry = FixedRegistry(
+        subscription("slow", "http://slow.test/", max_in_flight=100),
+        subscription("fast", "http://fast.test/", max_in_flight=100),
+    )
+    async with running(registry, connections_per_host=4) as world:
+        world.transport.answer = lambda origin, _: (10.0 if origin.host == "slow.test" else 0.01, Response(200))
+        for number in range(100):
+            world.broker.append(event(number))
+        await asyncio.sleep(3)
+        sent = [origin.host for _, origin, _ in world.transport.sent]
+        assert sent.count("fast.test") == 100
+        assert sent.count("slow.test") == 4
+        assert world.value("deliveries_queued") == 96
+        assert world.transport.peak[Origin("http", "fast.test", 80)] == 4
+
+
+async def test_at_the_cap_nothing_more_is_consumed_but_the_group_still_hears_from_this_member() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=1000)), max_in_flight=100) as world:
+        world.transport.answer = lambda *_: (30.0, Response(200))
+        for number in range(500):
+            world.broker.append(event(number))
+        consumer = world.broker.consumers[0]
+        await until(lambda: world.value("deliveries_in_flight") == 100)
+        polls = consumer.polls
+        await asyncio.sleep(10)
+        assert world.value("deliveries_in_flight") == 100
+        assert world.value("consumption_paused") == 1
+        assert consumer.paused == {EVENTS}
+        assert consumer.polls >= polls + 15
+        await until(lambda: world.committed == 500, within=2000)
+        assert consumer.paused == set()
+        assert len(world.transport.sent) == 500
+
+
+async def test_the_cap_holds_within_the_fan_out_of_one_event() -> None:
+    registry = FixedRegistry(*(subscription(f"s{n}", f"http://h{n}.test/") for n in range(300)))
+    async with running(registry, max_in_flight=50) as world:
+        world.transport.answer = lambda *_: (1.0, Response(200))
+        world.broker.append(event(1))
+        peak = 0.0
+        while world.committed is None:
+            peak = max(peak, world.value("deliveries_in_flight") or 0)
+            await asyncio.sleep(0.05)
+        assert peak == 50
+        assert len({origin.host for _, origin, _ in world.transport.sent}) == 300
+
+
+async def test_bytes_in_flight_are_capped_too() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=1000)), max_in_flight_bytes=1 << 20) as world:
+        world.transport.answer = lambda *_: (1.0, Response(200))
+        for number in range(40):
+            world.broker.append(event(number, pad="x" * 100_000))
+        peak = 0.0
+        while world.committed != 40:
+            peak = max(peak, world.value("deliveries_in_flight_bytes") or 0)
+            await asyncio.sleep(0.05)
+        assert 1 << 20 <= peak <= (1 << 20) + 101_000
+
+
+async def test_a_partition_that_comes_back_is_not_delivered_a_second_time() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda _, exchange: (
+            (20.0 if b"evt_0\r" in exchange.request else 0.001),
+            Response(200),
+        )
+        for number in range(10):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 10)
+        await world.broker.consumers[0].assign([EVENTS])
+        await until(lambda: world.committed == 10)
+        assert len(world.transport.sent) == 10
+        assert world.value("events_skipped_total", reason="seen") == 10
+        assert world.value("rebalances_total") == 2
+
+
+async def test_of_a_lost_partition_nothing_more_is_sent_or_committed() -> None:
+    other = TopicPartition("events", 1)
+    registry = FixedRegistry(subscription(max_in_flight=1))
+    async with running(registry, MemoryBroker(EVENTS, other)) as world:
+        world.transport.answer = lambda *_: (1.0, Response(500))
+        for number in range(5):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 1)
+        await world.broker.consumers[0].assign([other])
+        await asyncio.sleep(60)
+        assert len(world.transport.sent) == 1
+        assert world.broker.commits == []
+        assert world.value("deliveries_in_flight") == 0
+        assert world.value("deliveries_held") == 0
+
+
+async def test_a_partition_that_somebody_else_took_further_is_read_from_there() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda *_: (0.001, Response(500))
+        for number in range(3):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 3)
+        await world.broker.consumers[0].assign([])
+        for number in range(3, 8):
+            world.broker.append(event(number))
+        world.broker.committed[EVENTS] = 6
+        world.transport.answer = lambda *_: (0.001, Response(200))
+        await world.broker.consumers[0].assign([EVENTS])
+        await until(lambda: world.committed == 8)
+        assert len(world.transport.sent) == 5
+
+
+async def test_a_refused_or_failed_commit_loses_nothing() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.broker.commit_errors = [CommitRefused("rebalancing"), BrokerUnavailable("away")]
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert world.value("commits_total", result="refused") == 1
+        assert world.value("commits_total", result="failed") == 1
+        assert world.value("commits_total", result="ok") == 1
+
+
+async def test_a_rebalance_lets_attempts_end_and_commits_them() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=2))) as world:
+        world.transport.answer = lambda *_: (0.7, Response(200))
+        for number in range(10):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 2)
+        await world.broker.consumers[0].assign([])
+        assert world.committed == 2
+        assert len(world.transport.sent) == 2
+
+
+async def test_stopping_finishes_what_is_queued_and_commits_it() -> None:
+    world = World(FixedRegistry(subscription(max_in_flight=2)))
+    world.engine.start()
+    world.transport.answer = lambda *_: (0.5, Response(200))
+    for number in range(20):
+        world.broker.append(event(number))
+    await until(lambda: len(world.transport.sent) >= 2)
+    await world.engine.stop(drain=20)
+    assert world.committed == 20
+    assert world.broker.consumers[0].stopped
+
+
+async def test_stopping_does_not_wait_for_what_takes_longer_than_the_drain_and_leaves_its_offset() -> None:
+    world = World(FixedRegistry(subscription()))
+    world.engine.start()
+    world.transport.answer = lambda _, exchange: (
+        (0.1 if b"evt_0\r" in exchange.request else 3600.0),
+        Response(200),
+    )
+    for number in range(3):
+        world.broker.append(event(number))
+    await until(lambda: len(world.transport.sent) == 3)
+    started = asyncio.get_running_loop().time()
+    await world.engine.stop(drain=20)
+    await world.transport.close()
+    assert asyncio.get_running_loop().time() - started == pytest.approx(20, abs=0.5)
+    assert world.committed == 1
+
+
+async def test_stopping_does_not_wait_for_retries() -> None:
+    world = World(FixedRegistry(subscription()))
+    world.engine.start()
+    world.transport.answer = lambda *_: (0.0, Response(500))
+    world.broker.append(event(1))
+    await until(lambda: world.value("deliveries_held") == 1)
+    started = asyncio.get_running_loop().time()
+    await world.engine.stop(drain=20)
+    assert asyncio.get_running_loop().time() - started < 1
+    assert world.committed is None
+
+
+async def test_lanes_that_fell_silent_are_dropped() -> None:
+    registry = FixedRegistry(*(subscription(f"s{n}", f"http://h{n}.test/") for n in range(50)))
+    async with running(registry) as world:
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert world.value("lanes") == 50
+        await asyncio.sleep(120)
+        assert world.value("lanes") == 0
+
+
+async def test_it_is_not_ready_before_partitions_are_assigned() -> None:
+    world = World(FixedRegistry())
+    assert world.engine.problems() == ["no partitions have been assigned yet"]
+    world.engine.start()
+    await asyncio.sleep(0.1)
+    assert world.engine.problems() == []
+    await world.engine.stop(0)
+    assert world.engine.problems() == ["the dispatcher is stopping"]
