@@ -35,7 +35,7 @@ def topics(*, create: bool, everything: bool, config: Path | None, overrides: di
     if not console.is_terminal:
         console.width = 200  # a pipe has no width, and names must not be folded for one
     if own:
-        console.print(table(own, settings))
+        console.print(table(own, settings, repeat=not console.is_terminal))
     if missing:
         names = ", ".join(missing)
         raise click.ClickException(f"missing: {names}; dispatcher topics --create makes them")
@@ -58,8 +58,11 @@ def _is_own(name: str, settings: Settings) -> bool:
     return name in settings.topics.events or name.startswith(settings.topics.prefix)
 
 
-def table(found: Sequence[TopicInfo], settings: Settings) -> Table:
-    """Return a row per partition. Lag counts from the commit, or from the earliest record where there is none."""
+def table(found: Sequence[TopicInfo], settings: Settings, *, repeat: bool) -> Table:
+    """Return a row per partition, with the topic's name in each (`repeat`) or in the first alone.
+
+    Lag counts from the commit, or from the earliest record where there is none.
+    """
     shown = Table(
         box=box.SIMPLE_HEAD, title=f"group {settings.group}", title_justify="left", title_style="dim"
     )
@@ -70,7 +73,7 @@ def table(found: Sequence[TopicInfo], settings: Settings) -> Table:
         consumed = topic.name in settings.topics.events
         for number, partition in enumerate(sorted(topic.partitions, key=lambda one: one.partition)):
             shown.add_row(
-                topic.name if number == 0 else "",
+                topic.name if repeat or number == 0 else "",
                 str(partition.partition),
                 str(partition.earliest),
                 str(partition.latest),

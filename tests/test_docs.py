@@ -1,0 +1,86 @@
+"""The documentation names things that are there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dispatcher.cli import main
+from dispatcher.core.results import Reason
+from dispatcher.metrics import Metrics
+from dispatcher.settings import names
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], key=str)
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as the forges make it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)), target
+
+
+def test_every_direct_dependency_has_its_reason_and_no_other() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"]]
+    for group in project["dependency-groups"].values():
+        wanted += [entry for entry in group if isinstance(entry, str)]
+    listed = re.findall(
+        r"^\| (?!package )([a-z].*?) \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE
+    )
+    assert sorted(name for row in listed for name in row.split(", ")) == sorted(
+        re.split(r"[><=~! \[]", entry)[0] for entry in wanted
+    )
+
+
+def known_metrics() -> set[str]:
+    return {
+        sample
+        for family in Metrics(CollectorRegistry()).collect()
+        for sample in (family.name, f"{family.name}_total")
+    }
+
+
+def test_the_metrics_of_the_operations_page_exist() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    named = set(re.findall(r"\bdispatcher_[a-z_]+", text))
+    assert len(named) > 5
+    assert named - known_metrics() == set()
+
+
+def test_the_operations_page_explains_every_reason_of_a_failed_attempt() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    assert {reason for reason in Reason if f"`{reason}`" not in text} <= {
+        Reason.CANCELLED,
+        Reason.PROXY_ERROR,
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_and_commands_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    groups = {name.partition(".")[0] for name in names() if "." in name}
+    written = re.findall(rf"`((?:{'|'.join(groups)})\.[a-z_]+)[`:]", text)
+    assert set(written) - {*names(), "core.py", "engine.py"} == set()
+    variables = set(re.findall(r"\bDISPATCHER_[A-Z_]+", text)) - {
+        "DISPATCHER_TEST_KAFKA",
+        "DISPATCHER_CONFIG",
+    }
+    assert variables - {"DISPATCHER_" + name.upper().replace(".", "__") for name in names()} == set()
+    commands = set(re.findall(r"(?:^|`| )dispatcher ([a-z]+(?:-[a-z]+)?)(?= -|`| --|$)", text, re.MULTILINE))
+    assert {command for command in commands if f"`dispatcher {command}" in text} - set(main.commands) == set()
