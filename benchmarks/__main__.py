@@ -1,0 +1,85 @@
+"""`python -m benchmarks`: what `make bench` runs. Exit codes: 0 done, 1 the daemon did wrong, 2 can't be run here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks import end_to_end, micro
+from benchmarks.harness import CORES, RESULTS, CannotRun, Section
+
+ALL = ("transport", "end-to-end", "embedded", "micro")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure the dispatcher beside wrk. Needs Linux, two cores, nginx, wrk, Java and Maven.",
+    )
+    parser.add_argument(
+        "what", nargs="*", default=["all"], metavar="WHAT", help=f"all, or some of {', '.join(ALL)}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small counts, one run: a smoke test; RESULTS.md stays"
+    )
+    parser.add_argument("--runs", type=int, help="measurements in turns with wrk (5)")
+    parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
+    parser.add_argument(
+        "--profile", action="store_true", help="one more run under py-spy: table and flame graph"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="the page to put the sections into (benchmarks/RESULTS.md)"
+    )
+    given = parser.parse_args()
+    unknown = [what for what in given.what if what not in (*ALL, "all")]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}: choose from all, {', '.join(ALL)}")
+    for name in ("runs", "events"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1")
+    return given
+
+
+def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    chosen = ALL if "all" in given.what else [what for what in ALL if what in given.what]
+    end_to_end_options = {
+        "quick": given.quick,
+        "profile": given.profile,
+        "count": given.events,
+        "runs": given.runs,
+    }
+    for what in chosen:
+        match what:
+            case "end-to-end":
+                yield lambda: end_to_end.run(command, **end_to_end_options)
+            case "embedded":
+                yield lambda: end_to_end.run_embedded(command, **end_to_end_options)
+            case "micro":
+                yield lambda: micro.run(command, quick=given.quick)
+
+
+def main() -> int:
+    given = _arguments()
+    results = given.results or (None if given.quick else RESULTS)
+    try:
+        # Everything here but what is measured belongs on the server's core; children inherit it.
+        os.sched_setaffinity(0, {CORES.server})
+        for section in _sections(given):
+            section().report(results)
+    except CannotRun as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except end_to_end.Wrong as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

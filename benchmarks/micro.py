@@ -1,0 +1,213 @@
+"""What each step of a delivery costs by itself: microseconds, on one core, without sockets.
+
+The sum is a lower bound of the daemon's own time per delivery; what is missing from it are the
+system calls, the event loop, and the broker's client. Each cleverness for speed has its line here,
+so that its loss would show.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from functools import partial
+
+import orjson
+
+from benchmarks.harness import CORES, NOW, SECRET, Section, Table, envelope, micros, on_core, per_call
+from dispatcher.broker.base import StoredRecord
+from dispatcher.core.events import decode
+from dispatcher.core.lanes import Lane
+from dispatcher.core.netguard import Origin
+from dispatcher.core.offsets import PartitionTracker
+from dispatcher.core.policy import RetryPolicy, decide
+from dispatcher.core.request import build
+from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.core.signing import make_signers
+from dispatcher.core.subscriptions import Index, Status, Subscription
+from dispatcher.core.wheel import Wheel
+from dispatcher.metrics import ATTEMPT_BUCKETS, Histogram
+
+Loop = Callable[[int], object]  # does its thing so many times
+
+
+def _subscription(number: int = 0, secrets: tuple[str, ...] = (SECRET,)) -> Subscription:
+    """A tenant's only one, for `orders.*`."""
+    return Subscription(
+        id=f"sub_{number}",
+        tenant=f"tenant-{number}",
+        origin=Origin("https", "hooks.example.com", 443),
+        target="/webhooks",
+        event_types=("orders.*",),
+        secrets=secrets,
+        signatures=("v1",),
+        headers=(),
+        thin=False,
+        timeout=15.0,
+        max_in_flight=16,
+        retry=RetryPolicy((5.0, 300.0), 0.1),
+        status=Status.ACTIVE,
+    )
+
+
+def _record(value: bytes, headers: tuple[tuple[str, bytes | None], ...] = ()) -> StoredRecord:
+    return StoredRecord("events", 0, 1, NOW * 1000, None, value, headers)
+
+
+def _repeat(call: Callable[[], object]) -> Loop:
+    def loop(n: int) -> None:
+        for _ in itertools.repeat(None, n):
+            call()
+
+    return loop
+
+
+def _decode() -> dict[str, Loop]:
+    _, body = envelope(1)
+    structured = orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": "1",
+            "source": "/bench",
+            "type": "orders.item.created",
+            "data": orjson.loads(body),
+        }
+    )
+    records = {
+        "JSON envelope": _record(body),
+        "header-routed": _record(
+            body, (("type", b"orders.item.created"), ("id", b"evt_1"), ("tenant", b"tenant-0"))
+        ),
+        "CloudEvents binary": _record(
+            body,
+            (
+                ("ce_specversion", b"1.0"),
+                ("ce_id", b"evt_1"),
+                ("ce_source", b"/bench"),
+                ("ce_type", b"orders.item.created"),
+                ("content-type", b"application/json"),
+            ),
+        ),
+        "CloudEvents structured": _record(structured, (("content-type", b"application/cloudevents+json"),)),
+    }
+    return {f"decode, {name}": _repeat(partial(decode, record)) for name, record in records.items()}
+
+
+def _match() -> dict[str, Loop]:
+    index = Index([_subscription(number) for number in range(10_000)])
+    tenants = [f"tenant-{number}" for number in range(0, 10_000, 10)]
+
+    def loop(n: int) -> None:
+        match = index.match
+        for tenant in itertools.islice(itertools.cycle(tenants), n):
+            match(tenant, "orders.item.created")
+
+    return {"match, one of 10,000 subscriptions": loop}
+
+
+def _request() -> dict[str, Loop]:
+    _, body = envelope(1)
+    event = decode(_record(body))
+    plain = _subscription()
+    rotating = _subscription(secrets=(SECRET, "whsec_" + "A" * 32))
+    signers = make_signers((SECRET,), ("v1",))
+    return {
+        "sign, v1": _repeat(lambda: signers.header_lines(b"evt_0000000001", b"1700000000", body)),
+        "build the request, signed": _repeat(lambda: build(plain, event, NOW)),
+        "build the request, two secrets": _repeat(lambda: build(rotating, event, NOW)),
+    }
+
+
+def _track() -> dict[str, Loop]:
+    def in_order(n: int) -> None:
+        tracker = PartitionTracker("events", 0, 0)
+        for offset in range(n):
+            tracker.track(offset, 1)
+            if offset >= 1000:
+                tracker.settle(offset - 1000)
+
+    def shuffled(n: int) -> None:
+        tracker = PartitionTracker("events", 0, 0)
+        for begin in range(0, n, 1000):
+            for offset in range(begin, begin + 1000):
+                tracker.track(offset, 1)
+            for step in order:
+                tracker.settle(begin + step)
+
+    order = list(range(1000))
+    random.Random(1).shuffle(order)
+    return {"track and settle, in order": in_order, "track and settle, out of order": shuffled}
+
+
+def _lane() -> dict[str, Loop]:
+    item = object()
+
+    def loop(n: int) -> None:
+        lane: Lane[object] = Lane(8)
+        for _ in range(64):
+            lane.offer("sub_0", 16, item)
+        for _ in itertools.repeat(None, n):
+            lane.offer("sub_0", 16, item)
+            taken = lane.take()
+            assert taken is not None
+            lane.release(taken[1])
+
+    def shared(n: int) -> None:
+        lane: Lane[object] = Lane(8)
+        keys = [f"sub_{number}" for number in range(100)]
+        for key in keys:
+            lane.offer(key, 16, item)
+        for key in itertools.islice(itertools.cycle(keys), n):
+            lane.offer(key, 16, item)
+            taken = lane.take()
+            assert taken is not None
+            lane.release(taken[1])
+
+    return {"lane: offer, take, release": loop, "the same among 100 subscriptions": shared}
+
+
+def _wheel() -> dict[str, Loop]:
+    def cancelled(n: int) -> None:
+        wheel: Wheel[int] = Wheel(0.0)
+        for number in range(n):
+            wheel.cancel(wheel.add(15.0 + number * 1e-5, number))
+
+    def fired(n: int) -> None:
+        wheel: Wheel[int] = Wheel(0.0)
+        rng = random.Random(1)
+        for number in range(n):
+            wheel.add(rng.random() * 30, number)
+        now = 0.0
+        while wheel:
+            now += 0.01
+            wheel.advance(now)
+
+    return {"wheel: add, cancel": cancelled, "wheel: add, advance until due": fired}
+
+
+def _decide() -> dict[str, Loop]:
+    policy = RetryPolicy((5.0, 300.0), 0.1)
+    refused = Failure(Reason.CONNECT_REFUSED)
+    busy = Response(503, retry_after="120")
+    return {
+        "decide, no answer": _repeat(lambda: decide(refused, 1, policy, NOW, 0.5, 30.0)),
+        "decide, 503 with Retry-After": _repeat(lambda: decide(busy, 1, policy, NOW, 0.5, 30.0)),
+    }
+
+
+def _observe() -> dict[str, Loop]:
+    histogram = Histogram(ATTEMPT_BUCKETS)
+    return {"Histogram.observe": _repeat(lambda: histogram.observe(0.0031))}
+
+
+def run(command: str, *, quick: bool) -> Section:
+    """Every step, on the client core."""
+    section = Section("Micro-benchmarks", command)
+    table = Table(("step, 1 KiB body", "us"))
+    with on_core(CORES.client):
+        for part in (_decode, _match, _request, _track, _lane, _wheel, _decide, _observe):
+            for name, loop in part().items():
+                table.add(name, micros(per_call(loop, repeats=3 if quick else 11)))
+    section.add(table)
+    section.add("Medians of 11 runs of some 50 ms each; the loop around a call (0.05 us) is not taken off.")
+    return section

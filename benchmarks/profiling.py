@@ -1,0 +1,203 @@
+"""Where the daemon's time goes: py-spy attached to it, its samples sorted by what the work is for.
+
+py-spy reads the process from outside, so what is measured runs as it always does, slowed by some
+percent. It sees Python frames only: C code (a system call, a hash, the HTTP parser) counts for the
+Python function that called it, and what the event loop does by itself counts as the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+from xml.sax.saxutils import escape
+from zlib import crc32
+
+from benchmarks.harness import CORES, PROFILES, CannotRun, Table, end, pinned
+
+_RATE: Final = 500  # samples a second
+
+# What a frame's work is for; the frame nearest to the leaf that stands here decides. `file:function`, both patterns.
+_WORK: Final = (
+    (r"core/signing\.py:", "sign"),
+    (r"core/request\.py:", "build the request"),
+    (r"core/events\.py:", "decode"),
+    (r"core/subscriptions\.py:", "match"),
+    (r"core/lanes\.py:|engine\.py:(_queue|_pump|_owe)$", "queue"),
+    (r"core/offsets\.py:|engine\.py:(_settle|_check_room)$", "track and settle"),
+    (r"metrics\.py:|prometheus_client/", "metrics"),
+    (
+        r"transport/connection\.py:(data_received|buffer_updated|get_buffer|on_\w+|_\w*(parse|message|body)\w*)$",
+        "receive and parse",
+    ),
+    (r"transport/tls\.py:", "TLS"),
+    (r"transport/", "send"),
+    (r"logs?\.py:|structlog/|logging/", "log"),
+    (r"engine\.py:_?commit\w*$|aiokafka/.*(commit|coordinator)", "commit"),
+    (r"aiokafka/|broker/", "consume"),
+    (r"aiohttp/|api/", "the HTTP side (scrapes)"),
+    (r"timers\.py:|core/wheel\.py:", "timers"),
+    (r"engine\.py:_take_up$|engine\.py:_consume$", "take up"),
+    (r"engine\.py:", "attempt and its result"),
+    (r"uvloop|asyncio/|dispatcher/(cli|app|__main__)\.py:|<module>", "event loop"),
+)
+
+
+class Profile:
+    """The samples of one run."""
+
+    def __init__(self, title: str) -> None:
+        program = shutil.which("py-spy")
+        if program is None:
+            raise CannotRun(
+                "not found: py-spy. `pip install py-spy` (in any environment on the PATH) brings it"
+            )
+        self._program = program
+        self._name = re.sub(r"[^a-z]+", "-", title.lower())
+        self._stacks: Counter[tuple[str, ...]] = Counter()
+
+    @contextlib.contextmanager
+    def of(self, pid: int) -> Iterator[None]:
+        """Watch the process while the block runs. Leaves the folded stacks in benchmarks/profiles/."""
+        with tempfile.TemporaryDirectory(prefix="bench-profile-") as folder:
+            folded = Path(folder, "folded")
+            command = [self._program, "record", "--pid", str(pid), "--format", "raw", "--rate", str(_RATE)]
+            spy = subprocess.Popen(
+                pinned(
+                    CORES.server, [*command, "--duration", "600", "--nonblocking", "--output", str(folded)]
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            try:
+                yield
+            finally:
+                end(spy, signal.SIGINT)
+            if not folded.exists():
+                said = spy.stderr.read().decode() if spy.stderr else ""
+                raise CannotRun(f"py-spy brought nothing: {said.strip()}")
+            self._read(folded.read_text())
+        PROFILES.mkdir(exist_ok=True)
+        (PROFILES / f"{self._name}.svg").write_text(flame_graph(self._stacks), encoding="utf-8")
+
+    def _read(self, text: str) -> None:
+        for line in text.splitlines():
+            stack, _, count = line.rpartition(" ")
+            frames = tuple(_frame(frame) for frame in stack.split(";"))
+            self._stacks[frames] += int(count)
+
+    def table(self, cpu: float) -> Table:
+        """Microseconds per delivery by what they are for; `cpu` are the seconds of one delivery altogether."""
+        work: Counter[str] = Counter()
+        for frames, count in self._stacks.items():
+            work[_purpose(frames)] += count
+        total = sum(work.values()) or 1
+        table = Table(("where the time goes (py-spy)", "us per delivery", "share"))
+        for name, count in work.most_common():
+            table.add(name, f"{cpu * 1e6 * count / total:.1f}", f"{count / total:.0%}")
+        table.add("together", f"{cpu * 1e6:.1f}", "100%")
+        return table
+
+    def top(self, number: int = 30) -> Table:
+        """The functions in which most time was spent, what they called not included."""
+        own: Counter[str] = Counter()
+        for frames, count in self._stacks.items():
+            own[frames[-1]] += count
+        total = sum(own.values()) or 1
+        table = Table(("function", "own share"))
+        for name, count in own.most_common(number):
+            table.add(f"`{name}`", f"{count / total:.1%}")
+        return table
+
+
+def _frame(text: str) -> str:
+    """`file:function`, the file from its package on."""
+    found = re.fullmatch(r"(.+) \((.+?)(?::\d+)?\)", text)
+    if found is None:
+        return text
+    name, file = found[1], found[2]
+    for root in ("site-packages/", "lib/python3.11/", "/dispatcher/"):
+        if root in file:
+            file = (
+                file.rpartition(root)[2]
+                if root != "/dispatcher/"
+                else "dispatcher/" + file.rpartition(root)[2]
+            )
+            break
+    return f"{file}:{name}"
+
+
+def _purpose(frames: tuple[str, ...]) -> str:
+    for frame in reversed(frames):
+        for pattern, name in _WORK:
+            if re.search(pattern, frame):
+                return name
+    return "other"
+
+
+# The flame graph: one SVG without scripts. Hovering shows a frame's share.
+
+_WIDTH: Final = 1400
+_HEIGHT: Final = 17
+
+
+class _Node:
+    """A frame below the same callers."""
+
+    __slots__ = ("below", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.below: dict[str, _Node] = {}
+
+
+def flame_graph(stacks: Mapping[tuple[str, ...], int]) -> str:
+    """Frames as boxes, callers below callees, as wide as their share of the samples."""
+    root = _Node()
+    for frames, count in stacks.items():
+        root.count += count
+        node = root
+        for frame in frames:
+            node = node.below.setdefault(frame, _Node())
+            node.count += count
+    total = root.count or 1
+    boxes: list[str] = []
+    deepest = 0
+
+    def draw(node: _Node, depth: int, left: float) -> None:
+        nonlocal deepest
+        for name, child in sorted(node.below.items()):
+            width = child.count / total * _WIDTH
+            if width >= 0.5:
+                deepest = max(deepest, depth)
+                boxes.append(_box(name, child.count / total, depth, left, width))
+                draw(child, depth + 1, left)
+            left += width
+
+    draw(root, 0, 0.0)
+    height = (deepest + 1) * _HEIGHT
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-height} {_WIDTH} {height}" width="{_WIDTH}" '
+        f'font-family="monospace" font-size="11">\n' + "\n".join(boxes) + "\n</svg>\n"
+    )
+
+
+def _box(name: str, share: float, depth: int, left: float, width: float) -> str:
+    # The colour is the file's, so that a module is recognised.
+    hue = crc32(name.partition(":")[0].encode()) % 360
+    top = -(depth + 1) * _HEIGHT
+    room = int(width / 6.8)
+    short = name if len(name) <= room else name.rpartition(":")[2]
+    label = escape(short) if len(short) <= room else ""
+    return (
+        f'<g><title>{escape(name)} {share:.1%}</title><rect x="{left:.1f}" y="{top}" width="{width:.1f}" '
+        f'height="{_HEIGHT - 1}" fill="hsl({hue},60%,75%)"/><text x="{left + 2:.1f}" y="{top + 12}">{label}</text></g>'
+    )
