@@ -532,12 +532,13 @@ class _Partition:
 
 
 class _Topic:
-    __slots__ = ("compacted", "config", "deleted", "largest", "name", "partitions", "settings")
+    """A topic; its settings are complete."""
 
-    def __init__(self, name: str, config: dict[str, str]) -> None:
+    __slots__ = ("compacted", "deleted", "largest", "name", "partitions", "settings")
+
+    def __init__(self, name: str, settings: dict[str, str]) -> None:
         self.name = name
-        self.config = config
-        self.settings = DEFAULTS | config
+        self.settings = settings
         policies = {policy.strip() for policy in self.settings["cleanup.policy"].split(",")}
         self.compacted = "compact" in policies
         self.deleted = "delete" in policies
@@ -565,12 +566,18 @@ class SqliteBroker:
         self,
         path: Path,
         *,
+        partitions: int = DEFAULT_PARTITIONS,
+        retention: float = 7 * 86400.0,
         offset_reset: str = "earliest",
         rebalance_timeout: float = 60.0,
         maintenance_interval: float = 60.0,
     ) -> None:
-        """`offset_reset` says where a group without a committed offset starts; intervals in seconds."""
+        """`partitions` and `retention` (seconds) are for topics that don't say; `offset_reset` is where a
+        group without a committed offset starts; intervals in seconds.
+        """
         self._path = path
+        self._default_partitions = partitions
+        self._defaults = DEFAULTS | {"retention.ms": str(round(retention * 1000))}
         self._from_latest = offset_reset == "latest"
         self._rebalance_timeout = rebalance_timeout
         self._maintenance_interval = maintenance_interval
@@ -612,7 +619,7 @@ class SqliteBroker:
         for meta in found:
             topic = self._topics.get(meta.topic)
             if topic is None:
-                topic = self._topics[meta.topic] = _Topic(meta.topic, meta.config)
+                topic = self._topics[meta.topic] = _Topic(meta.topic, self._defaults | meta.config)
             partition = _Partition(meta, topic)
             topic.partitions.append(partition)
             self._partitions[meta.id] = partition
@@ -691,7 +698,7 @@ class SqliteBroker:
         for spec in missing:
             if spec.name in self._topics:
                 continue  # named twice, or created by another call meanwhile
-            partitions = spec.partitions or DEFAULT_PARTITIONS
+            partitions = spec.partitions or self._default_partitions
             try:
                 await self._write(
                     partial(_File.create, name=spec.name, partitions=partitions, config=spec.config),
