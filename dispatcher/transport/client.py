@@ -1,0 +1,169 @@
+"""The transport as the engine sees it: exchanges in, results out.
+
+`send` never queues and never waits: a pooled connection or a new one carries the exchange, within
+its deadline, and its `done` is called with what came of it. Pools are made when an origin is first
+used, and forgotten when nothing of theirs is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+
+from dispatcher.core.netguard import Guard, Origin
+from dispatcher.core.results import Failure, Reason
+from dispatcher.settings import DeliverySettings, NetworkSettings
+from dispatcher.tasks import Tasks
+from dispatcher.timers import Timers
+from dispatcher.transport import tls
+from dispatcher.transport.base import Exchange
+from dispatcher.transport.connection import Shared, report
+from dispatcher.transport.dial import Lookup, Route
+from dispatcher.transport.pool import Pool
+from dispatcher.transport.resolver import Resolver
+from dispatcher.transport.tls import ClientCertificate
+
+_CLOSE_LIMIT = 2.0  # seconds for sockets to close after everything was given up
+
+_Key = Origin | tuple[Origin, ClientCertificate]
+
+
+class Transport:
+    """HTTP/1.1 to everybody. One for the process; make it on the running loop."""
+
+    def __init__(
+        self,
+        *,
+        delivery: DeliverySettings,
+        network: NetworkSettings,
+        guard: Guard,
+        timers: Timers,
+        tasks: Tasks | None = None,
+        lookup: Lookup | None = None,
+    ) -> None:
+        """`lookup` replaces DNS (for tests). Raises OSError when `network.ca_file` can't be read."""
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._tasks = tasks if tasks is not None else Tasks()
+        self._ca_file = str(network.ca_file) if network.ca_file is not None else None
+        self._contexts: dict[ClientCertificate | None, ssl.SSLContext] = {None: tls.context(self._ca_file)}
+        self._lookup: Lookup = (
+            lookup if lookup is not None else Resolver.from_settings(network, timers, self._tasks)
+        )
+        self._shared = Shared(
+            loop,
+            timers,
+            response_cap=delivery.response_cap,
+            idle_timeout=delivery.idle_timeout,
+            max_age=delivery.connection_max_age,
+            max_requests=delivery.connection_max_requests,
+        )
+        self._route = Route(
+            guard=guard,
+            lookup=self._lookup,
+            tasks=self._tasks,
+            context=self._context,
+            connect_timeout=delivery.connect_timeout,
+            bind=(network.bind,) if network.bind is not None else (),
+        )
+        self._pools: dict[_Key, Pool] = {}
+        self._closing = False
+
+    def send(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
+        """Carry the exchange to `origin`, with the certificate to prove ourselves with.
+
+        Connections with different certificates are never shared. A certificate that can't be read
+        is a Failure(TLS_FAILED).
+        """
+        key: _Key = origin if certificate is None else (origin, certificate)
+        pool = self._pools.get(key)
+        if pool is None:
+            if self._closing:
+                self._loop.call_soon(report, exchange, Failure(Reason.CANCELLED, "the transport is closed"))
+                return
+            pool = self._pools[key] = Pool(origin, certificate, self._shared, self._route, self._drop)
+        pool.send(exchange)
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Give the exchange up and close what carried it; its result is Failure(CANCELLED).
+
+        Looks at every pool: nothing is kept per exchange that would be quicker. An exchange that is over is ignored.
+        """
+        for pool in list(self._pools.values()):
+            for dial in pool.dials:
+                if dial.exchange is exchange:
+                    dial.fail(Failure(Reason.CANCELLED, "cancelled"))
+                    return
+        for connection in self._shared.open:
+            if connection.exchange is exchange:
+                connection.cancel("cancelled")
+                return
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Let what is under way end for `grace` seconds, then give it up; nothing is open afterwards."""
+        self._closing = True
+        shared = self._shared
+        for pool in list(self._pools.values()):
+            for connection in list(pool.idle):
+                connection.close()
+        for connection in shared.open:
+            connection.retire()
+        end = self._loop.time() + grace
+        while self._pools and self._loop.time() < end:  # noqa: ASYNC110 - once, at the end: not worth an event
+            await asyncio.sleep(0.02)
+        cancelled = Failure(Reason.CANCELLED, "the dispatcher is stopping")
+        for pool in list(self._pools.values()):
+            for dial in list(pool.dials):
+                dial.fail(cancelled)
+        for connection in list(shared.open):
+            if connection.exchange is not None:
+                connection.cancel(cancelled.detail)
+        end = self._loop.time() + _CLOSE_LIMIT
+        while shared.open and self._loop.time() < end:
+            await asyncio.sleep(0.01)
+            for connection in list(shared.open):
+                connection.abort()
+        await self._lookup.close()
+        await self._tasks.stop()
+
+    # -- What metrics read
+
+    @property
+    def connections_opened(self) -> int:
+        """Sockets connected since the start."""
+        return self._shared.opened
+
+    @property
+    def connections_closed(self) -> int:
+        """Of those, the ones that are closed."""
+        return self._shared.closed
+
+    @property
+    def resent(self) -> int:
+        """Exchanges sent once more because the endpoint had given up the pooled connection."""
+        return self._shared.resent
+
+    def connections(self) -> Mapping[str, int]:
+        """Connections by what they do now."""
+        idle = sum(len(pool.idle) for pool in self._pools.values())
+        dials = sum(len(pool.dials) for pool in self._pools.values())
+        busy = sum(connection.exchange is not None for connection in self._shared.open)
+        return {"idle": idle, "busy": busy, "connecting": dials}
+
+    def __len__(self) -> int:
+        """Pools that exist."""
+        return len(self._pools)
+
+    # -- What pools and dials ask
+
+    def _drop(self, pool: Pool) -> None:
+        key: _Key = pool.origin if pool.certificate is None else (pool.origin, pool.certificate)
+        if self._pools.get(key) is pool:
+            del self._pools[key]
+
+    def _context(self, certificate: ClientCertificate | None) -> ssl.SSLContext:
+        context = self._contexts.get(certificate)
+        if context is None:
+            context = self._contexts[certificate] = tls.context(self._ca_file, certificate)
+        return context

@@ -1,0 +1,810 @@
+"""One connection to an endpoint: requests out, responses in, nothing an endpoint does can hurt.
+
+Delivering over HTTP/1.1 is what this program spends its time on, so this file is written for
+speed, and the endpoints belong to strangers, so it is written for suspicion. How both go together:
+
+- **Completion by callback.** The exchange is stored, its request written, and `data_received`
+  finishes it: no future, task or timer per request. asyncio's streams, a future per request and
+  aiohttp's client were measured at 1.3 to 10 times the cost.
+- **One lazy timer per connection.** An exchange nearly always ends before its deadline, so a timer
+  per exchange would be set only to be cancelled. Here one entry stands in the wheel; when it comes up
+  it looks at the deadline of the exchange that is there *now*, and moves on to it. A new exchange
+  adds an entry only if its deadline is earlier than that. Idle expiry and maximum age use the same entry.
+- **Header fields are read only when somebody wants them.** llhttp checks the syntax of all of them in C,
+  but a Python call per field costs a microsecond per response. So the first parser has no callback for
+  fields. What it read is kept until the head is complete, and a second one (`_Look`) goes over the same
+  bytes where a field matters: a status that isn't 2xx (Retry-After, Location), the first response of
+  a connection (Keep-Alive), more lines than a head may have. Being the same parser, it reads the same.
+- **Strict first, lenient second.** llhttp doesn't tell that a leniency was used. So when the strict
+  parser refuses a head, a lenient one goes over the kept bytes, and the connection isn't used again.
+- **TLS inside the protocol** (`SecureConnection`): `ssl.MemoryBIO` between socket and parser. The
+  loop's own TLS costs twice as much per request, and hides close_notify and partial writes.
+
+Rules:
+
+1. At most one exchange at a time. It leaves `_exchange` before its `done` is called, so `done`
+   happens once whatever follows.
+2. A connection is reused only if the response was parsed strictly to its end, nothing followed it,
+   both sides keep it alive, the whole request has left the process, and neither age nor number of
+   requests say otherwise.
+3. Bytes or an end of file on an idle connection close it. (TLS housekeeping isn't bytes.)
+4. Once a head is complete its status is the result, however the body ends: cut off, too long or
+   malformed. Except for the deadline, which is over head and body.
+5. A connection that has completed a response before, and ends before the first byte of the next one,
+   hands the exchange back for a fresh connection. A fresh one never does.
+6. No bytes from outside raise: parser, TLS and socket errors end in a Result.
+7. `abort()` and `close()` take the connection out of its pool at once; the socket follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+from functools import lru_cache
+from typing import Final, Protocol, cast
+
+import httptools
+import structlog
+from httptools import HttpParserError, HttpParserUpgrade
+
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.wheel import Entry
+from dispatcher.timers import Callback, Timers
+from dispatcher.transport import tls
+from dispatcher.transport.base import Exchange
+
+log = structlog.get_logger(__name__)
+
+MAX_HEAD: Final = 32 * 1024  # bytes of status line and fields, interim responses included
+MAX_FIELDS: Final = 100
+MAX_INTERIM: Final = 16
+KEPT_BODY: Final = 1024  # bytes of the body that go into the result
+_MAX_VALUE: Final = 2048  # characters kept of a field value
+_SLICE: Final = 16 * 1024  # the most that is parsed without looking at the caps in between
+_FEW_BYTES: Final = MAX_FIELDS * 4  # a head below this can't have too many fields: "a:\r\n" each
+_RECORD: Final = 16 * 1024  # plaintext of one TLS record at most
+_LINGER: Final = 5.0  # seconds a closing connection may take to flush
+_NEVER: Final = float("inf")
+
+
+class Owner(Protocol):
+    """The pool, as its connections see it."""
+
+    idle: list[Connection]
+
+    def left(self, connection: Connection) -> None:
+        """It is no longer a member: closed, or about to be."""
+
+    def resend(self, exchange: Exchange) -> None:
+        """Carry the exchange on a fresh connection."""
+
+
+class Opening(Protocol):
+    """Whoever opens a connection, told how far it is. See `dial.py`."""
+
+    def made(self, connection: Connection) -> None:
+        """The socket is connected. Says what to do next (`use`, `secure`) before this returns, or aborts it."""
+
+    def secured(self, connection: Connection) -> None:
+        """TLS stands."""
+
+    def failed(self, connection: Connection, failure: Failure) -> None:
+        """It is closed again, before it could be used."""
+
+
+class Shared:
+    """What all connections of one transport have in common: clock, timers, limits, counters."""
+
+    __slots__ = (
+        "closed",
+        "gate",
+        "idle_timeout",
+        "loop",
+        "max_age",
+        "max_requests",
+        "open",
+        "opened",
+        "resent",
+        "response_cap",
+        "timers",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timers: Timers,
+        *,
+        response_cap: int,
+        idle_timeout: float,
+        max_age: float,
+        max_requests: int,
+    ) -> None:
+        """Sizes in bytes, times in seconds."""
+        self.loop = loop
+        self.timers = timers
+        self.gate = tls.Gate(loop)
+        self.response_cap = response_cap
+        self.idle_timeout = idle_timeout
+        self.max_age = max_age
+        self.max_requests = max_requests
+        self.open: set[Connection] = set()  # every connection that has a socket
+        self.opened = 0
+        self.closed = 0
+        self.resent = 0
+
+
+class _Stop(Exception):
+    """What follows is of no interest."""
+
+
+class _Look:
+    """A second parser over a head that was kept, for its fields. Those of the last head win."""
+
+    __slots__ = ("complete", "count", "keep_alive", "location", "parser", "retry_after")
+
+    def __init__(self, head: bytes, *, lenient: bool) -> None:
+        self._reset()
+        self.complete = False
+        self.parser = _parser(self, lenient=lenient)
+        # The first parser has judged these bytes; here only the fields count.
+        with contextlib.suppress(HttpParserError, HttpParserUpgrade):
+            self.parser.feed_data(head)
+        del self.parser  # it holds this object
+
+    def _reset(self) -> None:
+        self.count = 0
+        self.retry_after: str | None = None
+        self.location: str | None = None
+        self.keep_alive = b""
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise _Stop
+        self._reset()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.complete:
+            raise _Stop  # a trailer field
+        self.count += 1
+        length = len(name)
+        # The first of several wins, as with every other client.
+        if length == 11:
+            if self.retry_after is None and name.lower() == b"retry-after":
+                self.retry_after = value[:_MAX_VALUE].decode("latin-1").strip()
+        elif length == 8:
+            if self.location is None and name.lower() == b"location":
+                self.location = value[:_MAX_VALUE].decode("latin-1").strip()
+        elif length == 10 and name.lower() == b"keep-alive":
+            self.keep_alive = self.keep_alive or value
+
+    def on_headers_complete(self) -> None:
+        self.complete = self.parser.get_status_code() >= 200
+
+
+def _parser(protocol: object, *, lenient: bool = False) -> httptools.HttpResponseParser:
+    parser = httptools.HttpResponseParser(protocol)
+    if lenient:
+        # All of them: the connection won't be used again, so nothing can get out of step.
+        parser.set_dangerous_leniencies(
+            lenient_headers=True,
+            lenient_chunked_length=True,
+            lenient_keep_alive=True,
+            lenient_transfer_encoding=True,
+            lenient_version=True,
+            lenient_data_after_close=True,
+            lenient_optional_lf_after_cr=True,
+            lenient_optional_cr_before_lf=True,
+            lenient_optional_crlf_after_chunk=True,
+            lenient_spaces_after_chunk_size=True,
+        )
+    return parser
+
+
+_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+_MAX = re.compile(rb"(?:^|[,;\s])max\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+
+@lru_cache(maxsize=256)
+def keep_alive(value: bytes) -> tuple[float, int | None]:
+    """What `Keep-Alive: timeout=5, max=100` grants: seconds that an idle connection is safe to use, requests.
+
+    The server counts from when it sent the response and closes on time, so a second (half the time,
+    when it is short) is taken off for the way there and back.
+    """
+    timeout, most = _TIMEOUT.search(value), _MAX.search(value)
+    seconds = _NEVER
+    if timeout is not None:
+        given = int(timeout[1])
+        seconds = given - 1.0 if given > 1 else given / 2
+    return seconds, int(most[1]) if most is not None else None
+
+
+class Connection(asyncio.Protocol):
+    """A connection without TLS; `SecureConnection` adds it."""
+
+    __slots__ = (
+        "_armed",
+        "_body",
+        "_body_size",
+        "_complete",
+        "_entry",
+        "_exchange",
+        "_expires",
+        "_fresh",
+        "_gone",
+        "_head",
+        "_idle_for",
+        "_interim",
+        "_keep",
+        "_lenient",
+        "_opening",
+        "_owner",
+        "_parser",
+        "_paused",
+        "_raw",
+        "_responses",
+        "_retire_at",
+        "_shared",
+        "_status",
+        "_transport",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
+        self._shared = shared
+        self._owner = owner
+        self._opening: Opening | None = opening
+        self._exchange: Exchange | None = None
+        self._gone = False  # abandoned or closed: nothing that still comes from the socket matters
+        self._fresh = True  # no response so far
+        self._lenient = False
+        self._paused = False
+        self._entry: Entry[Callback] | None = None
+        self._armed = _NEVER
+        self._expires = _NEVER
+        self._retire_at = shared.loop.time() + shared.max_age
+        self._idle_for = shared.idle_timeout
+        self._responses = shared.max_requests  # how many more this connection may bring
+        self._parser: httptools.HttpResponseParser | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the last response."""
+        self._status = 0  # of the last complete head
+        self._head = b""  # what was received until the head was complete, and what came with it
+        self._raw = 0  # bytes received after that
+        self._body = b""
+        self._body_size = 0
+        self._interim = 0
+        self._complete = False
+        self._keep = False
+
+    # -- The socket's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses of asyncio's, so nothing can be asserted.
+        self._transport = cast("asyncio.Transport", transport)
+        shared = self._shared
+        shared.opened += 1
+        if self._gone:  # lost the race, or came too late
+            shared.closed += 1
+            self._transport.abort()
+            return
+        shared.open.add(self)
+        if self._opening is not None:
+            self._opening.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange is None:
+            self._unsolicited()
+            return
+        self._feed(data)
+        if self._complete:
+            self._finish()
+
+    def eof_received(self) -> None:
+        # Not left to the loop: it would flush the request first, which the endpoint need not read.
+        self._ended(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(exc)
+        self._dropped()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+
+    # -- The pool's side
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What it carries now."""
+        return self._exchange
+
+    def use(self, exchange: Exchange) -> None:
+        """Begin with the first exchange: connected, TLS established."""
+        self._opening = None
+        self._parser = _parser(self)
+        self.start(exchange)
+
+    def start(self, exchange: Exchange) -> None:
+        """Carry the exchange. The connection is idle and out of the pool's idle list."""
+        self._exchange = exchange
+        if exchange.deadline < self._armed:
+            self._arm(exchange.deadline)
+        self._write(exchange.request)
+
+    def cancel(self, detail: str) -> None:
+        """Give up what it carries, and the connection with it."""
+        self._fail(Failure(Reason.CANCELLED, detail))
+
+    def close(self) -> None:
+        """Close in the order of the protocol. Only for an idle connection."""
+        if self._leave():
+            self._say_goodbye()
+            self._transport.close()
+            # Whoever reads nothing could keep the last bytes, and with them the socket, for ever.
+            self._arm(self._shared.loop.time() + _LINGER)
+
+    def abort(self) -> None:
+        """Close at once; what is unsent stays unsent."""
+        self._leave()
+        if self in self._shared.open:
+            self._transport.abort()
+            self._dropped()
+
+    def retire(self) -> None:
+        """Let the exchange that it carries be its last."""
+        self._responses = 1
+
+    # -- Inside
+
+    def _leave(self) -> bool:
+        """Get out of the pool; False when that was done before."""
+        if self._gone:
+            return False
+        self._gone = True
+        self._opening = None
+        self._parser = None  # it holds the callbacks, and so this object
+        if self._entry is not None:
+            self._shared.timers.cancel(self._entry)
+            self._entry = None
+            self._armed = _NEVER
+        self._owner.left(self)
+        return True
+
+    def _dropped(self) -> None:
+        """The socket is gone, or will be without our doing."""
+        shared = self._shared
+        if self in shared.open:
+            shared.open.discard(self)
+            shared.closed += 1
+        if self._entry is not None:
+            shared.timers.cancel(self._entry)
+            self._entry = None
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def _unsent_bytes(self) -> bool:
+        return self._transport.get_write_buffer_size() > 0
+
+    def _say_goodbye(self) -> None:
+        """TLS has something to say before the end."""
+
+    def _unsolicited(self) -> None:
+        if not self._gone:
+            self.abort()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what came for the exchange; sets `_complete` when there is a result."""
+        size = len(data)
+        if size > _SLICE:
+            for start in range(0, size, _SLICE):
+                if self._exchange is None:
+                    return
+                if self._complete:
+                    self._keep = False  # something follows the response
+                    return
+                self._feed(data[start : start + _SLICE])
+            return
+        if self._status == 0:
+            head = self._head
+            room = MAX_HEAD - len(head)
+            self._head = head + data if head else data
+            if size > room:
+                self._feed_to_the_brim(data, room)
+                return
+        else:
+            # Chunk sizes and trailers aren't body, but they aren't free either.
+            self._raw += size
+        try:
+            self._parser.feed_data(data)  # type: ignore[union-attr]
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self._refused(error)
+        if not self._complete and self._status:
+            self._check_caps()
+
+    def _feed_to_the_brim(self, data: bytes, room: int) -> None:
+        """The head could be over its cap now, unless it ends in what there is still room for."""
+        self._head = self._head[:MAX_HEAD]
+        try:
+            self._parser.feed_data(data[:room])  # type: ignore[union-attr]
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self._refused(error)
+        if self._exchange is None:
+            return
+        if self._complete:
+            self._keep = False
+        elif self._status:
+            self._feed(data[room:])
+        else:
+            self._fail(
+                Failure(Reason.RESPONSE_TOO_LARGE, f"the response head is larger than {MAX_HEAD} bytes")
+            )
+
+    def _check_caps(self) -> None:
+        """The head is complete, the body isn't: is it still worth waiting for?"""
+        cap = self._shared.response_cap
+        # 205 has no content by definition (RFC 9110 15.3.6); many servers don't say so with a length.
+        if self._status == 205 or self._body_size > cap or self._raw > 2 * cap + MAX_HEAD:
+            self._complete = True
+
+    def _refused(self, error: HttpParserError | HttpParserUpgrade) -> None:
+        """The parser didn't like it."""
+        if self._exchange is None:
+            return
+        if self._complete:
+            self._keep = False  # the response was fine, what follows it is not
+        elif self._status == 101 or isinstance(error, HttpParserUpgrade):
+            self._fail(Failure(Reason.PROTOCOL_ERROR, "the endpoint switched protocols without being asked"))
+        elif self._interim > MAX_INTERIM:
+            self._fail(Failure(Reason.PROTOCOL_ERROR, f"more than {MAX_INTERIM} interim (1xx) responses"))
+        elif self._status:
+            self._complete = True  # the status is known; the body is beyond understanding
+            self._keep = False
+        elif not self._lenient:
+            self._lenient = True
+            self._interim = 0
+            self._parser = _parser(self, lenient=True)
+            try:
+                self._parser.feed_data(self._head)
+            except (HttpParserError, HttpParserUpgrade) as again:
+                self._refused(again)
+        else:
+            detail = f"not an HTTP response: {error}; it begins with {self._head[:64]!r}"
+            self._fail(Failure(Reason.PROTOCOL_ERROR, detail))
+
+    # httptools finds these by name.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._keep = False
+            raise _Stop
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()  # type: ignore[union-attr]
+
+    def on_body(self, chunk: bytes) -> None:
+        self._body_size = size = self._body_size + len(chunk)
+        if size <= KEPT_BODY:
+            self._body = self._body + chunk if self._body else chunk
+        elif len(self._body) < KEPT_BODY:
+            self._body = (self._body + chunk)[:KEPT_BODY]
+
+    def on_message_complete(self) -> None:
+        if self._status >= 200:
+            self._complete = True
+            self._keep = self._parser.should_keep_alive()  # type: ignore[union-attr]
+        elif self._status == 101:
+            raise _Stop
+        else:
+            self._interim += 1
+            self._status = 0
+            if self._interim > MAX_INTERIM:
+                raise _Stop
+
+    def _finish(self) -> None:
+        """Hand the response over, and the connection back."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        status = self._status
+        response = Response(status, None, None, self._body)
+        head = self._head
+        keep = self._keep
+        first = self._fresh
+        if (
+            first
+            or not 200 <= status < 300
+            or (len(head) >= _FEW_BYTES and head.count(b"\n", 0, MAX_HEAD) > MAX_FIELDS)
+        ):
+            look = _Look(head, lenient=self._lenient)
+            if look.count > MAX_FIELDS:
+                detail = f"the response head has more than {MAX_FIELDS} fields"
+                self._fail(Failure(Reason.RESPONSE_TOO_LARGE, detail))
+                return
+            response.retry_after = look.retry_after
+            response.location = look.location
+            if status == 408 and not first and not keep:
+                # The server gave the idle connection up just as the request set out (RFC 9110 15.5.9).
+                self._stale()
+                return
+            if look.keep_alive:
+                keep = self._granted(look.keep_alive) and keep
+        self._responses = left = self._responses - 1
+        self._fresh = False
+        self._exchange = None
+        if keep and left > 0 and not self._lenient and not self._gone and not self._unsent_bytes():
+            self._reset()
+            self._owner.idle.append(self)
+            report(exchange, response)
+            if self._exchange is None and not self._gone:  # type: ignore[redundant-expr]  # done() may send
+                self._rest()
+        else:
+            if keep and not self._gone and not self._unsent_bytes():
+                self.close()
+            else:
+                self.abort()
+            report(exchange, response)
+
+    def _granted(self, value: bytes) -> bool:
+        """Take what Keep-Alive grants; False when that is nothing."""
+        seconds, requests = keep_alive(value)
+        self._idle_for = min(self._shared.idle_timeout, seconds)
+        if requests is not None:
+            self._responses = min(self._responses, requests + 1)
+        return seconds > 0
+
+    def _rest(self) -> None:
+        """Be idle, for as long as that is safe."""
+        self._expires = expires = min(self._shared.loop.time() + self._idle_for, self._retire_at)
+        if expires < self._armed:
+            self._arm(expires)
+
+    def _arm(self, due: float) -> None:
+        timers = self._shared.timers
+        if self._entry is not None:
+            timers.cancel(self._entry)
+        self._armed = due
+        self._entry = timers.at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """See rule 2 of the narrative: look at what is there now."""
+        self._entry = None
+        self._armed = _NEVER
+        if self._gone:
+            self.abort()
+            return
+        now = self._shared.loop.time()
+        exchange = self._exchange
+        if exchange is None:
+            due = self._expires
+            if due <= now:
+                self.close()
+                return
+        else:
+            due = exchange.deadline
+            if due <= now:
+                self._fail(Failure(Reason.TIMEOUT, self._waiting_for()))
+                return
+            if self._retire_at <= now:
+                self._responses = 1
+        self._arm(due)
+
+    def _waiting_for(self) -> str:
+        if self._status:
+            return f"the deadline passed in the response body (status {self._status})"
+        if self._head:
+            return "the deadline passed in the response head"
+        if self._unsent_bytes():
+            return "the deadline passed while the request was being sent"
+        return "the deadline passed before a response came"
+
+    def _ended(self, error: Exception | None) -> None:
+        """The endpoint has closed, or the network did."""
+        if (opening := self._opening) is not None:
+            self._opening_failed(opening, error)
+        elif self._exchange is None:
+            self.abort()
+        elif self._status >= 200:
+            self._keep = False
+            self._finish()
+        elif not self._head and not self._fresh:
+            self._stale()
+        else:
+            where = "in the middle of the response head" if self._head else "before a response came"
+            how = f"connection lost ({error})" if error is not None else "the endpoint closed the connection"
+            self._fail(Failure(Reason.CLOSED, f"{how} {where}"))
+
+    def _opening_failed(self, opening: Opening, error: Exception | None) -> None:
+        self.abort()
+        how = f": {error}" if error is not None else ""
+        opening.failed(self, Failure(Reason.CLOSED, f"the endpoint closed the new connection{how}"))
+
+    def _stale(self) -> None:
+        """The connection was given up by the endpoint while it was idle, and only now it shows."""
+        exchange = self._exchange
+        self._exchange = None
+        self.abort()
+        if exchange is not None:
+            self._shared.resent += 1
+            self._owner.resend(exchange)
+
+    def _fail(self, failure: Failure) -> None:
+        exchange = self._exchange
+        self._exchange = None
+        self.abort()
+        if exchange is not None:
+            report(exchange, failure)
+
+
+class SecureConnection(Connection):
+    """A connection with TLS: the same, with `ssl.MemoryBIO` between the socket and the parser."""
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "_unsent")
+
+    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
+        super().__init__(shared, owner, opening)
+        self._tls: ssl.SSLObject | None = None
+        self._unsent: memoryview | None = None  # of a large request, what isn't encrypted yet
+
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Begin the handshake; `Opening.secured` or `Opening.failed` follows."""
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._shared.gate.run(self._shake)
+
+    def _shake(self) -> None:
+        """Take the next step of the handshake."""
+        opening, established = self._opening, self._tls
+        if opening is None or established is None:
+            return  # given up while it waited at the gate
+        try:
+            established.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except (ssl.SSLError, ValueError) as error:
+            self._flush()  # the alert that tells the endpoint why
+            self.abort()
+            if isinstance(error, ssl.SSLError):
+                opening.failed(self, tls.failure(error))
+            else:  # Python's own check of the host name
+                opening.failed(self, Failure(Reason.TLS_FAILED, f"TLS: {error}"))
+            return
+        self._flush()
+        opening.secured(self)
+        if self._incoming.pending:
+            self._pump()
+
+    def data_received(self, data: bytes) -> None:
+        if self._gone:
+            return
+        self._incoming.write(data)
+        if self._opening is None:
+            self._pump()
+        else:
+            self._shared.gate.run(self._shake)
+
+    def eof_received(self) -> None:
+        if self._opening is not None and self._tls is not None:
+            self._incoming.write_eof()
+            self._shared.gate.run(self._shake)  # after the steps that wait there
+            return
+        super().eof_received()
+
+    def _opening_failed(self, opening: Opening, error: Exception | None) -> None:
+        if self._tls is None:
+            super()._opening_failed(opening, error)
+            return
+        self.abort()
+        how = f" ({error})" if error is not None else ""
+        detail = f"the endpoint closed the connection during the TLS handshake{how}"
+        opening.failed(self, Failure(Reason.TLS_FAILED, detail))
+
+    def _pump(self) -> None:
+        """Decrypt and parse all that has come."""
+        established = self._tls
+        if established is None:
+            return
+        incoming = self._incoming
+        try:
+            while True:
+                data = established.read(_RECORD)
+                if self._exchange is None:
+                    # Rule 3: bytes on an idle connection, or close_notify. Housekeeping never gets here.
+                    self._unsolicited()
+                    return
+                if not data:
+                    self._ended(None)
+                    return
+                if self._complete:
+                    self._keep = False
+                    break
+                self._feed(data)
+                if not incoming.pending:
+                    break
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            self._broken(error)
+            return
+        if self._outgoing.pending:
+            self._flush()  # the answer to a key update
+        if self._complete:
+            self._finish()
+
+    def _broken(self, error: ssl.SSLError) -> None:
+        """TLS itself failed: a bad record, or an alert."""
+        if self._exchange is None:
+            self._unsolicited()
+        elif self._status >= 200:
+            self._keep = False
+            self._finish()
+        else:
+            self._fail(tls.failure(error))
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._transport.write(self._outgoing.read())
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if len(data) <= _RECORD:
+                self._tls.write(data)  # type: ignore[union-attr]
+                self._transport.write(self._outgoing.read())
+            else:
+                self._unsent = memoryview(data)
+                self._write_more()
+        except ssl.SSLError as error:
+            # We are inside `send`, where no result may be reported.
+            self._shared.loop.call_soon(self._ended, error)
+            return
+        if self._incoming.pending:
+            self._shared.loop.call_soon(self._pump)
+
+    def _write_more(self) -> None:
+        """Encrypt as much of a large request as the socket's buffer takes: a copy of it all would cost memory."""
+        unsent = self._unsent
+        while unsent is not None and not self._paused:
+            written = self._tls.write(unsent[:_RECORD])  # type: ignore[union-attr]
+            unsent = unsent[written:] if written < len(unsent) else None
+            self._unsent = unsent
+            self._transport.write(self._outgoing.read())
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._unsent is not None and not self._gone:
+            try:
+                self._write_more()
+            except ssl.SSLError as error:
+                self._ended(error)
+
+    def _unsent_bytes(self) -> bool:
+        return self._unsent is not None or self._transport.get_write_buffer_size() > 0
+
+    def _say_goodbye(self) -> None:
+        # It says close_notify first, and then wants to wait for the other side's, which we don't.
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.unwrap()  # type: ignore[union-attr]
+        self._flush()
+
+    def _leave(self) -> bool:
+        self._unsent = None
+        return super()._leave()
+
+
+def report(exchange: Exchange, result: Result) -> None:
+    """Tell the exchange."""
+    try:
+        exchange.done(result)
+    except Exception:
+        # The caller's mistake; it must not take a connection, and with it other exchanges, down.
+        log.exception("taking the result of an attempt failed")

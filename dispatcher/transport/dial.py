@@ -1,0 +1,312 @@
+"""Opening a connection for one exchange: look up, check, race, shake hands.
+
+The only part of the transport with a task per use: a connection is opened rarely and serves many
+exchanges. From the moment the socket is connected everything goes by callback, so that whatever
+the endpoint says at once meets a connection that is ready for it.
+
+The address that has been checked is the address that is connected to: `create_connection` is given
+the literal, never the name, so no second look-up can answer differently (rebinding).
+
+Several addresses are raced as RFC 8305 ("happy eyeballs") has it: IPv6 and IPv4 alternate, the next
+starts when the one before has failed or has had 250 ms; the first connected socket wins.
+
+Rules:
+
+1. `_over` is set once, by `made` for a connection without TLS, by `secured`, or by `fail`.
+2. Whatever happens, the exchange is handed to a connection or gets its result, once.
+3. After it is over no connection of this dial is left but the one that was handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from typing import Final, Protocol
+
+from dispatcher.core.netguard import Blocked, Guard, Origin
+from dispatcher.core.results import Failure, Reason
+from dispatcher.core.wheel import Entry
+from dispatcher.tasks import Tasks
+from dispatcher.timers import Callback
+from dispatcher.transport.base import Exchange
+from dispatcher.transport.connection import Connection, Owner, SecureConnection, Shared, report
+from dispatcher.transport.tls import ClientCertificate
+
+STAGGER: Final = (
+    0.25  # seconds before the next address is tried beside the one that is under way (RFC 8305 5)
+)
+MAX_ADDRESSES: Final = 8  # of one name that are tried
+
+
+class LookupFailed(Exception):
+    """The name has no usable answer."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class Lookup(Protocol):
+    """Names to addresses. See `resolver.py`."""
+
+    async def resolve(self, host: str) -> Sequence[str]:
+        """Return IP literals, best first; raise LookupFailed."""
+
+    async def close(self) -> None: ...
+
+
+def is_literal(host: str) -> bool:
+    """Whether the host is an IP address."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Route:
+    """How connections of one transport are opened."""
+
+    __slots__ = ("bind", "connect_timeout", "context", "guard", "lookup", "tasks")
+
+    def __init__(
+        self,
+        *,
+        guard: Guard,
+        lookup: Lookup,
+        tasks: Tasks,
+        context: Callable[[ClientCertificate | None], ssl.SSLContext],
+        connect_timeout: float,
+        bind: Sequence[str] = (),
+    ) -> None:
+        """`bind` are local addresses to connect from, at most one per family; a family without one isn't used."""
+        self.guard = guard
+        self.lookup = lookup
+        self.tasks = tasks
+        self.context = context
+        self.connect_timeout = connect_timeout
+        self.bind = {":" in address: address for address in bind}  # by "is IPv6"
+
+    def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
+        """Those that may be contacted, in the order in which to try them. Raises Blocked when none may."""
+        fit: list[str] = []
+        blocked: Blocked | None = None
+        for address in addresses:
+            try:
+                self.guard.check_address(address)
+            except Blocked as error:
+                blocked = error
+            else:
+                fit.append(address)
+        if not fit:
+            raise blocked if blocked is not None else Blocked("address", f"{host} has no address")
+        if self.bind:
+            fit = [address for address in fit if (":" in address) in self.bind]
+            if not fit:
+                raise OSError(
+                    errno.EAFNOSUPPORT, f"{host} has no address of a family that network.bind names"
+                )
+        return _interleaved(fit)[:MAX_ADDRESSES]
+
+
+def _interleaved(addresses: Sequence[str]) -> list[str]:
+    """Alternate the families, beginning with that of the first address (RFC 8305 4)."""
+    if len(addresses) < 3:
+        return list(addresses)
+    first = ":" in addresses[0]
+    same = [address for address in addresses if (":" in address) == first]
+    other = [address for address in addresses if (":" in address) != first]
+    mixed: list[str] = []
+    for index in range(max(len(same), len(other))):
+        mixed += same[index : index + 1] + other[index : index + 1]
+    return mixed
+
+
+class Dialer(Owner, Protocol):
+    """The pool, as its dials see it."""
+
+    origin: Origin
+    certificate: ClientCertificate | None
+
+    def joined(self) -> None:
+        """A connection is being made; `left` follows some time."""
+
+    def dialed(self, dial: Dial) -> None:
+        """It is over."""
+
+
+class Dial:
+    """One exchange on its way to a connection of its own."""
+
+    __slots__ = (
+        "_entry",
+        "_made",
+        "_over",
+        "_owner",
+        "_route",
+        "_shared",
+        "_stage",
+        "_task",
+        "_winner",
+        "exchange",
+    )
+
+    def __init__(self, shared: Shared, route: Route, owner: Dialer, exchange: Exchange) -> None:
+        self._shared = shared
+        self._route = route
+        self._owner = owner
+        self._over = False
+        self._winner: Connection | None = None
+        self._made: list[Connection] = []
+        self._stage = "waiting for its turn"
+        self._entry: Entry[Callback] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.exchange = exchange
+
+    def start(self) -> None:
+        """Begin. Nothing is reported before this returns."""
+        due = min(self.exchange.deadline, self._shared.loop.time() + self._route.connect_timeout)
+        self._entry = self._shared.timers.at(due, self._expire)
+        self._task = self._route.tasks.start(self._run(), "dial")
+
+    async def _run(self) -> None:
+        origin = self._owner.origin
+        try:
+            if is_literal(origin.host):
+                addresses: Sequence[str] = (origin.host,)
+            else:
+                self._stage = f"looking up {origin.host}"
+                addresses = await self._route.lookup.resolve(origin.host)
+            addresses = self._route.allowed(origin.host, addresses)
+            self._stage = f"connecting to {', '.join(addresses)}"
+            await self._race(addresses, origin.port)
+        except Blocked as error:
+            self.fail(Failure(Reason.BLOCKED, str(error)))
+        except LookupFailed as error:
+            self.fail(error.failure)
+        except OSError as error:
+            self.fail(_connect_failure(error))
+
+    async def _race(self, addresses: Sequence[str], port: int) -> None:
+        if len(addresses) == 1:
+            error = await self._connect(addresses[0], port, self._connection())
+            if error is not None:
+                raise error
+            return
+        # The winner's own task must end by itself: cancelling it would close the socket under the connection.
+        runners: dict[asyncio.Task[OSError | None], Connection] = {}
+        first_error: OSError | None = None
+        waiting = list(reversed(addresses))
+        try:
+            while self._winner is None and (waiting or runners):
+                if waiting:
+                    connection = self._connection()
+                    attempt = self._connect(waiting.pop(), port, connection)
+                    runners[self._route.tasks.start(attempt, "connect")] = connection
+                ended, _ = await asyncio.wait(
+                    runners,
+                    timeout=STAGGER if waiting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for runner in ended:
+                    del runners[runner]
+                    first_error = first_error or runner.result()
+        finally:
+            for runner, connection in runners.items():
+                if connection is not self._winner:
+                    runner.cancel()
+        if self._winner is None and first_error is not None:
+            raise first_error
+
+    def _connection(self) -> Connection:
+        kind = SecureConnection if self._owner.origin.scheme == "https" else Connection
+        connection = kind(self._shared, self._owner, self)
+        self._owner.joined()
+        self._made.append(connection)
+        return connection
+
+    async def _connect(self, address: str, port: int, connection: Connection) -> OSError | None:
+        """Return why it failed; None when it is connected (or another one was first)."""
+        local = self._route.bind.get(":" in address)
+        try:
+            await self._shared.loop.create_connection(
+                lambda: connection,
+                address,
+                port,
+                local_addr=(local, 0) if local is not None else None,
+            )
+        except OSError as error:
+            connection.abort()
+            return error
+        return None
+
+    def made(self, connection: Connection) -> None:
+        """The first connected socket wins."""
+        if self._over or self._winner is not None:
+            connection.abort()
+            return
+        self._winner = connection
+        for other in self._made:
+            if other is not connection:
+                other.abort()
+        self._made = []
+        if isinstance(connection, SecureConnection):
+            self._stage = "shaking hands (TLS)"
+            connection.secure(self._route.context(self._owner.certificate), self._owner.origin.host)
+        else:
+            self._hand_over(connection)
+
+    def secured(self, connection: Connection) -> None:
+        """TLS stands: the exchange may go."""
+        if not self._over:
+            self._hand_over(connection)
+
+    def failed(self, connection: Connection, failure: Failure) -> None:
+        """The connection ended before it could be used."""
+        if connection is self._winner:
+            self.fail(failure)
+
+    def _hand_over(self, connection: Connection) -> None:
+        self._end()
+        connection.use(self.exchange)
+
+    def _expire(self) -> None:
+        self._entry = None
+        if self._shared.loop.time() >= self.exchange.deadline:
+            self.fail(Failure(Reason.TIMEOUT, f"the deadline passed while {self._stage}"))
+        else:
+            seconds = self._route.connect_timeout
+            detail = f"no connection within {seconds:g} s: {self._stage}"
+            self.fail(Failure(Reason.CONNECT_TIMEOUT, detail))
+
+    def fail(self, failure: Failure) -> None:
+        """Give up, leave nothing open, report."""
+        if self._over:
+            return
+        self._end()
+        made, self._made = self._made, []
+        if self._winner is not None:
+            made.append(self._winner)
+        for connection in made:
+            connection.abort()
+        if self._task is not None:
+            self._task.cancel()
+        report(self.exchange, failure)
+
+    def _end(self) -> None:
+        self._over = True
+        if self._entry is not None:
+            self._shared.timers.cancel(self._entry)
+            self._entry = None
+        self._owner.dialed(self)
+
+
+def _connect_failure(error: OSError) -> Failure:
+    if isinstance(error, ConnectionRefusedError):
+        return Failure(Reason.CONNECT_REFUSED, "connection refused")
+    if isinstance(error, TimeoutError):
+        return Failure(Reason.CONNECT_TIMEOUT, "the system gave up connecting")
+    return Failure(Reason.CONNECT_FAILED, error.strerror or str(error))

@@ -1,0 +1,226 @@
+"""Names to addresses, with a cache of our own.
+
+c-ares (by aiodns) asks; what it says is kept here for as long as the answer's TTL allows. Ours,
+because the system's resolver tells no TTLs and blocks a thread per question, and because a cache in
+the process saves the question altogether at thousands of attempts a second.
+
+What is looked up is the name as it stands, without the search list of resolv.conf: a subscriber's
+`intranet` must not become the operator's `intranet.corp.example`, and a public name must not be
+asked for under five suffixes first. /etc/hosts and `localhost` are answered as everywhere else;
+whether any address may be contacted is the guard's business, not this file's.
+
+When nobody answers, an expired answer is used for a while longer (RFC 8767): an outage of DNS
+is not an outage of every endpoint. A name that is *said* not to exist is believed.
+
+Rules:
+
+1. One look-up per name at a time; everybody who asks meanwhile waits for the same.
+2. A waiter that gives up takes nothing from the others: the look-up goes on.
+3. Entries that nobody asks for are dropped within `_SWEEP` of their end; there are never more than
+   `_MAX_ENTRIES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
+
+import aiodns
+import pycares
+
+from dispatcher.core.results import Failure, Reason
+from dispatcher.core.wheel import Entry
+from dispatcher.settings import NetworkSettings
+from dispatcher.tasks import Tasks
+from dispatcher.timers import Callback, Timers
+from dispatcher.transport.dial import LookupFailed
+
+_MAX_ENTRIES: Final = 20_000
+_SWEEP: Final = 30.0  # seconds between two looks for expired entries, while there are any
+_STALE: Final = 600.0  # seconds for which an expired answer is better than none
+_MAX_ANSWERS: Final = 64  # addresses of one answer that are looked at
+
+_NOT_FOUND: Final = {pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME}
+
+
+class Answer(NamedTuple):
+    """One address of a name, and how long it is good for (seconds)."""
+
+    address: str
+    ttl: float
+
+
+class NotFound(LookupError):
+    """The name doesn't exist, or has no address."""
+
+
+Ask = Callable[[str], Awaitable[Sequence[Answer]]]
+"""Asks DNS: raises NotFound, or OSError when there was no usable answer."""
+
+
+class _Entry:
+    """What is known of a name: until when to believe it, and until when it is better than nothing."""
+
+    __slots__ = ("addresses", "expires", "failure", "stale")
+
+    def __init__(
+        self, addresses: tuple[str, ...], failure: Failure | None, expires: float, stale: float
+    ) -> None:
+        self.addresses = addresses
+        self.failure = failure
+        self.expires = expires
+        self.stale = stale
+
+
+class Resolver:
+    """A caching resolver on one loop."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        timers: Timers,
+        tasks: Tasks,
+        *,
+        ttl_min: float,
+        ttl_max: float,
+        negative_ttl: float,
+        close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Times in seconds; `close` is called when the resolver is closed."""
+        self._ask = ask
+        self._timers = timers
+        self._tasks = tasks
+        self._ttl_min = ttl_min
+        self._ttl_max = ttl_max
+        self._negative_ttl = negative_ttl
+        self._close = close
+        self._clock = asyncio.get_running_loop().time
+        self._entries: dict[str, _Entry] = {}
+        self._asking: dict[str, asyncio.Task[_Entry]] = {}
+        self._sweep: Entry[Callback] | None = None
+        self.lookups = 0
+
+    @classmethod
+    def from_settings(cls, network: NetworkSettings, timers: Timers, tasks: Tasks) -> Resolver:
+        """Ask the configured servers, or those of resolv.conf. Starts nothing before the first question."""
+        dns = _Dns(network.dns_servers, network.dns_timeout)
+        return cls(
+            dns.ask,
+            timers,
+            tasks,
+            ttl_min=network.dns_ttl_min,
+            ttl_max=network.dns_ttl_max,
+            negative_ttl=network.dns_negative_ttl,
+            close=dns.close,
+        )
+
+    def __len__(self) -> int:
+        """Names in the cache."""
+        return len(self._entries)
+
+    async def resolve(self, host: str) -> Sequence[str]:
+        """Return the addresses of `host`, best first; raise LookupFailed."""
+        entry = self._entries.get(host)
+        if entry is None or entry.expires <= self._clock():
+            asking = self._asking.get(host)
+            if asking is None:
+                asking = self._asking[host] = self._tasks.start(self._look_up(host), "look-up")
+            entry = await asyncio.shield(asking)
+        if entry.failure is not None:
+            raise LookupFailed(entry.failure)
+        return entry.addresses
+
+    async def _look_up(self, host: str) -> _Entry:
+        self.lookups += 1
+        try:
+            entry = await self._answer(host)
+            self._keep(host, entry)
+            return entry
+        finally:
+            del self._asking[host]
+
+    async def _answer(self, host: str) -> _Entry:
+        try:
+            answers = await self._ask(host)
+        except NotFound:
+            answers = ()
+        except OSError as error:
+            old = self._entries.get(host)
+            now = self._clock()
+            again = now + self._negative_ttl
+            if old is not None and old.addresses and now < old.stale:
+                return _Entry(old.addresses, None, again, old.stale)
+            failure = Failure(Reason.DNS_FAILED, f"looking up {host} failed: {error}")
+            return _Entry((), failure, again, again)
+        now = self._clock()
+        if not answers:
+            until = now + self._negative_ttl
+            return _Entry((), Failure(Reason.DNS_NOT_FOUND, f"{host} has no address"), until, until)
+        # Records of one answer can have different TTLs; the shortest one counts.
+        ttl = min(max(min(answer.ttl for answer in answers), self._ttl_min), self._ttl_max)
+        addresses = tuple(dict.fromkeys(answer.address for answer in answers[:_MAX_ANSWERS]))
+        return _Entry(addresses, None, now + ttl, now + ttl + _STALE)
+
+    def _keep(self, host: str, entry: _Entry) -> None:
+        entries = self._entries
+        entries.pop(host, None)
+        if len(entries) >= _MAX_ENTRIES:
+            del entries[next(iter(entries))]  # the one refreshed longest ago
+        entries[host] = entry
+        if self._sweep is None:
+            self._sweep = self._timers.at(self._clock() + _SWEEP, self._drop_expired)
+
+    def _drop_expired(self) -> None:
+        self._sweep = None
+        now = self._clock()
+        for host, entry in list(self._entries.items()):
+            if entry.stale <= now:
+                del self._entries[host]
+        if self._entries:
+            self._sweep = self._timers.at(now + _SWEEP, self._drop_expired)
+
+    async def close(self) -> None:
+        """Stop asking. Whoever still waits is cancelled."""
+        if self._sweep is not None:
+            self._timers.cancel(self._sweep)
+            self._sweep = None
+        for task in list(self._asking.values()):
+            task.cancel()
+        self._entries.clear()
+        if self._close is not None:
+            await self._close()
+
+
+class _Dns:
+    """c-ares, made at the first question: it brings a thread and sockets."""
+
+    __slots__ = ("_resolver", "_servers", "_timeout")
+
+    def __init__(self, servers: Sequence[str], timeout: float) -> None:
+        self._servers = servers
+        self._timeout = timeout
+        self._resolver: aiodns.DNSResolver | None = None
+
+    async def ask(self, host: str) -> Sequence[Answer]:
+        if self._resolver is None:
+            self._resolver = aiodns.DNSResolver(
+                nameservers=list(self._servers) or None,
+                timeout=self._timeout,
+                tries=2,
+                flags=pycares.ARES_FLAG_NOSEARCH,
+            )
+        try:
+            result = await self._resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+        except aiodns.error.DNSError as error:
+            code = error.args[0] if error.args else None
+            if code in _NOT_FOUND:
+                raise NotFound(host) from error
+            raise OSError(code, str(error.args[-1] if error.args else error)) from error
+        return [Answer(node.addr[0].decode("ascii"), float(node.ttl)) for node in result.nodes]
+
+    async def close(self) -> None:
+        if self._resolver is not None:
+            await self._resolver.close()
+            self._resolver = None

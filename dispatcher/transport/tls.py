@@ -1,0 +1,88 @@
+"""TLS settings, the meaning of TLS errors, and the gate that keeps handshakes from stalling the loop.
+
+Verification can't be turned off: a deployment with a private authority names it in
+`network.ca_file`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from dispatcher.core.results import Failure, Reason
+
+# X509_V_ERR_* of OpenSSL (x509_vfy.h). Whatever else fails in verification is a matter of trust.
+_EXPIRED: Final = {9: "the certificate is not valid yet", 10: "the certificate has expired"}
+_HOSTNAME: Final = {62, 63, 64}
+
+# A handshake step is some 0.3 ms of asymmetric cryptography; a few of them in one turn of the loop are
+# bearable, a burst of hundreds that become ready together is not.
+_GATE_BUDGET: Final = 0.002
+
+
+class ClientCertificate(NamedTuple):
+    """What a client proves itself with (mTLS): PEM files; `key_file` may be the same file."""
+
+    cert_file: str
+    key_file: str | None = None
+
+
+def context(ca_file: str | None = None, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
+    """A client context: TLS 1.2 or newer, chain and host name verified.
+
+    Trust: `ca_file` (PEM) alone, or without it the system's store. Raises OSError for an unreadable file.
+    """
+    made = ssl.create_default_context(cafile=ca_file)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Only a TLS 1.2 server could ask for it, and nothing good ever came of it.
+    made.options |= ssl.OP_NO_RENEGOTIATION
+    # Some servers pick HTTP/2 when nobody says otherwise.
+    made.set_alpn_protocols(["http/1.1"])
+    if certificate is not None:
+        made.load_cert_chain(certificate.cert_file, certificate.key_file)
+    return made
+
+
+def failure(error: ssl.SSLError) -> Failure:
+    """The reason in our words; OpenSSL's own in the detail."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        message = error.verify_message or "certificate verification failed"
+        if error.verify_code in _EXPIRED:
+            return Failure(Reason.TLS_EXPIRED, _EXPIRED[error.verify_code])
+        if error.verify_code in _HOSTNAME:
+            return Failure(Reason.TLS_HOSTNAME, message)
+        return Failure(Reason.TLS_UNTRUSTED, message)
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return Failure(Reason.TLS_FAILED, "the endpoint closed the connection during the TLS handshake")
+    reason = (error.reason or "").replace("_", " ").lower()
+    return Failure(Reason.TLS_FAILED, f"TLS: {reason or error}")
+
+
+class Gate:
+    """Runs handshake steps in order, at most some milliseconds of them per turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._spent_until = 0.0
+
+    def run(self, step: Callable[[], None]) -> None:
+        """Run `step` in one of the next turns, in the order of the calls."""
+        self._waiting.append(step)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        waiting = self._waiting
+        end = time.perf_counter() + _GATE_BUDGET
+        while waiting:
+            waiting[0]()
+            waiting.popleft()
+            if time.perf_counter() >= end:
+                break
+        if waiting:
+            self._loop.call_soon(self._turn)
