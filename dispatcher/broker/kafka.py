@@ -293,7 +293,7 @@ class _Call:
         self.pending = pending
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def fail(self, error: BrokerError) -> None:
+    def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -620,26 +620,32 @@ class KafkaBroker:
                 continue
             messages = chunk.messages
             start = at = chunk.at
-            for at in range(start, len(messages)):
-                message = messages[at]
-                size = _size(message) if limit else 0
-                if limit and batch.record_count() and batch.size() + size > limit:
-                    break
-                value = message.value
-                if value is not None and len(value) > LARGEST_MESSAGE:
-                    chunk.call.fail(
-                        MessageTooLarge(f"a message of {len(value)} bytes for {lane} is too large")
-                    )
-                    break
-                if (
-                    append(
-                        timestamp=message.timestamp_ms, key=message.key, value=value, headers=message.headers
-                    )
-                    is None
-                ):
-                    break
-            else:
-                at = len(messages)
+            try:
+                for at in range(start, len(messages)):
+                    message = messages[at]
+                    value = message.value
+                    if value is not None and len(value) > LARGEST_MESSAGE:
+                        raise MessageTooLarge(  # noqa: TRY301 - handled as what `append` raises
+                            f"a message of {len(value)} bytes for {lane} is too large"
+                        )
+                    if limit and batch.record_count() and batch.size() + _size(message) > limit:
+                        break
+                    headers = message.headers
+                    if (
+                        append(
+                            timestamp=message.timestamp_ms,
+                            key=message.key,
+                            value=value,
+                            # The library's C code takes nothing but a list.
+                            headers=headers if type(headers) is list else list(headers),
+                        )
+                        is None
+                    ):
+                        break
+                else:
+                    at = len(messages)
+            except Exception as error:  # noqa: BLE001 - a bad message is its call's problem, not the lane's
+                chunk.call.fail(error)
             if at > start:
                 taken.append((chunk, at - start))
             chunk.at = at
