@@ -17,8 +17,8 @@ from dispatcher.core.netguard import Guard
 from dispatcher.core.request import Template, build, template
 from dispatcher.core.signing import Signers, make_signers
 
-ROUNDS = 7
-SECONDS = 0.05  # of one round
+ROUNDS = 15
+SECONDS = 0.03  # of one round
 
 MEMBERS = {"id": "evt_2dKx7Qp0bVhZ", "type": "book.published", "created": 1486697174, "tenant": "acme"}
 DATA = {f"field_{number:02}": "value of some length " + "x" * 6 for number in range(22)}

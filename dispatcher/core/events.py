@@ -161,7 +161,12 @@ def decode(record: Record) -> Event:
 
 
 def _envelope(record: Record, value: bytes, head: bytes) -> Event:
-    document = _object(value)
+    try:
+        document = loads(value)
+    except JSONDecodeError as error:
+        _not_json(error)
+    if not isinstance(document, dict):
+        raise InvalidEvent("json", _OBJECT_DETAIL)
     kind = document.get("type")
     if not isinstance(kind, str):
         raise InvalidEvent("type", _TYPE_DETAIL if "type" in document else "the envelope has no type")
@@ -208,25 +213,19 @@ def _structured(record: Record, value: bytes, head: bytes) -> Event:
 def _binary(record: Record, value: bytes, headers: Mapping[str, bytes | None]) -> Event:
     """CloudEvents Kafka binding 1.0.2, 3.2, to HTTP binding 1.0.2, 3.1."""
     attributes: dict[str, str] = {}
-    lines = []
+    lines: list[bytes] = []
     for name, raw in headers.items():
         if not name.startswith("ce_") or raw is None:
             continue
+        prefix = _attribute_line(name)
         attribute = name[3:]
-        if not _ATTRIBUTE_NAME.fullmatch(attribute):
-            raise InvalidEvent(
-                "cloudevent", f"{name[:64]!r} names no attribute: only a-z and 0-9 may follow ce_"
-            )
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            raise InvalidEvent("cloudevent", f"{name} is not UTF-8") from None
-        if _NOT_IN_ATTRIBUTE.search(text):
-            raise InvalidEvent("cloudevent", f"{name} contains a control character")
-        attributes[attribute] = text
+        if _PLAIN_VALUE.fullmatch(raw):
+            attributes[attribute] = raw.decode("ascii")
+        else:
+            attributes[attribute] = _attribute_text(name, raw)
+            raw = b"".join([_ESCAPES[byte] for byte in raw])  # noqa: PLW2901 - from here on as it is sent
         if attribute != "datacontenttype":  # travels as Content-Type
-            encoded = raw if _PLAIN_VALUE.fullmatch(raw) else b"".join([_ESCAPES[byte] for byte in raw])
-            lines.append(b"ce-%b: %b\r\n" % (attribute.encode(), encoded))
+            lines += (prefix, raw, b"\r\n")
     _check_required(attributes)
     media = headers.get("content-type") or headers.get("ce_datacontenttype")
     head = b"".join((_content_type(media).line if media else JSON_HEAD, *lines, _trace(headers)))
@@ -247,6 +246,24 @@ def _binary(record: Record, value: bytes, headers: Mapping[str, bytes | None]) -
         head,
         attributes.get("time"),
     )
+
+
+@lru_cache(maxsize=1024)
+def _attribute_line(name: str) -> bytes:
+    """The header that the attribute `ce_...` becomes, as far as its value."""
+    if not _ATTRIBUTE_NAME.fullmatch(name, 3):
+        raise InvalidEvent("cloudevent", f"{name[:64]!r} names no attribute: only a-z and 0-9 may follow ce_")
+    return b"ce-%b: " % name[3:].encode("ascii")
+
+
+def _attribute_text(name: str, raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidEvent("cloudevent", f"{name} is not UTF-8") from None
+    if _NOT_IN_ATTRIBUTE.search(text):
+        raise InvalidEvent("cloudevent", f"{name} contains a control character")
+    return text
 
 
 def _check_required(attributes: Mapping[str, Any]) -> None:
@@ -357,7 +374,7 @@ def _object(value: bytes) -> dict[str, Any]:
     except JSONDecodeError as error:
         _not_json(error)
     if not isinstance(document, dict):
-        raise InvalidEvent("json", "the value is JSON, but not an object")
+        raise InvalidEvent("json", _OBJECT_DETAIL)
     return document
 
 
@@ -391,6 +408,7 @@ def _from_iso(text: str) -> int | None:
         return None
 
 
+_OBJECT_DETAIL: Final = "the value is JSON, but not an object"
 _TYPE_DETAIL: Final = (
     "a type is 1 to 256 characters of A-Z a-z 0-9 _ - in dot-separated parts, none of them empty"
 )
