@@ -566,7 +566,7 @@ def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
         """Where the value came from; into lists as deep as the file's lines go."""
         if name in where:
             read, path = where[name]
-            return f"{path}:{read.line((*name, *rest))}"
+            return f"{path}:{read.lines.find((*name, *rest))}"
         return sources.get(name, "settings")
 
     wrong: set[_Name] = set()
@@ -642,7 +642,9 @@ def _from_file(
     if read.data is None:
         return
     if not isinstance(read.data, dict):
-        mistakes.append(Mistake(f"{file}:{read.line(())}", "must be a mapping of settings: `name: value`"))
+        mistakes.append(
+            Mistake(f"{file}:{read.lines.find(())}", "must be a mapping of settings: `name: value`")
+        )
         return
 
     def take(name: _Name, value: Any) -> None:
@@ -651,7 +653,7 @@ def _from_file(
         sources[name] = str(file)
 
     for key, value in read.data.items():
-        at = f"{file}:{read.line((key,))}"
+        at = f"{file}:{read.lines.find((key,))}"
         if (key,) in _fields():
             take((key,), value)
         elif not isinstance(key, str) or _group(key) is None:
@@ -661,7 +663,7 @@ def _from_file(
                 if (key, inner) in _fields():
                     take((key, inner), inner_value)
                 else:
-                    line = read.line((key, str(inner)))
+                    line = read.lines.find((key, str(inner)))
                     mistakes.append(Mistake(f"{file}:{line}", _unknown((key, str(inner)))))
         elif value is not None:  # a group of which everything is commented out
             mistakes.append(Mistake(at, f"{key}: must be a mapping of settings, one a line, indented"))
