@@ -238,7 +238,7 @@ class Daemon:
                         raise Wrong(
                             f"no delivery for a while, {done:,.0f} of {expected:,} done:\n{self._said()}"
                         )
-                    time.sleep(_SCRAPES)
+                    time.sleep(_SCRAPES if seen and seen[-1].delivered else _SCRAPES / 5)
                     with contextlib.suppress(OSError):  # not listening yet
                         now = self._scrape()
                         if seen and now.delivered > seen[-1].delivered:
@@ -264,7 +264,7 @@ class Daemon:
 
     @staticmethod
     def _judge(seen: Sequence[Metrics], usage: Sampler, expected: int) -> Run:
-        first = max(i for i, look in enumerate(seen) if not look.delivered)
+        first = max((i for i, look in enumerate(seen) if not look.delivered), default=0)
         curve = [(look.delivered, look.at) for look in seen[first:]]
         begin, over = crossing(curve, 0.05 * expected), crossing(curve, 0.95 * expected)
         cpu = usage.cpu_between(begin, over)
@@ -285,15 +285,22 @@ class Daemon:
 @contextlib.contextmanager
 def kafka() -> Iterator[str]:
     """A real Apache Kafka on the server core; gives its broker URL."""
-    require("java", "mvn")
     try:
-        from tests.kafka.server import KafkaServer  # noqa: PLC0415 - only this benchmark needs Java
+        from tests.kafka.server import Cluster, Unavailable  # noqa: PLC0415 - only this benchmark needs it
     except ImportError as error:
         raise CannotRun(
-            f"the end-to-end benchmark uses the tests' Kafka: run it from the repository ({error})"
+            "the end-to-end benchmark uses the tests' Kafka: run it from the repository"
         ) from error
-    with KafkaServer() as server:
-        yield f"kafka://{server.bootstrap}"
+    require("java", "mvn")
+    cluster = Cluster(heap="1g")
+    try:
+        cluster.start()
+    except Unavailable as error:
+        raise CannotRun(str(error)) from error
+    try:
+        yield f"kafka://{cluster.bootstrap}"
+    finally:
+        cluster.stop()
 
 
 def check_once(broker: str, folder: Path, ids: set[str]) -> str:

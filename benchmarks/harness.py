@@ -254,22 +254,22 @@ class Disturbance:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._others = _foreign()
-        self._stolen = _steal()
+        self._others, self._stolen = _elsewhere()
 
     def read(self) -> tuple[float, float]:
         """(other processes, stolen) by now."""
         seconds = max(time.monotonic() - self._began, 1e-9)
-        others = sum(cpu - self._others.get(pid, 0.0) for pid, cpu in _foreign().items())
-        return max(others, 0.0) / seconds, max(_steal() - self._stolen, 0.0) / seconds
+        others, stolen = _elsewhere()
+        return max(others - self._others, 0.0) / seconds, max(stolen - self._stolen, 0.0) / seconds
 
 
-def _steal() -> float:
-    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / _TICKS
+def _elsewhere() -> tuple[float, float]:
+    """CPU seconds since boot of everybody but us and the kernel, and those stolen by the hypervisor.
 
-
-def _foreign() -> dict[int, float]:
-    """CPU seconds of every process that isn't ours, and isn't the kernel."""
+    The difference of the whole and of ours also holds what processes took that are gone by now.
+    """
+    whole = [int(ticks) / _TICKS for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, *_, stolen = whole
     parents: dict[int, int] = {}
     seconds: dict[int, float] = {}
     for entry in Path("/proc").iterdir():
@@ -279,18 +279,18 @@ def _foreign() -> dict[int, float]:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             pid = int(entry.name)
             parents[pid] = int(fields[1])
-            seconds[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+            # With the children that have ended and been waited for.
+            seconds[pid] = sum(map(int, fields[11:15])) / _TICKS
 
-    def line(pid: int) -> list[int]:
-        """The process, its parent, and so on."""
-        found = [pid]
-        while (pid := parents.get(pid, 0)) > 0:
-            found.append(pid)
-        return found
+    def counts(pid: int) -> bool:
+        while pid > 0:
+            if pid in (own, 2):  # the kernel's threads descend from 2
+                return True
+            pid = parents.get(pid, 0)
+        return False
 
     own = os.getpid()
-    spared = {*line(own), 2}  # whoever waits for us; the kernel's threads descend from 2
-    return {pid: cpu for pid, cpu in seconds.items() if pid not in spared and not {own, 2} & set(line(pid))}
+    return user + nice + system - sum(taken for pid, taken in seconds.items() if counts(pid)), stolen
 
 
 def wait_for_calm(patience: float) -> None:
@@ -606,16 +606,18 @@ def envelope(
 def per_call(
     call: Callable[[int], object], *, loops: int = 0, repeats: int = 11, budget: float = 0.05
 ) -> float:
-    """Seconds for one of the `n` things that `call(n)` does: the median of several runs.
+    """Seconds of CPU for one of the `n` things that `call(n)` does: the median of several runs.
+
+    CPU time of this thread, so that whoever else wants the core doesn't count (but for the caches it leaves cold).
 
     `loops` of 0 finds a count that takes about `budget` seconds a run. The first run is thrown away.
     """
     if not loops:
         loops = 1
         while True:
-            begin = time.perf_counter()
+            begin = time.thread_time()
             call(loops)
-            taken = time.perf_counter() - begin
+            taken = time.thread_time() - begin
             if taken >= budget / 4:
                 loops = max(1, round(loops * budget / taken))
                 break
@@ -626,9 +628,9 @@ def per_call(
     gc.disable()  # as timeit does: a collection's time belongs to no single call
     try:
         for _ in range(repeats):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             call(loops)
-            times.append((time.perf_counter() - begin) / loops)
+            times.append((time.thread_time() - begin) / loops)
     finally:
         gc.enable()
     return statistics.median(times)

@@ -10,20 +10,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from functools import partial
 
-import orjson
-
-from benchmarks.harness import CORES, NOW, SECRET, Section, Table, envelope, micros, on_core, per_call
-from dispatcher.broker.base import StoredRecord
-from dispatcher.core.events import decode
+from benchmarks import bench_core
+from benchmarks.harness import CORES, NOW, SECRET, Section, Table, micros, on_core, per_call
 from dispatcher.core.lanes import Lane
 from dispatcher.core.netguard import Origin
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.policy import RetryPolicy, decide
-from dispatcher.core.request import build
 from dispatcher.core.results import Failure, Reason, Response
-from dispatcher.core.signing import make_signers
 from dispatcher.core.subscriptions import Index, Status, Subscription
 from dispatcher.core.wheel import Wheel
 from dispatcher.metrics import ATTEMPT_BUCKETS, Histogram
@@ -50,10 +44,6 @@ def _subscription(number: int = 0, secrets: tuple[str, ...] = (SECRET,)) -> Subs
     )
 
 
-def _record(value: bytes, headers: tuple[tuple[str, bytes | None], ...] = ()) -> StoredRecord:
-    return StoredRecord("events", 0, 1, NOW * 1000, None, value, headers)
-
-
 def _repeat(call: Callable[[], object]) -> Loop:
     def loop(n: int) -> None:
         for _ in itertools.repeat(None, n):
@@ -62,35 +52,8 @@ def _repeat(call: Callable[[], object]) -> Loop:
     return loop
 
 
-def _decode() -> dict[str, Loop]:
-    _, body = envelope(1)
-    structured = orjson.dumps(
-        {
-            "specversion": "1.0",
-            "id": "1",
-            "source": "/bench",
-            "type": "orders.item.created",
-            "data": orjson.loads(body),
-        }
-    )
-    records = {
-        "JSON envelope": _record(body),
-        "header-routed": _record(
-            body, (("type", b"orders.item.created"), ("id", b"evt_1"), ("tenant", b"tenant-0"))
-        ),
-        "CloudEvents binary": _record(
-            body,
-            (
-                ("ce_specversion", b"1.0"),
-                ("ce_id", b"evt_1"),
-                ("ce_source", b"/bench"),
-                ("ce_type", b"orders.item.created"),
-                ("content-type", b"application/json"),
-            ),
-        ),
-        "CloudEvents structured": _record(structured, (("content-type", b"application/cloudevents+json"),)),
-    }
-    return {f"decode, {name}": _repeat(partial(decode, record)) for name, record in records.items()}
+def _core() -> dict[str, Loop]:
+    return {name: _repeat(call) for name, call in bench_core.cases().items()}
 
 
 def _match() -> dict[str, Loop]:
@@ -103,19 +66,6 @@ def _match() -> dict[str, Loop]:
             match(tenant, "orders.item.created")
 
     return {"match, one of 10,000 subscriptions": loop}
-
-
-def _request() -> dict[str, Loop]:
-    _, body = envelope(1)
-    event = decode(_record(body))
-    plain = _subscription()
-    rotating = _subscription(secrets=(SECRET, "whsec_" + "A" * 32))
-    signers = make_signers((SECRET,), ("v1",))
-    return {
-        "sign, v1": _repeat(lambda: signers.header_lines(b"evt_0000000001", b"1700000000", body)),
-        "build the request, signed": _repeat(lambda: build(plain, event, NOW)),
-        "build the request, two secrets": _repeat(lambda: build(rotating, event, NOW)),
-    }
 
 
 def _track() -> dict[str, Loop]:
@@ -205,7 +155,7 @@ def run(command: str, *, quick: bool) -> Section:
     section = Section("Micro-benchmarks", command)
     table = Table(("step, 1 KiB body", "us"))
     with on_core(CORES.client):
-        for part in (_decode, _match, _request, _track, _lane, _wheel, _decide, _observe):
+        for part in (_core, _match, _track, _lane, _wheel, _decide, _observe):
             for name, loop in part().items():
                 table.add(name, micros(per_call(loop, repeats=3 if quick else 11)))
     section.add(table)
