@@ -18,7 +18,7 @@ in one language and not in another is worse than a refused setting.
 
 `hmac.digest` is the fast one-shot of the standard library, and still spends half of its time on
 fetching the algorithm and hashing the padded key, the same for every message. Keeping the two keyed hash
-states and copying them takes 1.9 us instead of 3.3 us per 1 KiB (benchmarks/bench_core.py shows both). The
+states and copying them takes 2.0 us instead of 3.0 us per 1 KiB (benchmarks/bench_core.py shows both). The
 states are made at the first signature, so that a million subscriptions cost no more than their secrets.
 
 Source: Standard Webhooks 1.0.0; RFC 2104 for the two states; RFC 8032 for ed25519.
