@@ -49,7 +49,7 @@ class App:
         guard = Guard(network.allow, network.deny, network.https_only, network.ports)
         self._timers = Timers(asyncio.get_running_loop())
         self.registry = Registry(settings, guard, environ)
-        self.broker: Broker = open_broker(settings.broker, settings.kafka)
+        self.broker: Broker = open_broker(settings.broker, settings.kafka, settings.sqlite)
         self._transport = Transport(
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )

@@ -37,7 +37,7 @@ def main() -> None:
     """Deliver webhooks from Kafka: signed, isolated per host, retried for days, and observable."""
 
 
-@main.command()
+@main.command(short_help="Run the dispatcher.")
 @settings_options
 @click.option("--http-host", help="Address of the API, health and metrics.")
 @click.option("--http-port", type=int, help="Port of the API, health and metrics.")

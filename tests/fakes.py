@@ -212,7 +212,7 @@ class FixedRegistry:
 
 def subscription(id: str = "sub_1", url: str = "http://endpoint.test/hook", **fields: Any) -> Subscription:
     """A subscription to everything, with a short schedule."""
-    target = Guard(https_only=False).check_url(url)
+    target = Guard(("127.0.0.0/8",), https_only=False).check_url(url)
     values: dict[str, Any] = {
         "tenant": "*",
         "event_types": ("*",),

@@ -127,7 +127,9 @@ async def test_no_offset_is_committed_past_a_delivery_that_is_still_owed() -> No
         assert [offset for _, offset in world.broker.commits] == [3, 10]
 
 
-async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_same_id_and_a_new_timestamp() -> None:
+async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_same_id_and_a_new_timestamp() -> (
+    None
+):
     async with running(FixedRegistry(subscription())) as world:
         answers = iter([Response(500), Failure(Reason.TIMEOUT), Response(200)])
         world.transport.answer = lambda *_: (0.0, next(answers))
@@ -211,7 +213,9 @@ async def test_a_record_that_is_no_event_is_dead_lettered_and_blocks_nothing(
         assert dead["reason"] == reason
         assert dead["offset"] == "0"
         assert world.broker.produced[0].value == value
-        assert [name for name, _ in headers] == [n.removeprefix("original.") for n in dead if "original." in n]
+        assert [name for name, _ in headers] == [
+            n.removeprefix("original.") for n in dead if "original." in n
+        ]
         assert world.value("events_invalid_total", reason=reason) == 1
 
 
@@ -269,7 +273,10 @@ async def test_a_host_gets_no_more_at_a_time_than_its_limit_and_others_do_not_wa
         subscription("fast", "http://fast.test/", max_in_flight=100),
     )
     async with running(registry, connections_per_host=4) as world:
-        world.transport.answer = lambda origin, _: (10.0 if origin.host == "slow.test" else 0.01, Response(200))
+        world.transport.answer = lambda origin, _: (
+            10.0 if origin.host == "slow.test" else 0.01,
+            Response(200),
+        )
         for number in range(100):
             world.broker.append(event(number))
         await asyncio.sleep(3)

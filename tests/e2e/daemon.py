@@ -18,7 +18,7 @@ import orjson
 import yaml
 from aiohttp import web
 
-from dispatcher.broker.base import Message
+from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings import KafkaSettings
 
@@ -69,7 +69,9 @@ class Endpoint:
 
     async def received(self, ids: set[str], within: float) -> None:
         """Wait until every id has arrived at least once."""
-        await eventually(lambda: ids <= self.ids.keys(), within, lambda: f"missing {len(ids - self.ids.keys())}")
+        await eventually(
+            lambda: ids <= self.ids.keys(), within, lambda: f"missing {len(ids - self.ids.keys())}"
+        )
 
 
 async def eventually(
@@ -85,7 +87,9 @@ async def eventually(
 class Daemon:
     """`dispatcher run` in a process of its own, configured through files in `folder`."""
 
-    def __init__(self, folder: Path, broker: str, subscriptions: Sequence[dict[str, Any]], **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, broker: str, subscriptions: Sequence[dict[str, Any]], **settings: Any
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.output = folder / "daemon.log"
@@ -133,7 +137,10 @@ class Daemon:
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body; status 0 where nothing answers."""
         try:
-            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}{path}") as response:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{self.port}{path}") as response,
+            ):
                 return response.status, await response.read()
         except aiohttp.ClientConnectionError:
             return 0, b""
@@ -190,6 +197,9 @@ async def publish(broker_url: str, messages: Sequence[Message]) -> None:
     broker = open_broker(broker_url, KafkaSettings())
     await broker.connect()
     try:
+        await broker.ensure_topics(
+            [TopicSpec(name, 4) for name in {message.topic for message in messages}], create=True
+        )
         await broker.produce(messages)
     finally:
         await broker.close()

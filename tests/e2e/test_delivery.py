@@ -154,15 +154,17 @@ async def test_what_cannot_be_delivered_or_read_is_in_the_dead_letter_topic(stag
         await stage.publish([good, b"\xff\x00 not json", b"[1, 2]"])
         await daemon.start()
         async with asyncio.timeout(60):
-            while await daemon.metric("dead_letters_total", 'reason="invalid"') < 2 or not await daemon.metric(
-                "dead_letters_total", 'reason="exhausted"'
-            ):
+            while await daemon.metric(
+                "dead_letters_total", 'reason="invalid"'
+            ) < 2 or not await daemon.metric("dead_letters_total", 'reason="exhausted"'):
                 await asyncio.sleep(0.1)
         assert await daemon.stop() == 0
         assert len(endpoint.requests) == 1
         await daemon.start()
         await asyncio.sleep(1)
-        assert await daemon.metric("events_consumed_total", f'topic="{stage.topic}"') == 0, "offsets were committed"
+        assert await daemon.metric("events_consumed_total", f'topic="{stage.topic}"') == 0, (
+            "offsets were committed"
+        )
         assert await daemon.stop() == 0
 
 
