@@ -67,7 +67,7 @@ class SubscriptionsError(Exception):
         self.mistakes = tuple(mistakes)
 
 
-class _Stopped(Exception):  # noqa: N818 - never seen outside
+class _Stopped(Exception):
     """Ends the reading thread; nobody waits for it any more."""
 
 
