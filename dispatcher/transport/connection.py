@@ -494,8 +494,11 @@ class Connection(asyncio.Protocol):
         self._body_size = size = self._body_size + len(chunk)
         if size <= KEPT_BODY:
             self._body = self._body + chunk if self._body else chunk
-        elif len(self._body) < KEPT_BODY:
+            return
+        if len(self._body) < KEPT_BODY:
             self._body = (self._body + chunk)[:KEPT_BODY]
+        if size > self._shared.response_cap:
+            self._responses = 1  # too long, even where it ends in the same segment
 
     def on_message_complete(self) -> None:
         if self._status >= 200:

@@ -1,0 +1,251 @@
+"""The response side of a connection, without sockets: arbitrary bytes, arbitrary chunking."""
+
+from __future__ import annotations
+
+from hypothesis import example, given, settings, strategies as st
+
+from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.transport.connection import KEPT_BODY, MAX_HEAD, keep_alive
+from tests.zoo.wire import CAP, Wire
+
+PIECES = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 101 Go\r\n\r\n",
+        b"HTTP/1.1 103 Early\r\n",
+        b"HTTP/1.1 204 No\r\n\r\n",
+        b"HTTP/1.1 205 No\r\n\r\n",
+        b"HTTP/1.0 500 No\n",
+        b"HTTP/1.1 429 Slow\r\nRetry-After: 5\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 99999\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip\r\n",
+        b"Connection: close\r\n",
+        b"Connection: upgrade\r\nUpgrade: x\r\n",
+        b"Keep-Alive: timeout=5, max=1\r\n",
+        b"X: y\r\n" * 30,
+        b"X: y\n z\n",
+        b"\r\n",
+        b"\n",
+        b"hello",
+        b"5\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"0\r\nX: y\r\n",
+        b"x" * (CAP + 1),
+        b"x" * MAX_HEAD,
+        b"\x00",
+    ]
+)
+TALK = st.lists(PIECES | st.binary(max_size=40), max_size=12)
+
+
+def check(wire: Wire) -> None:
+    """What always holds."""
+    assert len(wire.told) <= 1
+    assert not wire.failures
+    for result in wire.told:
+        if isinstance(result, Response):
+            assert 200 <= result.status <= 999
+            assert len(result.body) <= KEPT_BODY
+        else:
+            assert result.reason in {Reason.PROTOCOL_ERROR, Reason.RESPONSE_TOO_LARGE, Reason.CLOSED}
+    if wire.idle:
+        assert wire.told
+        assert not wire.closed
+        assert isinstance(wire.told[0], Response)
+    elif wire.told:
+        assert wire.closed
+        assert wire.gone == 1
+
+
+@given(TALK)
+@settings(max_examples=600)
+@example([b"HTTP/1.1 101 Go\r\n\r\n", b"x" * MAX_HEAD])
+@example([b"HTTP/1.1 200 OK\r\n", b"x" * MAX_HEAD * 2])
+@example([b"HTTP/1.1 100 Continue\r\n\r\n" * 40])
+@example([b"HTTP/1.1 100 Continue\n\n" * 40])
+def test_whatever_comes_gives_one_result_at_the_latest_at_the_end(chunks: list[bytes]) -> None:
+    wire = Wire()
+    for chunk in chunks:
+        wire.receive(chunk)
+        check(wire)
+    idle = bool(wire.idle)
+    wire.end()
+    assert len(wire.told) == 1
+    assert wire.resent == 0
+    assert wire.shared.opened == wire.shared.closed == 1
+    assert wire.gone == 1
+    assert wire.timer is None
+    if not idle:
+        check(wire)
+
+
+@given(TALK, st.integers(1, 60_000))
+@settings(max_examples=300)
+def test_chunking_changes_nothing(chunks: list[bytes], step: int) -> None:
+    data = b"".join(chunks)
+    whole, pieces = Wire(), Wire()
+    whole.receive(data)
+    pieces.receive(*(data[start : start + step] for start in range(0, len(data), step)))
+    if whole.told and pieces.told:
+        first, second = whole.told[0], pieces.told[0]
+        if isinstance(first, Response) and isinstance(second, Response):
+            assert first.status == second.status
+            assert first.retry_after == second.retry_after
+            # What ends by a cap or by garbage ends where it shows, so one may have seen more of the body.
+            assert first.body.startswith(second.body) or second.body.startswith(first.body)
+        else:
+            assert isinstance(first, Failure)
+            assert isinstance(second, Failure)
+            assert first.reason is second.reason
+    for wire in (whole, pieces):
+        wire.end()
+        assert len(wire.told) == 1
+
+
+@st.composite
+def valid_responses(draw: st.DrawFn) -> tuple[bytes, int, bytes]:
+    """Bytes, status and body of a response that leaves the connection in order."""
+    status = draw(st.integers(200, 599).filter(lambda status: status not in {204, 205, 304}))
+    body = draw(st.binary(max_size=CAP))
+    names = st.sampled_from([b"Server", b"Date", b"X-Request-Id", b"content-type", b"Set-Cookie"])
+    values = st.binary(max_size=20).map(lambda raw: bytes(0x21 + byte % 94 for byte in raw))
+    fields = b"".join(b"%b: %b\r\n" % field for field in draw(st.lists(st.tuples(names, values), max_size=8)))
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * draw(st.integers(0, 3))
+    head = b"%bHTTP/1.1 %d Reason\r\n%b" % (interim, status, fields)
+    if draw(st.booleans()):
+        return head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body), status, body
+    size = draw(st.integers(1, max(1, len(body))))
+    chunks = [body[start : start + size] for start in range(0, min(len(body), 64 * size), size)]
+    body = b"".join(chunks)
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    trailer = draw(st.sampled_from([b"", b"X-Sum: 1\r\n", b"Retry-After: 9\r\n"]))
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n" + trailer + b"\r\n", status, body
+
+
+@given(st.lists(valid_responses(), min_size=1, max_size=3), st.data())
+@settings(max_examples=300)
+def test_valid_responses_are_read_however_they_are_cut_and_keep_the_connection(
+    responses: list[tuple[bytes, int, bytes]], data: st.DataObject
+) -> None:
+    wire = Wire()
+    for raw, status, body in responses:
+        cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1), max_size=20)))
+        wire.receive(*(raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)))
+        assert wire.told == [Response(status, None, None, body[:KEPT_BODY])]
+        assert len(wire.idle) == 1
+        wire.told.clear()
+        wire.again()
+    assert wire.sent == wire.request * (len(responses) + 1)
+    assert wire.gone == 0
+
+
+def test_fields_of_interest_are_read_from_any_response() -> None:
+    wire = Wire()
+    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    wire.again()
+    wire.told.clear()
+    wire.receive(
+        b"HTTP/1.1 103 Hint\r\nLocation: /hint\r\n\r\n"
+        b"HTTP/1.1 302 Found\r\nLOCATION:  /caf\xe9 \r\nlocation: /second\r\nretry-AFTER: 120\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert wire.told == [Response(302, "120", "/caf\xe9", b"")]
+
+
+def test_an_unsent_rest_of_the_request_closes_the_connection() -> None:
+    wire = Wire()
+    wire.unsent = 1
+    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    assert wire.told == [Response(204)]
+    assert wire.closed
+    assert not wire.idle
+
+
+def test_a_reused_connection_hands_its_exchange_back_when_it_ends_before_the_first_byte() -> None:
+    for error in (None, ConnectionResetError("reset")):
+        wire = Wire()
+        wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+        wire.again()
+        wire.told.clear()
+        wire.end(error)
+        assert (wire.resent, wire.told) == (1, [])
+
+
+def test_a_reused_connection_that_ends_after_the_first_byte_is_a_failure() -> None:
+    wire = Wire()
+    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    wire.again()
+    wire.told.clear()
+    wire.receive(b"H")
+    wire.end()
+    assert wire.resent == 0
+    assert isinstance(wire.told[0], Failure)
+    assert wire.told[0].reason is Reason.CLOSED
+
+
+def test_an_exchange_may_send_the_next_one_from_inside_done() -> None:
+    wire = Wire()
+    in_pool = []
+
+    def done(result: object) -> None:
+        in_pool.append(len(wire.idle))
+        wire.again()
+
+    wire.done = done  # type: ignore[method-assign]
+    for _ in range(900):
+        wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    assert in_pool == [1] * 900
+    assert wire.sent == wire.request * 901
+
+
+def test_a_done_that_raises_takes_nothing_with_it() -> None:
+    wire = Wire()
+
+    def done(result: object) -> None:
+        raise RuntimeError("the engine's mistake")
+
+    wire.done = done  # type: ignore[method-assign]
+    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    assert len(wire.idle) == 1
+
+
+def test_one_timer_serves_deadline_idle_expiry_and_age() -> None:
+    wire = Wire()
+    first = wire.timer
+    assert first is not None
+    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    wire.now, wire.deadline = 5.0, 15.0
+    wire.again()
+    assert [wire.timer] == [first]  # nothing was armed for the second exchange
+    wire.now = 10.0
+    first()
+    assert len(wire.told) == 1  # its deadline is later: it goes on
+    wire.now = 15.0
+    assert wire.timer is not None
+    wire.timer()
+    result = wire.told[1]
+    assert isinstance(result, Failure)
+    assert result.reason is Reason.TIMEOUT
+    assert wire.closed
+
+    wire = Wire()
+    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
+    wire.now = 10.0
+    assert wire.timer is not None
+    wire.timer()
+    assert len(wire.idle) == 1
+    wire.now = 60.0
+    wire.timer()
+    assert len(wire.idle) == 0
+    assert wire.closed
+
+
+def test_keep_alive_grants_are_read() -> None:
+    assert keep_alive(b"timeout=5, max=100") == (4.0, 100)
+    assert keep_alive(b"TIMEOUT=1") == (0.5, None)
+    assert keep_alive(b'max=3;timeout = "30"') == (29.0, 3)
+    assert keep_alive(b"timeout=0") == (0.0, None)
+    assert keep_alive(b"xtimeout=9, timeout=-4, max=") == (float("inf"), None)
