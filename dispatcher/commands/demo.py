@@ -57,6 +57,8 @@ _TENANTS: Final = ("acme", "globex")
 _BATCH: Final = 50
 _READY: Final = 60.0  # seconds for the broker and the group to be there
 _STALLED: Final = 20.0  # seconds without any progress, after which what is missing counts as missing
+_LIMIT: Final = 45.0  # seconds for all of it, and some milliseconds more for each event
+_PER_EVENT: Final = 0.005
 _TURN: Final = 0.1
 
 
@@ -283,7 +285,6 @@ class Demo:
                 await tasks.stop()
                 await app.stop()
         if self._interrupted:
-            self._console.print("Interrupted.")
             return 130
         if app.failure is not None:
             raise click.ClickException(f"the dispatcher stopped by itself: {app.failure}")
@@ -292,7 +293,9 @@ class Demo:
         return self._judge(uncommitted, took)
 
     def _interrupt(self) -> None:
-        self._interrupted = True
+        if not self._interrupted:
+            self._interrupted = True
+            self._console.print("Interrupted: ending what is under way.")
 
     @asynccontextmanager
     async def _receivers(self) -> AsyncIterator[None]:
@@ -345,7 +348,8 @@ class Demo:
         """Show progress until everything is settled, nothing moves any more, or somebody interrupts."""
         owed = sum(len(endpoint.owed) for endpoint in self._cast)
         progress, moved = -1, time.monotonic()
-        show = self._live() if self._console.is_terminal else self._lines(owed)
+        limit = moved + _LIMIT + _PER_EVENT * len(self._events)
+        show = self._live(owed) if self._console.is_terminal else self._lines(owed)
         next(show)
         try:
             while not self._interrupted and app.failure is None:
@@ -356,7 +360,8 @@ class Demo:
                     progress, moved = len(self._published) + done, now
                 if publishing.done():
                     publishing.result()  # raises what kept it from publishing
-                over = (publishing.done() and done >= owed) or now - moved > self._patience
+                settled = publishing.done() and done >= owed
+                over = settled or now - moved > self._patience or now > limit
                 show.send((done, over))
                 if over:
                     return
@@ -364,12 +369,12 @@ class Demo:
         finally:
             show.close()
 
-    def _live(self) -> Generator[None, tuple[int, bool], None]:
+    def _live(self, owed: int) -> Generator[None, tuple[int, bool], None]:
         """Keep the table on the screen up to date."""
         with Live(self._table(), console=self._console, auto_refresh=False, transient=True) as live:
             while True:
-                yield
-                live.update(self._table(), refresh=True)
+                done, _ = yield
+                live.update(self._table(self._progress(done, owed)), refresh=True)
 
     def _lines(self, owed: int) -> Generator[None, tuple[int, bool], None]:
         """Print a line a second, where there is no screen to draw on."""
@@ -379,9 +384,10 @@ class Demo:
             now = time.monotonic()
             if over or now - last >= 1:
                 last = now
-                self._console.print(
-                    f"published {len(self._published)} of {len(self._events)}, settled {done} of {owed}"
-                )
+                self._console.print(self._progress(done, owed))
+
+    def _progress(self, done: int, owed: int) -> str:
+        return f"published {len(self._published)} of {len(self._events)} events, settled {done} of {owed} deliveries"
 
     def _introduce(self) -> None:
         broker = self._settings.broker
@@ -392,20 +398,20 @@ class Demo:
         for endpoint in self._cast:
             self._console.print(f"  {endpoint.id:<7} {endpoint.about}", soft_wrap=True)
 
-    def _table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("endpoint")
+    def _table(self, caption: str | None = None) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+        table.add_column("endpoint", no_wrap=True)
         for name in (
             "owed",
             "delivered",
             "attempts",
             "twice",
             "dead\nletters",
-            "bad\nsignatures",
+            "badly\nsigned",
             "p50",
             "p99",
         ):
-            table.add_column(name, justify="right", vertical="bottom")
+            table.add_column(name, justify="right", no_wrap=True)
         for endpoint in self._cast:
             latencies = sorted(endpoint.latencies.values())
             table.add_row(

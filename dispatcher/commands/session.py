@@ -47,7 +47,7 @@ def quiet() -> None:
 async def connected(settings: Settings, patience: float = PATIENCE) -> AsyncIterator[Broker]:
     """The settings' broker, connected. Its errors, inside the block too, become click's."""
     try:
-        broker = open_broker(settings.broker, settings.kafka)
+        broker = open_broker(settings.broker, settings.kafka, settings.sqlite)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     try:

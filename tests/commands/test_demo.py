@@ -51,7 +51,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    assert out.endswith("Interrupted.\n")
+    assert out.endswith("Interrupted: ending what is under way.\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -113,7 +113,7 @@ def test_a_wrong_command_line_exits_2_and_writes_nothing(
 async def test_an_embedded_broker_in_use_says_what_to_do(tmp_path: Path) -> None:
     settings = embedded(tmp_path)
     (tmp_path / "dispatcher-data").mkdir()
-    broker = open_broker(settings)
+    broker = open_broker(settings.broker, settings.kafka, settings.sqlite)
     await broker.connect()
     try:
         ended = console.dispatcher("publish", "ping", cwd=tmp_path)
