@@ -46,6 +46,7 @@ from benchmarks.harness import (
     crossing,
     envelope,
     free_port,
+    median,
     mib,
     on_core,
     pinned,
@@ -324,6 +325,7 @@ def measure(
     """Load, check, measure. `targets` are those with Kafka."""
     require("nginx", "wrk", "taskset")
     section = Section(title, command)
+    seen = Profile(title) if profile else None
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with on_core(CORES.client):  # the broker has the other one to itself
@@ -338,10 +340,10 @@ def measure(
                 return run.rate, run
 
             compared = beside_wrk(deliver, lambda: wrk(endpoint.url, seconds=4).rate, runs)
-            if profile:
-                seen = Profile(title)
-                with_profile = daemon.run(count, seen)
-                section.add(seen.table(with_profile.cpu))
+            if seen is not None:
+                daemon.run(count, seen)
+                section.add(seen.table(median([run.cpu for run in compared.seen])))
+                section.add(seen.top())
     table = Table(("", "median (lowest-highest)", "wanted"))
 
     def row(what: str, figure: str, wanted: str = "", holds: bool | None = None) -> None:
