@@ -40,6 +40,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import time
 from collections import deque
@@ -175,16 +176,22 @@ def mapped(error: BaseException, doing: str) -> BrokerError:
 
 def _said(error: BaseException) -> str:
     """One line; the library's errors often say little more than their name."""
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate was not accepted: {error.verify_message}"
-    said = str(error).strip() or type(error).__name__
-    return (
-        said
-        if type(error).__name__ in said or isinstance(error, OSError)
-        else f"{type(error).__name__}: {said}"
-    )
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"the certificate was not accepted: {error.verify_message}"
+        case ConnectionRefusedError():
+            return "connection refused"
+        case socket.gaierror():
+            return f"the name can't be resolved ({error.strerror})"
+        case TimeoutError() if not str(error):
+            return "no answer in time"
+        case errors.CommitFailedError():
+            return "the group has rebalanced meanwhile"
+        case errors.BrokerResponseError():
+            said = ": ".join(str(part) for part in error.args) or error.description.split(". ")[0]
+            return f"{type(error).__name__} ({error.errno}): {said.strip().rstrip('.')}"
+    # `str` of the library's own errors begins with the class's name, or is that name alone.
+    return str(error).strip() or type(error).__name__
 
 
 def client_options(servers: Sequence[str], settings: KafkaSettings) -> dict[str, Any]:
@@ -786,6 +793,10 @@ class KafkaBroker:
         return []
 
     async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
+        if admin._client.cluster.controller is None:
+            await admin._client.force_metadata_update()
+            if admin._client.cluster.controller is None:
+                raise BrokerUnavailable("the cluster has no controller just now")
         defaults: Mapping[str, str] = {}
         for attempt in range(3):
             request = [
@@ -846,7 +857,7 @@ class KafkaBroker:
         if group is not None:
             name = group
             committed = await self._with_admin(
-                lambda admin: admin.list_consumer_group_offsets(name),
+                lambda admin: admin.list_consumer_group_offsets(name, partitions=keys),
                 f"asking for the offsets of group {group}",
             )
         configs = await self._configs(list(found))
@@ -1186,7 +1197,7 @@ class KafkaConsumer:
                     earliest=first[partition],
                     latest=end[partition],
                 )
-                starts[partition] = Position(first[partition], found.metadata or "")
+                starts[partition] = Position(first[partition])  # what was noted of that offset holds no more
         return starts
 
     # What its owner does with it.

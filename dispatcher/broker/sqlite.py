@@ -872,7 +872,7 @@ class SqliteBroker:
             if position is None:
                 position = Position(partition.end if self._from_latest else partition.start)
             elif not partition.start <= position.offset <= partition.end:
-                position = Position(partition.start, position.metadata)
+                position = Position(partition.start)  # what was noted of that offset holds no more
             starts[partition] = position
         return starts
 

@@ -1,0 +1,104 @@
+"""Fixtures that several suites share: a real Kafka, librdkafka's mock of one, and names nobody else uses.
+
+A real Kafka is started once per run, and only if a test asks for it. `DISPATCHER_TEST_KAFKA=host:port` uses one
+that runs already. Without Java or Maven those tests are skipped, and the end of the run says so; with
+`CI=true` that is a failure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import pytest
+
+from tests.kafka import mock
+from tests.kafka.server import Cluster, Unavailable
+
+_absent = pytest.StashKey[dict[str, str]]()
+
+
+def _without(request: pytest.FixtureRequest, what: str, why: str) -> NoReturn:
+    request.config.stash.setdefault(_absent, {})[what] = why
+    if os.environ.get("CI", "").lower() in {"1", "true"}:
+        pytest.fail(f"no {what}: {why}", pytrace=False)
+    pytest.skip(f"no {what}: {why}")
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
+    """`host:port` of a real Apache Kafka."""
+    if given := os.environ.get("DISPATCHER_TEST_KAFKA"):
+        yield given
+        return
+    cluster = Cluster()
+    try:
+        cluster.start()
+    except Unavailable as error:
+        _without(request, "real Apache Kafka", str(error))
+    try:
+        yield cluster.bootstrap
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def kafka_cluster(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cluster]]:
+    """Starts clusters of this test's own: to be killed and started again."""
+    clusters: list[Cluster] = []
+
+    def start(*args: object, **options: object) -> Cluster:
+        cluster = Cluster(*args, **options)  # type: ignore[arg-type] # passed on
+        clusters.append(cluster)
+        try:
+            cluster.start()
+        except Unavailable as error:
+            _without(request, "real Apache Kafka", str(error))
+        return cluster
+
+    yield start
+    for cluster in clusters:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def mock_kafka(request: pytest.FixtureRequest) -> Iterator[mock.MockCluster]:
+    """librdkafka's mock cluster: the real wire format, groups of one member, no admin requests."""
+    cluster = mock.MockCluster()
+    try:
+        cluster.start()
+    except mock.Unavailable as error:
+        _without(request, "librdkafka", str(error))
+    yield cluster
+    cluster.stop()
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """Makes names that no other test, run or process uses."""
+    return lambda prefix: f"{prefix}-{uuid.uuid4().hex[:8]}-{next(_numbers)}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"kafka", "kafka_cluster"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("kafka")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for what, why in terminalreporter.config.stash.get(_absent, {}).items():
+        skipped = [
+            report.nodeid
+            for report in terminalreporter.stats.get("skipped", [])
+            if what in str(report.longrepr)
+        ]
+        terminalreporter.section(f"NOT TESTED: no {what}", red=True, bold=True)
+        terminalreporter.line(f"{why}. {len(skipped)} tests were skipped:")
+        for nodeid in skipped:
+            terminalreporter.line(f"  {nodeid}")
