@@ -124,6 +124,7 @@ async def test_an_embedded_broker_in_use_says_what_to_do(tmp_path: Path) -> None
     assert "in use" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path) -> None:
     ended = console.dispatcher("publish", "ping", "--broker", "kafka://127.0.0.1:9", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (1, "")
