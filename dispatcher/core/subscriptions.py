@@ -24,7 +24,7 @@ Rules:
    at any time. A `Subscription` never changes but for `request`, made at the first delivery.
 2. A successor takes the answers over, without those its change affects; its predecessor starts
    over with none. So answers are never shared, and one change doesn't make every tenant cold.
-3. A group (one tenant's patterns) is a tuple of ids while it is small, else a trie. Nodes reachable
+3. A group (one tenant's patterns) is a flat tuple while it is small, else a trie. Nodes reachable
    from an index are never written: a successor copies those on the path it changes.
 4. Only the loop's thread asks for matches; building may happen in any thread.
 
@@ -35,8 +35,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from dispatcher.core.netguard import Origin, Target
 from dispatcher.core.policy import RetryPolicy
@@ -198,6 +199,12 @@ def matches(pattern: str, type: str) -> bool:  # noqa: A002 - the field's name
     return all(want in ("*", have) for want, have in zip(wanted, given, strict=False))
 
 
+# The same few lists of patterns stand in most tenants: 0.15 us instead of some microseconds for each subscription.
+@lru_cache(maxsize=1 << 14)
+def _wants(patterns: tuple[str, ...], type: str) -> bool:  # noqa: A002 - the field's name
+    return any(matches(pattern, type) for pattern in patterns)
+
+
 class _Node:
     """A place in the trie: the patterns that end here, and those that go on."""
 
@@ -280,7 +287,26 @@ def _walk(root: _Node, type: str) -> dict[str, None]:  # noqa: A002 - the field'
     return found
 
 
-_Group = tuple[str, ...] | _Node
+def _trie(pairs: Iterable[tuple[str, tuple[str, ...]]]) -> _Node:
+    root = _Node()
+    for id_, patterns in pairs:
+        for pattern in patterns:
+            _add(root, pattern, id_)
+    return root
+
+
+# Small: ids and their patterns in turns. Flat, because a tuple for each pair would be 56 bytes; and with the
+# patterns, because these are shared and near, where each subscription is a way to distant memory.
+_Small = tuple[Any, ...]
+_Group = _Small | _Node
+
+
+def _pairs(group: Iterable[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Ids with their patterns."""
+    turns = iter(group)
+    return zip(turns, turns, strict=True)
+
+
 _Answer = tuple[Subscription, ...]
 
 
@@ -295,27 +321,22 @@ class Index:
         self._length = len(unique)
         self._by_id: list[dict[str, Subscription]] = [{} for _ in range(_shards(self._length))]
         mask = len(self._by_id) - 1
-        members: dict[str | None, list[str]] = {}
+        members: dict[str | None, list[Any]] = {}
         patterns: dict[str | None, int] = {}
         for id_, subscription in unique.items():
             self._by_id[hash(id_) & mask][id_] = subscription
             tenant = subscription.tenant
             ids = members.get(tenant)
             if ids is None:
-                members[tenant] = [id_]
+                members[tenant] = [id_, subscription.event_types]
                 patterns[tenant] = len(subscription.event_types)
             else:
-                ids.append(id_)
+                ids += (id_, subscription.event_types)
                 patterns[tenant] += len(subscription.event_types)
         self._groups: list[dict[str | None, _Group]] = [{} for _ in range(_shards(len(members)))]
         mask = len(self._groups) - 1
         for tenant, ids in members.items():
-            group: _Group = tuple(ids)
-            if patterns[tenant] > _SCANNED:
-                group = _Node()
-                for id_ in ids:
-                    for pattern in unique[id_].event_types:
-                        _add(group, pattern, id_)
+            group = tuple(ids) if patterns[tenant] <= _SCANNED else _trie(_pairs(ids))
             self._groups[hash(tenant) & mask][tenant] = group
         # Looked up for every answer, so it stands apart.
         self._everywhere: _Group = self._groups[hash(EVERY_TENANT) & mask].get(EVERY_TENANT, ())
@@ -377,12 +398,9 @@ class Index:
             if isinstance(ids, _Node):
                 found.extend([by_id[hash(id_) & mask][id_] for id_ in _walk(ids, type)])
                 continue
-            for id_ in ids:
-                subscription = by_id[hash(id_) & mask][id_]
-                for pattern in subscription.event_types:
-                    if matches(pattern, type):
-                        found.append(subscription)
-                        break
+            for id_, patterns in _pairs(ids):
+                if _wants(patterns, type):
+                    found.append(by_id[hash(id_) & mask][id_])
         return tuple(found)
 
     def get(self, id: str) -> Subscription | None:  # noqa: A002 - the field's name
@@ -395,6 +413,10 @@ class Index:
     def __iter__(self) -> Iterator[Subscription]:
         for shard in self._by_id:
             yield from shard.values()
+
+    def pieces(self) -> list[object]:
+        """What it is made of. Who drops the index and then these one by one frees a large one without a stall."""
+        return [*self._by_id, *self._groups, *self._answers.values()]
 
     def replaced(self, subscription: Subscription) -> Index:
         """An index with this one instead of the one with its id, or added if there is none."""
@@ -454,14 +476,13 @@ class Index:
             for pattern in subscription.event_types:
                 group = _changed(group, pattern.split("."), id_, present=present)
         else:
-            ids = [*group, id_] if present else [other for other in group if other != id_]
-            group = tuple(ids)
-            members = [member for other in ids if (member := self.get(other)) is not None]
-            if sum(len(member.event_types) for member in members) > _SCANNED:
-                group = _Node()
-                for member in members:
-                    for pattern in member.event_types:
-                        _add(group, pattern, member.id)
+            pairs = [pair for pair in _pairs(group) if pair[0] != id_]
+            if present:
+                pairs.append((id_, subscription.event_types))
+            if sum(len(patterns) for _, patterns in pairs) > _SCANNED:
+                group = _trie(pairs)
+            else:
+                group = tuple(part for pair in pairs for part in pair)
         if group:
             shard[tenant] = group
         else:
