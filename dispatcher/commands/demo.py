@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 import os
 import secrets
@@ -217,6 +218,8 @@ def demo(events: int, config: Path | None, overrides: dict[str, Any]) -> None:
         cast = endpoints()
         settings = demo_settings(config, overrides, Path(directory))
         configure(settings.log)
+        # What keeps it from Kafka is told in the demo's own sentences.
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
         raise SystemExit(run(Demo(settings, cast, events, console).run()))
 
 

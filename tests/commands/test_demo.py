@@ -43,6 +43,16 @@ def test_it_delivers_everything_and_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_runs_on_kafka_with_topics_of_its_own(tmp_path: Path, kafka: str) -> None:
+    broker = f"kafka://{kafka}"
+    runs = [
+        console.dispatcher("demo", "--events", "80", cwd=tmp_path, DISPATCHER_BROKER=broker) for _ in "12"
+    ]
+    assert [run.returncode for run in runs] == [0, 0], "".join(run.stdout + run.stderr for run in runs)
+    assert f"80 events through {broker}" in runs[1].stdout
+    assert len({run.stdout.rpartition("The topics ")[2] for run in runs}) == 2
+
+
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
     process = console.start("demo", "--events", "100000", cwd=tmp_path, TMPDIR=str(tmp_path))
     assert process.stdout is not None
