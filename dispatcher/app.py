@@ -46,7 +46,7 @@ class App:
         self._over = asyncio.Event()
         self.failure: BaseException | None = None
         network = settings.network
-        guard = Guard(network.allow, network.deny, network.https_only, network.ports)
+        self._guard = guard = Guard(network.allow, network.deny, network.https_only, network.ports)
         self._timers = Timers(asyncio.get_running_loop())
         self.registry = Registry(settings, guard, environ)
         self.broker: Broker = open_broker(settings.broker, settings.kafka, settings.sqlite)
@@ -81,6 +81,7 @@ class App:
             self.broker,
             self._transport,
             self.registry,
+            self._guard,
             self.metrics,
             self._timers,
             on_failure=self._failed,

@@ -48,10 +48,10 @@ from dispatcher.broker.base import (
 from dispatcher.core.events import Event, InvalidEvent, decode
 from dispatcher.core.lanes import Lane, Share
 from dispatcher.core.letters import delivery_headers, delivery_id, describe, unreadable_headers
-from dispatcher.core.netguard import Origin
+from dispatcher.core.netguard import Blocked, Guard, Origin, Target
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide
-from dispatcher.core.request import build
+from dispatcher.core.request import build, retarget
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Status, Subscription
 from dispatcher.core.wheel import Entry
@@ -74,6 +74,8 @@ _REVOKE_DRAIN: Final = 3.0  # seconds for attempts under way to end before parti
 _GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
 _LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
 _LAG_INTERVAL: Final = 0.1
+_FOLLOWED: Final = frozenset({307, 308})  # the redirects that keep method and body (RFC 9110 15.4)
+_MAX_HOPS: Final = 3
 
 
 class Delivery:
@@ -86,6 +88,8 @@ class Delivery:
         "engine",
         "event",
         "first_attempt_ms",
+        "hop",
+        "hops",
         "lane",
         "last_result",
         "offset",
@@ -119,6 +123,8 @@ class Delivery:
         self.deadline = 0.0
         self.started = 0.0
         self.due = 0.0
+        self.hop: Target | None = None  # where a redirect has led this attempt
+        self.hops = 0
 
     def done(self, result: Result) -> None:
         """The attempt is over (called by the transport)."""
@@ -138,6 +144,7 @@ class Engine:
         broker: Broker,
         transport: Transport,
         registry: Registry,
+        guard: Guard,
         metrics: Metrics,
         timers: Timers,
         *,
@@ -152,6 +159,7 @@ class Engine:
         self._broker = broker
         self._transport = transport
         self._registry = registry
+        self._guard = guard
         self._metrics = metrics
         self._timers = timers
         self._chance = chance
@@ -393,12 +401,16 @@ class Engine:
             delivery.request = build(subscription, delivery.event, int(unix))
         except Exception as error:
             # Whatever it is about this delivery, the others must not wait for it.
-            log.exception("request could not be built", subscription_id=subscription.id, event_id=delivery.event.id)
+            log.exception(
+                "request could not be built", subscription_id=subscription.id, event_id=delivery.event.id
+            )
             self._bury(delivery, "unsendable", Failure(Reason.PROTOCOL_ERROR, repr(error)))
             return False
         delivery.attempt += 1
         if delivery.first_attempt_ms is None:
             delivery.first_attempt_ms = int(unix * 1000)
+        delivery.hops = 0
+        delivery.hop = None
         delivery.started = now
         delivery.deadline = now + subscription.timeout
         self._attempting += 1
@@ -406,6 +418,11 @@ class Engine:
         return True
 
     def _done(self, delivery: Delivery, result: Result) -> None:
+        if type(result) is Response and result.status in _FOLLOWED and delivery.subscription.follow_redirects:
+            verdict = self._follow(delivery, result)
+            if verdict is None:
+                return  # on its way to where the endpoint pointed, still the same attempt
+            result = verdict
         self._attempting -= 1
         delivery.request = b""
         lane = delivery.lane
@@ -423,6 +440,22 @@ class Engine:
             self._failed(delivery, result, now)
         self._pump(lane)
 
+    def _follow(self, delivery: Delivery, response: Response) -> Result | None:
+        """Send it to where the redirect leads, within the same deadline; or what the attempt came to instead."""
+        if delivery.hops >= _MAX_HOPS or not response.location:
+            return response
+        subscription = delivery.subscription
+        origin = subscription.origin
+        base = delivery.hop or Target(origin, subscription.target, origin.host_header)
+        try:
+            delivery.hop = self._guard.check_redirect(base, response.location)
+        except Blocked as error:
+            return Failure(Reason.BLOCKED, f"status {response.status}, not followed: {error}")
+        delivery.hops += 1
+        delivery.request = retarget(delivery.request, delivery.hop.target)
+        self._transport.send(origin, delivery)
+        return None
+
     def _failed(self, delivery: Delivery, result: Result, now: float) -> None:
         metrics = self._metrics
         if type(result) is Failure and result.reason is Reason.CANCELLED:
@@ -432,6 +465,9 @@ class Engine:
             metrics.attempts["status", f"{result.status // 100}xx"] += 1
         elif type(result) is Failure:
             metrics.attempts[result.reason.value, "none"] += 1
+        if delivery.tracker.lost:
+            self._settle(delivery)  # whoever has the partition now delivers it
+            return
         unix = self._wall()
         # The whole wait is held in memory until the retry topics take over what is beyond the horizon.
         decision = decide(
@@ -445,8 +481,10 @@ class Engine:
         match decision:
             case Delivered():
                 self._settle(delivery)
-            case Hold(due=due) | Retry(due=due):
+            case Hold(due=due, counted=counted) | Retry(due=due, counted=counted):
                 self._log_attempt(delivery, result, now, "retry", due)
+                if not counted:
+                    delivery.attempt -= 1
                 delivery.last_result = result
                 delivery.due = now + (due - unix)
                 self._held[delivery] = self._timers.at(delivery.due, delivery.wake)

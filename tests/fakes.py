@@ -220,6 +220,7 @@ def subscription(id: str = "sub_1", url: str = "http://endpoint.test/hook", **fi
         "signatures": ("v1",),
         "headers": (),
         "thin": False,
+        "follow_redirects": False,
         "timeout": 15.0,
         "max_in_flight": 16,
         "retry": RetryPolicy((5.0, 300.0), 0.0),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, CommitRefused, MessageTooLarge, TopicPartition
-from dispatcher.core.netguard import Origin
+from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.results import Failure, Reason, Response
 from dispatcher.core.subscriptions import Status
 from dispatcher.engine import Engine
@@ -45,6 +45,7 @@ class World:
             self.broker,
             self.transport,  # type: ignore[arg-type] # keeps the port's rules
             registry,  # type: ignore[arg-type] # likewise
+            Guard(("127.0.0.0/8",), https_only=False),
             self.metrics,
             Timers(loop),
             on_failure=lambda task, error: self.failures.append((task, error)),
@@ -227,6 +228,77 @@ async def test_a_tombstone_is_skipped_and_counted() -> None:
         assert world.dead() == []
 
 
+@pytest.mark.parametrize("status", [307, 308])
+async def test_a_redirect_is_a_failure_that_names_the_location_unless_the_subscription_follows_it(
+    status: int,
+) -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf()))) as world:
+        world.transport.answer = lambda *_: (0.0, Response(status, location="/elsewhere"))
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert len(world.transport.sent) == 1
+        assert world.dead()[0]["last_result"] == f"status {status} to /elsewhere"
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_same_origin_redirects_are_followed_within_the_same_attempt(status: int) -> None:
+    async with running(FixedRegistry(subscription(follow_redirects=True))) as world:
+        answers = iter(
+            [
+                Response(status, location="two"),
+                Response(status, location="http://endpoint.test/3?x=y"),
+                Response(200),
+            ]
+        )
+        world.transport.answer = lambda *_: (1.0, next(answers))
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        requests = [request for _, _, request in world.transport.sent]
+        assert [request.split(b" ")[1] for request in requests] == [b"/hook", b"/two", b"/3?x=y"]
+        assert len({request.split(b"\r\n", 1)[1] for request in requests}) == 1, "headers and body stay"
+        assert world.value("attempts_total", outcome="delivered", code_class="2xx") == 1
+        assert world.value("attempt_duration_seconds_sum") == pytest.approx(3.0, abs=0.1)
+
+
+async def test_no_more_than_three_redirects_are_followed() -> None:
+    async with running(FixedRegistry(subscription(follow_redirects=True, retry=RetryPolicyOf()))) as world:
+        world.transport.answer = lambda *_: (0.0, Response(307, location="/round"))
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert len(world.transport.sent) == 4
+        assert world.dead()[0]["last_result"] == "status 307 to /round"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://169.254.169.254/latest",
+        "http://other.test/",
+        "https://endpoint.test/",
+        "//127.0.0.1/",
+        "http://[::1]/",
+    ],
+)
+async def test_a_redirect_elsewhere_is_blocked(location: str) -> None:
+    async with running(FixedRegistry(subscription(follow_redirects=True, retry=RetryPolicyOf()))) as world:
+        world.transport.answer = lambda *_: (0.0, Response(307, location=location))
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert len(world.transport.sent) == 1
+        assert world.dead()[0]["last_result"].startswith("blocked: status 307, not followed: ")
+        assert world.value("attempts_total", outcome="blocked", code_class="none") == 1
+
+
+async def test_what_the_egress_proxy_stopped_is_tried_again_without_using_up_the_schedule() -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf()))) as world:
+        answers = iter([*[Failure(Reason.PROXY_ERROR)] * 5, Response(200)])
+        world.transport.answer = lambda *_: (0.0, next(answers))
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        assert world.dead() == []
+        assert len(world.transport.sent) == 6
+
+
 async def test_410_disables_the_subscription_and_drops_what_else_it_was_owed() -> None:
     async with running(FixedRegistry(subscription(max_in_flight=1))) as world:
         world.transport.answer = lambda *_: (0.5, Response(410))
@@ -350,12 +422,12 @@ async def test_of_a_lost_partition_nothing_more_is_sent_or_committed() -> None:
     other = TopicPartition("events", 1)
     registry = FixedRegistry(subscription(max_in_flight=1))
     async with running(registry, MemoryBroker(EVENTS, other)) as world:
-        world.transport.answer = lambda *_: (1.0, Response(500))
+        world.transport.answer = lambda *_: (7.0, Response(500))
         for number in range(5):
             world.broker.append(event(number))
         await until(lambda: len(world.transport.sent) == 1)
         await world.broker.consumers[0].assign([other])
-        await asyncio.sleep(60)
+        await asyncio.sleep(8)
         assert len(world.transport.sent) == 1
         assert world.broker.commits == []
         assert world.value("deliveries_in_flight") == 0

@@ -44,8 +44,12 @@ def delivery_id(topic: str, partition: int, offset: int, subscription_id: str) -
 def describe(result: Result) -> str:
     """One line about a result, for people."""
     match result:
-        case Response(status=status):
-            return f"status {status}"
+        case Response(status=status, location=location):
+            return (
+                f"status {status} to {location[:_DETAIL_CAP]}"
+                if location and 300 <= status < 400
+                else f"status {status}"
+            )
         case Failure(reason=reason, detail=detail):
             return f"{reason}: {detail[:_DETAIL_CAP]}" if detail else str(reason)
 

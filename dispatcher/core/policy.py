@@ -16,10 +16,13 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple, assert_never
 
-from dispatcher.core.results import Failure, Response, Result
+from dispatcher.core.results import Failure, Reason, Response, Result
 
 RETRY_AFTER_CAP: Final = 24 * 3600.0
 """Seconds; an endpoint can't postpone a delivery by more than this at a time."""
+
+PROXY_PAUSE: Final = 5.0
+"""Seconds (to twice as many) until a delivery is tried again that the egress proxy did not let through."""
 
 _THROTTLING: Final = frozenset({429, 502, 504})
 
@@ -43,6 +46,7 @@ class Hold:
     due: float
     asked: bool = False  # the endpoint asked for the wait (Retry-After)
     throttled: bool = False  # the endpoint is overloaded: fewer at a time
+    counted: bool = True  # False: the attempt never got as far as the endpoint, and doesn't count
 
 
 @dataclass(slots=True)
@@ -52,6 +56,7 @@ class Retry:
     due: float
     asked: bool = False
     throttled: bool = False
+    counted: bool = True
 
 
 @dataclass(slots=True)
@@ -89,6 +94,9 @@ def decide(
                 return Disable("gone")
             asked = None if retry_after is None else parse_retry_after(retry_after, now)
             throttled = asked is None and status in _THROTTLING
+        case Failure(reason=Reason.PROXY_ERROR):
+            # The deployment's own proxy: no endpoint is to blame, so no schedule is used up by it.
+            return Hold(now + PROXY_PAUSE * (1 + random), counted=False)
         case Failure():
             asked = None
             throttled = False

@@ -86,12 +86,6 @@ def _validate(value: bool) -> bool:
     return value
 
 
-def _redirects(value: Any) -> Any:
-    if value == "same-origin":
-        raise ValueError("same-origin is not supported yet: leave it out (a redirect is a failed attempt)")
-    return value
-
-
 def _status(value: Any) -> Any:
     if value == Status.PENDING:
         raise ValueError("pending is not supported yet: write active, paused or disabled")
@@ -137,7 +131,7 @@ class SubscriptionSpec(_Model):
     payload: Literal["full", "thin"] = "full"
     status: Annotated[Literal["active", "paused", "disabled"], BeforeValidator(_status)] = "active"
     validated: Annotated[bool, AfterValidator(_validate)] = Field(default=False, alias="validate")
-    redirects: Annotated[Literal["never"], BeforeValidator(_redirects)] = "never"
+    redirects: Literal["never", "same-origin"] = "never"
     timeout: Annotated[Duration, duration_between("10ms", "10m")] | None = None
     max_in_flight: Annotated[int, BeforeValidator(_number), Field(ge=1, le=10_000)] = MAX_IN_FLIGHT
     rate_limit: Annotated[Any, AfterValidator(_not_yet)] = None
@@ -238,6 +232,7 @@ class Reader:
             signatures=self._share(tuple(spec.signatures)),
             headers=self._share(tuple(spec.headers.items())),
             thin=spec.payload == "thin",
+            follow_redirects=spec.redirects == "same-origin",
             timeout=self._timeout if spec.timeout is None else self._share(spec.timeout),
             max_in_flight=spec.max_in_flight,
             retry=self._share(retry),

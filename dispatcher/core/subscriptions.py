@@ -69,6 +69,7 @@ class Subscription:
 
     __slots__ = (
         "event_types",
+        "follow_redirects",
         "headers",
         "id",
         "max_in_flight",
@@ -104,6 +105,7 @@ class Subscription:
         max_in_flight: int,
         retry: RetryPolicy,
         status: Status,
+        follow_redirects: bool = False,
         reason: str | None = None,
     ) -> None:
         """`target` is the URL's path and query as sent, `timeout` in seconds, `reason` why it is disabled."""
@@ -120,6 +122,7 @@ class Subscription:
         self.max_in_flight = max_in_flight
         self.retry = retry
         self.status = status
+        self.follow_redirects = follow_redirects
         self.reason = reason
 
     def __getattr__(self, name: str) -> Template:
@@ -155,6 +158,7 @@ class Subscription:
             max_in_flight=self.max_in_flight,
             retry=self.retry,
             status=status,
+            follow_redirects=self.follow_redirects,
             reason=reason,
         )
 

@@ -46,9 +46,14 @@ def test_any_other_status_waits_as_the_schedule_says(status: int) -> None:
     assert after(Response(status), 2) == Retry(NOW + 300.0)
 
 
-@pytest.mark.parametrize("reason", list(Reason))
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.PROXY_ERROR])
 def test_no_answer_waits_likewise_whatever_the_reason(reason: Reason) -> None:
     assert after(Failure(reason)) == Hold(NOW + 5.0)
+
+
+@pytest.mark.parametrize("attempt", [1, 4, 100])
+def test_what_the_egress_proxy_stopped_uses_up_no_schedule(attempt: int) -> None:
+    assert after(Failure(Reason.PROXY_ERROR), attempt) == Hold(NOW + 7.5, counted=False)
 
 
 @pytest.mark.parametrize("status", [429, 502, 504])
