@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import end_to_end, micro
+from benchmarks import bench_transport, end_to_end, micro
 from benchmarks.harness import CORES, RESULTS, CannotRun, Section
 
-ALL = ("transport", "end-to-end", "embedded", "micro")
+ALL = ("transport", "end-to-end", "embedded", "micro", "matching")
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,6 +60,10 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: end_to_end.run(command, **end_to_end_options)
             case "embedded":
                 yield lambda: end_to_end.run_embedded(command, **end_to_end_options)
+            case "transport":
+                yield lambda: bench_transport.run(command, quick=given.quick, runs=given.runs)
+            case "matching":
+                yield lambda: micro.run_matching(command, quick=given.quick)
             case "micro":
                 yield lambda: micro.run(command, quick=given.quick)
 

@@ -19,7 +19,7 @@ import uvloop
 
 from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.broker.base import Broker, Message, Position, Record, StoredRecord, TopicPartition
-from dispatcher.core.netguard import Origin
+from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Response
 from dispatcher.core.subscriptions import Index, Status, Subscription
@@ -119,6 +119,7 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
         cast("Broker", _Broker()),
         cast("Transport", _Transport()),
         cast("Registry", _Registry(Index(_subscriptions(fan_out)))),
+        Guard(),
         metrics,
         timers,
     )

@@ -692,7 +692,7 @@ class Table:
 
 
 def _plain(cell: str) -> str:
-    return re.sub(r"[`*]", "", cell)
+    return re.sub(r"```\w*\n?|[`*]", "", cell)
 
 
 @dataclass
@@ -736,7 +736,6 @@ class Section:
 TITLES: Final = (
     "End to end",
     "End to end, embedded broker",
-    "Where the time goes",
     "Transport",
     "Micro-benchmarks",
     "Matching",

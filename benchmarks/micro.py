@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 
-from benchmarks import bench_core
-from benchmarks.harness import CORES, NOW, SECRET, Section, Table, micros, on_core, per_call
+from benchmarks import bench_core, bench_engine
+from benchmarks.harness import (
+    CORES,
+    NOW,
+    SECRET,
+    CannotRun,
+    Section,
+    Table,
+    micros,
+    on_core,
+    per_call,
+    pinned,
+)
 from dispatcher.core.lanes import Lane
 from dispatcher.core.netguard import Origin
 from dispatcher.core.offsets import PartitionTracker
@@ -158,6 +171,28 @@ def run(command: str, *, quick: bool) -> Section:
         for part in (_core, _match, _track, _lane, _wheel, _decide, _observe):
             for name, loop in part().items():
                 table.add(name, micros(per_call(loop, repeats=3 if quick else 11)))
+        for name, seconds in bench_engine.results(quick=quick).items():
+            table.add(name, micros(seconds))
     section.add(table)
-    section.add("Medians of 11 runs of some 50 ms each; the loop around a call (0.05 us) is not taken off.")
+    section.add(
+        "CPU time, medians of 11 runs of some 50 ms each; the loop around a call (0.05 us) is not taken off. "
+        "In parentheses: what others' code alone costs, for comparison."
+    )
+    return section
+
+
+def run_matching(command: str, *, quick: bool) -> Section:
+    """Matching among a million subscriptions, in a process of its own: it takes a gigabyte."""
+    section = Section("Matching", command)
+    size = ["--count", "100000", "--tenants", "10000"] if quick else []
+    ran = subprocess.run(
+        pinned(CORES.client, [sys.executable, "-m", "benchmarks.bench_match", *size]),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if ran.returncode:
+        raise CannotRun(f"the matching benchmark failed: {ran.stderr.strip()[-2000:]}")
+    section.add(f"```text\n{ran.stdout.strip()}\n```")
     return section
