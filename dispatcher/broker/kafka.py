@@ -96,6 +96,7 @@ _STOP_TIMEOUT = 10.0
 _TOPIC_TIMEOUT = 10.0  # how long a topic that the cluster doesn't know is asked for again
 _WATCH_INTERVAL = 5.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
+_RETRY_BACKOFF_MS = 250  # while a broker is away, several tasks of each client try again this often
 _NEVER_MS = 2**31 - 1
 _SHOWN_CONFIGS = {
     "cleanup.policy",
@@ -201,6 +202,7 @@ def client_options(servers: Sequence[str], settings: KafkaSettings) -> dict[str,
         "bootstrap_servers": list(servers),
         "client_id": settings.client_id,
         "request_timeout_ms": _ms(settings.request_timeout),
+        "retry_backoff_ms": _RETRY_BACKOFF_MS,
         "security_protocol": protocol,
     }
     if protocol.endswith("SSL"):
@@ -398,7 +400,7 @@ class KafkaBroker:
         options = self._options | {
             "request_timeout_ms": _ms(min(_CONNECT_TIMEOUT, self.settings.request_timeout))
         }
-        del options["bootstrap_servers"]
+        del options["bootstrap_servers"], options["retry_backoff_ms"]
         found: list[BrokerError] = []
         for host, port, _ in collect_hosts(self._servers):
             try:
@@ -423,14 +425,22 @@ class KafkaBroker:
             except BrokerError as error:
                 pause = _pause(tries)
                 tries += 1
-                self._problem = str(error)
-                log.warning("the broker is away, trying again", error=str(error), tries=tries, pause=pause)
+                self._problem = await self._reason(error)
+                log.warning("the broker is away, trying again", error=self._problem, tries=tries, pause=pause)
                 await self._bootstrap_again()
             else:
                 if tries:
                     log.info("the broker is back", tries=tries)
                 tries = 0
                 self._problem = None
+
+    async def _reason(self, error: BrokerError) -> str:
+        """What the bootstrap servers say of it, if they don't answer either; the library says little."""
+        try:
+            await self._probe()
+        except BrokerError as said:
+            return str(said)
+        return str(error)
 
     async def _check(self) -> None:
         producer = await self._live_producer()

@@ -927,6 +927,7 @@ async def test_a_broker_that_is_not_there_yet_is_waited_for(backend: OnKafka) ->
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 async def test_a_broker_that_goes_away_and_comes_back_is_survived(
     kafka_cluster: Callable[..., Cluster], unique: Callable[[str], str]
 ) -> None:
@@ -934,7 +935,7 @@ async def test_a_broker_that_goes_away_and_comes_back_is_survived(
     cluster = await asyncio.to_thread(kafka_cluster)
     backend = OnKafka(unique, cluster.bootstrap)
     try:
-        broker = await backend.connect()
+        broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 3.0}))
         topic = await backend.topic(broker)
         partition = TopicPartition(topic, 0)
         group = unique("group")

@@ -66,6 +66,7 @@ class MockCluster:
                 None,
                 [ctypes.c_void_p, ctypes.c_int16, ctypes.c_size_t, ctypes.c_void_p],
             ),
+            ("rd_kafka_mock_clear_request_errors", None, [ctypes.c_void_p, ctypes.c_int16]),
             ("rd_kafka_mock_broker_set_down", ctypes.c_int, [ctypes.c_void_p, ctypes.c_int32]),
             ("rd_kafka_mock_broker_set_up", ctypes.c_int, [ctypes.c_void_p, ctypes.c_int32]),
         ):
@@ -107,6 +108,10 @@ class MockCluster:
         """Answer the next requests of this kind with these Kafka error codes, one each."""
         array = (ctypes.c_int * len(codes))(*codes)
         self._library.rd_kafka_mock_push_request_errors_array(self._cluster, api_key, len(codes), array)
+
+    def clear(self, api_key: int) -> None:
+        """Forget what `fail_next` left over."""
+        self._library.rd_kafka_mock_clear_request_errors(self._cluster, api_key)
 
     def down(self, broker: int = 1) -> None:
         """Close its connections, and refuse new ones."""

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dispatcher.broker.kafka import KafkaBroker
+from dispatcher.broker.open import kafka_servers, open_broker, sqlite_path
+from dispatcher.broker.sqlite import SqliteBroker
+from dispatcher.settings import KafkaSettings
+
+
+async def test_the_scheme_decides_which_broker_it_is(tmp_path: Path) -> None:
+    assert isinstance(open_broker("kafka://localhost", KafkaSettings()), KafkaBroker)
+    broker = open_broker(f"sqlite:///{tmp_path}/log.db", KafkaSettings())
+    assert isinstance(broker, SqliteBroker)
+    await broker.close()
+    assert not list(tmp_path.iterdir()), "nothing is touched before connect()"
+
+
+@pytest.mark.parametrize(
+    ("rest", "servers"),
+    [
+        ("h", ["h:9092"]),
+        ("h:1,h2:65535", ["h:1", "h2:65535"]),
+        (
+            "kafka-0.kafka.svc:9093, kafka-1.kafka.svc:9093",
+            ["kafka-0.kafka.svc:9093", "kafka-1.kafka.svc:9093"],
+        ),
+        ("[::1]:9092,[fe80::1]", ["[::1]:9092", "[fe80::1]:9092"]),
+        ("h:9092/", ["h:9092"]),
+    ],
+)
+def test_kafka_servers(rest: str, servers: list[str]) -> None:
+    assert kafka_servers(rest) == servers
+
+
+def test_sqlite_paths_are_relative_with_three_slashes_and_absolute_with_four() -> None:
+    assert sqlite_path("/./dispatcher-data/log.db") == Path("dispatcher-data/log.db")
+    assert sqlite_path("//var/lib/log.db") == Path("/var/lib/log.db")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "kafka",
+        "localhost:9092",
+        "amqp://localhost",
+        "KAFKA://localhost",
+        "kafka://",
+        "kafka://h:0",
+        "kafka://h:65536",
+        "kafka://h:port",
+        "kafka://h,,h2",
+        "kafka://h/topic",
+        "kafka://::1",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://log.db",
+        "sqlite:///directory/",
+    ],
+)
+def test_a_bad_url_gives_one_line_with_the_forms_there_are(url: str) -> None:
+    with pytest.raises(ValueError, match="kafka://host:9092,host2:9092") as raised:
+        open_broker(url, KafkaSettings())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    for url in ("kafka://user:hunter2@host:9092", "nats://user:hunter2@host"):
+        with pytest.raises(ValueError, match="kafka") as raised:
+            open_broker(url, KafkaSettings())
+        assert "hunter2" not in str(raised.value)
