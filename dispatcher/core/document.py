@@ -250,12 +250,27 @@ def stream(
     `(key, 0)`, `(key, 1)`... Anything but a mapping at the top is one part with an empty path.
     Raises `DocumentError`, possibly after the last part; its messages quote no content but keys.
     """
+    return _document(content, breathe, lambda builder: _parts(builder, key))
+
+
+def parse(content: bytes) -> Document:
+    """Read one YAML document. Raises `DocumentError`; its messages quote no content but keys."""
+    found = Document(None, Lines(0))
+    for part in _document(content, None, _whole):
+        found = Document(part.value, part.lines)
+    return found
+
+
+def _document(
+    content: bytes, breathe: Callable[[], None] | None, parts: Callable[[_Builder], Iterator[Part]]
+) -> Iterator[Part]:
+    """The parts of a document that `parts` makes, between checks of what stands around them; errors mapped."""
     text = _text(content)
     try:
         builder = _Builder(text, breathe)
         builder.event()  # the stream's start
         if type(builder.event()) is not StreamEndEvent:  # else empty; now the document's start
-            yield from _parts(builder, key)
+            yield from parts(builder)
             if (
                 type(builder.event()) is not DocumentEndEvent
                 or type(event := builder.event()) is not StreamEndEvent
@@ -274,6 +289,11 @@ def stream(
         raise DocumentError([Problem(0, "is not valid YAML")]) from error
     if builder.problems:
         raise DocumentError(builder.problems)
+
+
+def _whole(builder: _Builder) -> Iterator[Part]:
+    data, lines = builder.value(builder.event())
+    yield Part((), data, lines)
 
 
 def _parts(builder: _Builder, key: str | None) -> Iterator[Part]:
@@ -300,22 +320,6 @@ def _parts(builder: _Builder, key: str | None) -> Iterator[Part]:
             data, lines = builder.value(event, 1)
             yield Part((name, number), data, lines)
             number += 1
-
-
-def parse(content: bytes) -> Document:
-    """Read one YAML document. Raises `DocumentError`; its messages quote no content but keys."""
-    data: Any = None
-    lines = Lines(0)
-    parts: dict[Any, Lines] = {}
-    for part in stream(content):
-        if not part.path:
-            data, lines = part.value, part.lines
-            continue
-        if data is None:
-            data, lines = {}, Lines(part.lines.line, parts)
-        data[part.path[0]] = part.value
-        parts[part.path[0]] = part.lines
-    return Document(data, lines)
 
 
 _WORDS: Final[Mapping[str, str]] = {
