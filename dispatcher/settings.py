@@ -776,5 +776,5 @@ def _written(name: _Name, value: Any) -> str:
         if _is(Duration, name):
             return format_duration(value)
         return format_size(int(value)) if _is(Size, name) else f"{value:g}" if value < 1 else str(value)
-    dumped = yaml.safe_dump(str(value), default_flow_style=True, width=10_000, allow_unicode=True)
-    return dumped.removesuffix("\n").removesuffix("...").rstrip()
+    # In a list, so that it is quoted where a list would need it.
+    return yaml.safe_dump([str(value)], default_flow_style=True, width=10_000, allow_unicode=True)[1:-2]

@@ -142,7 +142,7 @@ class SubscriptionSpec(_Model):
 FIELDS: Final = tuple(info.alias or name for name, info in SubscriptionSpec.model_fields.items())
 _RETRY_FIELDS: Final = tuple(RetrySpec.model_fields)
 
-_REFERENCE = re.compile(r"\$(\$?)\{([^}]*)(\}?)")
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -150,9 +150,9 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     """Put in the environment for `${NAME}`; `$${` stands for a literal `${`. Raises ValueError naming the variable."""
 
     def value(match: re.Match[str]) -> str:
-        escaped, name, closed = match.groups()
-        if escaped:
-            return match[0][1:]
+        if match[0] == "$${":
+            return "${"
+        name, closed = match.groups()
         if not closed or not _VARIABLE.fullmatch(name):
             raise ValueError(
                 "has a ${...} that names no environment variable; write $${ where ${ itself is meant"
