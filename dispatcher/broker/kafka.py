@@ -92,7 +92,7 @@ BATCH_BYTES = 256 * 1024
 LARGEST_MESSAGE = 64 << 20
 _OVERHEAD = 100  # bytes of batch header and record framing
 _CONNECT_TIMEOUT = 10.0
-_STOP_TIMEOUT = 10.0
+_STOP_TIMEOUT = 5.0
 _TOPIC_TIMEOUT = 10.0  # how long a topic that the cluster doesn't know is asked for again
 _WATCH_INTERVAL = 5.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
@@ -474,7 +474,7 @@ class KafkaBroker:
         self._problem = "closed"
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop_producer(producer)
+            await _stop_producer(producer, flush=1.0)  # nobody waits for it any more
         await self._drop_reader()
         await self._drop_admin()
         for lane in self._lanes.values():
@@ -597,6 +597,9 @@ class KafkaBroker:
         except Exception as error:
             self._fail(lane, BrokerError(f"writing to {lane} failed: {error!r}"))
             raise
+        except asyncio.CancelledError:
+            self._fail(lane, BrokerUnavailable("the connection was closed"))
+            raise
         finally:
             lane.busy = False
 
@@ -617,6 +620,10 @@ class KafkaBroker:
         except (errors.KafkaError, OSError, TimeoutError, AssertionError) as error:
             self._retire(producer)
             self._not_written(lane, batch.size(), taken, error)
+        except asyncio.CancelledError:
+            for chunk, _ in taken:
+                chunk.call.fail(BrokerUnavailable("the connection was closed"))
+            raise
         else:
             for chunk, count in taken:
                 call = chunk.call
@@ -859,6 +866,8 @@ class KafkaBroker:
             return []
 
         async def offsets(reader: AIOKafkaConsumer) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+            # All at once: asked for offsets, the library looks for one unknown topic after the other.
+            await reader._client.set_topics(found)
             first, end = await asyncio.gather(reader.beginning_offsets(keys), reader.end_offsets(keys))
             return first, end
 
@@ -1114,7 +1123,7 @@ class KafkaConsumer:
             if consumer is not None:
                 await _stop_consumer(consumer)
             await self.start()
-        except BrokerError as error:
+        except Exception as error:  # noqa: BLE001 - the owner has to know, whatever it is
             self._failure = error
         finally:
             self._restarting = False

@@ -232,8 +232,7 @@ class Forwarder:
 
     def __init__(self, port: int, target: str) -> None:
         self.port = port
-        host, _, number = target.rpartition(":")
-        self._target = (host, int(number))
+        self.target = target
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -243,12 +242,16 @@ class Forwarder:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-            for writer in list(self._writers):
-                writer.close()
             self._server = None
+            await self.cut()
+
+    async def cut(self) -> None:
+        """Close what is connected; new connections go to `target`, which may be another by now."""
+        for writer in list(self._writers):
+            writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        there_reader, there_writer = await asyncio.open_connection(*self.target.rsplit(":", 1))
         self._writers |= {writer, there_writer}
         await asyncio.gather(self._copy(reader, there_writer), self._copy(there_reader, writer))
 

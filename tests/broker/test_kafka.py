@@ -34,9 +34,9 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka import KafkaBroker, client_options, mapped
 from dispatcher.settings import KafkaSettings
-from tests.broker.backends import QUICK, WITHIN, Member, OnKafka, OnMock, eventually
+from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, OnMock, eventually
 from tests.kafka.mock import MockCluster
-from tests.kafka.server import Cluster, Unavailable
+from tests.kafka.server import Cluster, Unavailable, free_port
 
 PRODUCE = 0  # Kafka's API keys
 OFFSET_COMMIT = 8
@@ -398,6 +398,54 @@ async def test_a_broker_of_three_may_die_in_the_middle_of_writing(
         )
     finally:
         await backend.close_all()
+
+
+async def test_close_ends_calls_that_wait_for_a_broker_that_is_away(unique: Callable[[str], str]) -> None:
+    with MockCluster() as cluster:
+        backend = OnMock(unique, cluster)
+        broker = await backend.connect()
+        topic = await backend.topic(broker)
+        await broker.produce([Message(topic, b"v", partition=0)])
+        cluster.down()
+        calls = [
+            asyncio.get_running_loop().create_task(broker.produce([Message(topic, b"v", partition=0)]))
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(backend.close(broker), WITHIN)
+        for call in calls:
+            with pytest.raises(BrokerUnavailable):
+                await asyncio.wait_for(call, 1)
+
+
+async def test_brokers_that_all_moved_are_found_through_the_bootstrap_servers(
+    unique: Callable[[str], str],
+) -> None:
+    """As when a cluster is made anew behind the same name: the library by itself asks the old addresses for ever."""
+    with MockCluster() as before, MockCluster() as after:
+        front = Forwarder(free_port(), before.bootstrap)
+        await front.start()
+        backend = OnKafka(unique, f"127.0.0.1:{front.port}")
+        topic = unique("topic")
+        for cluster in (before, after):
+            cluster.create_topic(topic, 1)
+        try:
+            broker = await backend.connect(QUICK.model_copy(update={"request_timeout": 2.0}))
+            member = Member(broker, [topic], unique("group"))
+            await member.consumer.start()
+            await broker.produce([Message(topic, b"before")])
+            await member.poll_for(1)
+            front.target = after.bootstrap
+            await front.cut()
+            before.down()
+            async with member.polling():
+                await eventually(lambda: broker.problem is not None)
+                await eventually(lambda: broker.problem is None)
+                await broker.produce([Message(topic, b"after")])
+                assert await broker.read(TopicPartition(topic, 0), 0) is not None
+        finally:
+            await backend.close_all()
+            await front.stop()
 
 
 # Consuming.
