@@ -247,7 +247,7 @@ def stream(
     """The parts of one YAML document, one after the other, without keeping them.
 
     A part is a top-level entry, with the path `(name,)`; the list called `key` comes in single entries,
-    `(key, 0)`, `(key, 1)`... Anything but a mapping at the top is one part with an empty path.
+    `(key, 0)`, `(key, 1)`..., or as a part like others if it is empty. Anything but a mapping at the top is one part with an empty path.
     Raises `DocumentError`, possibly after the last part; its messages quote no content but keys.
     """
     return _document(content, breathe, lambda builder: _parts(builder, key))
@@ -320,6 +320,8 @@ def _parts(builder: _Builder, key: str | None) -> Iterator[Part]:
             data, lines = builder.value(event, 1)
             yield Part((name, number), data, lines)
             number += 1
+        if not number:
+            yield Part((name,), [], where)
 
 
 _WORDS: Final[Mapping[str, str]] = {

@@ -117,6 +117,10 @@ def test_a_stream_gives_the_entries_of_the_list_one_by_one() -> None:
     assert len(breaths) > 3
 
 
+def test_a_stream_tells_of_an_empty_list() -> None:
+    assert [(part.path, part.value) for part in stream(b"list: []\n", "list")] == [(("list",), [])]
+
+
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", b"---\n", b"~"])
 def test_an_empty_document_is_none(content: Any) -> None:
     assert parse(content).data is None
