@@ -19,6 +19,7 @@ from dispatcher.app import App
 from dispatcher.broker.base import BrokerError
 from dispatcher.commands.check_config import check_config
 from dispatcher.commands.demo import demo
+from dispatcher.commands.group import Commands
 from dispatcher.commands.listen import listen
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.publish import publish
@@ -31,7 +32,7 @@ from dispatcher.tasks import Tasks
 log = structlog.get_logger(__name__)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dispatcher")
 def main() -> None:
     """Deliver webhooks from Kafka: signed, isolated per host, retried for days, and observable."""

@@ -35,6 +35,7 @@ from rich.table import Table
 from dispatcher.api.server import CannotListen
 from dispatcher.app import App
 from dispatcher.broker.base import BrokerError, Message, TopicPartition
+from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.receiver import (
     Answer,
@@ -46,7 +47,7 @@ from dispatcher.commands.receiver import (
     healthy,
     secret_key,
 )
-from dispatcher.commands.session import ConfigError, connected, run
+from dispatcher.commands.session import connected, run
 from dispatcher.logs import configure
 from dispatcher.registry import SubscriptionsError
 from dispatcher.settings import Settings

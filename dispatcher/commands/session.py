@@ -14,18 +14,13 @@ import uvloop
 
 from dispatcher.broker.base import Broker, BrokerError
 from dispatcher.broker.open import open_broker
+from dispatcher.commands.group import ConfigError
 from dispatcher.settings import Settings
 
 T = TypeVar("T")
 
 PATIENCE: Final = 10.0
 """Seconds to wait for a broker that doesn't answer: the daemon waits for ever, a person doesn't."""
-
-
-class ConfigError(click.ClickException):
-    """What was asked for can't be right; nothing was started."""
-
-    exit_code = 2
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:
