@@ -203,14 +203,18 @@ class FixedRegistry:
         self.index = Index(subscriptions)
         self.disabled: list[tuple[str, str]] = []
 
-    def disable(self, id: str, reason: str) -> None:
+    def disable(self, id: str, reason: str) -> None:  # noqa: A002 - as the registry has it
         self.disabled.append((id, reason))
         found = self.index.get(id)
         assert found is not None
         self.index = self.index.replaced(found.with_status(Status.DISABLED, reason))
 
 
-def subscription(id: str = "sub_1", url: str = "http://endpoint.test/hook", **fields: Any) -> Subscription:
+def subscription(
+    id: str = "sub_1",  # noqa: A002 - the field's name
+    url: str = "http://endpoint.test/hook",
+    **fields: Any,
+) -> Subscription:
     """A subscription to everything, with a short schedule."""
     target = Guard(("127.0.0.0/8",), https_only=False).check_url(url)
     values: dict[str, Any] = {

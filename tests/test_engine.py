@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, CommitRefused, MessageTooLarge, TopicPartition
 from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Status
 from dispatcher.engine import Engine
 from dispatcher.metrics import Metrics
@@ -132,7 +132,7 @@ async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_sa
     None
 ):
     async with running(FixedRegistry(subscription())) as world:
-        answers = iter([Response(500), Failure(Reason.TIMEOUT), Response(200)])
+        answers: Iterator[Result] = iter([Response(500), Failure(Reason.TIMEOUT), Response(200)])
         world.transport.answer = lambda *_: (0.0, next(answers))
         world.broker.append(event(1))
         await until(lambda: world.committed == 1, within=400)
@@ -291,7 +291,7 @@ async def test_a_redirect_elsewhere_is_blocked(location: str) -> None:
 
 async def test_what_the_egress_proxy_stopped_is_tried_again_without_using_up_the_schedule() -> None:
     async with running(FixedRegistry(subscription(retry=RetryPolicyOf()))) as world:
-        answers = iter([*[Failure(Reason.PROXY_ERROR)] * 5, Response(200)])
+        answers: Iterator[Result] = iter([*[Failure(Reason.PROXY_ERROR)] * 5, Response(200)])
         world.transport.answer = lambda *_: (0.0, next(answers))
         world.broker.append(event(1))
         await until(lambda: world.committed == 1)
