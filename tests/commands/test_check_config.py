@@ -1,0 +1,84 @@
+"""`check-config`: everything that is wrong, each with its place, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.commands.console import dispatcher
+
+ENDPOINT = """
+subscriptions:
+  - id: one
+    url: https://hooks.example.com/
+    event_types: ["*"]
+    secrets: ["${HOOK_SECRET}"]
+"""
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def test_what_is_right_is_shown_with_its_source_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "subscriptions.yaml").write_text(ENDPOINT)
+    (tmp_path / "settings.yaml").write_text(
+        "subscriptions_file: subscriptions.yaml\n"
+        "kafka: {security_protocol: sasl_ssl, sasl_username: me, sasl_password: hush-hush}\n"
+    )
+    ended = dispatcher(
+        *("check-config", "-c", "settings.yaml", "--set", "delivery.timeout=9s"),
+        cwd=tmp_path,
+        HOOK_SECRET=SECRET,
+        DISPATCHER_GROUP="mine",
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = {line.split()[0]: line for line in ended.stdout.splitlines() if line.strip()}
+    assert "settings.yaml" in rows["subscriptions_file"]
+    assert "mine" in rows["group"]
+    assert "DISPATCHER_GROUP" in rows["group"]
+    assert "9s" in rows["delivery.timeout"]
+    assert "default" in rows["delivery.max_in_flight"]
+    assert "1 subscriptions in subscriptions.yaml" in ended.stdout
+    assert "hush" not in ended.stdout + ended.stderr
+    assert SECRET not in ended.stdout + ended.stderr
+
+
+def test_every_mistake_of_every_source_is_listed_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("delivery:\n  timeout: forever\n  conections_per_host: 3\n")
+    ended = dispatcher(
+        *("check-config", "-c", "settings.yaml", "--set", "log.level=loud"),
+        cwd=tmp_path,
+        DISPATCHER_RETRY__JITTER="much",
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    for said in (
+        "settings.yaml:2: delivery.timeout",
+        "settings.yaml:3: delivery.conections_per_host",
+        "connections_per_host",
+        "DISPATCHER_RETRY__JITTER",
+        "log.level",
+    ):
+        assert said in ended.stderr.replace("--log-level", "log.level")
+
+
+def test_every_mistake_in_the_subscriptions_is_listed_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "subscriptions.yaml").write_text(
+        ENDPOINT
+        + "  - id: two\n    url: https://127.0.0.1/\n    event_types: ['a..b']\n    secrets: [short]\n"
+    )
+    ended = dispatcher("check-config", "--subscriptions", "subscriptions.yaml", cwd=tmp_path)
+    assert ended.returncode == 2
+    for said in ("HOOK_SECRET", "two", "127.0.0.1", "network.allow", "event_types[0]", "secrets"):
+        assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    ended = dispatcher("check-config", "-c", "nowhere.yaml", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "nowhere.yaml" in ended.stderr
+
+
+def test_quietly_it_says_only_that_it_is_right(tmp_path: Path) -> None:
+    ended = dispatcher("check-config", "--quiet", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("ok: settings and no subscriptions file")
+    assert len(ended.stdout.splitlines()) == 1

@@ -1,0 +1,106 @@
+"""What must be durable before something else may happen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable, Message, MessageTooLarge
+from dispatcher.outbox import Outbox
+from dispatcher.tasks import Tasks
+
+pytestmark = [pytest.mark.looptime]
+
+
+class Sink:
+    """A broker that takes what it likes."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[bytes | None]] = []
+        self.written: list[Message] = []
+        self.errors: list[BrokerError] = []
+        self.largest = 1 << 20
+        self.takes = 0.01
+
+    async def produce(self, messages: Sequence[Message]) -> None:
+        self.calls.append([message.value for message in messages])
+        await asyncio.sleep(self.takes)
+        if self.errors:
+            raise self.errors.pop(0)
+        if any(len(message.value or b"") > self.largest for message in messages):
+            raise MessageTooLarge("too large")
+        self.written += messages
+
+
+@asynccontextmanager
+async def running(sink: Sink) -> AsyncIterator[Outbox]:
+    outbox = Outbox(sink.produce)
+    tasks = Tasks()
+    tasks.start(outbox.run(), "outbox")
+    yield outbox
+    await tasks.stop()
+
+
+def message(number: int, size: int = 0) -> Message:
+    return Message("dead", b"%d" % number + b"x" * size)
+
+
+async def test_the_callback_comes_after_the_acknowledgement_and_once() -> None:
+    sink = Sink()
+    called: list[float] = []
+    async with running(sink) as outbox:
+        start = asyncio.get_running_loop().time()
+        outbox.put(message(1), lambda: called.append(asyncio.get_running_loop().time() - start))
+        assert len(outbox) == 1
+        await asyncio.sleep(1)
+        assert called == [pytest.approx(0.01, abs=0.001)]
+        assert len(outbox) == 0
+
+
+async def test_what_waits_goes_in_one_batch_in_order() -> None:
+    sink = Sink()
+    async with running(sink) as outbox:
+        outbox.put(message(0), lambda: None)
+        await asyncio.sleep(0.005)
+        for number in range(1, 2500):
+            outbox.put(message(number), lambda: None)
+        await asyncio.sleep(1)
+        assert [len(call) for call in sink.calls] == [1, 1000, 1000, 499]
+        assert [written.value for written in sink.written] == [b"%d" % number for number in range(2500)]
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("away"), BrokerRefused("no"), BrokerError("odd")])
+async def test_a_broker_that_fails_is_asked_again_with_growing_pauses_until_it_takes_it(
+    error: BrokerError,
+) -> None:
+    sink = Sink()
+    sink.errors = [error] * 10
+    called: list[int] = []
+    async with running(sink) as outbox:
+        outbox.put(message(1), lambda: called.append(1))
+        await asyncio.sleep(5)
+        assert called == []
+        assert outbox.problem == f"can't write to the broker: {error}"
+        assert len(sink.calls) <= 6, "it doesn't spin"
+        await asyncio.sleep(60)
+        assert called == [1]
+        assert outbox.problem is None
+
+
+async def test_one_record_that_is_too_large_holds_none_of_the_others_and_goes_without_its_value() -> None:
+    sink = Sink()
+    sink.largest = 100
+    called: list[int] = []
+    async with running(sink) as outbox:
+        for number in range(5):
+            outbox.put(
+                message(number, size=500 if number == 2 else 0), lambda number=number: called.append(number)
+            )  # type: ignore[misc]
+        await asyncio.sleep(5)
+        assert called == [0, 1, 2, 3, 4]
+        values = [written.value for written in sink.written]
+        assert values == [b"0", b"1", b"", b"3", b"4"]
+        assert sink.written[2].headers == [("omitted", b"501 bytes")]
