@@ -158,7 +158,7 @@ def _origins(scheme: str, port: int, hosts: int) -> list[Origin]:
 
 
 def addresses(count: int) -> list[str]:
-    return ["127.0.0.1"] if count == 1 else [f"127.0.{1 + i // 250}.{1 + i % 250}" for i in range(count)]
+    return ["127.0.0.1", *(f"127.0.{1 + i // 250}.{1 + i % 250}" for i in range(count - 1))]
 
 
 async def _drive(given: argparse.Namespace) -> dict[str, float]:
@@ -313,12 +313,17 @@ def run(command: str, *, quick: bool = False, runs: int | None = None) -> Sectio
         name: str, driver: str, scheme: str, nginx: Nginx, count: int, wanted: str, hosts: int = 1
     ) -> None:
         url = nginx.tls_url if scheme == "https" else nginx.url
+
+        def measure() -> tuple[float, float]:
+            found = _child(driver, scheme, nginx, count // scale, hosts)
+            return found["rate"], found["cpu"]
+
         compared: Compared[float] = beside_wrk(
-            lambda: (lambda found: (found["rate"], found["cpu"]))(
-                _child(driver, scheme, nginx, count // scale, hosts)
-            ),
+            measure,
             lambda: wrk(url, seconds=seconds).rate,
             runs,
+            spare=0 if quick else None,
+            patience=0.0 if quick else 30.0,
         )
         medians[name] = median(compared.rates)
         cpu = f"{median(compared.seen) * 1e6:.1f}"

@@ -17,8 +17,6 @@ speed, and the endpoints belong to strangers, so it is written for suspicion. Ho
   a connection (Keep-Alive), more lines than a head may have. Being the same parser, it reads the same.
 - **Strict first, lenient second.** llhttp doesn't tell that a leniency was used. So when the strict
   parser refuses a head, a lenient one goes over the kept bytes, and the connection isn't used again.
-- **TLS inside the protocol** (`SecureConnection`): `ssl.MemoryBIO` between socket and parser. The
-  loop's own TLS costs twice as much per request, and hides close_notify and partial writes.
 
 Rules:
 
@@ -41,7 +39,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 from functools import lru_cache
 from typing import Final, Protocol, cast
 
@@ -64,7 +61,6 @@ KEPT_BODY: Final = 1024  # bytes of the body that go into the result
 _MAX_VALUE: Final = 2048  # characters kept of a field value
 _SLICE: Final = 16 * 1024  # the most that is parsed without looking at the caps in between
 _FEW_BYTES: Final = MAX_FIELDS * 4  # a head below this can't have too many fields: "a:\r\n" each
-_RECORD: Final = 16 * 1024  # plaintext of one TLS record at most
 _LINGER: Final = 5.0  # seconds a closing connection may take to flush
 _NEVER: Final = float("inf")
 
@@ -222,7 +218,7 @@ def keep_alive(value: bytes) -> tuple[float, int | None]:
 
 
 class Connection(asyncio.Protocol):
-    """A connection without TLS; `SecureConnection` adds it."""
+    """A connection without TLS; `secure.py` adds it."""
 
     __slots__ = (
         "_armed",
@@ -645,163 +641,6 @@ class Connection(asyncio.Protocol):
         self.abort()
         if exchange is not None:
             report(exchange, failure)
-
-
-class SecureConnection(Connection):
-    """A connection with TLS: the same, with `ssl.MemoryBIO` between the socket and the parser."""
-
-    __slots__ = ("_incoming", "_outgoing", "_tls", "_unsent")
-
-    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
-        super().__init__(shared, owner, opening)
-        self._tls: ssl.SSLObject | None = None
-        self._unsent: memoryview | None = None  # of a large request, what isn't encrypted yet
-
-    def secure(self, context: ssl.SSLContext, host: str) -> None:
-        """Begin the handshake; `Opening.secured` or `Opening.failed` follows."""
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._shared.gate.run(self._shake)
-
-    def _shake(self) -> None:
-        """Take the next step of the handshake."""
-        opening, established = self._opening, self._tls
-        if opening is None or established is None:
-            return  # given up while it waited at the gate
-        try:
-            established.do_handshake()
-        except ssl.SSLWantReadError:
-            self._flush()
-            return
-        except (ssl.SSLError, ValueError) as error:
-            self._flush()  # the alert that tells the endpoint why
-            self.abort()
-            if isinstance(error, ssl.SSLError):
-                opening.failed(self, tls.failure(error))
-            else:  # Python's own check of the host name
-                opening.failed(self, Failure(Reason.TLS_FAILED, f"TLS: {error}"))
-            return
-        self._flush()
-        opening.secured(self)
-        if self._incoming.pending:
-            self._pump()
-
-    def data_received(self, data: bytes) -> None:
-        if self._gone:
-            return
-        self._incoming.write(data)
-        if self._opening is None:
-            self._pump()
-        else:
-            self._shared.gate.run(self._shake)
-
-    def eof_received(self) -> None:
-        if self._opening is not None and self._tls is not None:
-            self._incoming.write_eof()
-            self._shared.gate.run(self._shake)  # after the steps that wait there
-            return
-        super().eof_received()
-
-    def _opening_failed(self, opening: Opening, error: Exception | None) -> None:
-        if self._tls is None:
-            super()._opening_failed(opening, error)
-            return
-        self.abort()
-        how = f" ({error})" if error is not None else ""
-        detail = f"the endpoint closed the connection during the TLS handshake{how}"
-        opening.failed(self, Failure(Reason.TLS_FAILED, detail))
-
-    def _pump(self) -> None:
-        """Decrypt and parse all that has come."""
-        established = self._tls
-        if established is None:
-            return
-        incoming = self._incoming
-        try:
-            while True:
-                data = established.read(_RECORD)
-                if self._exchange is None:
-                    # Rule 3: bytes on an idle connection, or close_notify. Housekeeping never gets here.
-                    self._unsolicited()
-                    return
-                if not data:
-                    self._ended(None)
-                    return
-                if self._complete:
-                    self._keep = False
-                    break
-                self._feed(data)
-                if not incoming.pending:
-                    break
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            self._broken(error)
-            return
-        if self._outgoing.pending:
-            self._flush()  # the answer to a key update
-        if self._complete:
-            self._finish()
-
-    def _broken(self, error: ssl.SSLError) -> None:
-        """TLS itself failed: a bad record, or an alert."""
-        if self._exchange is None:
-            self._unsolicited()
-        elif self._status >= 200:
-            self._keep = False
-            self._finish()
-        else:
-            self._fail(tls.failure(error))
-
-    def _flush(self) -> None:
-        if self._outgoing.pending:
-            self._transport.write(self._outgoing.read())
-
-    def _write(self, data: bytes) -> None:
-        try:
-            if len(data) <= _RECORD:
-                self._tls.write(data)  # type: ignore[union-attr]
-                self._transport.write(self._outgoing.read())
-            else:
-                self._unsent = memoryview(data)
-                self._write_more()
-        except ssl.SSLError as error:
-            # We are inside `send`, where no result may be reported.
-            self._shared.loop.call_soon(self._ended, error)
-            return
-        if self._incoming.pending:
-            self._shared.loop.call_soon(self._pump)
-
-    def _write_more(self) -> None:
-        """Encrypt as much of a large request as the socket's buffer takes: a copy of it all would cost memory."""
-        unsent = self._unsent
-        while unsent is not None and not self._paused:
-            written = self._tls.write(unsent[:_RECORD])  # type: ignore[union-attr]
-            unsent = unsent[written:] if written < len(unsent) else None
-            self._unsent = unsent
-            self._transport.write(self._outgoing.read())
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        if self._unsent is not None and not self._gone:
-            try:
-                self._write_more()
-            except ssl.SSLError as error:
-                self._ended(error)
-
-    def _unsent_bytes(self) -> bool:
-        return self._unsent is not None or self._transport.get_write_buffer_size() > 0
-
-    def _say_goodbye(self) -> None:
-        # It says close_notify first, and then wants to wait for the other side's, which we don't.
-        with contextlib.suppress(ssl.SSLError):
-            self._tls.unwrap()  # type: ignore[union-attr]
-        self._flush()
-
-    def _leave(self) -> bool:
-        self._unsent = None
-        return super()._leave()
 
 
 def report(exchange: Exchange, result: Result) -> None:

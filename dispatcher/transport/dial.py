@@ -32,7 +32,8 @@ from dispatcher.core.wheel import Entry
 from dispatcher.tasks import Tasks
 from dispatcher.timers import Callback
 from dispatcher.transport.base import Exchange
-from dispatcher.transport.connection import Connection, Owner, SecureConnection, Shared, report
+from dispatcher.transport.connection import Connection, Owner, Shared, report
+from dispatcher.transport.secure import SecureConnection
 from dispatcher.transport.tls import ClientCertificate
 
 STAGGER: Final = (
@@ -170,7 +171,11 @@ class Dial:
         """Begin. Nothing is reported before this returns."""
         due = min(self.exchange.deadline, self._shared.loop.time() + self._route.connect_timeout)
         self._entry = self._shared.timers.at(due, self._expire)
-        self._task = self._route.tasks.start(self._run(), "dial")
+        self._shared.gate.run(self._begin)
+
+    def _begin(self) -> None:
+        if not self._over:
+            self._task = self._route.tasks.start(self._run(), "dial")
 
     async def _run(self) -> None:
         origin = self._owner.origin
@@ -255,7 +260,12 @@ class Dial:
         self._made = []
         if isinstance(connection, SecureConnection):
             self._stage = "shaking hands (TLS)"
-            connection.secure(self._route.context(self._owner.certificate), self._owner.origin.host)
+            try:
+                context = self._route.context(self._owner.certificate)
+            except OSError as error:  # ssl.SSLError is one
+                self.fail(Failure(Reason.TLS_FAILED, f"the client certificate can't be used: {error}"))
+                return
+            connection.secure(context, self._owner.origin.host)
         else:
             self._hand_over(connection)
 

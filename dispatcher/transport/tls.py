@@ -63,26 +63,30 @@ def failure(error: ssl.SSLError) -> Failure:
 
 
 class Gate:
-    """Runs handshake steps in order, at most some milliseconds of them per turn of the loop."""
+    """Runs the steps of opening connections in order, at most some milliseconds of them per turn of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: deque[Callable[[], None]] = deque()
-        self._spent_until = 0.0
+        self._scheduled = False
 
     def run(self, step: Callable[[], None]) -> None:
         """Run `step` in one of the next turns, in the order of the calls."""
         self._waiting.append(step)
-        if len(self._waiting) == 1:
+        if not self._scheduled:
+            self._scheduled = True
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        self._scheduled = False
         waiting = self._waiting
         end = time.perf_counter() + _GATE_BUDGET
-        while waiting:
-            waiting[0]()
-            waiting.popleft()
-            if time.perf_counter() >= end:
-                break
-        if waiting:
-            self._loop.call_soon(self._turn)
+        try:
+            while waiting:
+                waiting.popleft()()
+                if time.perf_counter() >= end:
+                    break
+        finally:
+            if waiting and not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._turn)

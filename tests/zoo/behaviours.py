@@ -297,7 +297,7 @@ PLAIN = [
     Behaviour("sends empty lines without end", floods(b"", b"\r\n" * 9999), Reason.RESPONSE_TOO_LARGE, Left.CLOSED),
     Behaviour("goes over the head cap", answers(head_of(32 * 1024 + 1)), Reason.RESPONSE_TOO_LARGE, Left.CLOSED),
     Behaviour("has 101 fields", answers(fields(101)), Reason.RESPONSE_TOO_LARGE, Left.CLOSED),
-    Behaviour("hints without end", floods(b"", EARLY), Reason.PROTOCOL_ERROR, Left.CLOSED, says="interim"),
+    Behaviour("hints without end", floods(b"", EARLY * 999), Reason.PROTOCOL_ERROR, Left.CLOSED, says="interim"),
     Behaviour("gives 17 hints", answers(EARLY * 17 + OK), Reason.PROTOCOL_ERROR, Left.CLOSED, says="interim"),
     # Not HTTP
     Behaviour("is SSH", says(b"SSH-2.0-OpenSSH_9.2\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED, says="SSH"),
