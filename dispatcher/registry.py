@@ -366,7 +366,7 @@ class Registry:
             nonlocal since
             if self._stopping:
                 raise _Stopped
-            if time.perf_counter() - since > _SLICE:
+            if pause and time.perf_counter() - since > _SLICE:
                 time.sleep(pause)
                 since = time.perf_counter()
 
