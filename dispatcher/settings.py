@@ -4,7 +4,7 @@
 value came from, validates all of it, and raises one `SettingsError` that lists *every* mistake
 with its place. It reads the environment it is given and nothing else; nobody reads it again.
 
-pydantic-settings was tried and put aside: it reads `os.environ` by itself, passes over unknown
+pydantic-settings was rejected: it reads `os.environ` by itself, passes over unknown
 nested variables in silence, and forgets which source a value came from, which is what a
 message must say.
 
