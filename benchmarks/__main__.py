@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import bench_transport, end_to_end, micro
-from benchmarks.harness import CORES, RESULTS, CannotRun, Section
+from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, require
 
 ALL = ("transport", "end-to-end", "embedded", "micro", "matching")
 
@@ -72,6 +72,8 @@ def main() -> int:
     given = _arguments()
     results = given.results or (None if given.quick else RESULTS)
     try:
+        require("taskset")
+        Cores.choose()
         # Everything here but what is measured belongs on the server's core; children inherit it.
         os.sched_setaffinity(0, {CORES.server})
         for section in _sections(given):

@@ -25,11 +25,12 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import uvloop
 import yaml
 
 from benchmarks.harness import (
@@ -57,7 +58,7 @@ from benchmarks.harness import (
     wrk,
 )
 from benchmarks.profiling import Profile
-from dispatcher.broker.base import Message, TopicSpec
+from dispatcher.broker.base import Message, Position, TopicPartition, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings import KafkaSettings
 
@@ -100,20 +101,54 @@ def events(count: int) -> Iterator[tuple[str, Message]]:
         yield event_id, Message(TOPIC, body, partition=number // len(HOSTS) % PARTITIONS)
 
 
-async def load(url: str, count: int) -> set[str]:
-    """Fill the topic; returns the ids."""
-    broker = open_broker(url, KafkaSettings())
-    await broker.connect()
-    ids: set[str] = set()
-    try:
-        await broker.ensure_topics([TopicSpec(TOPIC, PARTITIONS)], create=True)
-        source = events(count)
-        while batch := list(itertools.islice(source, 2000)):
-            await broker.produce([message for _, message in batch])
-            ids.update(event_id for event_id, _ in batch)
-    finally:
-        await broker.close()
-    return ids
+class Broker:
+    """The broker's client by itself, on the client core: fills the topic, and reads it once."""
+
+    def __init__(self, url: str, count: int) -> None:
+        self._url = url
+        self._count = count
+        self.ids: set[str] = set()
+        self.produce = 0.0  # seconds of CPU per record
+        self.consume = 0.0
+
+    def load(self) -> None:
+        """Do both."""
+        with on_core(CORES.client):  # the broker has the other one to itself
+            uvloop.run(self._load())
+
+    async def _load(self) -> None:
+        broker = open_broker(self._url, KafkaSettings())
+        await broker.connect()
+        try:
+            await broker.ensure_topics([TopicSpec(TOPIC, PARTITIONS)], create=True)
+            source = events(self._count)
+            while batch := list(itertools.islice(source, 2000)):
+                messages = [message for _, message in batch]
+                begin = time.process_time()
+                await broker.produce(messages)
+                self.produce += (time.process_time() - begin) / self._count
+                self.ids.update(event_id for event_id, _ in batch)
+            consumer = broker.consumer([TOPIC], f"bench-{os.getpid()}-{next(_groups)}", _Listener())
+            await consumer.start()
+            left = self._count
+            while left == self._count:
+                left -= sum(len(records) for _, records in await consumer.poll(1.0, 1000))
+            begin, some = time.process_time(), left
+            async with asyncio.timeout(_READY):
+                while left:
+                    left -= sum(len(records) for _, records in await consumer.poll(1.0, 1000))
+            self.consume = (time.process_time() - begin) / max(some, 1)
+            await consumer.stop()
+        finally:
+            await broker.close()
+
+
+class _Listener:
+    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        pass
+
+    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
+        pass
 
 
 # The daemon.
@@ -320,7 +355,7 @@ def check_once(broker: str, folder: Path, ids: set[str]) -> str:
 
 
 def measure(
-    title: str, command: str, broker: str, *, count: int, runs: int, targets: bool, profile: bool
+    title: str, command: str, broker: str, *, count: int, runs: int, targets: bool, profile: bool, quick: bool
 ) -> Section:
     """Load, check, measure. `targets` are those with Kafka."""
     require("nginx", "wrk", "taskset")
@@ -328,9 +363,9 @@ def measure(
     seen = Profile(title) if profile else None
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        with on_core(CORES.client):  # the broker has the other one to itself
-            ids = asyncio.run(load(broker, count))
-        once = check_once(broker, folder, ids)  # also lets the broker warm up
+        client = Broker(broker, count)
+        client.load()
+        once = check_once(broker, folder, client.ids)  # also lets the broker warm up
         with Nginx(HOSTS) as endpoint:
             daemon = Daemon(broker, endpoint, folder)
 
@@ -344,6 +379,8 @@ def measure(
                 daemon.run(count, seen)
                 section.add(seen.table(median([run.cpu for run in compared.seen])))
                 section.add(seen.top())
+                if not quick:
+                    seen.keep()
     table = Table(("", "median (lowest-highest)", "wanted"))
 
     def row(what: str, figure: str, wanted: str = "", holds: bool | None = None) -> None:
@@ -370,12 +407,14 @@ def measure(
         "daemon's CPU per delivery, us",
         spread([run.cpu * 1e6 for run in all_runs], lambda value: f"{value:.1f}"),
     )
+    row("of that, to consume a record (read alone)", f"{client.consume * 1e6:.1f}")
     row("share of its core in use", spread([run.busy for run in all_runs], lambda value: f"{value:.0%}"))
     row("peak RSS", mib(peak), f"< {mib(_RSS)}", peak < _RSS)
     row(
         "event loop lag, p99 at most",
         spread([run.lag * 1000 for run in all_runs], lambda value: f"{value:g} ms"),
     )
+    row("to produce a record, in batches, us", f"{client.produce * 1e6:.1f}")
     row("connections opened", spread([run.connections for run in all_runs]))
     section.parts.insert(0, table)
     section.parts.insert(
@@ -399,6 +438,7 @@ def run(
             runs=runs or (1 if quick else 5),
             targets=True,
             profile=profile,
+            quick=quick,
         )
 
 
@@ -415,4 +455,5 @@ def run_embedded(
             runs=runs or (1 if quick else 5),
             targets=False,
             profile=profile,
+            quick=quick,
         )

@@ -65,7 +65,7 @@ class Profile:
 
     @contextlib.contextmanager
     def of(self, pid: int) -> Iterator[None]:
-        """Watch the process while the block runs. Leaves the folded stacks in benchmarks/profiles/."""
+        """Watch the process while the block runs."""
         with tempfile.TemporaryDirectory(prefix="bench-profile-") as folder:
             folded = Path(folder, "folded")
             command = [self._program, "record", "--pid", str(pid), "--format", "raw", "--rate", str(_RATE)]
@@ -83,6 +83,9 @@ class Profile:
                 said = spy.stderr.read().decode() if spy.stderr else ""
                 raise CannotRun(f"py-spy brought nothing: {said.strip()}")
             self._read(folded.read_text())
+
+    def keep(self) -> None:
+        """Draw the flame graph into benchmarks/profiles/."""
         PROFILES.mkdir(exist_ok=True)
         (PROFILES / f"{self._name}.svg").write_text(flame_graph(self._stacks), encoding="utf-8")
 

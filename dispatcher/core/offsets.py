@@ -6,7 +6,7 @@ be committed is the lowest offset that owes any, or the position where nothing d
 
 The owed offsets stand in one dict. Offsets are tracked in ascending order and a dict keeps
 the order of insertion, so its first key is the lowest one: no heap, no sorted structure, one
-store per record and one lookup per delivery (0.2 us together, benchmarks/bench_track.py).
+store per record and one lookup per delivery (0.2 us together, benchmarks/micro.py).
 
 Rules:
 
