@@ -112,7 +112,6 @@ _UNAVAILABLE = (
     errors.KafkaUnavailableError,
     errors.BrokerNotAvailableError,
     errors.ReplicaNotAvailableError,
-    errors.ProducerClosed,
     OSError,
     TimeoutError,
 )
@@ -149,8 +148,9 @@ _COMMIT_REFUSED = (
     errors.RebalanceInProgressError,
 )
 _TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-# The batch was not written, and a fresh producer id cures it.
-_SEQUENCE_LOST = (
+# A fresh producer cures it: sequence numbers that are lost, or a producer that was retired meanwhile.
+_FRESH_PRODUCER = (
+    errors.ProducerClosed,
     errors.OutOfOrderSequenceNumber,
     errors.UnknownProducerId,
     errors.InvalidProducerEpoch,
@@ -688,7 +688,7 @@ class KafkaBroker:
             log.info(
                 "batch refused as too large, splitting it", partition=str(lane), bytes=size, records=count
             )
-        if split or isinstance(error, _SEQUENCE_LOST):
+        if split or isinstance(error, _FRESH_PRODUCER):
             for chunk, number in reversed(taken):
                 chunk.at -= number
                 if not lane.queue or lane.queue[0] is not chunk:
@@ -948,6 +948,15 @@ async def _stop_producer(producer: AIOKafkaProducer, flush: float = _STOP_TIMEOU
         with contextlib.suppress(errors.KafkaError, OSError):
             await producer._sender.close()
             await producer.client.close()
+        # By itself it leaves those who wait for a batch waiting.
+        accumulator = producer._message_accumulator
+        left = [
+            *accumulator._pending_batches,
+            *(b for batches in accumulator._batches.values() for b in batches),
+        ]
+        accumulator.fail_all(errors.ProducerClosed())
+        for batch in left:
+            batch.future.exception()  # nobody may be waiting any more, and that is no error
         if isinstance(error, asyncio.CancelledError):
             raise
 

@@ -418,6 +418,27 @@ async def test_close_ends_calls_that_wait_for_a_broker_that_is_away(unique: Call
                 await asyncio.wait_for(call, 1)
 
 
+async def test_a_batch_stuck_in_a_retired_producer_does_not_block_its_partition(
+    unique: Callable[[str], str],
+) -> None:
+    with MockCluster() as cluster:
+        backend = OnMock(unique, cluster)
+        broker: Any = await backend.connect(QUICK.model_copy(update={"request_timeout": 1.0}))
+        try:
+            topic = await backend.topic(broker)
+            await broker.produce([Message(topic, b"0", partition=0)])
+            cluster.down()
+            with pytest.raises(BrokerUnavailable):
+                await broker.produce([Message(topic, b"stuck", partition=0)])
+            broker._retire(broker._producer)
+            await eventually(lambda: not broker._lanes[topic, 0].busy)
+            cluster.up()
+            await eventually(lambda: broker.problem is None)
+            await asyncio.wait_for(broker.produce([Message(topic, b"1", partition=0)]), WITHIN)
+        finally:
+            await backend.close_all()
+
+
 async def test_brokers_that_all_moved_are_found_through_the_bootstrap_servers(
     unique: Callable[[str], str],
 ) -> None:
