@@ -113,6 +113,26 @@ def _address(value: str) -> str:
         raise ValueError("must be an IP address") from error
 
 
+def _proxy(value: str) -> str:
+    # The value stays out of these messages where it could hold a password.
+    match = re.fullmatch(
+        r"http://(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_.-]+)):(?P<port>[0-9]{1,5})/?", value
+    )
+    if "@" in value:
+        raise ValueError(
+            "must not contain credentials: they belong into network.proxy_username and network.proxy_password"
+        )
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise ValueError("must be http://host:port, the proxy's address without a path")
+    return value.removesuffix("/")
+
+
+def _proxy_username(value: str) -> str:
+    if ":" in value or not value.isprintable():
+        raise ValueError("must have neither a colon nor control characters")
+    return value
+
+
 def _name_server(value: str) -> str:
     # With a port: `10.0.0.53:5353`, `[fd00::53]:5353`.
     match = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?", value)
@@ -393,6 +413,9 @@ class NetworkSettings(Group):
     ports: Ports = ("80", "443", "1024-65535")
     ca_file: Path | None = None
     bind: Annotated[str, AfterValidator(_address)] | None = None
+    proxy: Annotated[str, AfterValidator(_proxy)] | None = None
+    proxy_username: Annotated[str, AfterValidator(_proxy_username)] | None = None
+    proxy_password: SecretStr | None = None
     dns_servers: Annotated[tuple[Annotated[str, AfterValidator(_name_server)], ...], Listed] = ()
     dns_timeout: Annotated[Duration, duration_between("10ms", "1m")] = 3.0
     dns_ttl_min: Annotated[Duration, duration_between("0s", "1h")] = 1.0
@@ -400,6 +423,10 @@ class NetworkSettings(Group):
     dns_negative_ttl: Annotated[Duration, duration_between("0s", "1h")] = 5.0
 
     def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.proxy is None and self.proxy_username is not None:
+            yield ("proxy", "proxy_username"), "is required with proxy_username"
+        if self.proxy_username is None and self.proxy_password is not None:
+            yield ("proxy_username", "proxy_password"), "is required with proxy_password"
         if self.dns_ttl_min > self.dns_ttl_max:
             yield (
                 ("dns_ttl_min", "dns_ttl_max"),

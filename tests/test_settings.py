@@ -149,6 +149,13 @@ def test_every_mistake_of_every_source_is_listed_with_its_place(write: Any) -> N
         ("delivery: {max_in_flight_bytes: 1000}", "has no unit: write 1000KiB"),
         ("network: {ports: [0]}", "network.ports[0]: must be a port (443) or a range"),
         ("network: {ports: [20-10]}", "network.ports[0]: must be a port"),
+        ("network: {proxy: 'proxy:3128'}", "network.proxy: must be http://host:port"),
+        ("network: {proxy: 'http://a:b@c:1'}", "network.proxy: must not contain credentials"),
+        (
+            "network: {proxy_username: kim}",
+            "network.proxy: is required with proxy_username",
+        ),
+        ("network: {proxy: 'http://p:1', proxy_password: x}", "is required with proxy_password"),
         ("network: {bind: eth0}", "network.bind: must be an IP address, not 'eth0'"),
         (
             "network: {dns_servers: [dns.example]}",

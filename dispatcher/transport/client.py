@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.results import Failure, Reason
+from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.settings import DeliverySettings, NetworkSettings
 from dispatcher.tasks import Tasks
 from dispatcher.timers import Timers
@@ -21,8 +22,8 @@ from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Shared, report
 from dispatcher.transport.dial import Lookup, Route
 from dispatcher.transport.pool import Pool
+from dispatcher.transport.proxy import Proxy
 from dispatcher.transport.resolver import Resolver
-from dispatcher.transport.tls import ClientCertificate
 
 _CLOSE_LIMIT = 2.0  # seconds for sockets to close after everything was given up
 
@@ -66,6 +67,7 @@ class Transport:
             context=self._context,
             connect_timeout=delivery.connect_timeout,
             bind=(network.bind,) if network.bind is not None else (),
+            proxy=_proxy(network),
         )
         self._pools: dict[_Key, Pool] = {}
         self._closing = False
@@ -167,3 +169,10 @@ class Transport:
         if context is None:
             context = self._contexts[certificate] = tls.context(self._ca_file, certificate)
         return context
+
+
+def _proxy(network: NetworkSettings) -> Proxy | None:
+    if network.proxy is None:
+        return None
+    password = network.proxy_password.get_secret_value() if network.proxy_password is not None else None
+    return Proxy.of(network.proxy, network.proxy_username, password)

@@ -514,7 +514,8 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return
         status = self._status
-        response = Response(status, None, None, self._body)
+        result: Result
+        result = response = Response(status, None, None, self._body)
         head = self._head
         keep = self._keep
         first = self._fresh
@@ -534,6 +535,7 @@ class Connection(asyncio.Protocol):
                 # The server gave the idle connection up just as the request set out (RFC 9110 15.5.9).
                 self._stale()
                 return
+            result = self._result(response)
             if look.keep_alive:
                 keep = self._granted(look.keep_alive) and keep
         self._responses = left = self._responses - 1
@@ -542,7 +544,7 @@ class Connection(asyncio.Protocol):
         if keep and left > 0 and not self._lenient and not self._gone and not self._unsent_bytes():
             self._reset()
             self._owner.idle.append(self)
-            report(exchange, response)
+            report(exchange, result)
             if self._exchange is None and not self._gone:  # type: ignore[redundant-expr]  # done() may send
                 self._rest()
         else:
@@ -550,7 +552,11 @@ class Connection(asyncio.Protocol):
                 self.close()
             else:
                 self.abort()
-            report(exchange, response)
+            report(exchange, result)
+
+    def _result(self, response: Response) -> Result:
+        """What a response that isn't 2xx (or is the first) means; a proxy's own isn't the endpoint's."""
+        return response
 
     def _granted(self, value: bytes) -> bool:
         """Take what Keep-Alive grants; False when that is nothing."""

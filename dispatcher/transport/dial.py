@@ -28,13 +28,14 @@ from typing import Final, Protocol
 
 from dispatcher.core.netguard import Blocked, Guard, Origin
 from dispatcher.core.results import Failure, Reason
+from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.core.wheel import Entry
 from dispatcher.tasks import Tasks
 from dispatcher.timers import Callback
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Connection, Owner, Shared, report
+from dispatcher.transport.proxy import ForwardedConnection, Proxy, TunnelConnection
 from dispatcher.transport.secure import SecureConnection
-from dispatcher.transport.tls import ClientCertificate
 
 STAGGER: Final = (
     0.25  # seconds before the next address is tried beside the one that is under way (RFC 8305 5)
@@ -71,7 +72,7 @@ def is_literal(host: str) -> bool:
 class Route:
     """How connections of one transport are opened."""
 
-    __slots__ = ("bind", "connect_timeout", "context", "guard", "lookup", "tasks")
+    __slots__ = ("bind", "connect_timeout", "context", "guard", "lookup", "proxy", "tasks")
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Route:
         context: Callable[[ClientCertificate | None], ssl.SSLContext],
         connect_timeout: float,
         bind: Sequence[str] = (),
+        proxy: Proxy | None = None,
     ) -> None:
         """`bind` are local addresses to connect from, at most one per family; a family without one isn't used."""
         self.guard = guard
@@ -89,6 +91,7 @@ class Route:
         self.tasks = tasks
         self.context = context
         self.connect_timeout = connect_timeout
+        self.proxy = proxy
         self.bind = {":" in address: address for address in bind}  # by "is IPv6"
 
     def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
@@ -104,6 +107,10 @@ class Route:
                 fit.append(address)
         if not fit:
             raise blocked if blocked is not None else Blocked("address", f"{host} has no address")
+        return self.reachable(host, fit)
+
+    def reachable(self, host: str, fit: Sequence[str]) -> list[str]:
+        """Those that the bound addresses can reach, in the order in which to try them. Raises OSError."""
         if self.bind:
             fit = [address for address in fit if (":" in address) in self.bind]
             if not fit:
@@ -178,16 +185,13 @@ class Dial:
             self._task = self._route.tasks.start(self._run(), "dial")
 
     async def _run(self) -> None:
-        origin = self._owner.origin
         try:
-            if is_literal(origin.host):
-                addresses: Sequence[str] = (origin.host,)
+            if self._route.proxy is None:
+                origin = self._owner.origin
+                addresses = self._route.allowed(origin.host, await self._resolve(origin.host))
+                await self._race(addresses, origin.port)
             else:
-                self._stage = f"looking up {origin.host}"
-                addresses = await self._route.lookup.resolve(origin.host)
-            addresses = self._route.allowed(origin.host, addresses)
-            self._stage = f"connecting to {', '.join(addresses)}"
-            await self._race(addresses, origin.port)
+                await self._to_proxy(self._route.proxy)
         except Blocked as error:
             self.fail(Failure(Reason.BLOCKED, str(error)))
         except LookupFailed as error:
@@ -195,7 +199,25 @@ class Dial:
         except OSError as error:
             self.fail(_connect_failure(error))
 
+    async def _to_proxy(self, proxy: Proxy) -> None:
+        """The proxy is the operator's: where it is isn't the guard's business, where it leads to is."""
+        origin = self._owner.origin
+        if is_literal(origin.host):
+            self._route.guard.check_address(origin.host)
+        try:
+            addresses = self._route.reachable(proxy.host, await self._resolve(proxy.host))
+            await self._race(addresses, proxy.port)
+        except (LookupFailed, OSError) as error:
+            self.fail(Failure(Reason.PROXY_ERROR, f"the proxy {proxy} can't be reached: {error}"))
+
+    async def _resolve(self, host: str) -> Sequence[str]:
+        if is_literal(host):
+            return (host,)
+        self._stage = f"looking up {host}"
+        return await self._route.lookup.resolve(host)
+
     async def _race(self, addresses: Sequence[str], port: int) -> None:
+        self._stage = f"connecting to {', '.join(addresses)}"
         if len(addresses) == 1:
             error = await self._connect(addresses[0], port, self._connection())
             if error is not None:
@@ -227,8 +249,15 @@ class Dial:
             raise first_error
 
     def _connection(self) -> Connection:
-        kind = SecureConnection if self._owner.origin.scheme == "https" else Connection
-        connection = kind(self._shared, self._owner, self)
+        origin, proxy = self._owner.origin, self._route.proxy
+        connection: Connection
+        if origin.scheme == "https":
+            kind = SecureConnection if proxy is None else TunnelConnection
+            connection = kind(self._shared, self._owner, self)
+        elif proxy is None:
+            connection = Connection(self._shared, self._owner, self)
+        else:
+            connection = ForwardedConnection(self._shared, self._owner, self, origin, proxy)
         self._owner.joined()
         self._made.append(connection)
         return connection
@@ -259,13 +288,18 @@ class Dial:
                 other.abort()
         self._made = []
         if isinstance(connection, SecureConnection):
-            self._stage = "shaking hands (TLS)"
             try:
                 context = self._route.context(self._owner.certificate)
             except OSError as error:  # ssl.SSLError is one
                 self.fail(Failure(Reason.TLS_FAILED, f"the client certificate can't be used: {error}"))
                 return
-            connection.secure(context, self._owner.origin.host)
+            proxy = self._route.proxy
+            if proxy is not None and isinstance(connection, TunnelConnection):
+                self._stage = "asking the proxy for the tunnel and shaking hands (TLS)"
+                connection.tunnel(proxy, self._owner.origin, context)
+            else:
+                self._stage = "shaking hands (TLS)"
+                connection.secure(context, self._owner.origin.host)
         else:
             self._hand_over(connection)
 
@@ -285,7 +319,9 @@ class Dial:
 
     def _expire(self) -> None:
         self._entry = None
-        if self._shared.loop.time() >= self.exchange.deadline:
+        if self._route.proxy is not None and self._winner is None:
+            self.fail(Failure(Reason.PROXY_ERROR, f"the proxy takes too long: {self._stage}"))
+        elif self._shared.loop.time() >= self.exchange.deadline:
             self.fail(Failure(Reason.TIMEOUT, f"the deadline passed while {self._stage}"))
         else:
             seconds = self._route.connect_timeout

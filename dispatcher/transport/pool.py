@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dispatcher.core.netguard import Origin
+from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Connection, Shared
 from dispatcher.transport.dial import Dial, Route
-from dispatcher.transport.tls import ClientCertificate
 
 
 class Pool:

@@ -11,9 +11,10 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from dispatcher.core.results import Failure, Reason
+from dispatcher.core.subscriptions import ClientCertificate
 
 # X509_V_ERR_* of OpenSSL (x509_vfy.h). Whatever else fails in verification is a matter of trust.
 _EXPIRED: Final = {9: "the certificate is not valid yet", 10: "the certificate has expired"}
@@ -22,13 +23,6 @@ _HOSTNAME: Final = {62, 63, 64}
 # A handshake step is some 0.3 ms of asymmetric cryptography; a few of them in one turn of the loop are
 # bearable, a burst of hundreds that become ready together is not.
 _GATE_BUDGET: Final = 0.002
-
-
-class ClientCertificate(NamedTuple):
-    """What a client proves itself with (mTLS): PEM files; `key_file` may be the same file."""
-
-    cert_file: str
-    key_file: str | None = None
 
 
 def context(ca_file: str | None = None, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
@@ -43,7 +37,7 @@ def context(ca_file: str | None = None, certificate: ClientCertificate | None = 
     # Some servers pick HTTP/2 when nobody says otherwise.
     made.set_alpn_protocols(["http/1.1"])
     if certificate is not None:
-        made.load_cert_chain(certificate.cert_file, certificate.key_file)
+        made.load_cert_chain(*certificate, password="")  # or OpenSSL would ask on the terminal
     return made
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from dispatcher.core.netguard import Origin
 from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.transport import tls
-from dispatcher.transport.tls import ClientCertificate, Gate
+from dispatcher.transport.tls import Gate
 from tests.zoo.behaviours import OK, answers
 from tests.zoo.harness import Harness
 from tests.zoo.server import (

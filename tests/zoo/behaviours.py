@@ -412,7 +412,7 @@ async def talks_in_the_handshake(peer: Peer) -> None:
 
 async def drips_the_handshake(peer: Peer) -> None:
     secure = TlsPeer(peer, zoo.good())
-    await secure.handshake(step=7)
+    await secure.handshake(step=31)
     await answers(OK)(secure)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.results import Result
+from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.settings import DeliverySettings, NetworkSettings
 from dispatcher.timers import Timers
 from dispatcher.transport.client import Transport
 from dispatcher.transport.dial import Lookup
-from dispatcher.transport.tls import ClientCertificate
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 

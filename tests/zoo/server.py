@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import struct
+import warnings
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Self
@@ -63,10 +64,10 @@ class Peer:
 
     async def send(self, data: bytes) -> None:
         """Send and wait until the client takes it."""
-        self.writer.write(data)
         try:
+            self.writer.write(data)
             await self.writer.drain()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # uvloop raises the latter on a closed transport
             raise Gone from error
 
     async def drip(self, data: bytes, every: float, step: int = 1) -> None:
@@ -305,8 +306,10 @@ def outdated() -> ssl.SSLContext:
     """Knows nothing newer than TLS 1.1."""
     context = _context(authority().issue_cert("127.0.0.1"))
     context.set_ciphers("ALL:@SECLEVEL=0")
-    context.minimum_version = ssl.TLSVersion.TLSv1
-    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it is deprecated is the point
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
     return context
 
 

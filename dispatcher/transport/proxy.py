@@ -1,0 +1,144 @@
+"""Through an egress proxy: CONNECT for https, the absolute form for http (RFC 9110 9.3.6, RFC 9112 3.2.2).
+
+An operator who lets nothing out but through a proxy sets `network.proxy`. What changes: the dial goes to
+the proxy, and the name of the endpoint is resolved there, so the guard can check the URL and
+literal addresses here, and names must be checked by the proxy's own rules. TLS is with the endpoint,
+inside the tunnel: the proxy sees names and sizes, nothing else.
+
+What the proxy itself does wrong (not reachable, 407, any refusal of a CONNECT) is the
+deployment's fault: `proxy_error`, which counts against no endpoint. Over http its own 502
+can't be told from the endpoint's, and counts as a status.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from base64 import b64encode
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from dispatcher.core.netguard import Origin
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.transport.connection import Connection, Opening, Owner, Shared
+from dispatcher.transport.secure import SecureConnection
+
+_MAX_ANSWER: Final = 16 * 1024  # bytes of the head of a CONNECT's answer
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?\n")
+_HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
+
+
+class Proxy(NamedTuple):
+    """Where the proxy is, and the header line (with its CRLF) that it wants to see, or nothing."""
+
+    host: str
+    port: int
+    authorization: bytes = b""
+
+    @classmethod
+    def of(cls, url: str, username: str | None = None, password: str | None = None) -> Proxy:
+        """From `http://host:port` and the credentials for it. Raises ValueError."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.username is not None:
+            raise ValueError("must be http://host:port")
+        authorization = b""
+        if username is not None:
+            # RFC 7617: no colon in the name; UTF-8 is what everybody expects today.
+            token = b64encode(f"{username}:{password or ''}".encode())
+            authorization = b"Proxy-Authorization: Basic " + token + b"\r\n"
+        return cls(parts.hostname, parts.port or 3128, authorization)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class ForwardedConnection(Connection):
+    """To a proxy, for http: every request names the whole URL."""
+
+    __slots__ = ("_added", "_prefix")
+
+    def __init__(self, shared: Shared, owner: Owner, opening: Opening, origin: Origin, proxy: Proxy) -> None:
+        super().__init__(shared, owner, opening)
+        self._prefix = str(origin).encode("ascii")
+        self._added = proxy.authorization
+
+    def _write(self, data: bytes) -> None:
+        method = data.index(b" ") + 1
+        line = data.index(b"\r\n") + 2
+        self._transport.write(
+            b"".join((data[:method], self._prefix, data[method:line], self._added, data[line:]))
+        )
+
+    def _result(self, response: Response) -> Result:
+        if response.status == 407:
+            return Failure(Reason.PROXY_ERROR, "the proxy wants other credentials (407)")
+        return response
+
+
+class TunnelConnection(SecureConnection):
+    """To an endpoint with TLS, through a tunnel that the proxy makes."""
+
+    __slots__ = ("_answer", "_then")
+
+    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
+        super().__init__(shared, owner, opening)
+        self._answer: bytes | None = None
+        self._then: tuple[ssl.SSLContext, str] | None = None
+
+    def tunnel(self, proxy: Proxy, origin: Origin, context: ssl.SSLContext) -> None:
+        """Ask the proxy for the tunnel, and shake hands through it; `Opening.secured` or `.failed` follows."""
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        target = f"{host}:{origin.port}".encode("ascii")
+        self._answer = b""
+        self._then = (context, origin.host)
+        self._transport.write(
+            b"".join(
+                (b"CONNECT ", target, b" HTTP/1.1\r\nHost: ", target, b"\r\n", proxy.authorization, b"\r\n")
+            )
+        )
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            super().data_received(data)
+            return
+        self._answer += data
+        opening, then = self._opening, self._then
+        if opening is None or then is None:
+            return
+        end = _HEAD_END.search(self._answer)
+        if end is None:
+            if len(self._answer) > _MAX_ANSWER:
+                self._refuse(opening, Failure(Reason.PROXY_ERROR, "the proxy's answer to CONNECT has no end"))
+            return
+        status = _STATUS.match(self._answer)
+        if status is None:
+            detail = f"the proxy doesn't answer CONNECT with HTTP; it begins with {self._answer[:64]!r}"
+            self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
+        elif status[1][:1] == b"1":
+            # An interim response; the one that counts follows.
+            rest, self._answer = self._answer[end.end() :], b""
+            if rest:
+                self.data_received(rest)
+        elif status[1][:1] != b"2":
+            words = b" ".join(part for part in status.groups() if part).decode("latin-1")
+            self._refuse(opening, Failure(Reason.PROXY_ERROR, f"the proxy refused the tunnel: {words[:200]}"))
+        else:
+            rest, self._answer = self._answer[end.end() :], None
+            self.secure(*then)
+            if rest:
+                super().data_received(rest)
+
+    def eof_received(self) -> None:
+        if self._answer is not None and self._opening is not None:
+            self._ended(None)
+        else:
+            super().eof_received()
+
+    def _opening_failed(self, opening: Opening, error: Exception | None) -> None:
+        if self._answer is None:
+            super()._opening_failed(opening, error)
+            return
+        how = f" ({error})" if error is not None else ""
+        detail = f"the proxy closed the connection instead of answering CONNECT{how}"
+        self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
