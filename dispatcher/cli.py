@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 import structlog
@@ -30,6 +30,9 @@ from dispatcher.settings import Settings
 from dispatcher.tasks import Tasks
 
 log = structlog.get_logger(__name__)
+
+# Supervisors (coreutils' timeout, a shell's Ctrl-C) signal a process and its group: twice, at once, meant once.
+_SAME_SIGNAL: Final = 1.0
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,12 +97,17 @@ def _refuse(error: Exception) -> int:
 def _handle_signals(app: App) -> None:
     loop = asyncio.get_running_loop()
     reloads = Tasks()
+    first: float | None = None
 
     def stop(number: signal.Signals) -> None:
-        log.info("signal received: draining, a second one exits at once", signal=number.name)
-        app.request_stop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, _exit_at_once, each)
+        nonlocal first
+        now = loop.time()
+        if first is None:
+            first = now
+            log.info("signal received: draining, a second one exits at once", signal=number.name)
+            app.request_stop()
+        elif now - first >= _SAME_SIGNAL:
+            _exit_at_once(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)

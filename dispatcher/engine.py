@@ -414,7 +414,7 @@ class Engine:
         delivery.started = now
         delivery.deadline = now + subscription.timeout
         self._attempting += 1
-        self._transport.send(subscription.origin, delivery)
+        self._transport.send(subscription.origin, delivery, subscription.certificate)
         return True
 
     def _done(self, delivery: Delivery, result: Result) -> None:
@@ -453,7 +453,7 @@ class Engine:
             return Failure(Reason.BLOCKED, f"status {response.status}, not followed: {error}")
         delivery.hops += 1
         delivery.request = retarget(delivery.request, delivery.hop.target)
-        self._transport.send(origin, delivery)
+        self._transport.send(origin, delivery, subscription.certificate)
         return None
 
     def _failed(self, delivery: Delivery, result: Result, now: float) -> None:

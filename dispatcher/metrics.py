@@ -137,7 +137,7 @@ class Metrics:
         self.skipped: defaultdict[str, int] = defaultdict(int)
         self.invalid: defaultdict[str, int] = defaultdict(int)
         self.deliveries: defaultdict[str, int] = defaultdict(int)  # all outcomes but delivered
-        self.attempts: defaultdict[tuple[str, str], int] = defaultdict(int)  # all but (delivered, 2xx)
+        self.attempts: defaultdict[Labels, int] = defaultdict(int)  # all but (delivered, 2xx)
         self.retries_due: defaultdict[str, int] = defaultdict(int)
         self.dead_letters: defaultdict[str, int] = defaultdict(int)
         self.commits: defaultdict[str, int] = defaultdict(int)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +41,8 @@ import structlog
 from dispatcher.core.document import DocumentError, did_you_mean, stream
 from dispatcher.core.netguard import Guard
 from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.spec import Reader, SpecError
-from dispatcher.core.subscriptions import Index, Status, Subscription
+from dispatcher.core.spec import Flaw, Reader, SpecError
+from dispatcher.core.subscriptions import ClientCertificate, Index, Status, Subscription
 from dispatcher.settings import Settings
 from dispatcher.tasks import Tasks
 
@@ -200,11 +201,26 @@ def _entry(part: Any, reader: Reader, known: _Entries, entries: _Entries, lines:
         return mistakes
     try:
         subscription = reader.read(raw)
+        if subscription.certificate is not None:
+            _check_certificate(subscription.certificate)
     except SpecError as error:
         mistakes.extend(f"{part.lines.find(flaw.path)}: {name}: {flaw}" for flaw in error.flaws)
     else:
         entries[subscription.id] = _Entry(digest, subscription)
     return mistakes
+
+
+def _check_certificate(certificate: ClientCertificate) -> None:
+    """Raise SpecError unless it can be used: better now than at the first delivery."""
+    try:
+        # Never asked for on the terminal: an encrypted key is refused.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*certificate, password="")
+    except OSError as error:
+        said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
+        files = " with ".join(file for file in certificate if file is not None)
+        raise SpecError(
+            [Flaw(("client_certificate",), f"{files} can't be used (PEM, key not encrypted): {said}")]
+        ) from error
 
 
 def _reader(settings: Settings, guard: Guard, environ: Mapping[str, str]) -> Reader:

@@ -26,7 +26,7 @@ from dispatcher.broker.base import (
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Index, Status, Subscription
+from dispatcher.core.subscriptions import ClientCertificate, Index, Status, Subscription
 from dispatcher.transport.base import Exchange
 
 
@@ -173,7 +173,7 @@ class ScriptedTransport:
         self._open: list[Exchange] = []
         self._loop = asyncio.get_running_loop()
 
-    def send(self, origin: Origin, exchange: Exchange) -> None:
+    def send(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
         assert exchange.request.startswith(b"POST ")
         assert exchange.deadline > self._loop.time()
         self.sent.append((self._loop.time(), origin, exchange.request))

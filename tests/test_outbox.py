@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -96,9 +97,7 @@ async def test_one_record_that_is_too_large_holds_none_of_the_others_and_goes_wi
     called: list[int] = []
     async with running(sink) as outbox:
         for number in range(5):
-            outbox.put(
-                message(number, size=500 if number == 2 else 0), lambda number=number: called.append(number)
-            )  # type: ignore[misc]
+            outbox.put(message(number, size=500 if number == 2 else 0), partial(called.append, number))
         await asyncio.sleep(5)
         assert called == [0, 1, 2, 3, 4]
         values = [written.value for written in sink.written]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
 import dispatcher.registry as module
@@ -362,3 +363,25 @@ def test_the_example_file_is_valid_and_shows_every_field() -> None:
     assert [each.id for each in found] == ["audit", "sub_billing", "slow-crm"]
     text = example.read_text()
     assert [field for field in FIELDS if f"{field}:" not in text] == []
+
+
+def test_a_client_certificate_that_cannot_be_used_is_a_mistake_at_once(file: Any, tmp_path: Any) -> None:
+    certificate = trustme.CA().issue_cert("client.example")
+    good, no_key = tmp_path / "good.pem", tmp_path / "no-key.pem"
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(good))
+    certificate.cert_chain_pems[0].write_to_path(str(no_key))
+    named = ", client_certificate: {{cert_file: '{}'}}"
+    file.write_text(document(entry("a", extra=named.format(good))))
+    (read,) = load_file(file, Settings(), Guard(), {"S": SECRET})
+    assert read.certificate == (str(good), None)
+    for unusable in (no_key, tmp_path / "missing.pem"):
+        (said,) = mistakes(file, document(entry("a", extra=named.format(unusable))))
+        assert said.startswith(":2: a: client_certificate: ")
+        assert str(unusable) in said
+
+
+def test_a_client_certificate_for_plain_http_is_a_mistake(file: Any) -> None:
+    text = "subscriptions:\n  - {id: a, url: 'http://a.example/', event_types: [ping], secrets: ['${S}'], client_certificate: {cert_file: x}}\n"
+    file.write_text(text)
+    with pytest.raises(SubscriptionsError, match="client_certificate: has no effect: the URL is not https"):
+        load_file(file, Settings(), Guard(https_only=False), {"S": SECRET})

@@ -21,7 +21,13 @@ from dispatcher.core.netguard import Blocked, Guard
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.request import MAX_OWN_HEADERS, check_header
 from dispatcher.core.signing import make_signers
-from dispatcher.core.subscriptions import EVERY_TENANT, Status, Subscription, check_pattern
+from dispatcher.core.subscriptions import (
+    EVERY_TENANT,
+    ClientCertificate,
+    Status,
+    Subscription,
+    check_pattern,
+)
 from dispatcher.core.units import WRITTEN, Duration, duration_between
 
 MAX_PATTERNS: Final = 256
@@ -118,6 +124,13 @@ class RetrySpec(_Model):
     jitter: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
 
 
+class ClientCertificateSpec(_Model):
+    """PEM files on the dispatcher's own disk; without `key_file` the certificate's file holds the key too."""
+
+    cert_file: Annotated[str, Field(min_length=1)]
+    key_file: Annotated[str, Field(min_length=1)] | None = None
+
+
 class SubscriptionSpec(_Model):
     """One subscription as it is written. What is None comes from the settings."""
 
@@ -132,6 +145,7 @@ class SubscriptionSpec(_Model):
     status: Annotated[Literal["active", "paused", "disabled"], BeforeValidator(_status)] = "active"
     validated: Annotated[bool, AfterValidator(_validate)] = Field(default=False, alias="validate")
     redirects: Literal["never", "same-origin"] = "never"
+    client_certificate: ClientCertificateSpec | None = None
     timeout: Annotated[Duration, duration_between("10ms", "10m")] | None = None
     max_in_flight: Annotated[int, BeforeValidator(_number), Field(ge=1, le=10_000)] = MAX_IN_FLIGHT
     rate_limit: Annotated[Any, AfterValidator(_not_yet)] = None
@@ -140,7 +154,10 @@ class SubscriptionSpec(_Model):
 
 # Fields as they are written, for suggestions: pydantic knows `validate` by another name.
 FIELDS: Final = tuple(info.alias or name for name, info in SubscriptionSpec.model_fields.items())
-_RETRY_FIELDS: Final = tuple(RetrySpec.model_fields)
+_FIELDS_BELOW: Final = {
+    "retry": tuple(RetrySpec.model_fields),
+    "client_certificate": tuple(ClientCertificateSpec.model_fields),
+}
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -214,6 +231,8 @@ class Reader:
                 make_signers(tuple(written["secrets"]), tuple(written.get("signatures", ("v1",))))
             except ValueError as error:
                 flaws.append(_signers_flaw(str(error)))
+        if target is not None and target.origin.scheme == "http" and "client_certificate" in written:
+            flaws.append(Flaw(("client_certificate",), "has no effect: the URL is not https"))
         if flaws or spec is None or target is None:
             raise SpecError(flaws)
         retry = self._retry
@@ -221,6 +240,11 @@ class Reader:
             schedule, jitter = spec.retry.schedule, spec.retry.jitter
             retry = RetryPolicy(
                 retry.schedule if schedule is None else schedule, retry.jitter if jitter is None else jitter
+            )
+        certificate = None
+        if spec.client_certificate is not None:
+            certificate = ClientCertificate(
+                spec.client_certificate.cert_file, spec.client_certificate.key_file
             )
         return Subscription(
             id=spec.id,
@@ -233,6 +257,7 @@ class Reader:
             headers=self._share(tuple(spec.headers.items())),
             thin=spec.payload == "thin",
             follow_redirects=spec.redirects == "same-origin",
+            certificate=self._share(certificate),
             timeout=self._timeout if spec.timeout is None else self._share(spec.timeout),
             max_in_flight=spec.max_in_flight,
             retry=self._share(retry),
@@ -279,7 +304,7 @@ def _flaws(invalid: ValidationError, skip: set[tuple[str | int, ...]]) -> list[F
         if path in skip:
             continue
         if error["type"] == "extra_forbidden":
-            known = _RETRY_FIELDS if len(path) > 1 else FIELDS
+            known = _FIELDS_BELOW.get(str(path[0]), ()) if len(path) > 1 else FIELDS
             message = f"there is no such field{did_you_mean(str(path[-1]), known)}"
         elif path == ("id",) and error["type"] == "string_pattern_mismatch":
             message = "must be 1 to 64 of the characters A-Z a-z 0-9 _ -"

@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dispatcher.core.netguard import Origin, Target
 from dispatcher.core.policy import RetryPolicy
@@ -61,6 +61,13 @@ class Status(StrEnum):
     DISABLED = "disabled"  # the dispatcher or an operator gave up on it
 
 
+class ClientCertificate(NamedTuple):
+    """What the dispatcher proves itself with to one subscriber (mTLS): PEM files; one file may hold both."""
+
+    cert_file: str
+    key_file: str | None = None
+
+
 class Subscription:
     """Who wants which events, and how to deliver them. Made by `core/spec.py`; treated as immutable.
 
@@ -68,6 +75,7 @@ class Subscription:
     """
 
     __slots__ = (
+        "certificate",
         "event_types",
         "follow_redirects",
         "headers",
@@ -106,6 +114,7 @@ class Subscription:
         retry: RetryPolicy,
         status: Status,
         follow_redirects: bool = False,
+        certificate: ClientCertificate | None = None,
         reason: str | None = None,
     ) -> None:
         """`target` is the URL's path and query as sent, `timeout` in seconds, `reason` why it is disabled."""
@@ -123,6 +132,7 @@ class Subscription:
         self.retry = retry
         self.status = status
         self.follow_redirects = follow_redirects
+        self.certificate = certificate
         self.reason = reason
 
     def __getattr__(self, name: str) -> Template:
@@ -159,6 +169,7 @@ class Subscription:
             retry=self.retry,
             status=status,
             follow_redirects=self.follow_redirects,
+            certificate=self.certificate,
             reason=reason,
         )
 

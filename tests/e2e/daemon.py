@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,7 +36,13 @@ def free_port() -> int:
 class Endpoint:
     """A local endpoint. `answer` decides what it says; every request is kept."""
 
-    def __init__(self, answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None) -> None:
+    def __init__(
+        self,
+        answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self._answer = answer
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -51,7 +58,7 @@ class Endpoint:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
         return self

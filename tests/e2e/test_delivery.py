@@ -201,7 +201,8 @@ async def test_sigterm_drains_and_a_second_one_ends_at_once(stage: Stage) -> Non
         await endpoint.received(set(more), within=60)
         assert endpoint.ids.total() == before + 3, "what was drained had been committed"
         daemon.signal(signal.SIGTERM)
-        await asyncio.sleep(0.5)
+        daemon.signal(signal.SIGTERM)  # as a supervisor does that signals the process and its group
+        await asyncio.sleep(1.5)
         assert daemon.running
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended(within=5) == 128 + signal.SIGTERM
