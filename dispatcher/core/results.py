@@ -23,7 +23,7 @@ class Reason(StrEnum):
     TLS_HOSTNAME = "tls_hostname"
     TLS_UNTRUSTED = "tls_untrusted"
     TLS_FAILED = "tls_failed"  # any other failed handshake or broken TLS record
-    CLOSED = "closed"  # closed or reset before the response was complete
+    CLOSED = "closed"  # closed or reset before the head of a response was complete
     PROTOCOL_ERROR = "protocol_error"  # what came back is not HTTP
     RESPONSE_TOO_LARGE = "response_too_large"  # the head went over its cap
     BLOCKED = "blocked"  # netguard refused the URL or every address

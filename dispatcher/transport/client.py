@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
 
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.results import Failure, Reason
@@ -25,6 +28,9 @@ from dispatcher.transport.pool import Pool
 from dispatcher.transport.proxy import Proxy
 from dispatcher.transport.resolver import Resolver
 
+log = structlog.get_logger(__name__)
+
+_ROOM = 64  # idle connections closed at a time when there are no file descriptors left
 _CLOSE_LIMIT = 2.0  # seconds for sockets to close after everything was given up
 
 _Key = Origin | tuple[Origin, ClientCertificate]
@@ -48,7 +54,8 @@ class Transport:
         self._loop = loop
         self._tasks = tasks if tasks is not None else Tasks()
         self._ca_file = str(network.ca_file) if network.ca_file is not None else None
-        self._contexts: dict[ClientCertificate | None, ssl.SSLContext] = {None: tls.context(self._ca_file)}
+        self._default_context = tls.context(self._ca_file)
+        self._contexts: dict[ClientCertificate, tuple[tuple[int, ...], ssl.SSLContext]] = {}
         self._lookup: Lookup = (
             lookup if lookup is not None else Resolver.from_settings(network, timers, self._tasks)
         )
@@ -65,6 +72,7 @@ class Transport:
             lookup=self._lookup,
             tasks=self._tasks,
             context=self._context,
+            make_room=self._make_room,
             connect_timeout=delivery.connect_timeout,
             bind=(network.bind,) if network.bind is not None else (),
             proxy=_proxy(network),
@@ -164,11 +172,27 @@ class Transport:
         if self._pools.get(key) is pool:
             del self._pools[key]
 
+    def _make_room(self) -> bool:
+        """Close some idle connections: their descriptors are needed for what is under way."""
+        closed = 0
+        for pool in list(self._pools.values()):
+            while pool.idle and closed < _ROOM:
+                pool.idle[0].abort()  # the one used longest ago
+                closed += 1
+        if closed:
+            log.warning("out of file descriptors: closed idle connections", count=closed)
+        return closed > 0
+
     def _context(self, certificate: ClientCertificate | None) -> ssl.SSLContext:
-        context = self._contexts.get(certificate)
-        if context is None:
-            context = self._contexts[certificate] = tls.context(self._ca_file, certificate)
-        return context
+        if certificate is None:
+            return self._default_context
+        # Certificates are renewed in place, often daily; a look at two files is nothing beside a handshake.
+        files = (certificate.cert_file, certificate.key_file or certificate.cert_file)
+        changed = tuple(Path(file).stat().st_mtime_ns for file in files)
+        known = self._contexts.get(certificate)
+        if known is None or known[0] != changed:
+            known = self._contexts[certificate] = (changed, tls.context(self._ca_file, certificate))
+        return known[1]
 
 
 def _proxy(network: NetworkSettings) -> Proxy | None:

@@ -41,6 +41,7 @@ STAGGER: Final = (
     0.25  # seconds before the next address is tried beside the one that is under way (RFC 8305 5)
 )
 MAX_ADDRESSES: Final = 8  # of one name that are tried
+_NO_FILES: Final = {errno.EMFILE, errno.ENFILE}
 
 
 class LookupFailed(Exception):
@@ -72,7 +73,7 @@ def is_literal(host: str) -> bool:
 class Route:
     """How connections of one transport are opened."""
 
-    __slots__ = ("bind", "connect_timeout", "context", "guard", "lookup", "proxy", "tasks")
+    __slots__ = ("bind", "connect_timeout", "context", "guard", "lookup", "make_room", "proxy", "tasks")
 
     def __init__(
         self,
@@ -81,15 +82,20 @@ class Route:
         lookup: Lookup,
         tasks: Tasks,
         context: Callable[[ClientCertificate | None], ssl.SSLContext],
+        make_room: Callable[[], bool],
         connect_timeout: float,
         bind: Sequence[str] = (),
         proxy: Proxy | None = None,
     ) -> None:
-        """`bind` are local addresses to connect from, at most one per family; a family without one isn't used."""
+        """`make_room` closes idle connections when there are no file descriptors left; False: there were none.
+
+        `bind` are local addresses to connect from, at most one per family; a family without one isn't used.
+        """
         self.guard = guard
         self.lookup = lookup
         self.tasks = tasks
         self.context = context
+        self.make_room = make_room
         self.connect_timeout = connect_timeout
         self.proxy = proxy
         self.bind = {":" in address: address for address in bind}  # by "is IPv6"
@@ -265,16 +271,21 @@ class Dial:
     async def _connect(self, address: str, port: int, connection: Connection) -> OSError | None:
         """Return why it failed; None when it is connected (or another one was first)."""
         local = self._route.bind.get(":" in address)
-        try:
-            await self._shared.loop.create_connection(
-                lambda: connection,
-                address,
-                port,
-                local_addr=(local, 0) if local is not None else None,
-            )
-        except OSError as error:
-            connection.abort()
-            return error
+        for last in (False, True):
+            try:
+                await self._shared.loop.create_connection(
+                    lambda: connection,
+                    address,
+                    port,
+                    local_addr=(local, 0) if local is not None else None,
+                )
+            except OSError as error:
+                if not last and error.errno in _NO_FILES and self._route.make_room():
+                    await asyncio.sleep(0.001)  # sockets close in the loop's next turn
+                    continue
+                connection.abort()
+                return error
+            break
         return None
 
     def made(self, connection: Connection) -> None:

@@ -438,6 +438,25 @@ async def test_a_lack_of_file_descriptors_is_a_failure_like_another(
     assert "Too many open files" in str(result)
 
 
+async def test_idle_connections_give_way_when_there_are_no_file_descriptors(zoo: Zoo, make: Make) -> None:
+    port = await zoo.serve(answers(OK), host="0.0.0.0")
+    harness = make()
+    await asyncio.gather(*(harness.result(http(port, f"127.0.0.{number}")) for number in range(1, 6)))
+    loop = harness.loop
+
+    class Full:
+        def __getattr__(self, name: str) -> object:
+            if name == "create_connection" and harness.transport.connections()["idle"]:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return getattr(loop, name)
+
+    harness.transport._shared.loop = Full()  # type: ignore[assignment]
+    assert isinstance(await harness.result(http(port, "127.0.0.6")), Response)
+    assert harness.transport.connections() == {"idle": 1, "busy": 0, "connecting": 0}
+    await asyncio.sleep(0.01)
+    assert harness.transport.connections_closed == 5
+
+
 def test_the_transport_reads_no_more_of_the_environment_than_it_is_given() -> None:
     package = Path(__file__).parents[2] / "dispatcher" / "transport"
     assert not [path.name for path in package.glob("*.py") if "environ" in path.read_text()]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -15,7 +18,7 @@ from dispatcher.core.results import Failure, Reason, Response
 from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.transport import tls
 from dispatcher.transport.tls import Gate
-from tests.zoo.behaviours import OK, answers
+from tests.zoo.behaviours import OK, answers, closes_after, response
 from tests.zoo.harness import Harness
 from tests.zoo.server import (
     Peer,
@@ -107,6 +110,28 @@ async def test_a_client_certificate_of_a_stranger_or_none_at_all_fails(
     assert len(harness.transport) == 0
 
 
+async def test_a_renewed_client_certificate_is_taken_up_by_the_next_connection(
+    zoo: Zoo, make: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "client.pem"
+    given = ClientCertificate(str(path))
+    serials: list[object] = []
+
+    async def script(peer: TlsPeer) -> None:
+        serials.append((peer.tls.getpeercert() or {}).get("serialNumber"))
+        await closes_after(response(b"", b"Connection: close"))(peer)
+
+    origin = Origin("https", "127.0.0.1", await zoo.serve(over_tls(script, demanding)))
+    harness = make()
+    for stamp in (1, 1, 2):
+        if not path.exists() or path.stat().st_mtime != stamp:
+            renewed = authority().issue_cert("client.example").private_key_and_cert_chain_pem
+            path.write_bytes(renewed.bytes())
+            os.utime(path, (stamp, stamp))
+        assert isinstance(await harness.result(origin, certificate=given), Response)
+    assert serials[0] == serials[1] != serials[2]
+
+
 async def test_tickets_are_no_bytes_of_a_response(zoo: Zoo, make: Make) -> None:
     """TLS 1.3 tickets come in pieces: before the request, between it and the response, with the response."""
 
@@ -139,6 +164,43 @@ async def test_tickets_are_no_bytes_of_a_response(zoo: Zoo, make: Make) -> None:
         await asyncio.sleep(0.02)
     assert harness.transport.connections_opened == 1
     assert harness.transport.connections()["idle"] == 1
+
+
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs openssl s_server: Python can't update keys"
+)
+async def test_key_updates_keep_the_connection_while_busy_and_while_idle(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "server.pem"
+    authority().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ("openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", str(path), "-crlf")
+    server = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        await server.stdout.readuntil(b"ACCEPT")
+        harness = make()
+        for update in (b"", b"k\n", b"K\n"):  # one without, one that asks for ours in return
+            exchange = harness.send(Origin("https", "127.0.0.1", port))
+            await server.stdout.readuntil(b"x" * 20)
+            for line in (update, b"HTTP/1.1 200 OK\nContent-Length: 0\n\n"):
+                server.stdin.write(line)
+                await asyncio.sleep(0.1)
+            assert isinstance(await exchange.result, Response)
+            server.stdin.write(update)
+            await asyncio.sleep(0.1)
+        assert harness.transport.connections_opened == 1
+        assert harness.transport.connections()["idle"] == 1
+    finally:
+        server.kill()
+        await server.communicate()
 
 
 async def test_the_gate_runs_everything_in_order_and_lets_the_loop_turn() -> None:
