@@ -62,7 +62,7 @@ class _Transport:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Exchange] = []
 
-    def send(self, _: Origin, exchange: Exchange, certificate: object = None) -> None:
+    def send(self, _: Origin, exchange: Exchange, _certificate: object) -> None:
         if not self._waiting:
             self._loop.call_soon(self._answer)
         self._waiting.append(exchange)
