@@ -1,0 +1,142 @@
+"""The benchmarks' own arithmetic, and the page that they write."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import end_to_end, harness, profiling
+from benchmarks.harness import CannotRun, Compared, Pair, Section, Table
+
+
+def _section(title: str, figure: str) -> Section:
+    section = Section(title, "python -m benchmarks")
+    table = Table(("what", "figure"))
+    table.add("`rate`", figure)
+    section.add(table)
+    return section
+
+
+def test_a_section_replaces_its_older_self_and_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "RESULTS.md"
+    _section("Transport", "1").report(page)
+    _section("End to end", "2").report(page)
+    _section("Transport", "3").report(page)
+    text = page.read_text()
+    assert text.startswith("# Results\n")
+    assert text.index("## End to end") < text.index("## Transport")
+    assert text.count("## Transport") == 1
+    assert "| `rate` | 3 |" in text
+    assert "| `rate` | 2 |" in text
+    assert "| `rate` | 1 |" not in text
+    assert "rate       3" in capsys.readouterr().out
+
+
+def test_a_section_without_a_page_is_only_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _section("Transport", "1").report(None)
+    assert "Transport" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: None if tool == "wrk" else f"/usr/bin/{tool}")
+    harness.require("taskset")
+    with pytest.raises(CannotRun, match=r"not found: wrk\. .*apt-get install wrk"):
+        harness.require("wrk", "taskset")
+
+
+@pytest.mark.parametrize(("x", "y"), [(-1, 10), (0, 10), (5, 15), (10, 20), (15, 40), (20, 60), (99, 60)])
+def test_a_value_between_two_points_lies_on_the_line(x: float, y: float) -> None:
+    assert harness.crossing([(0, 10), (10, 20), (20, 60)], x) == y
+
+
+def _readings(monkeypatch: pytest.MonkeyPatch, others: Iterable[float]) -> None:
+    """`Disturbance.read` gives these shares, one after the other."""
+    rest = iter(others)
+
+    class Scripted:
+        LIMIT = 0.05
+
+        def read(self) -> tuple[float, float]:
+            return next(rest), 0.0
+
+    monkeypatch.setattr(harness, "Disturbance", Scripted)
+    monkeypatch.setattr(harness, "wait_for_calm", lambda _: None)
+
+
+def test_each_measurement_is_compared_with_the_wrk_runs_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _readings(monkeypatch, [0.0] * 9)
+    rates = iter([50.0, 60.0])
+    wrks = iter([100.0, 200.0, 300.0])
+    compared = harness.beside_wrk(lambda: (next(rates), "seen"), lambda: next(wrks), 2)
+    assert compared == Compared([Pair(50, 150), Pair(60, 250)], ["seen", "seen"], disturbed=0, set_aside=0)
+    assert compared.ratios == [50 / 150, 60 / 250]
+    assert compared.remark() == ""
+
+
+def test_a_disturbed_measurement_is_repeated_whatever_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    # wrk, then (measurement, wrk) each: the first measurement is disturbed, the others are calm.
+    _readings(monkeypatch, [0.0, 0.9, 0.0, 0.0, 0.0])
+    rates = iter([99.0, 50.0])
+    compared = harness.beside_wrk(lambda: (next(rates), None), lambda: 100.0, 1)
+    assert compared.rates == [50.0]
+    assert (compared.disturbed, compared.set_aside) == (0, 1)
+    assert "repeated" in compared.remark()
+
+
+def test_on_a_machine_that_never_calms_down_the_figures_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    _readings(monkeypatch, [0.9] * 99)
+    compared = harness.beside_wrk(lambda: (1.0, None), lambda: 100.0, 2)
+    assert len(compared.pairs) == 2
+    assert compared.disturbed == 2
+    assert "2 of 2 runs" in compared.remark()
+
+
+@pytest.mark.parametrize("size", [600, 1024, 4096])
+def test_events_have_exactly_the_size_asked_for(size: int) -> None:
+    event_id, body = harness.envelope(7, size)
+    assert len(body) == size
+    assert event_id.encode() in body
+
+
+def test_events_spread_evenly_over_subscriptions_and_within_those_over_partitions() -> None:
+    made = list(end_to_end.events(128))
+    assert len({event_id for event_id, _ in made}) == 128
+    places = {(number % 8, message.partition) for number, (_, message) in enumerate(made)}
+    assert len(places) == 64
+
+
+def test_metrics_are_read_as_the_daemon_writes_them() -> None:
+    before = end_to_end.Metrics(
+        'dispatcher_lag_bucket{le="0.01"} 5.0\ndispatcher_lag_bucket{le="+Inf"} 5.0\n'
+    )
+    after = end_to_end.Metrics(
+        'dispatcher_deliveries_total{outcome="delivered"} 42.0\n'
+        'dispatcher_lag_bucket{le="0.01"} 103.0\n'
+        'dispatcher_lag_bucket{le="0.1"} 105.0\n'
+        'dispatcher_lag_bucket{le="+Inf"} 105.0\n'
+    )
+    assert after.delivered == 42
+    assert after["nothing"] == 0
+    assert after.quantile("lag", 0.5, before) == 0.01
+    assert after.quantile("lag", 0.99, before) == 0.1
+
+
+def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
+    loop = "asyncio/runners.py:Runner.run"
+    done = "dispatcher/engine.py:Engine._done"
+    assert profiling._purpose((loop,)) == "event loop, sockets"
+    assert profiling._purpose((loop, done)) == "attempt, result"
+    assert profiling._purpose((loop, done, "dispatcher/core/lanes.py:Lane.take")) == "queue"
+    assert profiling._purpose((loop, done, "dispatcher/transport/connection.py:Connection._write")) == "send"
+    assert profiling._purpose((loop, "aiokafka/consumer/fetcher.py:FetchResult.getall")) == "consume"
+    assert profiling._purpose(("elsewhere.py:f",)) == "other"
+
+
+def test_the_flame_graph_draws_each_frame_as_wide_as_its_share() -> None:
+    drawn = profiling.flame_graph({("a.py:run", "b.py:<lambda>"): 3, ("a.py:run",): 1})
+    assert "<title>a.py:run 100.0%</title>" in drawn
+    assert "<title>b.py:&lt;lambda&gt; 75.0%</title>" in drawn
+    assert f'width="{0.75 * 1400:.1f}"' in drawn
