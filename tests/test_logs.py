@@ -38,8 +38,11 @@ def test_our_lines_and_the_libraries_are_json_objects_with_the_same_keys(
 
 def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogSettings(format="json"))
+    def fail() -> None:
+        raise ValueError("with\nlines")
+
     try:
-        int("with\nlines")
+        fail()
     except ValueError:
         structlog.get_logger("x").exception("it failed")
     (line,) = capsys.readouterr().err.splitlines()
