@@ -86,12 +86,12 @@ class Transport:
         Connections with different certificates are never shared. A certificate that can't be read
         is a Failure(TLS_FAILED).
         """
+        if self._closing:
+            self._loop.call_soon(report, exchange, Failure(Reason.CANCELLED, "the transport is closed"))
+            return
         key: _Key = origin if certificate is None else (origin, certificate)
         pool = self._pools.get(key)
         if pool is None:
-            if self._closing:
-                self._loop.call_soon(report, exchange, Failure(Reason.CANCELLED, "the transport is closed"))
-                return
             pool = self._pools[key] = Pool(origin, certificate, self._shared, self._route, self._drop)
         pool.send(exchange)
 
@@ -114,14 +114,11 @@ class Transport:
         """Let what is under way end for `grace` seconds, then give it up; nothing is open afterwards."""
         self._closing = True
         shared = self._shared
-        for pool in list(self._pools.values()):
-            for connection in list(pool.idle):
-                connection.close()
-        for connection in shared.open:
-            connection.retire()
+        self._close_idle()
         end = self._loop.time() + grace
-        while self._pools and self._loop.time() < end:  # noqa: ASYNC110 - once, at the end: not worth an event
+        while self._pools and self._loop.time() < end:
             await asyncio.sleep(0.02)
+            self._close_idle()
         cancelled = Failure(Reason.CANCELLED, "the dispatcher is stopping")
         for pool in list(self._pools.values()):
             for dial in list(pool.dials):
@@ -136,6 +133,11 @@ class Transport:
                 connection.abort()
         await self._lookup.close()
         await self._tasks.stop()
+
+    def _close_idle(self) -> None:
+        for pool in list(self._pools.values()):
+            for connection in list(pool.idle):
+                connection.close()
 
     # -- What metrics read
 

@@ -301,9 +301,10 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._finish()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
         # Not left to the loop: it would flush the request first, which the endpoint need not read.
         self._ended(None)
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended(exc)
@@ -353,10 +354,6 @@ class Connection(asyncio.Protocol):
         if self in self._shared.open:
             self._transport.abort()
             self._dropped()
-
-    def retire(self) -> None:
-        """Let the exchange that it carries be its last."""
-        self._responses = 1
 
     # -- Inside
 
@@ -580,7 +577,7 @@ class Connection(asyncio.Protocol):
         self._entry = timers.at(due, self._on_timer)
 
     def _on_timer(self) -> None:
-        """See rule 2 of the narrative: look at what is there now."""
+        """Look at what is there now, which need not be what this was armed for."""
         self._entry = None
         self._armed = _NEVER
         if self._gone:

@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Final, Protocol
 
+import structlog
+
 from dispatcher.core.netguard import Blocked, Guard, Origin
 from dispatcher.core.results import Failure, Reason
 from dispatcher.core.subscriptions import ClientCertificate
@@ -36,6 +38,8 @@ from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Connection, Owner, Shared, report
 from dispatcher.transport.proxy import ForwardedConnection, Proxy, TunnelConnection
 from dispatcher.transport.secure import SecureConnection
+
+log = structlog.get_logger(__name__)
 
 STAGGER: Final = (
     0.25  # seconds before the next address is tried beside the one that is under way (RFC 8305 5)
@@ -204,6 +208,10 @@ class Dial:
             self.fail(error.failure)
         except OSError as error:
             self.fail(_connect_failure(error))
+        except Exception as error:
+            # Whatever it is, the exchange must get its result (rule 2).
+            log.exception("opening a connection failed", origin=str(self._owner.origin))
+            self.fail(Failure(Reason.CONNECT_FAILED, repr(error)))
 
     async def _to_proxy(self, proxy: Proxy) -> None:
         """The proxy is the operator's: where it is isn't the guard's business, where it leads to is."""
@@ -322,6 +330,7 @@ class Dial:
     def failed(self, connection: Connection, failure: Failure) -> None:
         """The connection ended before it could be used."""
         if connection is self._winner:
+            self._winner = None  # it closes by itself, with what it still has to say
             self.fail(failure)
 
     def _hand_over(self, connection: Connection) -> None:

@@ -129,11 +129,11 @@ class TunnelConnection(SecureConnection):
             if rest:
                 super().data_received(rest)
 
-    def eof_received(self) -> None:
-        if self._answer is not None and self._opening is not None:
-            self._ended(None)
-        else:
-            super().eof_received()
+    def eof_received(self) -> bool:
+        if self._answer is None or self._opening is None:
+            return super().eof_received()
+        self._ended(None)
+        return False
 
     def _opening_failed(self, opening: Opening, error: Exception | None) -> None:
         if self._answer is None:

@@ -11,6 +11,10 @@ Rules, beside those of `connection.py`:
 2. Whatever OpenSSL wants to say (tickets, key updates, alerts) is flushed after every step.
 3. Handshakes go through the gate: one step is some 0.3 ms, and hundreds may be due at once.
 4. A large request is encrypted piece by piece as the socket takes it.
+
+Sessions are not resumed. Measured on the client's side: a full handshake 0.9 ms (RSA 2048, TLS 1.3), a
+resumed one 0.8 ms, half of it spent on handing the session to Python's `wrap_bio`; the round
+trips are the same. A pooled connection saves all of it, and a resumed one would skip the certificate.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ class SecureConnection(Connection):
             return
         self._flush()
         opening.secured(self)
-        if self._incoming.pending:
+        if self._incoming.pending or self._incoming.eof:
             self._pump()
 
     def _refuse(self, opening: Opening, failure: Failure) -> None:
@@ -84,12 +88,14 @@ class SecureConnection(Connection):
         else:
             self._shared.gate.run(self._shake)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
         if self._opening is not None:
+            # What came before the end may still wait at the gate. Until then the socket stays.
             self._incoming.write_eof()
-            self._shared.gate.run(self._shake)  # after the steps that wait there
-            return
-        super().eof_received()
+            self._shared.gate.run(self._shake)
+            return True
+        self._ended(None)
+        return False
 
     def _opening_failed(self, opening: Opening, error: Exception | None) -> None:
         how = f" ({error})" if error is not None else ""
@@ -132,9 +138,8 @@ class SecureConnection(Connection):
         """TLS itself failed: a bad record, or an alert."""
         if self._exchange is None:
             self._unsolicited()
-        elif self._status >= 200:
-            self._keep = False
-            self._finish()
+        elif self._status >= 200 or isinstance(error, ssl.SSLEOFError):
+            self._ended(error)
         else:
             self._fail(tls.failure(error))
 

@@ -331,6 +331,13 @@ async def test_a_name_is_connected_to_only_where_its_addresses_may_be_contacted(
     assert isinstance(await harness.result(http(port, "mixed.example")), Response)
 
 
+async def test_a_broken_look_up_is_a_failure_like_another(zoo: Zoo, make: Make) -> None:
+    harness = make(lookup=Names({}))  # raises KeyError
+    result = await harness.result(http(80, "unknown.example"))
+    assert reason(result) is Reason.CONNECT_FAILED
+    assert "KeyError" in str(result)
+
+
 async def test_rebinding_between_two_connections_is_caught(zoo: Zoo, make: Make) -> None:
     port = await zoo.serve(answers(response(b"", b"Connection: close")))
     names = Names({"rebind.example": ("127.0.0.1",)})

@@ -410,6 +410,25 @@ async def talks_in_the_handshake(peer: Peer) -> None:
     await secure.hang()
 
 
+async def says_all_in_its_last_flight(peer: Peer) -> None:
+    """The end of the handshake, a response and the end of the connection, all in one segment."""
+    secure = TlsPeer(peer, zoo.good_tls12())
+    while True:
+        try:
+            secure.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            await peer.send(secure.outgoing.read())
+            secure.incoming.write(await peer.read())
+        else:
+            break
+    secure.tls.write(response(b"busy", b"Connection: close", status=b"503 Busy"))
+    await peer.send(secure.outgoing.read())
+
+
+async def shakes_hands_and_closes(peer: Peer) -> None:
+    await TlsPeer(peer, zoo.good_tls12()).handshake()
+
+
 async def drips_the_handshake(peer: Peer) -> None:
     secure = TlsPeer(peer, zoo.good())
     await secure.handshake(step=31)
@@ -473,6 +492,8 @@ SECURE = [
     Behaviour("notifies after the response", tls(notifies_and_stays), 200, Left.CLOSED, exchanges=2, connections=2, tls=True),
     Behaviour("answers twice", tls(answers(OK + OK)), 200, Left.CLOSED, exchanges=2, connections=2, tls=True),
     Behaviour("answers before it is asked", talks_in_the_handshake, 503, Left.CLOSED, tls=True),
+    Behaviour("says all in its last flight", says_all_in_its_last_flight, 503, Left.CLOSED, tls=True),
+    Behaviour("shakes hands and closes", shakes_hands_and_closes, Reason.CLOSED, Left.CLOSED, tls=True),
     Behaviour("ends lines with LF", tls(answers(OK.replace(b"\r\n", b"\n"))), 200, Left.CLOSED, tls=True),
     Behaviour("refuses a large body early", tls(refuses_early), 413, Left.CLOSED, body=9 * MIB, tls=True),
     Behaviour("is not HTTP", tls(says(b"220 mail\r\n")), Reason.PROTOCOL_ERROR, Left.CLOSED, tls=True),

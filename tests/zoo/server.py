@@ -86,8 +86,8 @@ class Peer:
         while True:
             await self.read()
 
-    async def sleep(self, seconds: float = 3600.0) -> None:
-        """Do nothing at all, not even read."""
+    async def sleep(self, seconds: float = 1.0) -> None:
+        """Do nothing at all, not even read; so it can't notice either that the client has gone."""
         self.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(seconds)
 
