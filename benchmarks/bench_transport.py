@@ -300,8 +300,8 @@ def _child(driver: str, scheme: str, nginx: Nginx, count: int, hosts: int = 1) -
 # -- The parent's side
 
 
-def run(command: str, *, quick: bool = False, runs: int | None = None) -> Section:
-    """Everything that the transport promises."""
+def run(command: str, *, quick: bool = False, runs: int | None = None, patience: float = 30.0) -> Section:
+    """Everything that the transport promises. `patience`: seconds to wait for a calm machine before each run."""
     runs = runs or (1 if quick else 5)
     scale = 10 if quick else 1
     seconds = 1 if quick else 3
@@ -323,7 +323,7 @@ def run(command: str, *, quick: bool = False, runs: int | None = None) -> Sectio
             lambda: wrk(url, seconds=seconds).rate,
             runs,
             spare=0 if quick else None,
-            patience=0.0 if quick else 30.0,
+            patience=0.0 if quick else patience,
         )
         medians[name] = median(compared.rates)
         cpu = f"{median(compared.seen) * 1e6:.1f}"
@@ -377,6 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_transport")
     parser.add_argument("--quick", action="store_true", help="small counts, one run: a smoke test")
     parser.add_argument("--runs", type=int, help="measurements in turns with wrk (5)")
+    parser.add_argument(
+        "--patience", type=float, default=30.0, help="seconds to wait for a calm machine (30)"
+    )
     parser.add_argument("--drive", choices=tuple(DRIVERS), help=argparse.SUPPRESS)
     parser.add_argument("--scheme", default="http", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -391,7 +394,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         os.sched_setaffinity(0, {CORES.server})
         command = shlex.join(["python", "-m", "benchmarks.bench_transport", *(argv or sys.argv[1:])])
-        run(command, quick=given.quick, runs=given.runs).report(None if given.quick else RESULTS)
+        section = run(command, quick=given.quick, runs=given.runs, patience=given.patience)
+        section.report(None if given.quick else RESULTS)
     except CannotRun as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

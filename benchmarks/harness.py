@@ -538,17 +538,17 @@ def beside_wrk(
     runs: int,
     *,
     spare: int | None = None,
-    patience: float = 30.0,
+    patience: float = 10.0,
 ) -> Compared[T]:
     """Measure `runs` times in turns with wrk. `measure` gives a rate and whatever else it saw.
 
     Each rate is compared with the mean of wrk's before and after it, so that a machine that drifts
     drifts for both. Runs that other processes disturbed are repeated, up to `spare` times altogether
-    (as often as there are runs, unless told); the choice never looks at the rates. Before each
+    (half as often as there are runs, unless told); the choice never looks at the rates. Before each
     run other processes get `patience` seconds to be done.
     """
     taken: list[tuple[float, Pair, T]] = []  # with its disturbance
-    spare = runs if spare is None else spare
+    spare = (runs + 1) // 2 if spare is None else spare
 
     def drive() -> tuple[float, float]:
         wait_for_calm(patience)
