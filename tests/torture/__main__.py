@@ -1,0 +1,95 @@
+"""`python -m tests.torture --seeds 1-20`: the schedules, what they came to, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.kafka.server import Unavailable
+from tests.torture.harness import Ground, Report, kafka_ground, torture
+from tests.torture.schedule import Schedule, plan, plan_embedded, plan_quiet
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def _schedule(arguments: argparse.Namespace, seed: int) -> Schedule:
+    if arguments.broker == "sqlite":
+        return plan_embedded(seed, rounds=arguments.rounds, rate=arguments.rate)
+    make = plan_quiet if arguments.quiet else plan
+    return make(seed, length=arguments.length, rate=arguments.rate)
+
+
+async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
+    reports: list[Report] = []
+    begin = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        ground: Ground | None = None
+        if arguments.broker == "kafka":
+            ground = await stack.enter_async_context(kafka_ground())
+        for seed in arguments.seeds:
+            if arguments.minutes and time.monotonic() - begin > arguments.minutes * 60:
+                print(f"out of time before seed {seed}", flush=True)
+                break
+            schedule = _schedule(arguments, seed)
+            print(f"seed {seed}: {schedule}", flush=True)
+            try:
+                report = await torture(schedule, folder, ground)
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                report = Report(arguments.broker, schedule, findings=[f"the harness failed: {error!r}"])
+                logging.getLogger(__name__).exception("seed %d", seed)
+            reports.append(report)
+            print(report, flush=True)
+            for note in report.notes:
+                print(f"  note: {note}", flush=True)
+            for finding in report.findings:
+                print(f"  FINDING seed {seed}: {finding}", flush=True)
+    return reports
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--seeds", type=_seeds, default=_seeds("1-20"), help="such as 1-20 or 3,7,11-13")
+    parser.add_argument("--broker", choices=("kafka", "sqlite"), default="kafka")
+    parser.add_argument("--length", type=float, default=20.0, help="seconds of faults (kafka)")
+    parser.add_argument("--rounds", type=int, default=6, help="lives of the daemon (sqlite)")
+    parser.add_argument("--rate", type=float, default=60.0, help="events a second, each owed four times")
+    parser.add_argument("--quiet", action="store_true", help="no fault: what the numbers are compared with")
+    parser.add_argument("--minutes", type=float, help="begin no seed after this long")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no broker and no daemon behind
+    logging.basicConfig(level=logging.ERROR)
+    folder = Path(tempfile.mkdtemp(prefix="dispatcher-torture-"))
+    try:
+        reports = asyncio.run(_run(arguments, folder))
+    except Unavailable as error:
+        print(f"Kafka can't be started: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{Report.HEAD}")
+    for report in reports:
+        print(report)
+    findings = sum(len(report.findings) for report in reports)
+    lost = sum(report.lost for report in reports)
+    duplicates = sum(report.duplicates for report in reports)
+    print(
+        f"\n{len(reports)} seeds, {lost} lost, {duplicates} duplicates, {findings} findings; logs in {folder}"
+    )
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,615 @@
+"""The real daemon, as processes, through a schedule of faults, and a ledger that shows what was lost.
+
+A producer writes events with known ids while replicas die, freeze, leave and come back, the broker is killed, and
+relays cut replicas off from it. Then everything heals, and the run waits until the ledger is complete and
+everything is committed. What counts:
+
+1. Nothing is lost (`ledger.lost`), however long it took; what picky refuses is in the dead-letter topic.
+2. No more duplicates than `ledger.bound` explains, and none that nothing explains.
+3. No daemon ends by itself, none logs a traceback, each ends with 0 after SIGTERM.
+4. The group's committed positions reach the end, and a fresh start delivers nothing.
+
+The producer and everything else of the harness connect to the broker directly; only the daemons go through relays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dispatcher.broker.base import (
+    Broker,
+    BrokerError,
+    Message,
+    Position,
+    Record,
+    TopicPartition,
+    TopicSpec,
+)
+from dispatcher.broker.kafka import KafkaBroker
+from dispatcher.broker.open import open_broker
+from dispatcher.settings import KafkaSettings
+from dispatcher.tasks import Tasks
+from tests.e2e.daemon import Daemon, envelope
+from tests.torture import ledger as books
+from tests.torture.endpoints import Endpoints, refused
+from tests.torture.ledger import Debt, Disturbance
+from tests.torture.relay import Relay, RelayedCluster
+from tests.torture.schedule import Fault, Kind, Schedule
+
+PARTITIONS = 4
+SESSION = 6.0
+STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
+COMPLETE_WITHIN = 150.0
+COMMITTED_WITHIN = 30.0
+_ROOM = 12 << 20  # of the small disk
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    broker: str
+    schedule: Schedule
+    events: int = 0
+    owed: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    bound: int = 0
+    dead: int = 0
+    healed_after: float = 0.0  # seconds from the end of the faults to the complete ledger
+    seconds: float = 0.0
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    folder: Path = Path()
+
+    HEAD = (
+        "| broker | seed | events | owed | lost | duplicates | bound | dead | healed s | all s | findings |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.broker} | {self.schedule.seed} | {self.events} | {self.owed} | {self.lost} | {self.duplicates}"
+            f" | {self.bound} | {self.dead} | {self.healed_after:.1f} | {self.seconds:.1f} | {len(self.findings)} |"
+        )
+
+
+class Replica:
+    """One daemon, however often it is started. `lock` is held by whoever is doing something to it."""
+
+    def __init__(self, name: str, daemon: Daemon, report: Report) -> None:
+        self.name = name
+        self.daemon = daemon
+        self.lock = asyncio.Lock()
+        self.up = False
+        self._report = report
+
+    async def start(self) -> None:
+        await self.daemon.start(ready=False)
+        self.up = True
+
+    async def kill(self) -> None:
+        self.check()
+        self.up = False
+        await self.daemon.kill()
+
+    async def terminate(self) -> None:
+        """SIGTERM, and wait for its end."""
+        if not self.check():
+            return
+        # Before it handles signals, one ends it as it ends any process.
+        early = (await self._get("/healthz")) != 200
+        self.up = False
+        begin = time.monotonic()
+        self.daemon.signal(signal.SIGTERM)
+        try:
+            code = await self.daemon.ended(STOPS_WITHIN)
+        except TimeoutError:
+            self._report.findings.append(f"{self.name}: did not end within {STOPS_WITHIN:.0f} s of SIGTERM")
+            await self.daemon.kill()
+            return
+        if code != 0 and not (early and code == -signal.SIGTERM):
+            self._report.findings.append(f"{self.name}: exit code {code} after SIGTERM")
+        self._report.notes.append(f"{self.name}: ended {time.monotonic() - begin:.1f} s after SIGTERM")
+
+    def check(self) -> bool:
+        """Whether it runs as it should; if it ended by itself that is a finding."""
+        if self.up and not self.daemon.running:
+            self.up = False
+            tail = "\n    ".join(self.daemon.log().splitlines()[-15:])
+            self._report.findings.append(f"{self.name}: ended by itself:\n    {tail}")
+        return self.up
+
+    async def _get(self, path: str) -> int:
+        try:
+            async with asyncio.timeout(2.0):
+                return (await self.daemon.get(path))[0]
+        except TimeoutError:
+            return 0
+
+
+class _Listener:
+    """Of a consumer that only reads."""
+
+    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None: ...
+
+    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None: ...
+
+
+async def read_all(broker: Broker, topics: Sequence[str]) -> list[Record]:
+    """Every record of the topics, through a group of its own."""
+    infos = [info for info in await broker.topics() if info.name in topics]
+    ends = {
+        TopicPartition(info.name, each.partition): each.latest
+        for info in infos
+        for each in info.partitions
+        if each.latest > each.earliest
+    }
+    records: list[Record] = []
+    consumer = broker.consumer(topics, f"audit-{uuid.uuid4().hex}", _Listener())
+    try:
+        async with asyncio.timeout(60.0):
+            await consumer.start()
+            while ends:
+                for partition, batch in await consumer.poll(1.0, 5000):
+                    records += batch
+                    if batch and batch[-1].offset + 1 >= ends.get(partition, 0):
+                        ends.pop(partition, None)
+    finally:
+        await consumer.stop()
+    return records
+
+
+class Run:
+    """One seed on one kind of broker: what both have in common."""
+
+    def __init__(self, report: Report, endpoints: Endpoints, folder: Path) -> None:
+        self.report = report
+        self.schedule = report.schedule
+        self.endpoints = endpoints
+        self.folder = folder
+        self.name = f"torture{self.schedule.seed}-{uuid.uuid4().hex[:6]}"
+        self.topic = f"{self.name}.events"
+        self.dead_topic = f"{self.name}.dead"
+        self.ids: list[str] = []
+        self.disturbances: list[Disturbance] = []
+        self.committed: dict[int, int] = {}
+        self.clock = asyncio.get_running_loop().time
+        self.tasks = Tasks()
+
+    def replica(self, number: int, broker: str) -> Replica:
+        folder = self.folder / f"{self.name}-{number}"
+        folder.mkdir()
+        daemon = Daemon(
+            folder,
+            broker,
+            self.endpoints.subscriptions(),
+            group=self.name,
+            topics={"events": [self.topic], "prefix": f"{self.name}."},
+            delivery={"max_in_flight": self.schedule.max_in_flight},
+            shutdown={"drain": "5s"},
+            kafka={
+                "session_timeout": f"{SESSION:g}s",
+                "heartbeat_interval": "1s",
+                "rebalance_timeout": "10s",
+                "request_timeout": "10s",
+            },
+        )
+        return Replica(f"seed {self.schedule.seed} replica {number}", daemon, self.report)
+
+    def messages(self, count: int) -> list[Message]:
+        messages = []
+        for number in range(len(self.ids), len(self.ids) + count):
+            event, value = envelope(number, size=100)
+            self.ids.append(event)
+            messages.append(Message(self.topic, value, key=b"%d" % number))
+        return messages
+
+    def owed(self) -> set[Debt]:
+        return {(each["id"], event) for each in self.endpoints.subscriptions() for event in self.ids}
+
+    def incomplete(self) -> int:
+        """Debts that are not paid and are not expected in the dead-letter topic."""
+        paid = self.endpoints.ledger.paid
+        return sum(
+            1
+            for debt in self.owed()
+            if debt not in paid and not (debt[0] == "sub_picky" and refused(debt[1]))
+        )
+
+    async def until(self, done: Callable[[], bool], within: float) -> bool:
+        deadline = self.clock() + within
+        while not done():
+            if self.clock() > deadline:
+                return False
+            await asyncio.sleep(0.1)
+        return True
+
+    async def disturbed(self, begin: float, before: Mapping[int, int]) -> None:
+        """A fault began at `begin` and ends now: it disturbs twice."""
+        now = self.clock()
+        self.disturbances.append(Disturbance(begin, now, before))
+        self.disturbances.append(Disturbance(now, now, dict(self.committed)))
+
+    def judge(self, replicas: Sequence[Replica], records: Sequence[Record]) -> None:
+        report, ledger = self.report, self.endpoints.ledger
+        places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        dead: set[Debt] = set()
+        for record in records:
+            if record.topic == self.topic:
+                event = orjson.loads(record.value or b"{}")["id"]
+                places[event].append((record.partition, record.offset))
+            else:
+                headers = {name: value or b"" for name, value in record.headers}
+                dead.add((headers["subscription_id"].decode(), headers["event_id"].decode()))
+        if missing := [event for event in self.ids if event not in places]:
+            report.findings.append(
+                f"the broker lost {len(missing)} acknowledged events (no fault of the dispatcher)"
+            )
+        copies = {event: len(found) for event, found in places.items()}
+        owed = self.owed()
+        report.events, report.owed, report.dead = len(self.ids), len(owed), len(dead)
+        lost = books.lost(ledger, owed, dead)
+        report.lost = len(lost)
+        if lost:
+            asked = sum(1 for debt in lost if ledger.requests[debt])
+            shown = ", ".join(f"{debt[0]} {debt[1]} at {places[debt[1]]}" for debt in lost[:10])
+            report.findings.append(f"lost {len(lost)} deliveries ({asked} of them attempted): {shown}")
+        found = books.duplicates(ledger, copies)
+        report.duplicates = books.excess(ledger, copies)
+        report.bound = books.bound(ledger, places, self.disturbances)
+        if report.duplicates > report.bound:
+            report.findings.append(f"{report.duplicates} duplicates, {report.bound} are explained")
+        if strange := books.unexplained(found, self.disturbances):
+            shown = ", ".join(f"{debt[0]} {debt[1]} {times}" for debt, times in strange[:5])
+            report.findings.append(f"{len(strange)} duplicates without a fault: {shown}")
+        for replica in replicas:
+            self._read_log(replica)
+
+    def _read_log(self, replica: Replica) -> None:
+        lines = replica.daemon.log().splitlines()
+        for number, line in enumerate(lines):
+            traceback = "Traceback" in line
+            if traceback or '"level":"critical"' in line.replace(" ", ""):
+                self.report.findings.append(
+                    f"{replica.name}: {'traceback' if traceback else 'critical'} in line {number + 1}"
+                    f" of {replica.daemon.output}:\n    {line[:3000]}"
+                )
+                break
+
+    async def settled(self, replicas: Sequence[Replica]) -> None:
+        """Wait for the ledger."""
+        begin = self.clock()
+
+        def complete() -> bool:
+            for replica in replicas:
+                replica.check()
+            return not self.incomplete()
+
+        if not await self.until(complete, COMPLETE_WITHIN):
+            self.report.findings.append(
+                f"{self.incomplete()} debts open {COMPLETE_WITHIN:.0f} s after healing"
+            )
+        self.report.healed_after = self.clock() - begin
+
+    async def nothing_left(self, replica: Replica) -> None:
+        """A fresh start delivers nothing."""
+        before = self.endpoints.ledger.requests.total()
+        await replica.start()
+        try:
+            await replica.daemon.ready(within=60.0)
+        except AssertionError as error:
+            self.report.findings.append(f"{replica.name}: not ready after the faults: {str(error)[-1500:]}")
+        await asyncio.sleep(2.0)
+        if again := self.endpoints.ledger.requests.total() - before:
+            self.report.findings.append(f"{again} requests after a fresh start, with everything committed")
+        await replica.terminate()
+
+
+class KafkaRun(Run):
+    def __init__(self, report: Report, endpoints: Endpoints, folder: Path, ground: Ground) -> None:
+        super().__init__(report, endpoints, folder)
+        self.ground = ground
+        self.broker = KafkaBroker([ground.cluster.bootstrap], KafkaSettings(request_timeout="10s"))
+        self.broker_lock = asyncio.Lock()
+        self.replicas = [
+            self.replica(number, f"kafka://127.0.0.1:{relay.port}")
+            for number, relay in enumerate(ground.relays)
+        ]
+
+    async def __call__(self) -> None:
+        await self.broker.connect()
+        try:
+            await self.broker.ensure_topics([TopicSpec(self.topic, PARTITIONS)], create=True)
+            sampling = self.tasks.start(self._sample(), "sample commits")
+            producing = self.tasks.start(self._produce(), "produce")
+            playing = self.tasks.start(self.endpoints.play(self.schedule.phases), "play")
+            for replica in self.replicas[: self.schedule.replicas]:
+                await replica.start()
+            started = self.clock()
+            faults = [
+                self.tasks.start(self._inflict(fault, started), str(fault)) for fault in self.schedule.faults
+            ]
+            await asyncio.gather(*faults, playing, producing)
+            await self._heal()
+            await self.settled(self.replicas)
+            await self._committed()
+            sampling.cancel()
+            for replica in self.replicas:
+                await replica.terminate()
+            await self.nothing_left(self.replicas[0])
+            records = await read_all(self.broker, [self.topic, self.dead_topic])
+            self.judge(self.replicas, records)
+        finally:
+            for replica in self.replicas:
+                replica.up = False
+                await replica.daemon.kill()
+            await self.tasks.stop()
+            await self.broker.close()
+            self.ground.heal()
+
+    async def _produce(self) -> None:
+        steps = max(1, round(self.schedule.length * 5))
+        left = self.schedule.events
+        for step in range(steps, 0, -1):
+            count = left // step
+            left -= count
+            messages = self.messages(count)
+            while messages:
+                try:
+                    await self.broker.produce(messages)
+                    break
+                except BrokerError:
+                    await asyncio.sleep(0.5)
+            await asyncio.sleep(0.2)
+
+    async def _sample(self) -> None:
+        while True:
+            with contextlib.suppress(BrokerError):
+                await self._look()
+            await asyncio.sleep(0.5)
+
+    async def _look(self) -> None:
+        found = await self.broker._with_admin(
+            lambda admin: admin.list_consumer_group_offsets(self.name), "looking at the commits"
+        )
+        for key, position in found.items():
+            if key.topic == self.topic and position.offset >= 0:
+                self.committed[key.partition] = position.offset
+
+    async def _committed(self) -> None:
+        """Wait until the group has committed everything."""
+        ends: dict[int, int] = {}
+        for info in await self.broker.topics():
+            if info.name == self.topic:
+                ends = {each.partition: each.latest for each in info.partitions}
+
+        def behind() -> dict[int, tuple[int, int]]:
+            return {
+                p: (self.committed.get(p, 0), end)
+                for p, end in ends.items()
+                if self.committed.get(p, 0) < end
+            }
+
+        if not await self.until(lambda: not behind(), COMMITTED_WITHIN):
+            self.report.findings.append(
+                f"commits did not reach the end: partition: (committed, end): {behind()}"
+            )
+
+    async def _heal(self) -> None:
+        self.ground.heal()
+        self.endpoints.heal()
+        if self.ground.cluster.nodes[0].pid is None:
+            await asyncio.to_thread(self.ground.cluster.nodes[0].start)
+        for replica in self.replicas:
+            if not replica.check() and replica is self.replicas[0]:
+                before = dict(self.committed)
+                await replica.start()
+                await self.disturbed(self.clock(), before)
+
+    async def _inflict(self, fault: Fault, started: float) -> None:
+        await asyncio.sleep(max(0.0, started + fault.at - self.clock()))
+        relay, replica = self.ground.relays[fault.target], self.replicas[fault.target]
+        if fault.kind is Kind.BROKER:
+            async with self.broker_lock:
+                begin, before = self.clock(), dict(self.committed)
+                node = self.ground.cluster.nodes[0]
+                await asyncio.to_thread(node.kill)
+                await asyncio.sleep(fault.lasts)
+                await asyncio.to_thread(node.start)
+                await self.disturbed(begin, before)
+            return
+        async with replica.lock:
+            begin, before = self.clock(), dict(self.committed)
+            if not replica.check():  # not there yet: it joins
+                await replica.start()
+                await self.disturbed(begin, before)
+                return
+            match fault.kind:
+                case Kind.KILL:
+                    await replica.kill()
+                    await asyncio.sleep(fault.lasts)
+                    await replica.start()
+                case Kind.TERM:
+                    await replica.terminate()
+                    await asyncio.sleep(fault.lasts)
+                    await replica.start()
+                case Kind.STOP:
+                    replica.daemon.signal(signal.SIGSTOP)
+                    await asyncio.sleep(fault.lasts)
+                    replica.daemon.signal(signal.SIGCONT)
+                case Kind.CUT | Kind.STALL:
+                    relay.cut() if fault.kind is Kind.CUT else relay.stall()
+                    await asyncio.sleep(fault.lasts)
+                    relay.heal()
+                case _:
+                    raise AssertionError(f"no fault of a replica: {fault}")
+            await self.disturbed(begin, before)
+
+
+class EmbeddedRun(Run):
+    """SQLite serves one process: the events are written between two lives of the daemon."""
+
+    def __init__(self, report: Report, endpoints: Endpoints, folder: Path, disk: Path | None) -> None:
+        super().__init__(report, endpoints, folder)
+        self.disk = disk
+        place = (disk or folder) / self.name
+        self.url = f"sqlite:///{place}.db"
+        self.one = self.replica(0, self.url)
+
+    async def __call__(self) -> None:
+        playing = self.tasks.start(self.endpoints.play(self.schedule.phases), "play")
+        share = self.schedule.events // len(self.schedule.faults)
+        try:
+            for fault in self.schedule.faults:
+                await self._write(share)
+                await self.one.start()
+                await asyncio.sleep(fault.at)
+                await self._inflict(fault)
+                await self._look()
+                now = self.clock()
+                self.disturbances.append(Disturbance(now, now, dict(self.committed)))
+            await playing
+            self.endpoints.heal()
+            await self.one.start()
+            await self.settled([self.one])
+            await asyncio.sleep(2.0)
+            await self.one.terminate()
+            await self._look()
+            await self.nothing_left(self.one)
+            broker = await self._open()
+            try:
+                self.judge([self.one], await read_all(broker, [self.topic, self.dead_topic]))
+            finally:
+                await broker.close()
+        finally:
+            self.one.up = False
+            await self.one.daemon.kill()
+            await self.tasks.stop()
+
+    async def _open(self) -> Broker:
+        broker = open_broker(self.url, KafkaSettings())
+        await broker.connect()
+        return broker
+
+    async def _write(self, count: int) -> None:
+        broker = await self._open()
+        try:
+            await broker.ensure_topics([TopicSpec(self.topic, PARTITIONS)], create=True)
+            await broker.produce(self.messages(count))
+        finally:
+            await broker.close()
+
+    async def _look(self) -> None:
+        broker = await self._open()
+        try:
+            for info in await broker.topics(self.name):
+                if info.name == self.topic:
+                    self.committed = {each.partition: each.committed or 0 for each in info.partitions}
+        finally:
+            await broker.close()
+
+    async def _inflict(self, fault: Fault) -> None:
+        if fault.kind is Kind.FULL:
+            if self.disk is None:
+                self.report.notes.append("no small disk here (it takes root): not filled")
+            else:
+                with _filled(self.disk):
+                    await asyncio.sleep(fault.lasts)
+                    self.one.check()
+                # Room again: it has to go on by itself, and then its end is as good as any.
+                await asyncio.sleep(1.0)
+        if fault.kind is Kind.TERM:
+            await self.one.terminate()
+        else:
+            await self.one.kill()
+
+
+@contextlib.contextmanager
+def _filled(disk: Path) -> Any:
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 16, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"\0" * size):
+                    pass
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Any:
+    """A tmpfs of its own, where that is allowed; else None."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "none", str(disk)]
+    if (
+        os.geteuid() != 0
+        or shutil.which("mount") is None
+        or subprocess.run(command, capture_output=True, check=False).returncode != 0
+    ):
+        yield None
+        return
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+class Ground:
+    """One Kafka and a relay for each of two replicas, for any number of runs."""
+
+    def __init__(self) -> None:
+        self.relays = [Relay(), Relay()]
+        self.cluster = RelayedCluster(self.relays)
+
+    def heal(self) -> None:
+        for relay in self.relays:
+            relay.heal()
+
+
+@contextlib.asynccontextmanager
+async def kafka_ground() -> AsyncIterator[Ground]:
+    """Raises tests.kafka.server.Unavailable where there is no Kafka."""
+    ground = Ground()
+    for relay in ground.relays:
+        await relay.start()
+    try:
+        await asyncio.to_thread(ground.cluster.start)
+        yield ground
+    finally:
+        await asyncio.to_thread(ground.cluster.stop)
+        for relay in ground.relays:
+            await relay.close()
+
+
+async def torture(schedule: Schedule, folder: Path, ground: Ground | None) -> Report:
+    """One run: on Kafka, or without a ground on the embedded broker."""
+    report = Report("sqlite" if ground is None else "kafka", schedule, folder=folder)
+    begin = time.monotonic()
+    async with Endpoints(schedule.seed) as endpoints:
+        if ground is not None:
+            await KafkaRun(report, endpoints, folder, ground)()
+        else:
+            small = Path(tempfile.mkdtemp(prefix="torture-", dir=folder))
+            with _small_disk(small) as disk:
+                await EmbeddedRun(report, endpoints, folder, disk)()
+    report.seconds = time.monotonic() - begin
+    return report

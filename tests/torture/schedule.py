@@ -1,0 +1,137 @@
+"""What goes wrong when: drawn from a seed, so that a run which found something can be made again.
+
+The seed fixes the faults, their times and lengths, the endpoints' moods and the daemons' caps. It can't fix
+how the processes' threads of time interleave: a seed that found something once may need a few runs to find it again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    KILL = "kill"  # kill -9 a replica, start it again after `lasts`
+    TERM = "term"  # SIGTERM, and start it again `lasts` after its end
+    STOP = "stop"  # SIGSTOP for longer than the session, then SIGCONT
+    BROKER = "broker"  # kill -9 the broker, start it again after `lasts`
+    CUT = "cut"  # between one replica and the broker: connections reset, new ones refused
+    STALL = "stall"  # the same, but connections stay open and silent
+    FULL = "full"  # no room on the disk of the embedded broker
+
+
+class Mood(StrEnum):
+    FAIL = "fail"  # 503
+    HANG = "hang"  # no answer within any timeout
+    DOWN = "down"  # connections reset and refused
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    at: float
+    kind: Kind
+    target: int
+    lasts: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.target}@{self.at:.1f}+{self.lasts:.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A mood of the moody endpoint."""
+
+    at: float
+    mood: Mood
+    lasts: float
+
+    def __str__(self) -> str:
+        return f"{self.mood}@{self.at:.1f}+{self.lasts:.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    seed: int
+    events: int
+    length: float
+    max_in_flight: int
+    replicas: int
+    faults: Sequence[Fault]
+    phases: Sequence[Phase]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.events} events, cap {self.max_in_flight}, {self.replicas} at first; "
+            f"{' '.join(map(str, self.faults))}; endpoint {' '.join(map(str, self.phases)) or 'well'}"
+        )
+
+
+_WEIGHTS = {Kind.KILL: 5, Kind.TERM: 3, Kind.STOP: 3, Kind.BROKER: 3, Kind.CUT: 3, Kind.STALL: 3}
+_LASTS = {
+    Kind.KILL: (0.0, 8.0),
+    Kind.TERM: (0.0, 4.0),
+    Kind.STOP: (7.5, 10.0),
+    Kind.BROKER: (0.5, 8.0),
+    Kind.CUT: (0.5, 10.0),
+    Kind.STALL: (1.0, 12.0),
+}
+_EMBEDDED = {Kind.KILL: 5, Kind.TERM: 2, Kind.FULL: 2}
+
+
+def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
+    """Two replicas on Kafka. Faults of different targets overlap; those of one follow each other."""
+    draw = random.Random(f"kafka {seed}")
+    faults: list[Fault] = []
+    at = draw.uniform(0.5, 3.0)
+    while at < length:
+        kind = draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        if kind is Kind.BROKER and any(fault.kind is kind for fault in faults):
+            kind = Kind.KILL  # a broker takes seconds to start: once a run is enough
+        faults.append(Fault(round(at, 2), kind, draw.randrange(2), round(draw.uniform(*_LASTS[kind]), 2)))
+        at += draw.choice((draw.uniform(0.0, 1.5), draw.uniform(2.0, 8.0)))
+    return Schedule(
+        seed,
+        round(length * rate),
+        length,
+        draw.choice((150, 1000, 10_000)),
+        draw.choice((1, 2, 2)),
+        faults,
+        _phases(draw, length),
+    )
+
+
+def plan_quiet(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
+    """No fault at all, and so no duplicate: what the other numbers are compared with."""
+    draw = random.Random(f"quiet {seed}")
+    return Schedule(seed, round(length * rate), length, 1000, 1, (), _phases(draw, length))
+
+
+def plan_embedded(seed: int, *, rounds: int = 6, rate: float = 60.0) -> Schedule:
+    """One replica on SQLite, round after round: write, start, and `at` seconds later the fault."""
+    draw = random.Random(f"embedded {seed}")
+    faults = []
+    for _ in range(rounds):
+        kind = draw.choices(list(_EMBEDDED), list(_EMBEDDED.values()))[0]
+        faults.append(Fault(round(draw.uniform(0.7, 3.0), 2), kind, 0, round(draw.uniform(0.5, 3.0), 2)))
+    length = sum(fault.at for fault in faults)
+    return Schedule(
+        seed,
+        round(length * rate),
+        length,
+        draw.choice((150, 1000, 10_000)),
+        1,
+        faults,
+        _phases(draw, length),
+    )
+
+
+def _phases(draw: random.Random, length: float) -> list[Phase]:
+    phases = []
+    at = draw.uniform(0.0, 6.0)
+    while at < length:
+        lasts = draw.uniform(1.0, 6.0)
+        phases.append(Phase(round(at, 2), draw.choice(list(Mood)), round(lasts, 2)))
+        at += lasts + draw.uniform(1.0, 6.0)
+    return phases
