@@ -8,9 +8,12 @@ partitions fill evenly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from random import randrange
 from struct import unpack_from
+
+from dispatcher.broker.base import BrokerRefused, Message
 
 STICKY_BYTES = 16 * 1024
 
@@ -64,3 +67,25 @@ class StickyPartitions:
             total = 0
         self._bytes[topic] = total
         return current % partitions
+
+
+class Partitioner:
+    """Chooses the partition of each message: its own, its key's, or where those without a key go now."""
+
+    __slots__ = ("_size", "_sticky")
+
+    def __init__(self, size: Callable[[Message], int]) -> None:
+        """`size` is how many bytes of a batch a message takes."""
+        self._size = size
+        self._sticky = StickyPartitions()
+
+    def choose(self, message: Message, partitions: int) -> int:
+        """One of the `partitions` of its topic; BrokerRefused if it names another."""
+        number = message.partition
+        if number is not None:
+            if not 0 <= number < partitions:
+                raise BrokerRefused(f"topic {message.topic} has no partition {number}")
+            return number
+        if message.key is not None:
+            return partition_of(message.key, partitions)
+        return self._sticky.next(message.topic, self._size(message), partitions)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import SecretStr
 
-from dispatcher.broker import kafka as module
+from dispatcher.broker import kafka_producer
 from dispatcher.broker.base import (
     BrokerError,
     BrokerRefused,
@@ -32,7 +32,8 @@ from dispatcher.broker.base import (
     Position,
     TopicPartition,
 )
-from dispatcher.broker.kafka import KafkaBroker, client_options, mapped
+from dispatcher.broker.kafka import KafkaBroker
+from dispatcher.broker.kafka_client import client_options, mapped
 from dispatcher.settings import KafkaSettings
 from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, OnMock, eventually
 from tests.kafka.mock import MockCluster
@@ -324,10 +325,10 @@ async def test_lost_sequence_numbers_cost_a_fresh_producer_and_no_record(on_mock
     broker: Any = await on_mock.connect()
     topic = await on_mock.topic(broker)
     await broker.produce([Message(topic, b"0", partition=0)])
-    producer = broker._producer
+    producer = broker._producer._live
     on_mock.cluster.fail_next(PRODUCE, 45)
     await broker.produce([Message(topic, b"1", partition=0)])
-    assert broker._producer is not producer
+    assert broker._producer._live is not producer
     record = await broker.read(TopicPartition(topic, 0), 1)
     assert record is not None
     assert record.value == b"1"
@@ -358,7 +359,7 @@ async def test_a_call_given_up_by_its_caller_blocks_nobody(on_mock: OnMock) -> N
 async def test_a_value_beyond_any_limit_is_not_even_sent(
     on_mock: OnMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGEST_MESSAGE", 1000)
+    monkeypatch.setattr(kafka_producer, "LARGEST_MESSAGE", 1000)
     broker = await on_mock.connect()
     topic = await on_mock.topic(broker)
     outcomes = await asyncio.gather(
@@ -430,8 +431,8 @@ async def test_a_batch_stuck_in_a_retired_producer_does_not_block_its_partition(
             cluster.down()
             with pytest.raises(BrokerUnavailable):
                 await broker.produce([Message(topic, b"stuck", partition=0)])
-            broker._retire(broker._producer)
-            await eventually(lambda: not broker._lanes[topic, 0].busy)
+            broker._producer._retire(broker._producer._live)
+            await eventually(lambda: not broker._producer._lanes[topic, 0].busy)
             cluster.up()
             await eventually(lambda: broker.problem is None)
             await asyncio.wait_for(broker.produce([Message(topic, b"1", partition=0)]), WITHIN)
