@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import structlog
+
 from tests.kafka.server import Unavailable
 from tests.torture.harness import Ground, Report, kafka_ground, torture
 from tests.torture.schedule import Schedule, plan, plan_embedded, plan_quiet
@@ -72,7 +74,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="begin no seed after this long")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no broker and no daemon behind
+    # Of the harness's own client: it complains of every broker that is killed.
     logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     folder = Path(tempfile.mkdtemp(prefix="dispatcher-torture-"))
     try:
         reports = asyncio.run(_run(arguments, folder))

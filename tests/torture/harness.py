@@ -23,9 +23,11 @@ import subprocess
 import tempfile
 import time
 import uuid
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ SESSION = 6.0
 STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
 COMPLETE_WITHIN = 150.0
 COMMITTED_WITHIN = 30.0
+_HEARD_WITHIN = 10.0  # that its partitions are somebody else's
 _ROOM = 12 << 20  # of the small disk
 
 
@@ -189,6 +192,7 @@ class Run:
         self.ids: list[str] = []
         self.disturbances: list[Disturbance] = []
         self.committed: dict[int, int] = {}
+        self.history: list[tuple[float, Mapping[int, int]]] = [(0.0, {})]  # of `committed`, by time
         self.clock = asyncio.get_running_loop().time
         self.tasks = Tasks()
 
@@ -240,11 +244,22 @@ class Run:
             await asyncio.sleep(0.1)
         return True
 
-    async def disturbed(self, begin: float, before: Mapping[int, int]) -> None:
-        """A fault began at `begin` and ends now: it disturbs twice."""
+    def disturbed(self, begin: float, lasting: float = 0.0) -> None:
+        """Something began then, has ended now, and has its effect for `lasting` seconds more."""
         now = self.clock()
-        self.disturbances.append(Disturbance(begin, now, before))
-        self.disturbances.append(Disturbance(now, now, dict(self.committed)))
+        self.disturbances.append(Disturbance(begin, now + lasting, self._as_of(begin)))
+
+    def _as_of(self, when: float) -> Mapping[int, int]:
+        """The committed positions as they were seen last before that time."""
+        return self.history[bisect_left(self.history, when, key=lambda each: each[0]) - 1][1]
+
+    def _assignments(self, replica: Replica) -> None:
+        """Add those that its log tells of."""
+        ahead = time.time() - self.clock()
+        for line in replica.daemon.log_lines("partitions assigned"):
+            at = datetime.fromisoformat(line["timestamp"]).timestamp() - ahead
+            # Half a second each way, for the clocks and for answers on their way.
+            self.disturbances.append(Disturbance(at - 0.5, at + 0.5, self._as_of(at - 0.5)))
 
     def judge(self, replicas: Sequence[Replica], records: Sequence[Record]) -> None:
         report, ledger = self.report, self.endpoints.ledger
@@ -270,6 +285,8 @@ class Run:
             asked = sum(1 for debt in lost if ledger.requests[debt])
             shown = ", ".join(f"{debt[0]} {debt[1]} at {places[debt[1]]}" for debt in lost[:10])
             report.findings.append(f"lost {len(lost)} deliveries ({asked} of them attempted): {shown}")
+        for replica in replicas:
+            self._assignments(replica)
         found = books.duplicates(ledger, copies)
         report.duplicates = books.excess(ledger, copies)
         report.bound = books.bound(ledger, places, self.disturbances)
@@ -282,15 +299,11 @@ class Run:
             self._read_log(replica)
 
     def _read_log(self, replica: Replica) -> None:
-        lines = replica.daemon.log().splitlines()
-        for number, line in enumerate(lines):
-            traceback = "Traceback" in line
-            if traceback or '"level":"critical"' in line.replace(" ", ""):
-                self.report.findings.append(
-                    f"{replica.name}: {'traceback' if traceback else 'critical'} in line {number + 1}"
-                    f" of {replica.daemon.output}:\n    {line[:3000]}"
-                )
-                break
+        for number, line in enumerate(replica.daemon.log().splitlines(), start=1):
+            if "Traceback" in line:
+                where = f"{replica.daemon.output}, line {number}"
+                self.report.findings.append(f"{replica.name}: traceback in {where}:\n    {line[:3000]}")
+                return
 
     async def settled(self, replicas: Sequence[Replica]) -> None:
         """Wait for the ledger."""
@@ -391,6 +404,7 @@ class KafkaRun(Run):
         for key, position in found.items():
             if key.topic == self.topic and position.offset >= 0:
                 self.committed[key.partition] = position.offset
+        self.history.append((self.clock(), dict(self.committed)))
 
     async def _committed(self) -> None:
         """Wait until the group has committed everything."""
@@ -418,27 +432,24 @@ class KafkaRun(Run):
             await asyncio.to_thread(self.ground.cluster.nodes[0].start)
         for replica in self.replicas:
             if not replica.check() and replica is self.replicas[0]:
-                before = dict(self.committed)
                 await replica.start()
-                await self.disturbed(self.clock(), before)
 
     async def _inflict(self, fault: Fault, started: float) -> None:
         await asyncio.sleep(max(0.0, started + fault.at - self.clock()))
         relay, replica = self.ground.relays[fault.target], self.replicas[fault.target]
         if fault.kind is Kind.BROKER:
             async with self.broker_lock:
-                begin, before = self.clock(), dict(self.committed)
+                begin = self.clock()
                 node = self.ground.cluster.nodes[0]
                 await asyncio.to_thread(node.kill)
                 await asyncio.sleep(fault.lasts)
                 await asyncio.to_thread(node.start)
-                await self.disturbed(begin, before)
+                self.disturbed(begin, _HEARD_WITHIN)
             return
         async with replica.lock:
-            begin, before = self.clock(), dict(self.committed)
+            begin = self.clock()
             if not replica.check():  # not there yet: it joins
                 await replica.start()
-                await self.disturbed(begin, before)
                 return
             match fault.kind:
                 case Kind.KILL:
@@ -453,13 +464,14 @@ class KafkaRun(Run):
                     replica.daemon.signal(signal.SIGSTOP)
                     await asyncio.sleep(fault.lasts)
                     replica.daemon.signal(signal.SIGCONT)
+                    self.disturbed(begin, _HEARD_WITHIN)
                 case Kind.CUT | Kind.STALL:
                     relay.cut() if fault.kind is Kind.CUT else relay.stall()
                     await asyncio.sleep(fault.lasts)
                     relay.heal()
+                    self.disturbed(begin, _HEARD_WITHIN)
                 case _:
                     raise AssertionError(f"no fault of a replica: {fault}")
-            await self.disturbed(begin, before)
 
 
 class EmbeddedRun(Run):
@@ -482,8 +494,6 @@ class EmbeddedRun(Run):
                 await asyncio.sleep(fault.at)
                 await self._inflict(fault)
                 await self._look()
-                now = self.clock()
-                self.disturbances.append(Disturbance(now, now, dict(self.committed)))
             await playing
             self.endpoints.heal()
             await self.one.start()
@@ -521,6 +531,7 @@ class EmbeddedRun(Run):
             for info in await broker.topics(self.name):
                 if info.name == self.topic:
                     self.committed = {each.partition: each.committed or 0 for each in info.partitions}
+            self.history.append((self.clock(), dict(self.committed)))
         finally:
             await broker.close()
 

@@ -7,21 +7,20 @@ given up when it stands in the dead-letter topic.
 
 **Duplicates** are payments of a debt beyond the number of records that carry the event (a producer whose
 broker dies before the acknowledgement writes again: its copies are no fault of the dispatcher). At least once
-means that there are some; these are the ones there may be:
+means that there are some. Two things may cause them, each a *disturbance*:
 
-- A process that dies, or is away for longer than its session, has paid debts that no commit covers. Offsets are
-  committed about every second, each partition's lowest owed one: what was paid above an offset that still waits
-  for a retry is not covered either, as long as commits carry no note of it.
-- A rebalance hands partitions on. Attempts under way get some seconds to end, then what is committed counts.
-- A process that was stopped or cut off goes on with what it has in memory until it hears that the partitions are
-  somebody else's.
+- Partitions are assigned. Whoever gets them reads on from the committed position, and pays again what others (or
+  its own former life) had paid above it. Positions are committed about every second, each partition's lowest
+  owed offset: as long as commits carry no note of what is done beyond it, everything that was paid above an
+  offset which waits for a retry is paid again. Its share of the bound: the debts at or above the committed position,
+  as it was seen last before the assignment, that had been paid by then.
+- A replica is frozen or cut off. It goes on with what it has in memory until it hears that the partitions
+  are somebody else's, and attempts that were under way time out after they were answered. Its share: the debts at
+  or above the position committed when it began, that were paid by ten seconds after its end.
 
-So each fault *disturbs* twice, as it begins and as it ends (the replica that comes back makes a rebalance as
-well), and one disturbance makes a debt be paid again at most once. Its share of the bound is the number of debts at
-or above the committed position, as seen last before it, that were paid by the end of its window
-(`GRACE` after the fault: session timeout, drain and commit). The bound is the sum of the shares. It is
-generous where an endpoint hangs, and nothing at all where no fault was: a duplicate that no disturbance lies
-in front of, after its first payment, is *unexplained*, and a finding whatever the sum says.
+The bound is the sum of the shares: one disturbance makes a debt be paid again at most once. A duplicate
+without a disturbance between its first payment and its last is *unexplained*, and a finding whatever the sum says;
+where no fault was, there is none.
 """
 
 from __future__ import annotations
@@ -30,15 +29,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-GRACE = 20.0
-
 Debt = tuple[str, str]  # subscription, event
 
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
     begin: float
-    end: float
+    until: float  # what is paid by then may be paid again because of it
     committed: Mapping[int, int]  # partition to position, as it was seen last before `begin`
 
 
@@ -74,11 +71,11 @@ def excess(ledger: Ledger, copies: Mapping[str, int]) -> int:
 def unexplained(
     found: Iterable[tuple[Debt, list[float]]], disturbances: Collection[Disturbance]
 ) -> list[tuple[Debt, list[float]]]:
-    """Paid again without anything having happened between two payments, or shortly before the first."""
+    """Paid again without anything having happened between the payments."""
     return [
         (debt, times)
         for debt, times in found
-        if not any(each.begin <= times[-1] and each.end + GRACE >= times[0] for each in disturbances)
+        if not any(each.begin <= times[-1] and each.until >= times[0] for each in disturbances)
     ]
 
 
@@ -88,12 +85,11 @@ def bound(
     """`places` says at which partitions and offsets an event stands."""
     total = 0
     for each in disturbances:
-        until = each.end + GRACE
         committed = each.committed
         total += sum(
             1
             for (_, event), times in ledger.paid.items()
-            if times[0] <= until
+            if times[0] <= each.until
             and any(offset >= committed.get(partition, 0) for partition, offset in places.get(event, ()))
         )
     return total

@@ -9,7 +9,6 @@ import pytest
 from tests.kafka.server import Unavailable, missing
 from tests.torture.harness import kafka_ground, torture
 from tests.torture.ledger import (
-    GRACE,
     Disturbance,
     Ledger,
     bound,
@@ -56,17 +55,18 @@ def test_a_duplicate_is_explained_by_a_fault_in_front_of_it_and_bounded_by_what_
         for time in times:
             ledger.pay("a", event, time)
     places = {"covered": [(0, 4)], "open": [(0, 5)], "later": [(0, 6)]}
-    fault = Disturbance(begin=10.0, end=11.0, committed={0: 5})
+    fault = Disturbance(begin=10.0, until=11.0, committed={0: 5})
     found = duplicates(ledger, {"covered": 1, "open": 1, "later": 1})
     assert bound(ledger, places, [fault]) == 1
     assert bound(ledger, places, [fault, fault]) == 2
     assert bound(ledger, places, []) == 0
     assert unexplained(found, [fault]) == []
     assert unexplained(found, []) == found
-    after = Disturbance(begin=13.0, end=14.0, committed={0: 5})
+    after = Disturbance(begin=13.0, until=14.0, committed={0: 5})
     assert unexplained(found, [after]) == found
-    long_before = Disturbance(begin=1.0 - GRACE, end=1.0 - GRACE, committed={0: 5})
-    assert unexplained(found, [long_before]) == found
+    before = Disturbance(begin=0.5, until=1.5, committed={0: 5})
+    assert unexplained(found, [before]) == found
+    assert bound(ledger, places, [before]) == 0
 
 
 @pytest.mark.slow
