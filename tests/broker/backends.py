@@ -93,12 +93,12 @@ class OnSqlite(Backend):
 
     async def delete_before(self, broker: Any, partition: TopicPartition, offset: int) -> None:
         # Retention by age, with all that is to go made old.
-        state = broker._topics[partition.topic].partitions[partition.partition]
+        state = broker._store.topics[partition.topic].partitions[partition.partition]
 
         def age(file: Any) -> None:
             file._open_db.execute(f"UPDATE log_{state.id} SET timestamp = 0 WHERE position < {offset}")
 
-        await broker._write(age)
+        await broker._store._write(age)
         await broker.maintain()
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
 
 from dispatcher.broker.base import (
     BrokerRefused,
@@ -26,7 +25,7 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
 )
-from dispatcher.broker.sqlite import SqliteBroker, assign, pack_headers, unpack_headers
+from dispatcher.broker.sqlite import SqliteBroker
 from tests.broker.backends import WITHIN, Listener, Member, eventually
 
 Opened = Callable[..., Any]
@@ -222,7 +221,7 @@ async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(
     broker = await opened()
     await broker.ensure_topics([TopicSpec("t", 1)], create=True)
     await broker.produce([Message("t", b"%d" % n) for n in range(10)])
-    await broker._run(broker._file.limit_pages, 60)
+    await broker._store._run(broker._store._file.limit_pages, 60)
     written = 10
 
     async def fill() -> None:
@@ -240,7 +239,7 @@ async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(
     assert len(member.all) == written
     assert "is full" in (member.consumer.problem or "")
 
-    await broker._run(broker._file.limit_pages, 1_000_000)
+    await broker._store._run(broker._store._file.limit_pages, 1_000_000)
     await broker.produce([Message("t", b"%d" % written)])
     assert broker.problem is None
     await member.poll_for(written + 1)
@@ -251,12 +250,12 @@ async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(
 async def test_every_call_that_shared_a_failed_transaction_is_told(opened: Opened) -> None:
     broker = await opened()
     await broker.ensure_topics([TopicSpec("t", 1)], create=True)
-    await broker._run(broker._file.limit_pages, 40)
+    await broker._store._run(broker._store._file.limit_pages, 40)
     calls = [broker.produce([Message("t", bytes(100_000))]) for _ in range(20)]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     failed = [outcome for outcome in outcomes if isinstance(outcome, BrokerUnavailable)]
     assert failed
-    await broker._run(broker._file.limit_pages, 1_000_000)
+    await broker._store._run(broker._store._file.limit_pages, 1_000_000)
     await broker.produce([Message("t", b"v")])
     assert (await earliest_and_latest(broker, "t"))[1] == len(outcomes) - len(failed) + 1
 
@@ -268,14 +267,14 @@ async def test_calls_at_the_same_time_share_transactions(opened: Opened) -> None
     broker = await opened()
     await broker.ensure_topics([TopicSpec("t")], create=True)
     transactions = 0
-    write = broker._file.write
+    write = broker._store._file.write
 
     def counted(changes: Any) -> Any:
         nonlocal transactions
         transactions += 1
         return write(changes)
 
-    broker._file.write = counted
+    broker._store._file.write = counted
     await asyncio.gather(*(broker.produce([Message("t", b"v")]) for _ in range(200)))
     assert transactions <= 3
     assert sum([(await earliest_and_latest(broker, "t", p))[1] for p in range(4)]) == 200
@@ -355,7 +354,7 @@ async def test_retention_runs_by_itself(opened: Opened) -> None:
     broker = await opened(maintenance_interval=0.05)
     await broker.ensure_topics([TopicSpec("t", 1, config={"retention.ms": "1000"})], create=True)
     await broker.produce([Message("t", b"old", timestamp_ms=1)])
-    partition = broker._topics["t"].partitions[0]
+    partition = broker._store.topics["t"].partitions[0]
     await eventually(lambda: partition.start == 1)
 
 
@@ -389,10 +388,14 @@ async def test_compaction_waits_until_there_is_something_to_gain(opened: Opened)
     await broker.maintain()
     await broker.produce([Message("t", b"w", b"%d" % n) for n in range(10)])
     await broker.maintain()
-    assert await broker._run(broker._file.count, broker._topics["t"].partitions[0].id) == 110
+    assert (
+        await broker._store._run(broker._store._file.count, broker._store.topics["t"].partitions[0].id) == 110
+    )
     await broker.produce([Message("t", b"x", b"%d" % n) for n in range(100)])
     await broker.maintain()
-    assert await broker._run(broker._file.count, broker._topics["t"].partitions[0].id) == 100
+    assert (
+        await broker._store._run(broker._store._file.count, broker._store.topics["t"].partitions[0].id) == 100
+    )
 
 
 async def test_a_reader_behind_what_was_compacted_at_the_end_does_not_spin(opened: Opened) -> None:
@@ -403,14 +406,14 @@ async def test_a_reader_behind_what_was_compacted_at_the_end_does_not_spin(opene
     member = Member(broker, ["t"], "g")
     await member.consumer.start()
     fetches = 0
-    fetch = broker._file.fetch
+    fetch = broker._store._file.fetch
 
     def counted(*arguments: Any) -> Any:
         nonlocal fetches
         fetches += 1
         return fetch(*arguments)
 
-    broker._file.fetch = counted
+    broker._store._file.fetch = counted
     assert await member.poll(0.3) == 0
     assert fetches <= 1
 
@@ -450,30 +453,3 @@ async def test_close_stops_members_and_waits_for_writes(opened: Opened, tmp_path
     assert await member.consumer.poll(1.0, 10) == ()
     broker = await opened()
     assert await earliest_and_latest(broker, "t") == (0, 1)
-
-
-@given(
-    st.lists(st.sets(st.sampled_from("abc"), min_size=1), min_size=1, max_size=5),
-    st.dictionaries(st.sampled_from("abc"), st.integers(1, 7)),
-)
-def test_every_partition_that_somebody_wants_has_one_owner_and_shares_are_even(
-    wanted: list[set[str]], topics: dict[str, int]
-) -> None:
-    shares = assign(list(enumerate(wanted)), topics)
-    assert [member for member, _ in shares] == list(range(len(wanted)))
-    given_out = [partition for _, share in shares for partition in share]
-    expected = {
-        TopicPartition(t, p) for t, n in topics.items() if any(t in w for w in wanted) for p in range(n)
-    }
-    assert len(given_out) == len(set(given_out))
-    assert set(given_out) == expected
-    for member, share in shares:
-        assert {partition.topic for partition in share} <= wanted[member]
-    if all(topics_wanted == wanted[0] for topics_wanted in wanted):
-        sizes = [len(share) for _, share in shares]
-        assert max(sizes) - min(sizes) <= 1
-
-
-@given(st.lists(st.tuples(st.text(), st.none() | st.binary())))
-def test_headers_come_back_as_they_were(headers: list[tuple[str, bytes | None]]) -> None:
-    assert unpack_headers(pack_headers(headers)) == headers
