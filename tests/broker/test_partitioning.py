@@ -4,7 +4,14 @@ import pytest
 from aiokafka.partitioner import murmur2 as reference
 from hypothesis import given, strategies as st
 
-from dispatcher.broker.partitioning import STICKY_BYTES, StickyPartitions, murmur2, partition_of
+from dispatcher.broker.base import BrokerRefused, Message
+from dispatcher.broker.partitioning import (
+    STICKY_BYTES,
+    Partitioner,
+    StickyPartitions,
+    murmur2,
+    partition_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +54,17 @@ def test_topics_rotate_on_their_own() -> None:
     for _ in range(10):
         sticky.next("b", STICKY_BYTES, 4)
     assert sticky.next("a", 1, 4) == before
+
+
+def test_a_message_goes_where_it_says_else_where_its_key_does_else_where_those_without_go() -> None:
+    partitioner = Partitioner(lambda _: STICKY_BYTES)
+    assert partitioner.choose(Message("t", b"", key=b"k", partition=2), 3) == 2
+    assert partitioner.choose(Message("t", b"", key=b"k"), 3) == partition_of(b"k", 3)
+    first, second = (partitioner.choose(Message("t", b""), 3) for _ in range(2))
+    assert second == (first + 1) % 3
+
+
+@pytest.mark.parametrize("partition", [-1, 3])
+def test_a_partition_that_the_topic_does_not_have_is_refused(partition: int) -> None:
+    with pytest.raises(BrokerRefused, match=f"topic t has no partition {partition}"):
+        Partitioner(lambda _: 1).choose(Message("t", b"", partition=partition), 3)

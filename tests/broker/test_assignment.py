@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from dispatcher.broker.assignment import Owner, start_of
+from dispatcher.broker.base import BrokerError, Position, TopicPartition
+
+
+@pytest.mark.parametrize(("from_latest", "offset"), [(False, 10), (True, 20)])
+def test_without_a_commit_reading_starts_where_the_settings_say(from_latest: bool, offset: int) -> None:
+    assert start_of(None, 10, 20, from_latest=from_latest) == Position(offset)
+
+
+@pytest.mark.parametrize("offset", [10, 15, 20])
+def test_a_commit_within_the_partition_is_taken_up_with_its_metadata(offset: int) -> None:
+    committed = Position(offset, "noted")
+    assert start_of(committed, 10, 20, from_latest=True) == committed
+
+
+@pytest.mark.parametrize("offset", [9, 21])
+def test_a_commit_outside_of_the_partition_gives_the_earliest_record_without_its_metadata(
+    offset: int,
+) -> None:
+    assert start_of(Position(offset, "noted"), 10, 20, from_latest=True) == Position(10)
+
+
+class Failing:
+    """A listener that fails with `error`, unless it is None."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("change", ["assigned", "revoked"])
+async def test_a_listeners_failure_is_raised_once_and_later(change: str) -> None:
+    error = ValueError("no")
+    owner = Owner("g", Failing(error))
+    await (owner.assigned({}) if change == "assigned" else owner.revoked(()))
+    with pytest.raises(BrokerError, match=r"group g: .*: no") as raised:
+        owner.raise_failure()
+    assert raised.value.__cause__ is error
+    owner.raise_failure()
+
+
+async def test_a_listener_that_does_its_work_leaves_nothing_to_raise() -> None:
+    owner = Owner("g", Failing(None))
+    await owner.assigned({})
+    await owner.revoked(())
+    owner.raise_failure()
