@@ -1,7 +1,7 @@
 """The broker port: where events come from, and where durable writes go.
 
-Two implementations keep it, Kafka (`kafka.py`) and one SQLite file (`sqlite.py`), and one
-contract suite (`tests/broker/test_contract.py`) holds both to it.
+Two implementations keep it, Kafka (`kafka.py` and what it imports) and one SQLite file (`sqlite.py`
+likewise), and one contract suite (`tests/broker/test_contract.py`) holds both to it.
 
 Rules, for every implementation:
 
