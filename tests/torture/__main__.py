@@ -73,7 +73,9 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="no fault: what the numbers are compared with")
     parser.add_argument("--minutes", type=float, help="begin no seed after this long")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no broker and no daemon behind
+    # Ctrl-C, also from a shell that starts it in the background, and SIGTERM: leave no broker and no daemon behind.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     # Of the harness's own client: it complains of every broker that is killed.
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
