@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
 def main() -> int:
     given = _arguments()
     results = given.results or (None if given.quick else RESULTS)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what was started is ended
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         require("taskset")
         Cores.choose()
