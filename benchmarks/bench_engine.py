@@ -1,6 +1,6 @@
-"""What the engine adds to a delivery: everything between a polled batch and the settled offset, without sockets.
+"""What engine and transport add to a delivery, without sockets.
 
-The real engine with a broker that holds nothing and a transport that answers 200 in the next turn of the
+The engine: everything between a polled batch and the settled offset. The real one, with a broker that holds nothing and a transport that answers 200 in the next turn of the
 loop: decode, match, track, queue, build and sign, decide, settle and the loop's turns are in the
 figure; system calls, the HTTP parser and Kafka's client are not.
 """
@@ -21,7 +21,7 @@ from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.broker.base import Broker, Message, Position, Record, StoredRecord, TopicPartition
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Response
+from dispatcher.core.results import Failure, Response, Result
 from dispatcher.core.subscriptions import Index, Status, Subscription
 from dispatcher.engine import Engine
 from dispatcher.metrics import Metrics
@@ -30,9 +30,14 @@ from dispatcher.settings import DeliverySettings, Settings
 from dispatcher.timers import Timers
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport
+from dispatcher.transport.connection import Connection, Shared
 
 HOSTS = 8
 BATCH = 1000
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Sun, 22 Nov 2026 03:31:33 GMT\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 0\r\nConnection: keep-alive\r\n\r\n"
+)
 _PARTITION = TopicPartition("events", 0)
 
 
@@ -146,15 +151,84 @@ def cost(fan_out: int = 1, *, events: int = 10_000, rounds: int = 9) -> float:
     return float(result)
 
 
+class _Socket:
+    """Swallows what is written."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        pass
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.idle: list[Connection] = []
+
+    def left(self, connection: Connection) -> None:
+        pass
+
+    def resend(self, exchange: Exchange) -> None:
+        raise AssertionError(exchange)
+
+    def made(self, connection: Connection) -> None:
+        pass
+
+    def secured(self, connection: Connection) -> None:
+        raise AssertionError(connection)
+
+    def failed(self, connection: Connection, failure: Failure) -> None:
+        raise AssertionError(connection, failure)
+
+
+class _Exchange:
+    def __init__(self) -> None:
+        self.request = b""
+        self.deadline = 0.0
+        self.answered = 0
+
+    def done(self, result: Result) -> None:
+        assert type(result) is Response
+        self.answered += 1
+
+
+async def _exchange(rounds: int, count: int) -> float:
+    loop = asyncio.get_running_loop()
+    timers = Timers(loop)
+    shared = Shared(loop, timers, response_cap=65536, idle_timeout=60, max_age=600, max_requests=10**9)
+    pool = _Pool()
+    connection = Connection(shared, pool, pool)
+    connection.connection_made(cast("asyncio.Transport", _Socket()))
+    exchange = _Exchange()
+    exchange.deadline = loop.time() + 60
+    connection.use(exchange)
+    connection.data_received(ANSWER)
+    taken: list[float] = []
+    for _ in range(rounds):
+        begin = time.thread_time()
+        for _ in range(count):
+            pool.idle.pop().start(exchange)
+            connection.data_received(ANSWER)
+        taken.append((time.thread_time() - begin) / count)
+    assert exchange.answered == rounds * count + 1
+    connection.abort()
+    timers.close()
+    return statistics.median(taken)
+
+
 def results(*, quick: bool = False) -> dict[str, float]:
     """Seconds per delivery, by name."""
     rounds = 3 if quick else 9
     return {
         "engine: batch to settled, without sockets": cost(1, rounds=rounds),
         "the same, each event to 10 subscriptions": cost(10, rounds=rounds),
+        "connection: send, parse the answer, without a socket": uvloop.run(_exchange(5 * rounds, 2000)),
     }
 
 
 if __name__ == "__main__":
     for name, seconds in results().items():
-        print(f"{name:<45} {seconds * 1e6:6.2f} us")
+        print(f"{name:<55} {seconds * 1e6:6.2f} us")
