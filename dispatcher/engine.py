@@ -23,6 +23,10 @@ Rules:
    keeps this member.
 5. While a rebalance is under way (`_gate` closed) no attempt starts, so that few deliveries are
    sent by two members.
+6. Records belong to the tracker that their partition had when they were polled. A partition may leave
+   and come back while they wait for room; with its new tracker they would pass for read already.
+7. An exception where none can be (a bug) ends the process: it is started anew and reads again what
+   isn't committed, while going on could owe a delivery for ever without anybody noticing.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, assert_never
 
@@ -70,7 +75,10 @@ _POLL_TIMEOUT: Final = 1.0
 _KEEP_ALIVE: Final = 0.5  # polls while at a cap, so that the group keeps this member
 _SLICE: Final = 32  # deliveries taken up between two turns of the loop: about 1 ms of work
 _LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
-_REVOKE_DRAIN: Final = 3.0  # seconds for attempts under way to end before partitions are given up
+_REVOKE_DRAIN: Final = 3.0  # seconds at the most for attempts under way to end before partitions are given up
+# Of that, seconds without any attempt ending: those left are slow, and nobody waits for them.
+_REVOKE_PATIENCE: Final = 1.0
+_LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the group
 _GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
 _LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
 _LAG_INTERVAL: Final = 0.1
@@ -128,11 +136,17 @@ class Delivery:
 
     def done(self, result: Result) -> None:
         """The attempt is over (called by the transport)."""
-        self.engine._done(self, result)
+        try:
+            self.engine._done(self, result)
+        except Exception as error:  # noqa: BLE001 - rule 7
+            self.engine._broken("result of an attempt", error)
 
     def wake(self) -> None:
         """The wait is over (called by the timing wheel)."""
-        self.engine._wake(self)
+        try:
+            self.engine._wake(self)
+        except Exception as error:  # noqa: BLE001 - rule 7
+            self.engine._broken("retry", error)
 
 
 class Engine:
@@ -165,6 +179,8 @@ class Engine:
         self._chance = chance
         self._wall = wall
         self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._on_failure = on_failure
         self._tasks = Tasks(on_failure)
         self._consuming: asyncio.Task[None] | None = None
 
@@ -179,6 +195,7 @@ class Engine:
         self._consumer = broker.consumer(self._topics, settings.group, self)
         self._outbox = Outbox(broker.produce)
         self._trackers: dict[TopicPartition, PartitionTracker] = {}
+        self._batches: deque[tuple[PartitionTracker, Sequence[Record]]] = deque()  # polled, not taken up yet
         self._lanes: dict[Origin, Lane[Delivery]] = {}
         self._held: dict[Delivery, Entry[Callback]] = {}
         self._in_flight = 0
@@ -188,8 +205,11 @@ class Engine:
         self._full = False  # at a cap: consumption waits for `_has_room`
         self._has_room = asyncio.Event()
         self._gate = True
+        self._gate_limit: Entry[Callback] | None = None
+        self._closed = False  # the drain is over: the gate stays closed
         self._assigned = False
         self._stopping = False
+        self._failed_itself = False
         self._report_metrics()
 
     # Starting, stopping, and what others may ask.
@@ -219,68 +239,85 @@ class Engine:
             self._consuming.cancel()
             await asyncio.gather(self._consuming, return_exceptions=True)
         # Held deliveries wait for their retry: the next process gets them again from the log.
-        while self._clock() < deadline and self._in_flight > len(self._held):  # noqa: ASYNC110 - an event would cost every settlement a check
+        while self._clock() < deadline and self._in_flight > len(self._held) and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
-        left = self._in_flight - len(self._held)
-        log.info("drained", left=left, held=len(self._held))
+        log.info("drained", left=self._in_flight - len(self._held), held=len(self._held))
+        self._closed = True
         self._gate = False
-        await self._commit(self._trackers)
-        await self._consumer.stop()
+        # A broker that is away must not keep the process from ending in time.
+        try:
+            async with asyncio.timeout(_LEAVE_LIMIT):
+                await self._commit(self._trackers)
+                await self._consumer.stop()
+        except TimeoutError:
+            log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
         await self._tasks.stop()
         for entry in self._held.values():
             self._timers.cancel(entry)
+
+    def _broken(self, where: str, error: Exception) -> None:
+        """What can't happen has happened: see rule 7."""
+        log.error("the engine is broken", where=where, exc_info=error)
+        self._failed_itself = True
+        if self._on_failure is not None:
+            self._on_failure(where, error)
 
     # Consume, match, track, queue.
 
     async def _consume(self) -> None:
         await self._consumer.start()
         while True:
-            for partition, records in await self._consumer.poll(_POLL_TIMEOUT, self._poll_limit):
-                await self._take_up(partition, records)
+            self._polled(await self._consumer.poll(_POLL_TIMEOUT, self._poll_limit))
+            while self._batches:
+                await self._take_up(*self._batches.popleft())
 
-    async def _take_up(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        tracker = self._trackers.get(partition)
-        if tracker is None:
-            return  # revoked since it was read
+    def _polled(self, batches: Sequence[tuple[TopicPartition, Sequence[Record]]]) -> None:
+        # Bound to their trackers before the next await: see rule 6.
+        self._batches.extend((self._trackers[partition], records) for partition, records in batches)
+
+    async def _take_up(self, tracker: PartitionTracker, records: Sequence[Record]) -> None:
+        if tracker.lost:
+            return
         metrics = self._metrics
-        metrics.consumed[partition.topic] += len(records)
+        metrics.consumed[tracker.topic] += len(records)
         taken = 0
         for record in records:
             offset = record.offset
             if tracker.seen(offset):
                 metrics.skipped["seen"] += 1
-                continue
-            if record.value is None:
+            elif record.value is None:
                 metrics.skipped["tombstone"] += 1
                 tracker.track(offset, 0)
-                continue
-            try:
-                event = decode(record)
-            except InvalidEvent as error:
-                self._refuse(record, tracker, error)
-                continue
-            wanted = self._registry.index.match(event.tenant, event.type)
-            tracker.track(offset, len(wanted))
-            if not wanted:
-                metrics.unmatched += 1
-                taken += 1
-            for subscription in wanted:
-                self._owe(Delivery(self, event, subscription, tracker, offset))
-                taken += 1
-                if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
-                    await self._room()
-                elif taken >= _SLICE:
-                    taken = 0
-                    await asyncio.sleep(0)
+            else:
+                try:
+                    event = decode(record)
+                except InvalidEvent as error:
+                    self._refuse(record, tracker, error)
                 else:
+                    wanted = self._registry.index.match(event.tenant, event.type)
+                    tracker.track(offset, len(wanted))
+                    if not wanted:
+                        metrics.unmatched += 1
+                    for subscription in wanted:
+                        if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
+                            await self._room()
+                        elif taken >= _SLICE:
+                            taken = 0
+                            await asyncio.sleep(0)
+                        if tracker.lost:
+                            return
+                        self._owe(Delivery(self, event, subscription, tracker, offset))
+                        taken += 1
                     continue
-                if tracker.lost:
-                    return
-            if taken >= _SLICE:
+            # What owes no delivery is held to the caps and the slices too.
+            taken += 1
+            if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
+                await self._room()
+            elif taken >= _SLICE:
                 taken = 0
                 await asyncio.sleep(0)
-                if tracker.lost:
-                    return
+            if tracker.lost:
+                return
 
     def _refuse(self, record: Record, tracker: PartitionTracker, error: InvalidEvent) -> None:
         """The record is no event: to the dead-letter topic with it, and on."""
@@ -304,15 +341,11 @@ class Engine:
             detail=error.detail,
         )
         size = len(record.value or b"")
-        self._in_flight += 1
-        self._bytes += size
+        self._count(size)
 
         def written() -> None:
             self._metrics.dead_letters["invalid"] += 1
-            self._in_flight -= 1
-            self._bytes -= size
-            tracker.settle(offset)
-            self._check_room()
+            self._settled(tracker, offset, size)
 
         self._outbox.put(Message(self._dead_topic, record.value, record.key, headers), written)
 
@@ -321,7 +354,6 @@ class Engine:
         consumer = self._consumer
         self._full = True
         self._has_room.clear()
-        paused = False
         try:
             while self._full:
                 with contextlib.suppress(TimeoutError):
@@ -330,13 +362,12 @@ class Engine:
                     break
                 # What was polled is not all taken up, and what follows it must not come before.
                 consumer.pause(consumer.assignment())
-                paused = True
-                for partition, records in await consumer.poll(0, self._poll_limit):
-                    log.error("records of a paused partition", partition=partition, records=len(records))
+                # Nothing, unless a rebalance ends in here that has also emptied the lanes.
+                self._polled(await consumer.poll(0, self._poll_limit))
         finally:
             self._full = False
-            if paused:
-                consumer.resume(consumer.assignment())
+            # Also where nothing was paused here: a rebalance meanwhile pauses what it assigns.
+            consumer.resume(consumer.assignment())
 
     def _check_room(self) -> None:
         if (
@@ -348,8 +379,7 @@ class Engine:
             self._has_room.set()
 
     def _owe(self, delivery: Delivery) -> None:
-        self._in_flight += 1
-        self._bytes += len(delivery.event.body)
+        self._count(len(delivery.event.body))
         self._queue(delivery, urgent=False)
 
     def _queue(self, delivery: Delivery, *, urgent: bool) -> None:
@@ -366,13 +396,18 @@ class Engine:
 
     def _pump(self, lane: Lane[Delivery]) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
+        dropped = 0
         while self._gate and (taken := lane.take()) is not None:
             delivery, share = taken
             self._queued -= 1
-            if self._attempt(delivery):
-                delivery.share = share
-            else:
+            delivery.share = share
+            if not self._attempt(delivery):
                 lane.release(share)
+                dropped += 1
+                if dropped >= _SLICE:
+                    # Thousands may go at once, when a subscription is deleted: not in one turn of the loop.
+                    self._loop.call_soon(self._pump, lane)
+                    return
 
     # Attempt, decide, settle.
 
@@ -384,7 +419,8 @@ class Engine:
         subscription = delivery.subscription
         current = self._registry.index.get(subscription.id)
         if current is not subscription:
-            if current is None:
+            if current is None or current.tenant != subscription.tenant:
+                # An id that went to another tenant is another subscription: what the one was owed isn't the other's.
                 self._drop(delivery, "deleted")
                 return False
             delivery.subscription = current
@@ -414,7 +450,10 @@ class Engine:
         delivery.started = now
         delivery.deadline = now + subscription.timeout
         self._attempting += 1
-        self._transport.send(subscription.origin, delivery, subscription.certificate)
+        try:
+            self._transport.send(subscription.origin, delivery, subscription.certificate)
+        except Exception as error:  # noqa: BLE001 - rule 7
+            self._broken("send", error)
         return True
 
     def _done(self, delivery: Delivery, result: Result) -> None:
@@ -531,7 +570,7 @@ class Engine:
     def _drop(self, delivery: Delivery, reason: str) -> None:
         """Its subscription is gone or doesn't take anything now."""
         self._metrics.deliveries[f"dropped_{reason}"] += 1
-        log.info(
+        log.debug(
             "delivery dropped",
             delivery_id=self._id_of(delivery),
             event_id=delivery.event.id,
@@ -541,9 +580,16 @@ class Engine:
         self._settle(delivery)
 
     def _settle(self, delivery: Delivery) -> None:
+        self._settled(delivery.tracker, delivery.offset, len(delivery.event.body))
+
+    def _count(self, size: int) -> None:
+        self._in_flight += 1
+        self._bytes += size
+
+    def _settled(self, tracker: PartitionTracker, offset: int, size: int) -> None:
         self._in_flight -= 1
-        self._bytes -= len(delivery.event.body)
-        delivery.tracker.settle(delivery.offset)
+        self._bytes -= size
+        tracker.settle(offset)
         if self._full:
             self._check_room()
 
@@ -577,6 +623,9 @@ class Engine:
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
+            now = self._clock()
+            for tracker in self._trackers.values():
+                tracker.observe(now)
             await self._commit(self._trackers)
 
     async def _commit(self, partitions: Collection[TopicPartition]) -> None:
@@ -606,12 +655,20 @@ class Engine:
         """Partitions are about to move: end what is under way, start nothing, commit."""
         log.info("partitions revoked", partitions=len(partitions))
         self._gate = False
-        deadline = self._clock() + _REVOKE_DRAIN
-        while self._attempting and self._clock() < deadline:  # noqa: ASYNC110 - as in stop()
+        now = since = self._clock()
+        deadline = now + _REVOKE_DRAIN
+        fewest = self._attempting
+        while fewest and now < deadline and now - since < _REVOKE_PATIENCE:
             await asyncio.sleep(0.01)
+            now = self._clock()
+            if self._attempting < fewest:
+                fewest = self._attempting
+                since = now
         await self._commit(partitions)
         # Should no assignment follow soon (the broker went away), deliveries go on without.
-        self._timers.at(self._clock() + _GATE_LIMIT, self._open_gate)
+        if self._gate_limit is not None:
+            self._timers.cancel(self._gate_limit)
+        self._gate_limit = self._timers.at(self._clock() + _GATE_LIMIT, self._open_gate)
 
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Keep the trackers of partitions that came back; give up those that went elsewhere."""
@@ -636,7 +693,10 @@ class Engine:
         self._open_gate()
 
     def _open_gate(self) -> None:
-        if self._gate or self._stopping:
+        if self._gate_limit is not None:
+            self._timers.cancel(self._gate_limit)
+            self._gate_limit = None
+        if self._gate or self._closed:
             return
         self._gate = True
         for lane in list(self._lanes.values()):
@@ -676,10 +736,7 @@ class Engine:
         reads("partition_lag", lambda: {(p.topic, str(p.partition)): n for p, n in self._lag().items()})
         reads(
             "partition_held_seconds",
-            lambda: {
-                (p.topic, str(p.partition)): tracker.held_for(self._clock())
-                for p, tracker in self._trackers.items()
-            },
+            lambda: {(p.topic, str(p.partition)): tracker.held for p, tracker in self._trackers.items()},
         )
 
     def _lag(self) -> Mapping[TopicPartition, int]:

@@ -25,7 +25,17 @@ from __future__ import annotations
 class PartitionTracker:
     """The offsets of one assigned partition. Owned by the engine."""
 
-    __slots__ = ("_next", "_owed", "_stuck_at", "_stuck_since", "committed", "lost", "partition", "topic")
+    __slots__ = (
+        "_next",
+        "_owed",
+        "_stuck_at",
+        "_stuck_since",
+        "committed",
+        "held",
+        "lost",
+        "partition",
+        "topic",
+    )
 
     def __init__(self, topic: str, partition: int, start: int) -> None:
         """`start` is the offset that is read first: the committed position."""
@@ -37,6 +47,8 @@ class PartitionTracker:
         self.lost = False
         self._stuck_at = start
         self._stuck_since: float | None = None
+        self.held = 0.0
+        """Seconds for which the lowest owed offset has not moved."""
 
     def __len__(self) -> int:
         """Offsets that owe a delivery."""
@@ -83,13 +95,14 @@ class PartitionTracker:
         """
         return self.committed <= position <= self._next
 
-    def held_for(self, now: float) -> float:
-        """Seconds for which the lowest owed offset has not moved, as seen by calls of this method."""
+    def observe(self, now: float) -> None:
+        """Keep `held` current; called every second or so, with seconds of any one clock."""
         if not self._owed:
             self._stuck_since = None
-            return 0.0
+            self.held = 0.0
+            return
         lowest = self.committable
         if self._stuck_since is None or lowest != self._stuck_at:
             self._stuck_at = lowest
             self._stuck_since = now
-        return now - self._stuck_since
+        self.held = now - self._stuck_since

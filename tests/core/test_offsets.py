@@ -89,15 +89,20 @@ def test_a_partition_that_comes_back_keeps_its_tracker_only_while_it_describes_i
     assert partition.resume_at(position) is goes_on
 
 
-def test_held_for_counts_from_when_the_lowest_offset_was_first_seen_stuck() -> None:
+def test_held_counts_from_when_the_lowest_offset_was_first_seen_stuck() -> None:
     partition = tracker()
-    assert partition.held_for(100.0) == 0.0
+
+    def held(now: float) -> float:
+        partition.observe(now)
+        return partition.held
+
+    assert held(100.0) == 0.0
     partition.track(0, 1)
     partition.track(1, 1)
-    assert partition.held_for(101.0) == 0.0
-    assert partition.held_for(108.0) == 7.0
+    assert held(101.0) == 0.0
+    assert held(108.0) == 7.0
     partition.settle(0)
-    assert partition.held_for(109.0) == 0.0
-    assert partition.held_for(110.0) == 1.0
+    assert held(109.0) == 0.0
+    assert held(110.0) == 1.0
     partition.settle(1)
-    assert partition.held_for(111.0) == 0.0
+    assert held(111.0) == 0.0
