@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
+from itertools import chain, repeat
 
 import structlog
 
 from dispatcher.__about__ import __version__
 from dispatcher.api.server import ApiServer
-from dispatcher.broker.base import Broker, BrokerRefused, TopicSpec
+from dispatcher.broker.base import Broker, BrokerRefused, BrokerUnavailable, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.core.netguard import Guard
 from dispatcher.engine import Engine
@@ -31,6 +32,7 @@ from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
 
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
 
 
@@ -92,7 +94,15 @@ class App:
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics
         specs = topic_specs(self.settings)
-        missing = await self.broker.ensure_topics(specs, create=topics.create)
+        missing: Sequence[str] = ()
+        for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
+            try:
+                missing = await self.broker.ensure_topics(specs, create=topics.create)
+                break
+            except BrokerUnavailable as error:
+                # It was there a moment ago, and may be away for as long as it likes.
+                log.warning("the broker went away, trying again", error=str(error), pause=pause)
+                await asyncio.sleep(pause)
         if missing:
             names = ", ".join(missing)
             raise BrokerRefused(
