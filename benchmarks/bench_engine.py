@@ -131,8 +131,8 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
     taken: list[float] = []
     for _ in range(rounds):
         assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
-        engine._trackers.clear()
-        await engine.on_assigned(assigned)
+        engine._events.trackers.clear()
+        await engine._events.on_assigned(assigned)
         goal = metrics.delivered + len(records) * fan_out
         begin = time.thread_time()
         for at in range(0, len(records), BATCH):

@@ -21,7 +21,7 @@ Rules:
    reason, or given back because its partition was lost.
 4. At a cap no further record is taken up; the consumer is still polled (paused), so that the group
    keeps this member.
-5. While a rebalance is under way (`_gate` closed) no attempt starts, so that few deliveries are
+5. While partitions are being reassigned (`_gate` closed) no attempt starts, so that few deliveries are
    sent by two members.
 """
 
@@ -31,20 +31,13 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 
-from dispatcher.broker.base import (
-    Broker,
-    BrokerError,
-    CommitRefused,
-    Message,
-    Position,
-    Record,
-    TopicPartition,
-)
+from dispatcher.broker.base import Broker, Message, Record, TopicPartition
 from dispatcher.core.events import Event, InvalidEvent, decode
 from dispatcher.core.lanes import Lane, Share
 from dispatcher.core.letters import delivery_headers, delivery_id, describe, unreadable_headers
@@ -55,6 +48,7 @@ from dispatcher.core.request import build, retarget
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Status, Subscription
 from dispatcher.core.wheel import Entry
+from dispatcher.intake import Intake
 from dispatcher.metrics import Metrics
 from dispatcher.outbox import Outbox
 from dispatcher.registry import Registry
@@ -136,7 +130,7 @@ class Delivery:
 
 
 class Engine:
-    """The data path of one process. Also the broker's assignment listener."""
+    """The data path of one process."""
 
     def __init__(
         self,
@@ -168,7 +162,6 @@ class Engine:
         self._tasks = Tasks(on_failure)
         self._consuming: asyncio.Task[None] | None = None
 
-        self._topics = settings.topics.events
         self._dead_topic = f"{settings.topics.prefix}dead"
         self._connections_per_host = settings.delivery.connections_per_host
         self._max_in_flight = settings.delivery.max_in_flight
@@ -176,9 +169,8 @@ class Engine:
         self._poll_limit = settings.kafka.max_poll_records
         self._success_sample = settings.log.success_sample
 
-        self._consumer = broker.consumer(self._topics, settings.group, self)
+        self._events = Intake(broker, settings.topics.events, settings.group, self, metrics)
         self._outbox = Outbox(broker.produce)
-        self._trackers: dict[TopicPartition, PartitionTracker] = {}
         self._lanes: dict[Origin, Lane[Delivery]] = {}
         self._held: dict[Delivery, Entry[Callback]] = {}
         self._in_flight = 0
@@ -188,7 +180,7 @@ class Engine:
         self._full = False  # at a cap: consumption waits for `_has_room`
         self._has_room = asyncio.Event()
         self._gate = True
-        self._assigned = False
+        self._moving: set[Intake] = set()  # whose partitions are being reassigned
         self._stopping = False
         self._report_metrics()
 
@@ -204,9 +196,7 @@ class Engine:
 
     def problems(self) -> list[str]:
         """Why it isn't working just now, a sentence each; empty when it is."""
-        found = [self._consumer.problem, self._outbox.problem]
-        if not self._assigned:
-            found.append("no partitions have been assigned yet")
+        found = [self._events.problem, self._outbox.problem]
         if self._stopping:
             found.append("the dispatcher is stopping")
         return [problem for problem in found if problem is not None]
@@ -224,8 +214,8 @@ class Engine:
         left = self._in_flight - len(self._held)
         log.info("drained", left=left, held=len(self._held))
         self._gate = False
-        await self._commit(self._trackers)
-        await self._consumer.stop()
+        await self._events.commit()
+        await self._events.consumer.stop()
         await self._tasks.stop()
         for entry in self._held.values():
             self._timers.cancel(entry)
@@ -233,13 +223,14 @@ class Engine:
     # Consume, match, track, queue.
 
     async def _consume(self) -> None:
-        await self._consumer.start()
+        consumer = self._events.consumer
+        await consumer.start()
         while True:
-            for partition, records in await self._consumer.poll(_POLL_TIMEOUT, self._poll_limit):
+            for partition, records in await consumer.poll(_POLL_TIMEOUT, self._poll_limit):
                 await self._take_up(partition, records)
 
     async def _take_up(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        tracker = self._trackers.get(partition)
+        tracker = self._events.trackers.get(partition)
         if tracker is None:
             return  # revoked since it was read
         metrics = self._metrics
@@ -318,7 +309,7 @@ class Engine:
 
     async def _room(self) -> None:
         """Wait until there is room below the caps again, keeping the membership alive."""
-        consumer = self._consumer
+        consumer = self._events.consumer
         self._full = True
         self._has_room.clear()
         paused = False
@@ -572,71 +563,39 @@ class Engine:
             due=None if due is None else round(due, 3),
         )
 
-    # Commit and assignment.
+    # Commits, and partitions that come and go.
 
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
-            await self._commit(self._trackers)
+            await self._events.commit()
 
-    async def _commit(self, partitions: Collection[TopicPartition]) -> None:
-        trackers = {p: tracker for p in partitions if (tracker := self._trackers.get(p)) is not None}
-        positions = {
-            p: Position(tracker.committable)
-            for p, tracker in trackers.items()
-            if tracker.committable > tracker.committed
-        }
-        if not positions:
-            return
-        try:
-            await self._consumer.commit(positions)
-        except CommitRefused as error:
-            self._metrics.commits["refused"] += 1
-            log.warning("commit refused: the partitions were reassigned", error=str(error))
-        except BrokerError as error:
-            # Nothing is lost by it: the next commit carries the same offsets, or later ones.
-            self._metrics.commits["failed"] += 1
-            log.warning("commit failed, trying again", error=str(error))
-        else:
-            self._metrics.commits["ok"] += 1
-            for partition, position in positions.items():
-                trackers[partition].committed = position.offset
-
-    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
-        """Partitions are about to move: end what is under way, start nothing, commit."""
-        log.info("partitions revoked", partitions=len(partitions))
+    async def before_revocation(self, intake: Intake) -> None:
+        """Partitions are about to move: let attempts end, start none."""
         self._gate = False
+        self._moving.add(intake)
         deadline = self._clock() + _REVOKE_DRAIN
         while self._attempting and self._clock() < deadline:  # noqa: ASYNC110 - as in stop()
             await asyncio.sleep(0.01)
-        await self._commit(partitions)
-        # Should no assignment follow soon (the broker went away), deliveries go on without.
-        self._timers.at(self._clock() + _GATE_LIMIT, self._open_gate)
 
-    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
-        """Keep the trackers of partitions that came back; give up those that went elsewhere."""
-        for partition in [p for p in self._trackers if p not in partitions]:
-            self._trackers.pop(partition).lost = True
-        for partition, position in partitions.items():
-            tracker = self._trackers.get(partition)
-            if tracker is not None and tracker.resume_at(position.offset):
-                tracker.committed = position.offset
-                continue
-            if tracker is not None:
-                tracker.lost = True
-            self._trackers[partition] = PartitionTracker(*partition, position.offset)
+    async def after_revocation(self, intake: Intake) -> None:
+        """Should no assignment follow soon (the broker went away), deliveries go on without."""
+        self._timers.at(self._clock() + _GATE_LIMIT, partial(self._open_gate, intake))
+
+    def after_assignment(self, intake: Intake) -> None:
+        """Forget what waited for partitions that are somebody else's now."""
         for delivery in [d for d in self._held if d.tracker.lost]:
             self._timers.cancel(self._held.pop(delivery))
             self._settle(delivery)
-        if self._full:
-            self._consumer.pause(partitions.keys())
-        self._metrics.rebalances += 1
-        self._assigned = True
-        log.info("partitions assigned", partitions=len(partitions))
-        self._open_gate()
+        if intake is self._events:
+            if self._full:
+                intake.consumer.pause(intake.trackers.keys())
+            self._metrics.rebalances += 1
+        self._open_gate(intake)
 
-    def _open_gate(self) -> None:
-        if self._gate or self._stopping:
+    def _open_gate(self, intake: Intake) -> None:
+        self._moving.discard(intake)
+        if self._gate or self._moving or self._stopping:
             return
         self._gate = True
         for lane in list(self._lanes.values()):
@@ -673,16 +632,5 @@ class Engine:
         reads("lanes", lambda: len(self._lanes))
         reads("outbox_waiting", lambda: len(self._outbox))
         reads("consumption_paused", lambda: self._full)
-        reads("partition_lag", lambda: {(p.topic, str(p.partition)): n for p, n in self._lag().items()})
-        reads(
-            "partition_held_seconds",
-            lambda: {
-                (p.topic, str(p.partition)): tracker.held_for(self._clock())
-                for p, tracker in self._trackers.items()
-            },
-        )
-
-    def _lag(self) -> Mapping[TopicPartition, int]:
-        with contextlib.suppress(BrokerError):
-            return self._consumer.lag()
-        return {}
+        reads("partition_lag", self._events.lag)
+        reads("partition_held_seconds", lambda: self._events.held_for(self._clock()))
