@@ -54,13 +54,16 @@ class Intake:
         group: str,
         host: Host,
         metrics: Metrics,
+        *,
+        own: bool = False,
     ) -> None:
+        """`own`: the topics are the dispatcher's own (see `Broker.consumer`)."""
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.assigned = False
         self._host = host
         self._metrics = metrics
-        self.consumer = broker.consumer(topics, group, self)
+        self.consumer = broker.consumer(topics, group, self, own=own)
 
     @property
     def problem(self) -> str | None:

@@ -3,87 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, CommitRefused, MessageTooLarge, TopicPartition
-from dispatcher.core.netguard import Guard, Origin
+from dispatcher.core.netguard import Origin
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Status
-from dispatcher.engine import Engine
-from dispatcher.metrics import Metrics
-from dispatcher.settings import DeliverySettings, Settings
-from dispatcher.timers import Timers
-from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport, subscription
+from tests.fakes import FixedRegistry, MemoryBroker, subscription
+from tests.world import EVENTS, World, event, running, until
 
 pytestmark = [pytest.mark.looptime]
-
-EVENTS = TopicPartition("events", 0)
-
-
-def event(number: int, **fields: Any) -> bytes:
-    more = "".join(f', "{name}": "{value}"' for name, value in fields.items())
-    return f'{{"id": "evt_{number}", "type": "test.event"{more}}}'.encode()
-
-
-class World:
-    """An engine and everything around it."""
-
-    def __init__(self, registry: FixedRegistry, broker: MemoryBroker | None = None, **delivery: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self.broker = broker or MemoryBroker()
-        self.transport = ScriptedTransport()
-        self.registry = registry
-        self.metrics = Metrics()
-        self.failures: list[tuple[str, BaseException]] = []
-        settings = Settings(delivery=DeliverySettings(**delivery))
-        self.engine = Engine(
-            settings,
-            self.broker,
-            self.transport,  # type: ignore[arg-type] # keeps the port's rules
-            registry,  # type: ignore[arg-type] # likewise
-            Guard(("127.0.0.0/8",), https_only=False),
-            self.metrics,
-            Timers(loop),
-            on_failure=lambda task, error: self.failures.append((task, error)),
-            chance=lambda: 0.5,
-            wall=lambda: 1_000_000.0 + loop.time(),
-        )
-
-    @property
-    def committed(self) -> int | None:
-        return self.broker.committed.get(EVENTS)
-
-    def dead(self) -> list[dict[str, str]]:
-        return [
-            {name: value.decode() for name, value in message.headers}
-            for message in self.broker.produced
-            if message.topic == "dispatcher.dead"
-        ]
-
-    def value(self, name: str, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(f"dispatcher_{name}", labels)
-
-
-@asynccontextmanager
-async def running(*args: Any, **kwargs: Any) -> AsyncIterator[World]:
-    world = World(*args, **kwargs)
-    world.engine.start()
-    try:
-        yield world
-        assert not world.failures
-    finally:
-        await world.engine.stop(0)
-        await world.transport.close()
-
-
-async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 async def test_an_event_reaches_every_subscription_that_wants_it_and_its_offset_is_committed() -> None:
@@ -135,7 +67,7 @@ async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_sa
         answers: Iterator[Result] = iter([Response(500), Failure(Reason.TIMEOUT), Response(200)])
         world.transport.answer = lambda *_: (0.0, next(answers))
         world.broker.append(event(1))
-        await until(lambda: world.committed == 1, within=400)
+        await until(lambda: len(world.transport.sent) == 3, within=400)
         times = [time for time, _, _ in world.transport.sent]
         assert times[1] - times[0] == pytest.approx(5.0, abs=0.1)
         assert times[2] - times[1] == pytest.approx(300.0, abs=0.1)
@@ -147,7 +79,7 @@ async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_sa
 
 
 async def test_a_delivery_given_up_is_in_the_dead_letter_topic_before_its_offset_is_committed() -> None:
-    async with running(FixedRegistry(subscription())) as world:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf(5.0, 20.0)))) as world:
         world.transport.answer = lambda *_: (0.0, Response(503))
         world.broker.append(event(1, tenant="acme"))
         await until(lambda: world.committed == 1, within=400)
