@@ -8,7 +8,6 @@ from dispatcher.broker.base import PartitionInfo
 from dispatcher.commands.topics import lag
 from tests.commands import console
 
-
 NEEDED = (
     "events",
     *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h")),
