@@ -97,6 +97,7 @@ class Delivery:
         "lane",
         "last_result",
         "offset",
+        "parked",
         "place",
         "request",
         "share",
@@ -123,6 +124,7 @@ class Delivery:
         self.offset = offset
         self.place: Place | None = None  # where the event was read, if not at the tracker's offset
         self.attempt = 0
+        self.parked = 0  # times since the last attempt
         self.first_attempt_ms: int | None = None
         self.last_result: str | None = None
         self.request = b""
@@ -185,6 +187,7 @@ class Engine:
         self._max_bytes = settings.delivery.max_in_flight_bytes
         self._poll_limit = settings.kafka.max_poll_records
         self._success_sample = settings.log.success_sample
+        self._hold_limit = settings.retry.hold_limit
         self._horizon = settings.retry.horizon
         self._tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
 
@@ -371,6 +374,7 @@ class Engine:
         delivery.attempt = letter.attempt
         delivery.first_attempt_ms = letter.first_attempt_ms
         delivery.last_result = letter.last_result
+        delivery.parked = letter.parked
         delivery.due = self._clock() + (letter.due - self._wall())
         self._in_flight += 1
         self._bytes += len(letter.event.body)
@@ -545,6 +549,7 @@ class Engine:
                 if not counted:
                     delivery.attempt -= 1
                 delivery.last_result = describe(result)
+                delivery.parked = 0
                 delivery.due = now + (due - unix)
                 if type(decision) is Hold:
                     self._hold(delivery)
@@ -583,11 +588,39 @@ class Engine:
             last_result=delivery.last_result,
             reason=reason,
             due=unix + wait,
+            parked=delivery.parked,
         )
         topic = self._tiers.choose(wait).topic
         key = delivery.subscription.id.encode()
         message = Message(topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
         self._outbox.put(message, partial(self._settle, delivery))
+
+    def _limit_holding(self) -> None:
+        """Hand what is owed for longer than the limit to a tier, so that the commit moves on.
+
+        An attempt under way is let end; what comes of it is handed over next time.
+        """
+        now = self._clock()
+        trackers = [*self._events.trackers.values(), *self._returning.trackers.values()]
+        looks = [tracker.look(now, self._hold_limit) for tracker in trackers]  # each keeps time by it
+        if not any(looks):
+            return
+        overdue: list[Delivery] = []
+        for lane in self._lanes.values():
+            queued = lane.withdraw(_is_overdue)
+            for delivery in queued:
+                delivery.parked += 1
+                delivery.due = now + self._tiers.park_delay(delivery.parked)
+            self._queued -= len(queued)
+            overdue += queued
+        for delivery in [d for d in self._held if _is_overdue(d)]:
+            self._timers.cancel(self._held.pop(delivery))
+            overdue.append(delivery)
+        for delivery in overdue:
+            self._metrics.parked["hold_limit"] += 1
+            self._hand_over(delivery, "hold_limit")
+        if overdue:
+            log.warning("held for too long: handed to the retry topics", deliveries=len(overdue))
 
     def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
         """Write the dead letter; settled when the broker has it."""
@@ -659,6 +692,7 @@ class Engine:
             await asyncio.sleep(COMMIT_INTERVAL)
             await self._events.commit()
             await self._returning.commit()
+            self._limit_holding()
 
     async def before_revocation(self, intake: Intake) -> None:
         """Partitions are about to move: let attempts end, start none."""
@@ -732,3 +766,7 @@ class Engine:
                 **self._returning.held_for(self._clock()),
             },
         )
+
+
+def _is_overdue(delivery: Delivery) -> bool:
+    return delivery.offset < delivery.tracker.overdue_below

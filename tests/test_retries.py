@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartiti
 from dispatcher.core.events import Event
 from dispatcher.core.letters import Place, delivery_headers
 from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Response, Result
+from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Status
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, World, event, running, until
@@ -259,3 +260,64 @@ async def test_it_is_not_ready_before_it_has_partitions_of_the_tiers() -> None:
     assert "retries: no partitions have been assigned yet" not in world.engine.problems()
     await world.engine._events.on_assigned({})
     assert world.engine.problems() == ["retries: no partitions have been assigned yet"]
+
+
+HANGING = (15.0, Failure(Reason.TIMEOUT, "no answer"))
+
+
+async def test_an_endpoint_that_hangs_forever_holds_no_offset_beyond_the_limit() -> None:
+    registry = FixedRegistry(
+        subscription("hanging", "http://hanging.test/", max_in_flight=1, retry=RetryPolicy((5.0,) * 9, 0.0)),
+        subscription("well", "http://well.test/"),
+    )
+    async with running(registry) as world:
+        world.transport.answer = lambda origin, _: (
+            HANGING if origin.host == "hanging.test" else (0.001, Response(200))
+        )
+        for number in range(50):
+            world.broker.append(event(number))
+        await asyncio.sleep(50)
+        assert world.committed is None
+        await until(lambda: world.committed == 50, within=60 + 15 + 3 - 50)
+        parked = world.written("dispatcher.retry.30s")
+        assert len(parked) == 50
+        assert {letter["reason"] for letter in parked} == {"hold_limit"}
+        attempts = [letter["attempt"] for letter in parked]
+        assert sorted(attempts) == ["0"] * 48 + ["2", "3"], "parking counts no attempt and forgets none"
+        assert world.value("deliveries_parked_total", reason="hold_limit") == 50
+        assert [origin.host for _, origin, _ in world.transport.sent].count("well.test") == 50
+
+
+async def test_what_is_parked_again_and_again_waits_longer_each_time_and_arrives_in_the_end() -> None:
+    registry = FixedRegistry(subscription(max_in_flight=1, retry=RetryPolicy((5.0,) * 9, 0.0)))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (4.0, Response(200))
+        for number in range(60):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 60, within=1500)
+        await asyncio.sleep(6)
+        assert len({request for _, _, request in world.transport.sent}) == 60
+        assert world.value("deliveries_total", outcome="delivered") == 60
+        assert world.value("deliveries_in_flight") == 0
+        assert {letter.get("parked") for letter in world.written("dispatcher.retry.2m")} >= {"2"}
+        assert len(world.broker.produced) < 3 * 60
+
+
+async def test_a_restart_goes_on_with_what_the_limit_handed_over() -> None:
+    registry = FixedRegistry(subscription(max_in_flight=4, retry=RetryPolicy((5.0,) * 3, 0.0)))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: HANGING
+        for number in range(30):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 30, within=90)
+        attempted = {letter["event_id"]: int(letter["attempt"]) for letter in world.written(FIRST.topic)}
+    async with running(registry, world.broker) as again:
+        again.transport.answer = lambda *_: (0.0, Response(500))
+        before = len(again.broker.produced)
+        await until(lambda: len(again.dead()) == 30, within=200)
+        assert all(dead["attempt"] == "4" for dead in again.dead())
+        assert len(again.broker.produced) == before + 30
+        sent = Counter(
+            request.split(b"webhook-id: ")[1].split(b"\r")[0] for _, _, request in again.transport.sent
+        )
+        assert sent == {id_.encode(): 4 - attempts for id_, attempts in attempted.items()}

@@ -8,9 +8,10 @@ another replica:
 `delivery_id`          stable for one event and one subscription: also after a redelivery
 `subscription_id`
 `attempt`              attempts made so far
+`parked`               how often it was parked since its last attempt; absent for never
 `first_attempt_ms`     Unix milliseconds; absent before the first one
 `due_ms`               when the next attempt is due, in Unix milliseconds; absent in dead letters
-`reason`               why it is here: `retry`; `exhausted`, `gone`, or why a record could not be read
+`reason`               why it is here: `retry`, `hold_limit`; `exhausted`, `gone`, or why a record could not be read
 `last_result`          the last attempt: `status 503`, `timeout: ...`
 `topic` `partition`    the origin: where the event was read
 `offset`
@@ -69,6 +70,7 @@ class Letter:
         "first_attempt_ms",
         "last_result",
         "omitted",
+        "parked",
         "place",
         "subscription_id",
     )
@@ -84,6 +86,7 @@ class Letter:
         due: float,
         last_result: str | None,
         omitted: bool,
+        parked: int,
     ) -> None:
         """`due` in Unix seconds; `omitted`: the event's body has to be read at `place`."""
         self.event = event
@@ -94,6 +97,7 @@ class Letter:
         self.due = due
         self.last_result = last_result
         self.omitted = omitted
+        self.parked = parked
 
     def with_body(self, body: bytes) -> Letter:
         """The same with its event's body, where it was omitted."""
@@ -115,6 +119,7 @@ class Letter:
             due=self.due,
             last_result=self.last_result,
             omitted=False,
+            parked=self.parked,
         )
 
 
@@ -147,6 +152,7 @@ def delivery_headers(
     last_result: str | None,
     reason: str,
     due: float | None = None,
+    parked: int = 0,
 ) -> Headers:
     """The headers of one delivery's record. `due` (Unix seconds) is for those that are tried again."""
     headers: Headers = [
@@ -158,6 +164,8 @@ def delivery_headers(
         headers.append(("first_attempt_ms", b"%d" % first_attempt_ms))
     if due is not None:
         headers.append(("due_ms", b"%d" % round(due * 1000)))
+    if parked:
+        headers.append(("parked", b"%d" % parked))
     headers.append(("reason", reason.encode()))
     if last_result is not None:
         headers.append(("last_result", last_result.encode(errors="replace")))
@@ -216,6 +224,7 @@ def read_letter(record: Record) -> Letter:
         due=_number(headers, "due_ms") / 1000,
         last_result=None if last_result is None else last_result.decode(errors="replace"),
         omitted="omitted" in headers,
+        parked=_optional_number(headers, "parked") or 0,
     )
 
 

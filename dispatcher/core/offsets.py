@@ -21,11 +21,24 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
+
 
 class PartitionTracker:
     """The offsets of one assigned partition. Owned by the engine."""
 
-    __slots__ = ("_next", "_owed", "_stuck_at", "_stuck_since", "committed", "lost", "partition", "topic")
+    __slots__ = (
+        "_marks",
+        "_next",
+        "_owed",
+        "_stuck_at",
+        "_stuck_since",
+        "committed",
+        "lost",
+        "overdue_below",
+        "partition",
+        "topic",
+    )
 
     def __init__(self, topic: str, partition: int, start: int) -> None:
         """`start` is the offset that is read first: the committed position."""
@@ -37,6 +50,11 @@ class PartitionTracker:
         self.lost = False
         self._stuck_at = start
         self._stuck_since: float | None = None
+        self._marks: deque[tuple[int, float]] = (
+            deque()
+        )  # (next offset, when), one for each `look` that saw new ones
+        self.overdue_below = start
+        """Whatever is owed below this has been owed for longer than the limit given to `look`."""
 
     def __len__(self) -> int:
         """Offsets that owe a delivery."""
@@ -82,6 +100,18 @@ class PartitionTracker:
         is needed: somebody else has gone further, or the offsets were rewound.
         """
         return self.committed <= position <= self._next
+
+    def look(self, now: float, limit: float) -> bool:
+        """Move `overdue_below` to what was tracked `limit` seconds before `now`; whether any of it is still owed.
+
+        Called regularly: the time of tracking is known as exactly as that, at no cost per offset.
+        """
+        marks = self._marks
+        if not marks or marks[-1][0] != self._next:
+            marks.append((self._next, now))
+        while marks and marks[0][1] <= now - limit:
+            self.overdue_below = marks.popleft()[0]
+        return self.committable < self.overdue_below
 
     def held_for(self, now: float) -> float:
         """Seconds for which the lowest owed offset has not moved, as seen by calls of this method."""

@@ -29,6 +29,9 @@ from dispatcher.core.units import format_duration
 LEAD: Final = 2.0
 """Seconds before its time that a record comes out; less for tiers of less than twenty."""
 
+PARKED_AT_MOST: Final = 3600.0
+"""Seconds; an endpoint that recovers should not be left alone for longer, unless the smallest tier is longer."""
+
 _LEAD_SHARE: Final = 0.1
 
 
@@ -60,6 +63,14 @@ class Tiers:
     def of(self, topic: str) -> Tier:
         """The tier that has this topic; KeyError if none has."""
         return self._by_topic[topic]
+
+    def park_delay(self, parkings: int) -> float:
+        """Seconds that a delivery waits which is parked for the so-manieth time (1 for the first) without an attempt.
+
+        From tier to tier, so that what a slow endpoint can't take doesn't circle through the broker; an hour at most.
+        """
+        delay = self._delays[min(parkings, len(self._delays)) - 1]
+        return max(self._delays[0], min(delay, PARKED_AT_MOST))
 
     def choose(self, wait: float) -> Tier:
         """The largest tier of at most `wait` seconds; the smallest where each is larger."""
