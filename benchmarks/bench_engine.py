@@ -136,7 +136,7 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
         goal = metrics.delivered + len(records) * fan_out
         begin = time.thread_time()
         for at in range(0, len(records), BATCH):
-            await engine._take_up(_PARTITION, records[at : at + BATCH])
+            await engine._take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
         while metrics.delivered < goal:
             await asyncio.sleep(0)
         taken.append((time.thread_time() - begin) / len(records) / fan_out)

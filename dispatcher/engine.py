@@ -24,6 +24,10 @@ Rules:
    keeps this member.
 5. While partitions are being reassigned (`_gate` closed) no attempt starts, so that few deliveries are
    sent by two members.
+6. Records belong to the tracker that their partition had when they were polled. A partition may leave
+   and come back while they wait for room; with its new tracker they would pass for read already.
+7. An exception where none can be (a bug) ends the process: it is started anew and reads again what
+   isn't committed, while going on could owe a delivery for ever without anybody noticing.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, assert_never
@@ -74,7 +79,10 @@ _POLL_TIMEOUT: Final = 1.0
 _KEEP_ALIVE: Final = 0.5  # polls while at a cap, so that the group keeps this member
 _SLICE: Final = 32  # deliveries taken up between two turns of the loop: about 1 ms of work
 _LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
-_REVOKE_DRAIN: Final = 3.0  # seconds for attempts under way to end before partitions are given up
+_REVOKE_DRAIN: Final = 3.0  # seconds at the most for attempts under way to end before partitions are given up
+# Of that, seconds without any attempt ending: those left are slow, and nobody waits for them.
+_REVOKE_PATIENCE: Final = 1.0
+_LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the group
 _GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
 _LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
 _LAG_INTERVAL: Final = 0.1
@@ -141,11 +149,17 @@ class Delivery:
 
     def done(self, result: Result) -> None:
         """The attempt is over (called by the transport)."""
-        self.engine._done(self, result)
+        try:
+            self.engine._done(self, result)
+        except Exception as error:  # noqa: BLE001 - rule 7
+            self.engine._broken("result of an attempt", error)
 
     def wake(self) -> None:
         """The wait is over (called by the timing wheel)."""
-        self.engine._wake(self)
+        try:
+            self.engine._wake(self)
+        except Exception as error:  # noqa: BLE001 - rule 7
+            self.engine._broken("retry", error)
 
 
 class Engine:
@@ -178,6 +192,8 @@ class Engine:
         self._chance = chance
         self._wall = wall
         self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._on_failure = on_failure
         self._tasks = Tasks(on_failure)
         self._consuming: list[asyncio.Task[None]] = []
 
@@ -197,6 +213,7 @@ class Engine:
         )
         self._retries = Retries(self._returning, self._tiers, self._horizon, self, broker.read, metrics, wall)
         self._outbox = Outbox(broker.produce)
+        self._batches: deque[tuple[PartitionTracker, Sequence[Record]]] = deque()  # polled, not taken up yet
         self._lanes: dict[Origin, Lane[Delivery]] = {}
         self._held: dict[Delivery, Entry[Callback]] = {}
         self._in_flight = 0
@@ -207,7 +224,10 @@ class Engine:
         self._has_room = asyncio.Event()
         self._gate = True
         self._moving: set[Intake] = set()  # whose partitions are being reassigned
+        self._gate_limits: dict[Intake, Entry[Callback]] = {}
+        self._closed = False  # the drain is over: the gate stays closed
         self._stopping = False
+        self._failed_itself = False
         self._report_metrics()
 
     # Starting, stopping, and what others may ask.
@@ -240,17 +260,29 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._consuming, return_exceptions=True)
         # Held deliveries wait for their retry: the next process gets them again from the log.
-        while self._clock() < deadline and self._in_flight > len(self._held):  # noqa: ASYNC110 - an event would cost every settlement a check
+        while self._clock() < deadline and self._in_flight > len(self._held) and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
-        left = self._in_flight - len(self._held)
-        log.info("drained", left=left, held=len(self._held))
+        log.info("drained", left=self._in_flight - len(self._held), held=len(self._held))
+        self._closed = True
         self._gate = False
-        for intake in (self._events, self._returning):
-            await intake.commit()
-            await intake.consumer.stop()
+        # A broker that is away must not keep the process from ending in time.
+        try:
+            async with asyncio.timeout(_LEAVE_LIMIT):
+                for intake in (self._events, self._returning):
+                    await intake.commit()
+                    await intake.consumer.stop()
+        except TimeoutError:
+            log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
         await self._tasks.stop()
         for entry in self._held.values():
             self._timers.cancel(entry)
+
+    def _broken(self, where: str, error: Exception) -> None:
+        """What can't happen has happened: see rule 7."""
+        log.error("the engine is broken", where=where, exc_info=error)
+        self._failed_itself = True
+        if self._on_failure is not None:
+            self._on_failure(where, error)
 
     # Consume, match, track, queue.
 
@@ -258,54 +290,60 @@ class Engine:
         consumer = self._events.consumer
         await consumer.start()
         while True:
-            for partition, records in await consumer.poll(_POLL_TIMEOUT, self._poll_limit):
-                await self._take_up(partition, records)
+            self._polled(await consumer.poll(_POLL_TIMEOUT, self._poll_limit))
+            while self._batches:
+                await self._take_up(*self._batches.popleft())
 
-    async def _take_up(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        tracker = self._events.trackers.get(partition)
-        if tracker is None:
-            return  # revoked since it was read
+    def _polled(self, batches: Sequence[tuple[TopicPartition, Sequence[Record]]]) -> None:
+        # Bound to their trackers before the next await: see rule 6.
+        trackers = self._events.trackers
+        self._batches.extend((trackers[partition], records) for partition, records in batches)
+
+    async def _take_up(self, tracker: PartitionTracker, records: Sequence[Record]) -> None:
+        if tracker.lost:
+            return
         metrics = self._metrics
-        metrics.consumed[partition.topic] += len(records)
+        metrics.consumed[tracker.topic] += len(records)
         taken = 0
         for record in records:
             offset = record.offset
             if tracker.seen(offset):
                 metrics.skipped["seen"] += 1
-                continue
-            if record.value is None:
+            elif record.value is None:
                 metrics.skipped["tombstone"] += 1
                 tracker.track(offset, 0)
-                continue
-            try:
-                event = decode(record)
-            except InvalidEvent as error:
-                tracker.track(offset, 1)
-                metrics.invalid[error.reason] += 1
-                self.refuse(record, tracker, error.reason, error.detail)
-                continue
-            wanted = self._registry.index.match(event.tenant, event.type)
-            tracker.track(offset, len(wanted))
-            if not wanted:
-                metrics.unmatched += 1
-                taken += 1
-            for subscription in wanted:
-                self._owe(Delivery(self, event, subscription, tracker, offset))
-                taken += 1
-                if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
-                    await self._room()
-                elif taken >= _SLICE:
-                    taken = 0
-                    await asyncio.sleep(0)
+            else:
+                try:
+                    event = decode(record)
+                except InvalidEvent as error:
+                    tracker.track(offset, 1)
+                    metrics.invalid[error.reason] += 1
+                    self.refuse(record, tracker, error.reason, error.detail)
                 else:
+                    wanted = self._registry.index.match(event.tenant, event.type)
+                    tracker.track(offset, len(wanted))
+                    if not wanted:
+                        metrics.unmatched += 1
+                    for subscription in wanted:
+                        if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
+                            await self._room()
+                        elif taken >= _SLICE:
+                            taken = 0
+                            await asyncio.sleep(0)
+                        if tracker.lost:
+                            return
+                        self._owe(Delivery(self, event, subscription, tracker, offset))
+                        taken += 1
                     continue
-                if tracker.lost:
-                    return
-            if taken >= _SLICE:
+            # What owes no delivery is held to the caps and the slices too.
+            taken += 1
+            if self._in_flight >= self._max_in_flight or self._bytes >= self._max_bytes:
+                await self._room()
+            elif taken >= _SLICE:
                 taken = 0
                 await asyncio.sleep(0)
-                if tracker.lost:
-                    return
+            if tracker.lost:
+                return
 
     def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
         """The record can't be read: to the dead-letter topic with it, and on. Its offset owes that."""
@@ -341,16 +379,12 @@ class Engine:
     ) -> None:
         """Write a record of its own for an offset that owes nothing else; settled when the broker has it."""
         size = len(message.value or b"")
-        self._in_flight += 1
-        self._bytes += size
+        self._count(size)
 
         def settle() -> None:
             if written is not None:
                 written()
-            self._in_flight -= 1
-            self._bytes -= size
-            tracker.settle(offset)
-            self._check_room()
+            self._settled(tracker, offset, size)
 
         self._outbox.put(message, settle)
 
@@ -385,7 +419,6 @@ class Engine:
         consumer = self._events.consumer
         self._full = True
         self._has_room.clear()
-        paused = False
         try:
             while self._full:
                 with contextlib.suppress(TimeoutError):
@@ -394,13 +427,12 @@ class Engine:
                     break
                 # What was polled is not all taken up, and what follows it must not come before.
                 consumer.pause(consumer.assignment())
-                paused = True
-                for partition, records in await consumer.poll(0, self._poll_limit):
-                    log.error("records of a paused partition", partition=partition, records=len(records))
+                # Nothing, unless a rebalance ends in here that has also emptied the lanes.
+                self._polled(await consumer.poll(0, self._poll_limit))
         finally:
             self._full = False
-            if paused:
-                consumer.resume(consumer.assignment())
+            # Also where nothing was paused here: a rebalance meanwhile pauses what it assigns.
+            consumer.resume(consumer.assignment())
 
     def _check_room(self) -> None:
         if (
@@ -412,8 +444,7 @@ class Engine:
             self._has_room.set()
 
     def _owe(self, delivery: Delivery) -> None:
-        self._in_flight += 1
-        self._bytes += len(delivery.event.body)
+        self._count(len(delivery.event.body))
         self._queue(delivery, urgent=False)
 
     def _queue(self, delivery: Delivery, *, urgent: bool) -> None:
@@ -430,13 +461,18 @@ class Engine:
 
     def _pump(self, lane: Lane[Delivery]) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
+        dropped = 0
         while self._gate and (taken := lane.take()) is not None:
             delivery, share = taken
             self._queued -= 1
-            if self._attempt(delivery):
-                delivery.share = share
-            else:
+            delivery.share = share
+            if not self._attempt(delivery):
                 lane.release(share)
+                dropped += 1
+                if dropped >= _SLICE:
+                    # Thousands may go at once, when a subscription is deleted: not in one turn of the loop.
+                    self._loop.call_soon(self._pump, lane)
+                    return
 
     # Attempt, decide, settle.
 
@@ -448,7 +484,8 @@ class Engine:
         subscription = delivery.subscription
         current = self._registry.index.get(subscription.id)
         if current is not subscription:
-            if current is None:
+            if current is None or current.tenant != subscription.tenant:
+                # An id that went to another tenant is another subscription: what the one was owed isn't the other's.
                 self._drop(delivery, "deleted")
                 return False
             delivery.subscription = current
@@ -478,7 +515,10 @@ class Engine:
         delivery.started = now
         delivery.deadline = now + subscription.timeout
         self._attempting += 1
-        self._transport.send(subscription.origin, delivery, subscription.certificate)
+        try:
+            self._transport.send(subscription.origin, delivery, subscription.certificate)
+        except Exception as error:  # noqa: BLE001 - rule 7
+            self._broken("send", error)
         return True
 
     def _done(self, delivery: Delivery, result: Result) -> None:
@@ -650,7 +690,7 @@ class Engine:
 
     def _count_dropped(self, place: Place, event: Event, subscription_id: str, reason: str) -> None:
         self._metrics.deliveries[f"dropped_{reason}"] += 1
-        log.info(
+        log.debug(
             "delivery dropped",
             delivery_id=delivery_id(*place, subscription_id),
             event_id=event.id,
@@ -659,9 +699,16 @@ class Engine:
         )
 
     def _settle(self, delivery: Delivery) -> None:
+        self._settled(delivery.tracker, delivery.offset, len(delivery.event.body))
+
+    def _count(self, size: int) -> None:
+        self._in_flight += 1
+        self._bytes += size
+
+    def _settled(self, tracker: PartitionTracker, offset: int, size: int) -> None:
         self._in_flight -= 1
-        self._bytes -= len(delivery.event.body)
-        delivery.tracker.settle(delivery.offset)
+        self._bytes -= size
+        tracker.settle(offset)
         if self._full:
             self._check_room()
 
@@ -690,21 +737,34 @@ class Engine:
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
-            await self._events.commit()
-            await self._returning.commit()
+            now = self._clock()
+            for intake in (self._events, self._returning):
+                intake.observe(now)
+                await intake.commit()
             self._limit_holding()
 
     async def before_revocation(self, intake: Intake) -> None:
         """Partitions are about to move: let attempts end, start none."""
         self._gate = False
         self._moving.add(intake)
-        deadline = self._clock() + _REVOKE_DRAIN
-        while self._attempting and self._clock() < deadline:  # noqa: ASYNC110 - as in stop()
+        now = since = self._clock()
+        deadline = now + _REVOKE_DRAIN
+        fewest = self._attempting
+        while fewest and now < deadline and now - since < _REVOKE_PATIENCE:
             await asyncio.sleep(0.01)
+            now = self._clock()
+            if self._attempting < fewest:
+                fewest = self._attempting
+                since = now
 
     async def after_revocation(self, intake: Intake) -> None:
         """Should no assignment follow soon (the broker went away), deliveries go on without."""
-        self._timers.at(self._clock() + _GATE_LIMIT, partial(self._open_gate, intake))
+        limit = self._gate_limits.pop(intake, None)
+        if limit is not None:
+            self._timers.cancel(limit)
+        self._gate_limits[intake] = self._timers.at(
+            self._clock() + _GATE_LIMIT, partial(self._open_gate, intake)
+        )
 
     def after_assignment(self, intake: Intake) -> None:
         """Forget what waited for partitions that are somebody else's now."""
@@ -721,7 +781,10 @@ class Engine:
 
     def _open_gate(self, intake: Intake) -> None:
         self._moving.discard(intake)
-        if self._gate or self._moving or self._stopping:
+        limit = self._gate_limits.pop(intake, None)
+        if limit is not None:
+            self._timers.cancel(limit)
+        if self._gate or self._moving or self._closed:
             return
         self._gate = True
         for lane in list(self._lanes.values()):
@@ -761,10 +824,7 @@ class Engine:
         reads("partition_lag", lambda: {**self._events.lag(), **self._returning.lag()})
         reads(
             "partition_held_seconds",
-            lambda: {
-                **self._events.held_for(self._clock()),
-                **self._returning.held_for(self._clock()),
-            },
+            lambda: {**self._events.held(), **self._returning.held()},
         )
 
 

@@ -72,6 +72,11 @@ class Intake:
             return self.consumer.problem
         return None if self.assigned else "no partitions have been assigned yet"
 
+    def observe(self, now: float) -> None:
+        """Keep `held` current; called every second or so."""
+        for tracker in self.trackers.values():
+            tracker.observe(now)
+
     async def commit(self) -> None:
         """Commit the lowest owed offset of each partition whose moved since the last time."""
         await self._commit(self.trackers)
@@ -130,6 +135,6 @@ class Intake:
             return {(p.topic, str(p.partition)): n for p, n in self.consumer.lag().items()}
         return {}
 
-    def held_for(self, now: float) -> dict[Labels, float]:
+    def held(self) -> dict[Labels, float]:
         """Seconds for which the lowest owed offset has not moved, by topic and partition."""
-        return {(p.topic, str(p.partition)): t.held_for(now) for p, t in self.trackers.items()}
+        return {(p.topic, str(p.partition)): tracker.held for p, tracker in self.trackers.items()}

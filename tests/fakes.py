@@ -189,7 +189,7 @@ class ScriptedTransport:
         self.sent: list[tuple[float, Origin, bytes]] = []
         self.busy: defaultdict[Origin, int] = defaultdict(int)
         self.peak: defaultdict[Origin, int] = defaultdict(int)
-        self._open: list[Exchange] = []
+        self._open: list[tuple[Origin, Exchange]] = []
         self._loop = asyncio.get_running_loop()
 
     def send(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
@@ -198,21 +198,24 @@ class ScriptedTransport:
         self.sent.append((self._loop.time(), origin, exchange.request))
         self.busy[origin] += 1
         self.peak[origin] = max(self.peak[origin], self.busy[origin])
-        self._open.append(exchange)
+        self._open.append((origin, exchange))
         answer = self.answer(origin, exchange)
         if answer is not None:
             self._loop.call_later(answer[0], self._done, origin, exchange, answer[1])
 
     def _done(self, origin: Origin, exchange: Exchange, result: Result) -> None:
-        if exchange in self._open:
-            self._open.remove(exchange)
+        if (origin, exchange) in self._open:
+            self._open.remove((origin, exchange))
             self.busy[origin] -= 1
             exchange.done(result)
 
+    def end(self, result: Callable[[bytes], Result]) -> None:
+        """Give everything that is under way its result now, by its request."""
+        for origin, exchange in self._open[:]:
+            self._done(origin, exchange, result(exchange.request))
+
     async def close(self) -> None:
-        for exchange in self._open[:]:
-            self._open.remove(exchange)
-            exchange.done(Failure(Reason.CANCELLED))
+        self.end(lambda _: Failure(Reason.CANCELLED))
 
 
 class FixedRegistry:

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from dispatcher.broker.base import BrokerUnavailable, CommitRefused, MessageTooLarge, TopicPartition
+from dispatcher.broker.base import (
+    BrokerUnavailable,
+    CommitRefused,
+    MessageTooLarge,
+    Position,
+    TopicPartition,
+)
 from dispatcher.core.netguard import Origin
 from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Status
+from dispatcher.core.subscriptions import Index, Status
+from dispatcher.tasks import Tasks
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, World, event, running, until
 
@@ -462,3 +469,182 @@ async def test_it_is_not_ready_before_partitions_are_assigned() -> None:
     assert world.engine.problems() == []
     await world.engine.stop(0)
     assert world.engine.problems() == ["the dispatcher is stopping"]
+
+
+ELSEWHERE = TopicPartition("events", 1)
+
+
+async def test_records_polled_before_their_partition_left_and_came_back_do_not_pass_for_its_new_ones() -> (
+    None
+):
+    """A batch waits behind another partition's at the cap; its partition goes and comes meanwhile."""
+
+    def named(number: int, kind: str) -> bytes:
+        return f'{{"id": "evt_{kind}{number}", "type": "test.{kind}"}}'.encode()
+
+    registry = FixedRegistry(
+        subscription("a", "http://a.test/", event_types=("test.a",)),
+        subscription("b", "http://b.test/", event_types=("test.b",)),
+    )
+    broker = MemoryBroker(EVENTS, ELSEWHERE)
+    async with running(registry, broker, max_in_flight=4) as world:
+        world.transport.answer = lambda *_: None
+        broker.append(named(0, "b"), partition=ELSEWHERE)
+        await until(lambda: len(world.transport.sent) == 1)
+        for number in range(6):
+            broker.append(named(number, "a"), partition=EVENTS)
+        for number in range(1, 5):
+            broker.append(named(number, "b"), partition=ELSEWHERE)
+        await until(lambda: world.value("consumption_paused") == 1)
+        await broker.consumers[0].assign([EVENTS])
+        await asyncio.sleep(0.1)
+        await broker.consumers[0].assign([EVENTS, ELSEWHERE])
+        world.transport.sent.clear()
+        world.transport.answer = lambda *_: (0.001, Response(200))
+        world.transport.end(lambda request: Response(500 if b"evt_b0\r" in request else 200))
+        await until(lambda: broker.committed.get(ELSEWHERE) == 5, within=700)
+        assert any(b"webhook-id: evt_b0\r" in request for _, _, request in world.transport.sent)
+
+
+async def test_room_that_comes_right_after_a_rebalance_is_used() -> None:
+    async with running(FixedRegistry(subscription()), max_in_flight=20) as world:
+        await asyncio.sleep(0.1)
+        await world.engine._events.on_revoked([EVENTS])
+        for number in range(100):
+            world.broker.append(event(number))
+        await until(lambda: world.value("consumption_paused") == 1)
+        await world.engine._events.on_assigned({EVENTS: Position(0)})
+        await until(lambda: world.committed == 100)
+        assert world.broker.consumers[0].paused == set()
+
+
+async def test_a_rebalance_within_the_poll_of_a_paused_member_loses_nothing() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=32)), max_in_flight=4) as world:
+        world.transport.answer = lambda *_: (2.0, Response(200))
+        for number in range(40):
+            world.broker.append(event(number))
+        await until(lambda: world.value("consumption_paused") == 1)
+        consumer = world.broker.consumers[0]
+        poll = consumer.poll
+        rebalanced = False
+
+        async def rebalancing_poll(timeout: float, limit: int) -> Any:
+            nonlocal rebalanced
+            if timeout == 0 and not rebalanced:
+                rebalanced = True
+                await consumer.assign([EVENTS])
+            return await poll(timeout, limit)
+
+        consumer.poll = rebalancing_poll  # type: ignore[method-assign]
+        await until(lambda: world.committed == 40, within=300)
+        assert rebalanced
+        delivered = {
+            request.split(b"webhook-id: ")[1].split(b"\r")[0] for _, _, request in world.transport.sent
+        }
+        assert len(delivered) == 40
+
+
+async def test_what_is_no_event_is_held_to_the_caps_too() -> None:
+    async with running(FixedRegistry(), max_in_flight=10) as world:
+        world.broker.produce_errors = [BrokerUnavailable("away")] * 5
+        for _ in range(200):
+            world.broker.append(b"no event")
+        await asyncio.sleep(3)
+        assert world.value("deliveries_in_flight") == 10
+        await until(lambda: world.committed == 200)
+
+
+async def test_stopping_in_the_middle_of_a_rebalance_still_drains() -> None:
+    world = World(FixedRegistry(subscription(max_in_flight=1)))
+    world.engine.start()
+    world.transport.answer = lambda *_: (0.05, Response(200))
+    for number in range(10):
+        world.broker.append(event(number))
+    await until(lambda: len(world.transport.sent) >= 1)
+    await world.engine._events.on_revoked([EVENTS])
+    stopping = Tasks().start(world.engine.stop(20), "stop")
+    await asyncio.sleep(0.1)
+    started = asyncio.get_running_loop().time()
+    await world.engine._events.on_assigned({EVENTS: Position(world.committed or 0)})
+    await stopping
+    assert asyncio.get_running_loop().time() - started < 2
+    assert world.committed == 10
+
+
+async def test_the_time_limit_of_one_rebalance_does_not_end_the_next_one() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        await asyncio.sleep(0.1)
+        await world.broker.consumers[0].assign([EVENTS])
+        await asyncio.sleep(9)
+        await world.engine._events.on_revoked([EVENTS])
+        await asyncio.sleep(2)
+        world.broker.append(event(1))
+        await asyncio.sleep(2)
+        assert world.transport.sent == []
+        await asyncio.sleep(8)
+        assert len(world.transport.sent) == 1, "without an assignment, deliveries go on after the limit"
+
+
+async def test_a_slow_endpoint_holds_a_rebalance_back_for_a_second_only() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda *_: (14.0, Response(200))
+        world.broker.append(event(1))
+        await until(lambda: len(world.transport.sent) == 1)
+        started = asyncio.get_running_loop().time()
+        await world.broker.consumers[0].assign([EVENTS])
+        assert asyncio.get_running_loop().time() - started < 1.5
+
+
+async def test_what_one_tenant_was_owed_is_not_sent_to_another_that_got_the_subscription_id() -> None:
+    async with running(FixedRegistry(subscription("x", "http://acme.test/", tenant="acme"))) as world:
+        world.transport.answer = lambda *_: (0.01, Response(500))
+        world.broker.append(event(1, tenant="acme"))
+        await until(lambda: world.value("deliveries_held") == 1)
+        world.registry.index = Index([subscription("x", "http://globex.test/", tenant="globex")])
+        await until(lambda: world.committed == 1)
+        assert [origin.host for _, origin, _ in world.transport.sent] == ["acme.test"]
+
+
+async def test_thousands_that_are_dropped_at_once_do_not_hold_up_the_loop() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=1)), max_in_flight=10_000) as world:
+        world.transport.answer = lambda *_: None
+        for number in range(3000):
+            world.broker.append(event(number))
+        await until(lambda: world.value("deliveries_queued") == 2999)
+        world.registry.index = Index()
+        world.transport.end(lambda _: Response(200))
+        assert 0 < world.metrics.deliveries["dropped_deleted"] <= 64, "in one turn of the loop"
+        await until(lambda: world.committed == 3000)
+        assert world.metrics.deliveries["dropped_deleted"] == 2999
+
+
+async def test_an_error_that_cannot_be_ends_the_process_instead_of_owing_for_ever() -> None:
+    world = World(FixedRegistry(subscription()))
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    world.transport.send = broken  # type: ignore[method-assign]
+    world.engine.start()
+    world.broker.append(event(1))
+    await until(lambda: bool(world.failures))
+    assert [(where, str(error)) for where, error in world.failures] == [("send", "a bug")]
+    started = asyncio.get_running_loop().time()
+    await world.engine.stop(20)
+    assert asyncio.get_running_loop().time() - started < 1, "nothing is waited for that can't end"
+    assert world.committed is None
+
+
+async def test_stopping_does_not_wait_for_a_broker_that_is_away() -> None:
+    world = World(FixedRegistry(subscription()))
+    world.engine.start()
+    world.broker.append(event(1))
+    await until(lambda: len(world.transport.sent) == 1)
+
+    async def never(*_: Any) -> None:
+        await asyncio.sleep(3600)
+
+    world.broker.consumers[0].commit = never  # type: ignore[method-assign]
+    started = asyncio.get_running_loop().time()
+    await world.engine.stop(20)
+    assert asyncio.get_running_loop().time() - started < 7

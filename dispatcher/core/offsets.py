@@ -34,6 +34,7 @@ class PartitionTracker:
         "_stuck_at",
         "_stuck_since",
         "committed",
+        "held",
         "lost",
         "overdue_below",
         "partition",
@@ -52,9 +53,11 @@ class PartitionTracker:
         self._stuck_since: float | None = None
         self._marks: deque[tuple[int, float]] = (
             deque()
-        )  # (next offset, when), one for each `look` that saw new ones
+        )  # (next offset, when) of each `look` that saw new ones
         self.overdue_below = start
         """Whatever is owed below this has been owed for longer than the limit given to `look`."""
+        self.held = 0.0
+        """Seconds for which the lowest owed offset has not moved."""
 
     def __len__(self) -> int:
         """Offsets that owe a delivery."""
@@ -113,13 +116,14 @@ class PartitionTracker:
             self.overdue_below = marks.popleft()[0]
         return self.committable < self.overdue_below
 
-    def held_for(self, now: float) -> float:
-        """Seconds for which the lowest owed offset has not moved, as seen by calls of this method."""
+    def observe(self, now: float) -> None:
+        """Keep `held` current; called every second or so, with seconds of any one clock."""
         if not self._owed:
             self._stuck_since = None
-            return 0.0
+            self.held = 0.0
+            return
         lowest = self.committable
         if self._stuck_since is None or lowest != self._stuck_at:
             self._stuck_at = lowest
             self._stuck_since = now
-        return now - self._stuck_since
+        self.held = now - self._stuck_since

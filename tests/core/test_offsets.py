@@ -104,15 +104,20 @@ def test_what_is_owed_for_longer_than_the_limit_is_known_by_looking_regularly() 
     assert partition.overdue_below == partition.next
 
 
-def test_held_for_counts_from_when_the_lowest_offset_was_first_seen_stuck() -> None:
+def test_held_counts_from_when_the_lowest_offset_was_first_seen_stuck() -> None:
     partition = tracker()
-    assert partition.held_for(100.0) == 0.0
+
+    def held(now: float) -> float:
+        partition.observe(now)
+        return partition.held
+
+    assert held(100.0) == 0.0
     partition.track(0, 1)
     partition.track(1, 1)
-    assert partition.held_for(101.0) == 0.0
-    assert partition.held_for(108.0) == 7.0
+    assert held(101.0) == 0.0
+    assert held(108.0) == 7.0
     partition.settle(0)
-    assert partition.held_for(109.0) == 0.0
-    assert partition.held_for(110.0) == 1.0
+    assert held(109.0) == 0.0
+    assert held(110.0) == 1.0
     partition.settle(1)
-    assert partition.held_for(111.0) == 0.0
+    assert held(111.0) == 0.0

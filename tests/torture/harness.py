@@ -27,7 +27,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from tests.e2e.daemon import Daemon, envelope
 from tests.torture import ledger as books
 from tests.torture.endpoints import Endpoints, refused
 from tests.torture.ledger import Debt, Disturbance
-from tests.torture.relay import Relay, RelayedCluster
+from tests.torture.relay import Relay, RelayedCluster, quiet_port
 from tests.torture.schedule import Fault, Kind, Schedule
 
 PARTITIONS = 4
@@ -199,11 +199,13 @@ class Run:
     def replica(self, number: int, broker: str) -> Replica:
         folder = self.folder / f"{self.name}-{number}"
         folder.mkdir()
+        port = quiet_port()
         daemon = Daemon(
             folder,
             broker,
             self.endpoints.subscriptions(),
             group=self.name,
+            http={"port": port},
             topics={"events": [self.topic], "prefix": f"{self.name}."},
             delivery={"max_in_flight": self.schedule.max_in_flight},
             shutdown={"drain": "5s"},
@@ -214,6 +216,7 @@ class Run:
                 "request_timeout": "10s",
             },
         )
+        daemon.port = port
         return Replica(f"seed {self.schedule.seed} replica {number}", daemon, self.report)
 
     def messages(self, count: int) -> list[Message]:
@@ -287,6 +290,7 @@ class Run:
             report.findings.append(f"lost {len(lost)} deliveries ({asked} of them attempted): {shown}")
         for replica in replicas:
             self._assignments(replica)
+        self._write_down(places)
         found = books.duplicates(ledger, copies)
         report.duplicates = books.excess(ledger, copies)
         report.bound = books.bound(ledger, places, self.disturbances)
@@ -297,6 +301,26 @@ class Run:
             report.findings.append(f"{len(strange)} duplicates without a fault: {shown}")
         for replica in replicas:
             self._read_log(replica)
+
+    def _write_down(self, places: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Beside the logs, for whoever looks for the cause; times as in the logs."""
+        ahead = time.time() - self.clock()
+
+        def wall(at: float) -> str:
+            return datetime.fromtimestamp(at + ahead, UTC).isoformat()
+
+        document = {
+            "schedule": str(self.schedule),
+            "paid": {
+                f"{subscription} {event}": {
+                    "at": [f"{p}:{offset}" for p, offset in places.get(event, ())],
+                    "times": [wall(each) for each in times],
+                }
+                for (subscription, event), times in self.endpoints.ledger.paid.items()
+            },
+            "committed": [[wall(at), {str(p): n for p, n in each.items()}] for at, each in self.history[1:]],
+        }
+        (self.folder / f"{self.name}.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
     def _read_log(self, replica: Replica) -> None:
         for number, line in enumerate(replica.daemon.log().splitlines(), start=1):
