@@ -32,6 +32,6 @@ EXPOSE 8080
 # Give it longer than shutdown.drain (20 s) to stop: `docker stop -t 30`, terminationGracePeriodSeconds: 30.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('DISPATCHER_HTTP__PORT', '8080') + '/readyz', timeout=4)"]
+    CMD ["python", "-m", "dispatcher.commands.health"]
 ENTRYPOINT ["dispatcher"]
 CMD ["run"]

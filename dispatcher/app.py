@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 import structlog
 
@@ -63,7 +63,8 @@ class App:
     async def start(self) -> None:
         """Start everything; returns before the broker is there (see `problems`).
 
-        Raises SubscriptionsError, CannotListen or BrokerRefused: what nobody but the operator can mend.
+        Raises SubscriptionsError or CannotListen: what nobody but the operator can mend. A broker that refuses
+        ends it later (`wait`, `failure`).
         """
         log.info(
             "starting", version=__version__, broker=_host_of(self.settings.broker), group=self.settings.group
@@ -132,16 +133,29 @@ class App:
         """Drain, commit, leave the group, close everything. Takes `shutdown.drain` and little more."""
         self._stopping = True
         log.info("stopping", drain=self.settings.shutdown.drain)
-        await self._tasks.stop()
+        steps: list[tuple[str, Awaitable[None]]] = [("tasks", self._tasks.stop())]
         if self._engine is not None:
-            await self._engine.stop(self.settings.shutdown.drain)
-        await self._transport.close()
-        await self.broker.close()
-        await self.registry.stop()
-        await self._api.stop()
+            steps.append(("engine", self._engine.stop(self.settings.shutdown.drain)))
+        steps += [
+            ("transport", self._transport.close()),
+            ("broker", self.broker.close()),
+            ("registry", self.registry.stop()),
+            ("api", self._api.stop()),
+        ]
+        for name, step in steps:
+            try:
+                await step
+            except Exception:
+                # The others are to be stopped all the same.
+                log.exception("stopping a part failed", part=name)
         self._timers.close()
         gc.unfreeze()
         log.info("stopped")
+
+    @property
+    def delivering(self) -> bool:
+        """Whether it got as far as delivering: everything it was told to start with was right."""
+        return self._engine is not None
 
     def _report_metrics(self) -> None:
         registry, transport = self.registry, self._transport

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -66,13 +68,22 @@ def run(
     }
     settings = load_settings(config, flags)
     configure(settings.log)
+    _allow_many_sockets()
     sys.exit(uvloop.run(_run(settings)))
+
+
+def _allow_many_sockets() -> None:
+    """Each connection is a file descriptor, and the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(settings: Settings) -> int:
     try:
         app = App(settings, os.environ)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _refuse(error)
     _handle_signals(app)
     try:
@@ -83,7 +94,7 @@ async def _run(settings: Settings) -> int:
         await app.wait()
         code = 0
     if app.failure is not None:
-        code = 2 if isinstance(app.failure, BrokerError) else 1
+        code = 2 if isinstance(app.failure, BrokerError) and not app.delivering else 1
         click.echo(f"Error: {app.failure}", err=True)
     await app.stop()
     return code

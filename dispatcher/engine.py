@@ -292,7 +292,9 @@ class Engine:
         while True:
             self._polled(await consumer.poll(_POLL_TIMEOUT, self._poll_limit))
             while self._batches:
-                await self._take_up(*self._batches.popleft())
+                tracker, records = self._batches.popleft()
+                if not tracker.lost:
+                    await self._take_up(tracker, records)
 
     def _polled(self, batches: Sequence[tuple[TopicPartition, Sequence[Record]]]) -> None:
         # Bound to their trackers before the next await: see rule 6.
@@ -300,8 +302,6 @@ class Engine:
         self._batches.extend((trackers[partition], records) for partition, records in batches)
 
     async def _take_up(self, tracker: PartitionTracker, records: Sequence[Record]) -> None:
-        if tracker.lost:
-            return
         metrics = self._metrics
         metrics.consumed[tracker.topic] += len(records)
         taken = 0

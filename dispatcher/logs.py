@@ -6,6 +6,7 @@ that a line never comes in another shape.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any
@@ -28,10 +29,17 @@ def configure(settings: LogSettings) -> None:
     ]
     renderers: list[Processor]
     if console:
-        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        renderers = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     else:
         renderers = [
-            structlog.processors.dict_tracebacks,
+            # Never a frame's locals: they hold secrets, headers and bodies.
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(serializer=_dumps),
         ]
@@ -62,4 +70,8 @@ def configure(settings: LogSettings) -> None:
 
 
 def _dumps(event: EventDict, **_: Any) -> str:
-    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # A lone surrogate, or a number beyond 64 bits: orjson asks nobody about these.
+        return json.dumps(event, default=repr)

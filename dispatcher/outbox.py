@@ -9,8 +9,8 @@ Rules:
 
 1. `put` never waits; its callback is called exactly once, after the acknowledgement.
 2. Records leave in the order of `put`, one batch at a time.
-3. A record that is too large for its topic is written without its value, and a header says so:
-   the value is still at the origin that the other headers name.
+3. A record that is too large for its topic is written without its value, then without what it repeats
+   of the original's headers, and a header says so: all of it is still at the origin that the others name.
 """
 
 from __future__ import annotations
@@ -70,36 +70,53 @@ class Outbox:
         while True:
             try:
                 await self._produce(messages)
-            except MessageTooLarge:
+            except MessageTooLarge as error:
                 if len(messages) > 1:
                     for message in messages:
                         await self._write([message])
                     self.problem = None
                     return
-                messages = [_without_value(messages[0])]
+                smaller = _smaller(messages[0])
+                if smaller is None:
+                    await self._failed(error, messages, tries)
+                    tries += 1
+                    continue
+                messages = [smaller]
                 log.warning(
-                    "record too large for its topic: written without its value", topic=messages[0].topic
+                    "record too large for its topic: written without a part of it", topic=smaller.topic
                 )
             except BrokerError as error:
-                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+                await self._failed(error, messages, tries)
                 tries += 1
-                self.problem = f"can't write to the broker: {error}"
-                log.warning(
-                    "write failed, trying again",
-                    error=str(error),
-                    refused=isinstance(error, BrokerRefused),
-                    records=len(messages),
-                    tries=tries,
-                    pause=pause,
-                )
-                await asyncio.sleep(pause)
             else:
                 self.problem = None
                 return
 
+    async def _failed(self, error: BrokerError, messages: Sequence[Message], tries: int) -> None:
+        pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+        self.problem = f"can't write to the broker: {error}"
+        log.warning(
+            "write failed, trying again",
+            error=str(error),
+            refused=isinstance(error, BrokerRefused),
+            records=len(messages),
+            tries=tries + 1,
+            pause=pause,
+        )
+        await asyncio.sleep(pause)
 
-def _without_value(message: Message) -> Message:
-    size = len(message.value or b"")
-    if not size:
-        raise BrokerRefused(f"a record for {message.topic} is too large by its headers alone")
-    return replace(message, value=b"", headers=[*message.headers, ("omitted", b"%d bytes" % size)])
+
+def _smaller(message: Message) -> Message | None:
+    """Without its value, or if it has none left, without what is copied of the original record; None if neither is there."""
+    if size := len(message.value or b""):
+        return replace(
+            message, value=b"", headers=[*message.headers, ("omitted", b"value of %d bytes" % size)]
+        )
+    own = [
+        (name, value)
+        for name, value in message.headers
+        if name != "head" and not name.startswith("original.")
+    ]
+    if len(own) == len(message.headers):
+        return None
+    return replace(message, key=None, headers=[*own, ("omitted", b"key and headers of the original")])

@@ -129,7 +129,7 @@ async def test_a_dead_letter_too_large_for_its_topic_is_written_without_its_valu
         world.broker.append(event(1))
         await until(lambda: world.committed == 1)
         (dead,) = world.dead()
-        assert dead["omitted"] == f"{len(event(1))} bytes"
+        assert dead["omitted"] == f"value of {len(event(1))} bytes"
         assert world.broker.produced[0].value == b""
 
 
@@ -624,7 +624,7 @@ async def test_an_error_that_cannot_be_ends_the_process_instead_of_owing_for_eve
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    world.transport.send = broken  # type: ignore[method-assign]
+    world.transport.send = broken  # type: ignore[method-assign,assignment]
     world.engine.start()
     world.broker.append(event(1))
     await until(lambda: bool(world.failures))
@@ -644,7 +644,7 @@ async def test_stopping_does_not_wait_for_a_broker_that_is_away() -> None:
     async def never(*_: Any) -> None:
         await asyncio.sleep(3600)
 
-    world.broker.consumers[0].commit = never  # type: ignore[method-assign]
+    world.broker.consumers[0].commit = never  # type: ignore[method-assign,assignment]
     started = asyncio.get_running_loop().time()
     await world.engine.stop(20)
     assert asyncio.get_running_loop().time() - started < 7

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -38,6 +40,7 @@ def test_our_lines_and_the_libraries_are_json_objects_with_the_same_keys(
 
 def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogSettings(format="json"))
+
     def fail() -> None:
         raise ValueError("with\nlines")
 
@@ -50,6 +53,24 @@ def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) ->
     assert orjson.loads(line)["exception"]
 
 
+@pytest.mark.parametrize("shape", ["json", "console"])
+def test_a_traceback_shows_no_locals(capsys: pytest.CaptureFixture[str], shape: Any) -> None:
+    configure(LogSettings(format=shape))
+
+    def fail() -> None:
+        password = "hush" + "hush"
+        raise ValueError(f"wrong password of {len(password)} characters")
+
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger("x").exception("it failed")
+        logging.getLogger("library").exception("there too")
+    written = capsys.readouterr().err
+    assert written.count("wrong password of 8 characters") >= 2
+    assert "hushhush" not in written
+
+
 def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogSettings(format="json", level="warning"))
     structlog.get_logger("x").info("too low")
@@ -60,6 +81,8 @@ def test_values_that_json_does_not_know_are_written_all_the_same(capsys: pytest.
     configure(LogSettings(format="json"))
     structlog.get_logger("x").info("odd", value=b"\xff", more={1: object})
     assert orjson.loads(capsys.readouterr().err)["value"] == "b'\\xff'"
+    structlog.get_logger("x").info("odd", text="lone \ud800", number=2**80)
+    assert json.loads(capsys.readouterr().err)["number"] == 2**80
 
 
 def test_for_people_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ class Sink:
         self.written: list[Message] = []
         self.errors: list[BrokerError] = []
         self.largest = 1 << 20
+        self.largest_headers = 1 << 20
         self.takes = 0.01
 
     async def produce(self, messages: Sequence[Message]) -> None:
@@ -33,6 +34,10 @@ class Sink:
             raise self.errors.pop(0)
         if any(len(message.value or b"") > self.largest for message in messages):
             raise MessageTooLarge("too large")
+        if any(
+            sum(len(value) for _, value in message.headers) > self.largest_headers for message in messages
+        ):
+            raise MessageTooLarge("headers too large")
         self.written += messages
 
 
@@ -102,4 +107,24 @@ async def test_one_record_that_is_too_large_holds_none_of_the_others_and_goes_wi
         assert called == [0, 1, 2, 3, 4]
         values = [written.value for written in sink.written]
         assert values == [b"0", b"1", b"", b"3", b"4"]
-        assert sink.written[2].headers == [("omitted", b"501 bytes")]
+        assert sink.written[2].headers == [("omitted", b"value of 501 bytes")]
+
+
+async def test_headers_that_are_too_large_go_last_and_never_end_the_outbox() -> None:
+    sink = Sink()
+    sink.largest_headers = 100
+    called: list[int] = []
+    async with running(sink) as outbox:
+        headers = [("reason", b"json"), ("original.x", b"y" * 500), ("topic", b"events")]
+        outbox.put(Message("dead", b"value", b"key", headers), lambda: called.append(1))
+        await asyncio.sleep(1)
+        assert called == [1]
+        outbox.put(Message("dead", b"", headers=[("reason", b"z" * 500)]), lambda: called.append(2))
+        await asyncio.sleep(30)
+        assert called == [1]
+        (written,) = sink.written
+        assert [name for name, _ in written.headers] == ["reason", "topic", "omitted", "omitted"]
+        assert outbox.problem is not None, "what can't be made smaller is held, and told of"
+        sink.largest_headers = 1000
+        await asyncio.sleep(30)
+        assert called == [1, 2]

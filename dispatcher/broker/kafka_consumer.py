@@ -491,5 +491,7 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
             if consumer._fetcher is not None:
                 await consumer._fetcher.close()
             await consumer._client.close()
-        if isinstance(error, asyncio.CancelledError):
+        # The library lets the end of its own tasks out as a cancellation; only ours is passed on.
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dispatcher.broker.base import Broker
 from dispatcher.broker.kafka import KafkaBroker
+from dispatcher.broker.kafka_client import client_options
 from dispatcher.broker.sqlite import SqliteBroker
 from dispatcher.settings import KafkaSettings, SqliteSettings
 
@@ -30,6 +31,15 @@ def open_broker(url: str, kafka: KafkaSettings, sqlite: SqliteSettings | None = 
             offset_reset=kafka.offset_reset,
         )
     raise ValueError(f"{_shown(url)} is no broker URL: it must be {FORMS}")
+
+
+def check_broker(url: str, kafka: KafkaSettings) -> None:
+    """Raise ValueError or BrokerRefused for what is wrong and can be told without contacting anybody."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "kafka":
+        client_options(kafka_servers(rest), kafka)
+    else:
+        open_broker(url, kafka)
 
 
 def kafka_servers(rest: str) -> list[str]:

@@ -434,6 +434,18 @@ def _take_lock(path: Path) -> int:
     return descriptor
 
 
+# What somebody has to change; a path that can't be made is not one that appears by itself.
+_IMPOSSIBLE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
+
+
 def mapped(error: Exception, path: Path) -> BrokerError:
     """SQLite's and the system's errors in the port's words."""
     if isinstance(error, BrokerError):
@@ -451,7 +463,7 @@ def mapped(error: Exception, path: Path) -> BrokerError:
         return BrokerRefused(f"{path} can't be opened for writing: {error}")
     if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         return BrokerRefused(f"{path} is no database, or damaged: {error}")
-    if isinstance(error, OSError) and error.errno in {errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.EISDIR}:
+    if isinstance(error, OSError) and error.errno in _IMPOSSIBLE:
         return BrokerRefused(f"{path} can't be used: {error}")
     if isinstance(error, sqlite3.OperationalError | OSError):
         return BrokerUnavailable(f"{path}: {error}")

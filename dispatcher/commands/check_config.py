@@ -11,10 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dispatcher.broker.base import BrokerRefused
+from dispatcher.broker.open import check_broker
+from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.core.netguard import Guard
 from dispatcher.registry import SubscriptionsError, load_file
 from dispatcher.settings import Settings, describe
+from dispatcher.transport import tls
 
 
 @click.command(name="check-config", short_help="Check settings and subscriptions, and show them.")
@@ -32,6 +36,7 @@ def check_config(
     """
     settings = load_settings(config, {**overrides, "subscriptions_file": subscriptions_file})
     found = _subscriptions(settings)
+    _files(settings)
     if not quiet:
         _show(settings)
     click.echo(f"ok: settings and {found}")
@@ -48,6 +53,18 @@ def _subscriptions(settings: Settings) -> str:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2) from None
     return f"{len(subscriptions)} subscriptions in {settings.subscriptions_file}"
+
+
+def _files(settings: Settings) -> None:
+    """Read the certificates that the settings name."""
+    try:
+        check_broker(settings.broker, settings.kafka)
+    except (ValueError, BrokerRefused) as error:
+        raise ConfigError(str(error)) from error
+    try:
+        tls.context(None if settings.network.ca_file is None else str(settings.network.ca_file))
+    except OSError as error:
+        raise ConfigError(f"network.ca_file {settings.network.ca_file}: {error.strerror or error}") from error
 
 
 def _show(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 import time
@@ -13,9 +14,9 @@ from typing import Any, Final
 import click
 import orjson
 
-from dispatcher.broker.base import Message, StoredRecord, TopicSpec
+from dispatcher.broker.base import BrokerError, Message, StoredRecord, TopicSpec
 from dispatcher.commands.options import load_settings, settings_options
-from dispatcher.commands.session import connected, quiet, run
+from dispatcher.commands.session import PATIENCE, connected, quiet, run
 from dispatcher.core.events import InvalidEvent, decode
 from dispatcher.settings import Settings
 
@@ -70,8 +71,17 @@ async def _publish(settings: Settings, topic: str, messages: Iterator[Message]) 
         spec = TopicSpec(topic, settings.topics.partitions, settings.topics.replication)
         if await broker.ensure_topics([spec], create=settings.topics.create):
             raise click.ClickException(f"there is no topic {topic}: dispatcher topics --create makes it")
+        written = 0
         while batch := list(islice(messages, _BATCH)):
-            await broker.produce(batch)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await broker.produce(batch)
+            except (TimeoutError, BrokerError) as error:
+                said = (
+                    str(error) or f"no acknowledgement within {PATIENCE:g} s: {broker.problem or 'no answer'}"
+                )
+                raise click.ClickException(f"{said} ({written} events are written)") from error
+            written += len(batch)
             for message in batch:
                 click.echo(dict(message.headers)["id"])
 

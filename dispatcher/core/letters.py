@@ -133,11 +133,10 @@ def describe(result: Result) -> str:
     """One line about a result, for people."""
     match result:
         case Response(status=status, location=location):
-            return (
-                f"status {status} to {location[:_DETAIL_CAP]}"
-                if location and 300 <= status < 400
-                else f"status {status}"
-            )
+            # Without its query: that of a signed URL is a secret.
+            if location and 300 <= status < 400:
+                return f"status {status} to {location.partition('?')[0][:_DETAIL_CAP]}"
+            return f"status {status}"
         case Failure(reason=reason, detail=detail):
             return f"{reason}: {detail[:_DETAIL_CAP]}" if detail else str(reason)
 

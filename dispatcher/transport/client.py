@@ -54,7 +54,10 @@ class Transport:
         self._loop = loop
         self._tasks = tasks if tasks is not None else Tasks()
         self._ca_file = str(network.ca_file) if network.ca_file is not None else None
-        self._default_context = tls.context(self._ca_file)
+        try:
+            self._default_context = tls.context(self._ca_file)
+        except OSError as error:
+            raise OSError(f"network.ca_file {self._ca_file}: {error.strerror or error}") from error
         self._contexts: dict[ClientCertificate, tuple[tuple[int, ...], ssl.SSLContext]] = {}
         self._lookup: Lookup = (
             lookup if lookup is not None else Resolver.from_settings(network, timers, self._tasks)

@@ -77,6 +77,23 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "nowhere.yaml" in ended.stderr
 
 
+def test_certificates_that_cannot_be_read_are_named_and_run_says_the_same(tmp_path: Path) -> None:
+    (tmp_path / "garbage.pem").write_text("no certificate")
+    for file in ("missing.pem", "garbage.pem"):
+        for command in ("check-config", "run"):
+            ended = dispatcher(command, "--set", f"network.ca_file={file}", cwd=tmp_path)
+            assert ended.returncode == 2
+            assert f"network.ca_file {file}" in ended.stderr
+            assert "Traceback" not in ended.stderr
+    ended = dispatcher(
+        *("check-config", "--broker", "kafka://localhost:9092", "--set", "kafka.security_protocol=ssl"),
+        *("--set", "kafka.tls_ca_file=missing.pem"),
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 2
+    assert "kafka.tls_ca_file missing.pem" in ended.stderr
+
+
 def test_quietly_it_says_only_that_it_is_right(tmp_path: Path) -> None:
     ended = dispatcher("check-config", "--quiet", cwd=tmp_path)
     assert ended.returncode == 0

@@ -147,7 +147,7 @@ def test_any_record_is_read_or_refused(value: bytes | None, headers: list[tuple[
 
 def test_results_are_described_in_one_line() -> None:
     assert describe(Response(503)) == "status 503"
-    assert describe(Response(302, location="https://elsewhere")) == "status 302 to https://elsewhere"
+    assert describe(Response(302, location="https://elsewhere?key=1")) == "status 302 to https://elsewhere"
     assert describe(Response(201, location="/made")) == "status 201"
     assert describe(Failure(Reason.DNS_NOT_FOUND)) == "dns_not_found"
     assert len(describe(Failure(Reason.CLOSED, "x" * 10_000))) < 600

@@ -57,6 +57,7 @@ PARTITIONS = 4
 SESSION = 6.0
 STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
 COMPLETE_WITHIN = 150.0
+SILENT_FOR = 40.0  # then nothing more comes: longer than any session, retry or request to the broker
 COMMITTED_WITHIN = 30.0
 _HEARD_WITHIN = 10.0  # that its partitions are somebody else's
 _ROOM = 12 << 20  # of the small disk
@@ -514,7 +515,10 @@ class EmbeddedRun(Run):
         try:
             for fault in self.schedule.faults:
                 await self._write(share)
+                started = self.clock()
                 await self.one.start()
+                if fault.at >= 1.0:  # else somewhere while it starts
+                    await self.until(lambda: self.endpoints.last_request > started, 10.0)  # noqa: B023 - awaited here
                 await asyncio.sleep(fault.at)
                 await self._inflict(fault)
                 await self._look()
