@@ -53,8 +53,11 @@ class _Consumer:
 class _Broker:
     """Never asked for anything while deliveries succeed."""
 
-    def consumer(self, *_: object) -> _Consumer:
+    def consumer(self, *_: object, own: bool = False) -> _Consumer:  # noqa: ARG002 - the port's
         return _Consumer()
+
+    async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        raise AssertionError(partition, offset)
 
     async def produce(self, messages: Sequence[Message]) -> None:
         raise AssertionError(messages)
