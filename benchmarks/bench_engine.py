@@ -53,8 +53,11 @@ class _Consumer:
 class _Broker:
     """Never asked for anything while deliveries succeed."""
 
-    def consumer(self, *_: object) -> _Consumer:
+    def consumer(self, *_: object, own: bool = False) -> _Consumer:  # noqa: ARG002 - the port's
         return _Consumer()
+
+    async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        raise AssertionError(partition, offset)
 
     async def produce(self, messages: Sequence[Message]) -> None:
         raise AssertionError(messages)
@@ -131,12 +134,12 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
     taken: list[float] = []
     for _ in range(rounds):
         assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
-        engine._trackers.clear()
-        await engine.on_assigned(assigned)
+        engine._events.trackers.clear()
+        await engine._events.on_assigned(assigned)
         goal = metrics.delivered + len(records) * fan_out
         begin = time.thread_time()
         for at in range(0, len(records), BATCH):
-            await engine._take_up(engine._trackers[_PARTITION], records[at : at + BATCH])
+            await engine._take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
         while metrics.delivered < goal:
             await asyncio.sleep(0)
         taken.append((time.thread_time() - begin) / len(records) / fan_out)

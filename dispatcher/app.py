@@ -22,6 +22,7 @@ from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerRefused, BrokerUnavailable, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.core.netguard import Guard
+from dispatcher.core.tiers import Tiers
 from dispatcher.engine import Engine
 from dispatcher.metrics import Labels, Metrics
 from dispatcher.registry import Registry
@@ -33,6 +34,7 @@ from dispatcher.transport.client import Transport
 log = structlog.get_logger(__name__)
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
+_RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
 
 
@@ -185,6 +187,19 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     """Return the topics that must be there."""
     topics = settings.topics
     specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
+    # Whatever happened to this process for a week, what waits in a tier is still there.
+    specs += [
+        TopicSpec(
+            tier.topic,
+            topics.partitions,
+            topics.replication,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": str(round((tier.delay + _RETRY_RETENTION) * 1000)),
+            },
+        )
+        for tier in Tiers(settings.retry.tiers, topics.prefix)
+    ]
     specs.append(
         TopicSpec(
             f"{topics.prefix}dead",

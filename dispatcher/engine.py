@@ -4,8 +4,9 @@ The path of one event: a batch is polled; each record is decoded and matched; it
 tracked with the number of deliveries it owes; each delivery is offered to the lane of its
 origin; where the lane has room, the request is built and handed to the transport; the result
 comes back by callback, `policy.decide` says what it means, and the delivery is settled, held
-for a retry, or written to the dead-letter topic. Once a second the lowest owed offset of each
-partition is committed.
+for a near retry, or written to a retry topic or the dead-letter topic. From a retry topic it comes back
+(`retries.py`) when it is near: held, then offered to its lane before fresh ones. Once a second the lowest
+owed offset of each partition is committed.
 
 From the lane to the result there is no task, no future and no timer per delivery: a `Delivery`
 is itself the exchange that the transport calls back, and one object lives through all of its
@@ -17,11 +18,11 @@ Rules:
    there is no await.
 2. A delivery counts in `_in_flight` and `_bytes` from `_owe` to `_settle`, whatever happens to it
    in between: queued, attempted, held, being written.
-3. Each delivery is settled once: acknowledged, its dead letter acknowledged, dropped for a recorded
-   reason, or given back because its partition was lost.
+3. Each delivery is settled once: acknowledged, its retry record or dead letter acknowledged, dropped for a
+   recorded reason, or given back because its partition was lost.
 4. At a cap no further record is taken up; the consumer is still polled (paused), so that the group
    keeps this member.
-5. While a rebalance is under way (`_gate` closed) no attempt starts, so that few deliveries are
+5. While partitions are being reassigned (`_gate` closed) no attempt starts, so that few deliveries are
    sent by two members.
 6. Records belong to the tracker that their partition had when they were polled. A partition may leave
    and come back while they wait for room; with its new tracker they would pass for read already.
@@ -36,33 +37,36 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 
-from dispatcher.broker.base import (
-    Broker,
-    BrokerError,
-    CommitRefused,
-    Message,
-    Position,
-    Record,
-    TopicPartition,
-)
+from dispatcher.broker.base import Broker, Message, Record, TopicPartition
 from dispatcher.core.events import Event, InvalidEvent, decode
 from dispatcher.core.lanes import Lane, Share
-from dispatcher.core.letters import delivery_headers, delivery_id, describe, unreadable_headers
+from dispatcher.core.letters import (
+    Letter,
+    Place,
+    delivery_headers,
+    delivery_id,
+    describe,
+    unreadable_headers,
+)
 from dispatcher.core.netguard import Blocked, Guard, Origin, Target
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide
 from dispatcher.core.request import build, retarget
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Status, Subscription
+from dispatcher.core.tiers import Tiers
 from dispatcher.core.wheel import Entry
+from dispatcher.intake import Intake
 from dispatcher.metrics import Metrics
 from dispatcher.outbox import Outbox
 from dispatcher.registry import Registry
+from dispatcher.retries import Retries
 from dispatcher.settings import Settings
 from dispatcher.tasks import Tasks
 from dispatcher.timers import Callback, Timers
@@ -101,6 +105,8 @@ class Delivery:
         "lane",
         "last_result",
         "offset",
+        "parked",
+        "place",
         "request",
         "share",
         "started",
@@ -124,15 +130,22 @@ class Delivery:
         self.subscription = subscription
         self.tracker = tracker
         self.offset = offset
+        self.place: Place | None = None  # where the event was read, if not at the tracker's offset
         self.attempt = 0
+        self.parked = 0  # times since the last attempt
         self.first_attempt_ms: int | None = None
-        self.last_result: Result | None = None
+        self.last_result: str | None = None
         self.request = b""
         self.deadline = 0.0
         self.started = 0.0
         self.due = 0.0
         self.hop: Target | None = None  # where a redirect has led this attempt
         self.hops = 0
+
+    @property
+    def origin(self) -> Place:
+        """Where the event was read."""
+        return self.place or Place(self.tracker.topic, self.tracker.partition, self.offset)
 
     def done(self, result: Result) -> None:
         """The attempt is over (called by the transport)."""
@@ -150,7 +163,7 @@ class Delivery:
 
 
 class Engine:
-    """The data path of one process. Also the broker's assignment listener."""
+    """The data path of one process."""
 
     def __init__(
         self,
@@ -182,19 +195,24 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
         self._tasks = Tasks(on_failure)
-        self._consuming: asyncio.Task[None] | None = None
+        self._consuming: list[asyncio.Task[None]] = []
 
-        self._topics = settings.topics.events
         self._dead_topic = f"{settings.topics.prefix}dead"
         self._connections_per_host = settings.delivery.connections_per_host
         self._max_in_flight = settings.delivery.max_in_flight
         self._max_bytes = settings.delivery.max_in_flight_bytes
         self._poll_limit = settings.kafka.max_poll_records
         self._success_sample = settings.log.success_sample
+        self._hold_limit = settings.retry.hold_limit
+        self._horizon = settings.retry.horizon
+        self._tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
 
-        self._consumer = broker.consumer(self._topics, settings.group, self)
+        self._events = Intake(broker, settings.topics.events, settings.group, self, metrics)
+        self._returning = Intake(
+            broker, [tier.topic for tier in self._tiers], f"{settings.group}.retry", self, metrics, own=True
+        )
+        self._retries = Retries(self._returning, self._tiers, self._horizon, self, broker.read, metrics, wall)
         self._outbox = Outbox(broker.produce)
-        self._trackers: dict[TopicPartition, PartitionTracker] = {}
         self._batches: deque[tuple[PartitionTracker, Sequence[Record]]] = deque()  # polled, not taken up yet
         self._lanes: dict[Origin, Lane[Delivery]] = {}
         self._held: dict[Delivery, Entry[Callback]] = {}
@@ -205,9 +223,9 @@ class Engine:
         self._full = False  # at a cap: consumption waits for `_has_room`
         self._has_room = asyncio.Event()
         self._gate = True
-        self._gate_limit: Entry[Callback] | None = None
+        self._moving: set[Intake] = set()  # whose partitions are being reassigned
+        self._gate_limits: dict[Intake, Entry[Callback]] = {}
         self._closed = False  # the drain is over: the gate stays closed
-        self._assigned = False
         self._stopping = False
         self._failed_itself = False
         self._report_metrics()
@@ -220,13 +238,16 @@ class Engine:
         self._tasks.start(self._commit_regularly(), "commit")
         self._tasks.start(self._sweep_lanes(), "sweep lanes")
         self._tasks.start(self._measure_lag(), "measure loop lag")
-        self._consuming = self._tasks.start(self._consume(), "consume")
+        self._consuming = [
+            self._tasks.start(self._consume(), "consume"),
+            self._tasks.start(self._retries.run(), "retries"),
+        ]
 
     def problems(self) -> list[str]:
         """Why it isn't working just now, a sentence each; empty when it is."""
-        found = [self._consumer.problem, self._outbox.problem]
-        if not self._assigned:
-            found.append("no partitions have been assigned yet")
+        found = [self._events.problem, self._outbox.problem]
+        if self._returning.problem is not None and self._returning.problem != self._events.problem:
+            found.append(f"retries: {self._returning.problem}")
         if self._stopping:
             found.append("the dispatcher is stopping")
         return [problem for problem in found if problem is not None]
@@ -235,9 +256,9 @@ class Engine:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
         self._stopping = True
         deadline = self._clock() + drain
-        if self._consuming is not None:
-            self._consuming.cancel()
-            await asyncio.gather(self._consuming, return_exceptions=True)
+        for task in self._consuming:
+            task.cancel()
+        await asyncio.gather(*self._consuming, return_exceptions=True)
         # Held deliveries wait for their retry: the next process gets them again from the log.
         while self._clock() < deadline and self._in_flight > len(self._held) and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
@@ -247,8 +268,9 @@ class Engine:
         # A broker that is away must not keep the process from ending in time.
         try:
             async with asyncio.timeout(_LEAVE_LIMIT):
-                await self._commit(self._trackers)
-                await self._consumer.stop()
+                for intake in (self._events, self._returning):
+                    await intake.commit()
+                    await intake.consumer.stop()
         except TimeoutError:
             log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
         await self._tasks.stop()
@@ -265,9 +287,10 @@ class Engine:
     # Consume, match, track, queue.
 
     async def _consume(self) -> None:
-        await self._consumer.start()
+        consumer = self._events.consumer
+        await consumer.start()
         while True:
-            self._polled(await self._consumer.poll(_POLL_TIMEOUT, self._poll_limit))
+            self._polled(await consumer.poll(_POLL_TIMEOUT, self._poll_limit))
             while self._batches:
                 tracker, records = self._batches.popleft()
                 if not tracker.lost:
@@ -275,7 +298,8 @@ class Engine:
 
     def _polled(self, batches: Sequence[tuple[TopicPartition, Sequence[Record]]]) -> None:
         # Bound to their trackers before the next await: see rule 6.
-        self._batches.extend((self._trackers[partition], records) for partition, records in batches)
+        trackers = self._events.trackers
+        self._batches.extend((trackers[partition], records) for partition, records in batches)
 
     async def _take_up(self, tracker: PartitionTracker, records: Sequence[Record]) -> None:
         metrics = self._metrics
@@ -292,7 +316,9 @@ class Engine:
                 try:
                     event = decode(record)
                 except InvalidEvent as error:
-                    self._refuse(record, tracker, error)
+                    tracker.track(offset, 1)
+                    metrics.invalid[error.reason] += 1
+                    self.refuse(record, tracker, error.reason, error.detail)
                 else:
                     wanted = self._registry.index.match(event.tenant, event.type)
                     tracker.track(offset, len(wanted))
@@ -319,39 +345,78 @@ class Engine:
             if tracker.lost:
                 return
 
-    def _refuse(self, record: Record, tracker: PartitionTracker, error: InvalidEvent) -> None:
-        """The record is no event: to the dead-letter topic with it, and on."""
+    def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
+        """The record can't be read: to the dead-letter topic with it, and on. Its offset owes that."""
         offset = record.offset
-        tracker.track(offset, 1)
-        self._metrics.invalid[error.reason] += 1
         log.warning(
             "invalid record",
             topic=record.topic,
             partition=record.partition,
             offset=offset,
-            reason=error.reason,
-            detail=error.detail,
+            reason=reason,
+            detail=detail,
         )
         headers = unreadable_headers(
             record.headers,
             topic=record.topic,
             partition=record.partition,
             offset=offset,
-            reason=error.reason,
-            detail=error.detail,
+            reason=reason,
+            detail=detail,
         )
-        size = len(record.value or b"")
-        self._count(size)
 
         def written() -> None:
             self._metrics.dead_letters["invalid"] += 1
+
+        self.pass_on(Message(self._dead_topic, record.value, record.key, headers), tracker, offset, written)
+
+    def pass_on(
+        self,
+        message: Message,
+        tracker: PartitionTracker,
+        offset: int,
+        written: Callable[[], None] | None = None,
+    ) -> None:
+        """Write a record of its own for an offset that owes nothing else; settled when the broker has it."""
+        size = len(message.value or b"")
+        self._count(size)
+
+        def settle() -> None:
+            if written is not None:
+                written()
             self._settled(tracker, offset, size)
 
-        self._outbox.put(Message(self._dead_topic, record.value, record.key, headers), written)
+        self._outbox.put(message, settle)
+
+    def has_room(self) -> bool:
+        """Whether what comes out of a retry topic may be taken up."""
+        return self._gate and self._in_flight < self._max_in_flight and self._bytes < self._max_bytes
+
+    def knows(self, subscription_id: str) -> bool:
+        """Whether the subscription is still there."""
+        return self._registry.index.get(subscription_id) is not None
+
+    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """A delivery has waited in the retry topics for all but the last of its wait."""
+        subscription = self._registry.index.get(letter.subscription_id)
+        if subscription is None:
+            self._count_dropped(letter.place, letter.event, letter.subscription_id, "deleted")
+            tracker.settle(offset)
+            return
+        delivery = Delivery(self, letter.event, subscription, tracker, offset)
+        delivery.place = letter.place
+        delivery.attempt = letter.attempt
+        delivery.first_attempt_ms = letter.first_attempt_ms
+        delivery.last_result = letter.last_result
+        delivery.parked = letter.parked
+        delivery.due = self._clock() + (letter.due - self._wall())
+        self._in_flight += 1
+        self._bytes += len(letter.event.body)
+        self._hold(delivery)
 
     async def _room(self) -> None:
         """Wait until there is room below the caps again, keeping the membership alive."""
-        consumer = self._consumer
+        consumer = self._events.consumer
         self._full = True
         self._has_room.clear()
         try:
@@ -508,14 +573,13 @@ class Engine:
             self._settle(delivery)  # whoever has the partition now delivers it
             return
         unix = self._wall()
-        # The whole wait is held in memory until the retry topics take over what is beyond the horizon.
         decision = decide(
             result,
             delivery.attempt,
             delivery.subscription.retry,
             unix,
             self._chance(),
-            float("inf"),
+            self._horizon,
         )
         match decision:
             case Delivered():
@@ -524,9 +588,13 @@ class Engine:
                 self._log_attempt(delivery, result, now, "retry", due)
                 if not counted:
                     delivery.attempt -= 1
-                delivery.last_result = result
+                delivery.last_result = describe(result)
+                delivery.parked = 0
                 delivery.due = now + (due - unix)
-                self._held[delivery] = self._timers.at(delivery.due, delivery.wake)
+                if type(decision) is Hold:
+                    self._hold(delivery)
+                else:
+                    self._hand_over(delivery, "retry")
             case DeadLetter(reason=reason):
                 self._log_attempt(delivery, result, now, "dead letter", None)
                 self._bury(delivery, reason, result)
@@ -537,25 +605,73 @@ class Engine:
             case _:
                 assert_never(decision)
 
+    def _hold(self, delivery: Delivery) -> None:
+        self._held[delivery] = self._timers.at(delivery.due, delivery.wake)
+
     def _wake(self, delivery: Delivery) -> None:
         del self._held[delivery]
         self._metrics.retries_due["memory"] += 1
         self._metrics.retry_lateness.observe(self._clock() - delivery.due)
         self._queue(delivery, urgent=True)
 
-    def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
-        """Write the dead letter; settled when the broker has it."""
-        tracker = delivery.tracker
+    def _hand_over(self, delivery: Delivery, reason: str) -> None:
+        """Let it wait in a retry topic until it is due; settled when the broker has it."""
+        unix = self._wall()
+        wait = delivery.due - self._clock()
         event = delivery.event
         headers = delivery_headers(
             event,
             delivery.subscription.id,
-            topic=tracker.topic,
-            partition=tracker.partition,
-            offset=delivery.offset,
+            delivery.origin,
             attempt=delivery.attempt,
             first_attempt_ms=delivery.first_attempt_ms,
-            last_result=result,
+            last_result=delivery.last_result,
+            reason=reason,
+            due=unix + wait,
+            parked=delivery.parked,
+        )
+        topic = self._tiers.choose(wait).topic
+        key = delivery.subscription.id.encode()
+        message = Message(topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
+        self._outbox.put(message, partial(self._settle, delivery))
+
+    def _limit_holding(self) -> None:
+        """Hand what is owed for longer than the limit to a tier, so that the commit moves on.
+
+        An attempt under way is let end; what comes of it is handed over next time.
+        """
+        now = self._clock()
+        trackers = [*self._events.trackers.values(), *self._returning.trackers.values()]
+        looks = [tracker.look(now, self._hold_limit) for tracker in trackers]  # each keeps time by it
+        if not any(looks):
+            return
+        overdue: list[Delivery] = []
+        for lane in self._lanes.values():
+            queued = lane.withdraw(_is_overdue)
+            for delivery in queued:
+                delivery.parked += 1
+                delivery.due = now + self._tiers.park_delay(delivery.parked)
+            self._queued -= len(queued)
+            overdue += queued
+        for delivery in [d for d in self._held if _is_overdue(d)]:
+            self._timers.cancel(self._held.pop(delivery))
+            overdue.append(delivery)
+        for delivery in overdue:
+            self._metrics.parked["hold_limit"] += 1
+            self._hand_over(delivery, "hold_limit")
+        if overdue:
+            log.warning("held for too long: handed to the retry topics", deliveries=len(overdue))
+
+    def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
+        """Write the dead letter; settled when the broker has it."""
+        event = delivery.event
+        headers = delivery_headers(
+            event,
+            delivery.subscription.id,
+            delivery.origin,
+            attempt=delivery.attempt,
+            first_attempt_ms=delivery.first_attempt_ms,
+            last_result=describe(result),
             reason=reason,
         )
 
@@ -569,15 +685,18 @@ class Engine:
 
     def _drop(self, delivery: Delivery, reason: str) -> None:
         """Its subscription is gone or doesn't take anything now."""
+        self._count_dropped(delivery.origin, delivery.event, delivery.subscription.id, reason)
+        self._settle(delivery)
+
+    def _count_dropped(self, place: Place, event: Event, subscription_id: str, reason: str) -> None:
         self._metrics.deliveries[f"dropped_{reason}"] += 1
         log.debug(
             "delivery dropped",
-            delivery_id=self._id_of(delivery),
-            event_id=delivery.event.id,
-            subscription_id=delivery.subscription.id,
+            delivery_id=delivery_id(*place, subscription_id),
+            event_id=event.id,
+            subscription_id=subscription_id,
             reason=reason,
         )
-        self._settle(delivery)
 
     def _settle(self, delivery: Delivery) -> None:
         self._settled(delivery.tracker, delivery.offset, len(delivery.event.body))
@@ -593,11 +712,6 @@ class Engine:
         if self._full:
             self._check_room()
 
-    @staticmethod
-    def _id_of(delivery: Delivery) -> str:
-        tracker = delivery.tracker
-        return delivery_id(tracker.topic, tracker.partition, delivery.offset, delivery.subscription.id)
-
     def _log_attempt(
         self, delivery: Delivery, result: Result, now: float, decision: str, due: float | None
     ) -> None:
@@ -605,7 +719,7 @@ class Engine:
         failed = decision != "delivered"
         (log.warning if failed else log.info)(
             "attempt failed" if failed else "attempt delivered",
-            delivery_id=self._id_of(delivery),
+            delivery_id=delivery_id(*delivery.origin, delivery.subscription.id),
             event_id=delivery.event.id,
             event_type=delivery.event.type,
             tenant=delivery.event.tenant,
@@ -618,43 +732,21 @@ class Engine:
             due=None if due is None else round(due, 3),
         )
 
-    # Commit and assignment.
+    # Commits, and partitions that come and go.
 
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
             now = self._clock()
-            for tracker in self._trackers.values():
-                tracker.observe(now)
-            await self._commit(self._trackers)
+            for intake in (self._events, self._returning):
+                intake.observe(now)
+                await intake.commit()
+            self._limit_holding()
 
-    async def _commit(self, partitions: Collection[TopicPartition]) -> None:
-        trackers = {p: tracker for p in partitions if (tracker := self._trackers.get(p)) is not None}
-        positions = {
-            p: Position(tracker.committable)
-            for p, tracker in trackers.items()
-            if tracker.committable > tracker.committed
-        }
-        if not positions:
-            return
-        try:
-            await self._consumer.commit(positions)
-        except CommitRefused as error:
-            self._metrics.commits["refused"] += 1
-            log.warning("commit refused: the partitions were reassigned", error=str(error))
-        except BrokerError as error:
-            # Nothing is lost by it: the next commit carries the same offsets, or later ones.
-            self._metrics.commits["failed"] += 1
-            log.warning("commit failed, trying again", error=str(error))
-        else:
-            self._metrics.commits["ok"] += 1
-            for partition, position in positions.items():
-                trackers[partition].committed = position.offset
-
-    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
-        """Partitions are about to move: end what is under way, start nothing, commit."""
-        log.info("partitions revoked", partitions=len(partitions))
+    async def before_revocation(self, intake: Intake) -> None:
+        """Partitions are about to move: let attempts end, start none."""
         self._gate = False
+        self._moving.add(intake)
         now = since = self._clock()
         deadline = now + _REVOKE_DRAIN
         fewest = self._attempting
@@ -664,39 +756,35 @@ class Engine:
             if self._attempting < fewest:
                 fewest = self._attempting
                 since = now
-        await self._commit(partitions)
-        # Should no assignment follow soon (the broker went away), deliveries go on without.
-        if self._gate_limit is not None:
-            self._timers.cancel(self._gate_limit)
-        self._gate_limit = self._timers.at(self._clock() + _GATE_LIMIT, self._open_gate)
 
-    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
-        """Keep the trackers of partitions that came back; give up those that went elsewhere."""
-        for partition in [p for p in self._trackers if p not in partitions]:
-            self._trackers.pop(partition).lost = True
-        for partition, position in partitions.items():
-            tracker = self._trackers.get(partition)
-            if tracker is not None and tracker.resume_at(position.offset):
-                tracker.committed = position.offset
-                continue
-            if tracker is not None:
-                tracker.lost = True
-            self._trackers[partition] = PartitionTracker(*partition, position.offset)
+    async def after_revocation(self, intake: Intake) -> None:
+        """Should no assignment follow soon (the broker went away), deliveries go on without."""
+        limit = self._gate_limits.pop(intake, None)
+        if limit is not None:
+            self._timers.cancel(limit)
+        self._gate_limits[intake] = self._timers.at(
+            self._clock() + _GATE_LIMIT, partial(self._open_gate, intake)
+        )
+
+    def after_assignment(self, intake: Intake) -> None:
+        """Forget what waited for partitions that are somebody else's now."""
         for delivery in [d for d in self._held if d.tracker.lost]:
             self._timers.cancel(self._held.pop(delivery))
             self._settle(delivery)
-        if self._full:
-            self._consumer.pause(partitions.keys())
-        self._metrics.rebalances += 1
-        self._assigned = True
-        log.info("partitions assigned", partitions=len(partitions))
-        self._open_gate()
+        if intake is self._events:
+            if self._full:
+                intake.consumer.pause(intake.trackers.keys())
+            self._metrics.rebalances += 1
+        else:
+            self._retries.reassigned()
+        self._open_gate(intake)
 
-    def _open_gate(self) -> None:
-        if self._gate_limit is not None:
-            self._timers.cancel(self._gate_limit)
-            self._gate_limit = None
-        if self._gate or self._closed:
+    def _open_gate(self, intake: Intake) -> None:
+        self._moving.discard(intake)
+        limit = self._gate_limits.pop(intake, None)
+        if limit is not None:
+            self._timers.cancel(limit)
+        if self._gate or self._moving or self._closed:
             return
         self._gate = True
         for lane in list(self._lanes.values()):
@@ -733,13 +821,12 @@ class Engine:
         reads("lanes", lambda: len(self._lanes))
         reads("outbox_waiting", lambda: len(self._outbox))
         reads("consumption_paused", lambda: self._full)
-        reads("partition_lag", lambda: {(p.topic, str(p.partition)): n for p, n in self._lag().items()})
+        reads("partition_lag", lambda: {**self._events.lag(), **self._returning.lag()})
         reads(
             "partition_held_seconds",
-            lambda: {(p.topic, str(p.partition)): tracker.held for p, tracker in self._trackers.items()},
+            lambda: {**self._events.held(), **self._returning.held()},
         )
 
-    def _lag(self) -> Mapping[TopicPartition, int]:
-        with contextlib.suppress(BrokerError):
-            return self._consumer.lag()
-        return {}
+
+def _is_overdue(delivery: Delivery) -> bool:
+    return delivery.offset < delivery.tracker.overdue_below

@@ -86,6 +86,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         ("outcome", "code_class"),
         "HTTP attempts: delivered, status (any other answer), or why there was no answer.",
     ),
+    "deliveries_parked_total": (
+        ("reason",),
+        "Deliveries written to a retry topic without an attempt: hold_limit (owed for too long).",
+    ),
     "retries_due_total": (
         ("level",),
         "Retries that fell due, by the level of the timing wheel they waited on.",
@@ -139,6 +143,7 @@ class Metrics:
         self.deliveries: defaultdict[str, int] = defaultdict(int)  # all outcomes but delivered
         self.attempts: defaultdict[Labels, int] = defaultdict(int)  # all but (delivered, 2xx)
         self.retries_due: defaultdict[str, int] = defaultdict(int)
+        self.parked: defaultdict[str, int] = defaultdict(int)
         self.dead_letters: defaultdict[str, int] = defaultdict(int)
         self.commits: defaultdict[str, int] = defaultdict(int)
         self.rebalances = 0
@@ -153,6 +158,7 @@ class Metrics:
             "events_skipped_total": lambda: _by_word(self.skipped),
             "deliveries_total": lambda: _by_word({**self.deliveries, "delivered": self.delivered}),
             "attempts_total": lambda: {**self.attempts, ("delivered", "2xx"): self.delivered},
+            "deliveries_parked_total": lambda: _by_word(self.parked),
             "retries_due_total": lambda: _by_word(self.retries_due),
             "dead_letters_total": lambda: _by_word(self.dead_letters),
             "commits_total": lambda: _by_word(self.commits),

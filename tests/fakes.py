@@ -33,8 +33,9 @@ from dispatcher.transport.base import Exchange
 class MemoryConsumer:
     """One member, which has every partition that `MemoryBroker.assign` gives it."""
 
-    def __init__(self, broker: MemoryBroker, listener: AssignmentListener) -> None:
+    def __init__(self, broker: MemoryBroker, topics: Collection[str], listener: AssignmentListener) -> None:
         self._broker = broker
+        self._topics = topics
         self._listener = listener
         self._positions: dict[TopicPartition, int] = {}
         self.paused: set[TopicPartition] = set()
@@ -43,7 +44,7 @@ class MemoryConsumer:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        await self.assign(self._broker.initial)
+        await self.assign(self._broker.partitions_of(self._topics))
 
     async def assign(self, partitions: Collection[TopicPartition]) -> None:
         """Rebalance as Kafka's eager protocol does: everything is revoked, pauses and positions are lost."""
@@ -143,8 +144,16 @@ class MemoryBroker:
     async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
         return []
 
-    def consumer(self, topics: Collection[str], group: str, listener: AssignmentListener) -> MemoryConsumer:
-        consumer = MemoryConsumer(self, listener)
+    def partitions_of(self, topics: Collection[str]) -> Sequence[TopicPartition]:
+        """The given ones, and one partition of every other topic."""
+        found = [p for p in self.initial if p.topic in topics]
+        named = {p.topic for p in self.initial}
+        return found + [TopicPartition(topic, 0) for topic in topics if topic not in named]
+
+    def consumer(
+        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+    ) -> MemoryConsumer:
+        consumer = MemoryConsumer(self, topics, listener)
         self.consumers.append(consumer)
         return consumer
 
@@ -153,9 +162,19 @@ class MemoryBroker:
         if self.produce_errors:
             raise self.produce_errors.pop(0)
         self.produced += messages
+        for message in messages:
+            log = self.log[TopicPartition(message.topic, 0)]
+            log.append(
+                StoredRecord(
+                    *(message.topic, 0, len(log), message.timestamp_ms or 0),
+                    *(message.key, message.value, message.headers),
+                )
+            )
+        self.changed.set()
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
-        return self.log[partition][offset]
+        log = self.log[partition]
+        return log[offset] if offset < len(log) else None
 
 
 Answer = Callable[[Origin, Exchange], tuple[float, Result] | None]

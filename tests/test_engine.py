@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,81 +15,14 @@ from dispatcher.broker.base import (
     Position,
     TopicPartition,
 )
-from dispatcher.core.netguard import Guard, Origin
+from dispatcher.core.netguard import Origin
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Index, Status
-from dispatcher.engine import Engine
-from dispatcher.metrics import Metrics
-from dispatcher.settings import DeliverySettings, Settings
 from dispatcher.tasks import Tasks
-from dispatcher.timers import Timers
-from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport, subscription
+from tests.fakes import FixedRegistry, MemoryBroker, subscription
+from tests.world import EVENTS, World, event, running, until
 
 pytestmark = [pytest.mark.looptime]
-
-EVENTS = TopicPartition("events", 0)
-
-
-def event(number: int, **fields: Any) -> bytes:
-    more = "".join(f', "{name}": "{value}"' for name, value in fields.items())
-    return f'{{"id": "evt_{number}", "type": "test.event"{more}}}'.encode()
-
-
-class World:
-    """An engine and everything around it."""
-
-    def __init__(self, registry: FixedRegistry, broker: MemoryBroker | None = None, **delivery: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self.broker = broker or MemoryBroker()
-        self.transport = ScriptedTransport()
-        self.registry = registry
-        self.metrics = Metrics()
-        self.failures: list[tuple[str, BaseException]] = []
-        settings = Settings(delivery=DeliverySettings(**delivery))
-        self.engine = Engine(
-            settings,
-            self.broker,
-            self.transport,  # type: ignore[arg-type] # keeps the port's rules
-            registry,  # type: ignore[arg-type] # likewise
-            Guard(("127.0.0.0/8",), https_only=False),
-            self.metrics,
-            Timers(loop),
-            on_failure=lambda task, error: self.failures.append((task, error)),
-            chance=lambda: 0.5,
-            wall=lambda: 1_000_000.0 + loop.time(),
-        )
-
-    @property
-    def committed(self) -> int | None:
-        return self.broker.committed.get(EVENTS)
-
-    def dead(self) -> list[dict[str, str]]:
-        return [
-            {name: value.decode() for name, value in message.headers}
-            for message in self.broker.produced
-            if message.topic == "dispatcher.dead"
-        ]
-
-    def value(self, name: str, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(f"dispatcher_{name}", labels)
-
-
-@asynccontextmanager
-async def running(*args: Any, **kwargs: Any) -> AsyncIterator[World]:
-    world = World(*args, **kwargs)
-    world.engine.start()
-    try:
-        yield world
-        assert not world.failures
-    finally:
-        await world.engine.stop(0)
-        await world.transport.close()
-
-
-async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 async def test_an_event_reaches_every_subscription_that_wants_it_and_its_offset_is_committed() -> None:
@@ -142,7 +74,7 @@ async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_sa
         answers: Iterator[Result] = iter([Response(500), Failure(Reason.TIMEOUT), Response(200)])
         world.transport.answer = lambda *_: (0.0, next(answers))
         world.broker.append(event(1))
-        await until(lambda: world.committed == 1, within=400)
+        await until(lambda: len(world.transport.sent) == 3, within=400)
         times = [time for time, _, _ in world.transport.sent]
         assert times[1] - times[0] == pytest.approx(5.0, abs=0.1)
         assert times[2] - times[1] == pytest.approx(300.0, abs=0.1)
@@ -154,7 +86,7 @@ async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_sa
 
 
 async def test_a_delivery_given_up_is_in_the_dead_letter_topic_before_its_offset_is_committed() -> None:
-    async with running(FixedRegistry(subscription())) as world:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf(5.0, 20.0)))) as world:
         world.transport.answer = lambda *_: (0.0, Response(503))
         world.broker.append(event(1, tenant="acme"))
         await until(lambda: world.committed == 1, within=400)
@@ -577,11 +509,11 @@ async def test_records_polled_before_their_partition_left_and_came_back_do_not_p
 async def test_room_that_comes_right_after_a_rebalance_is_used() -> None:
     async with running(FixedRegistry(subscription()), max_in_flight=20) as world:
         await asyncio.sleep(0.1)
-        await world.engine.on_revoked([EVENTS])
+        await world.engine._events.on_revoked([EVENTS])
         for number in range(100):
             world.broker.append(event(number))
         await until(lambda: world.value("consumption_paused") == 1)
-        await world.engine.on_assigned({EVENTS: Position(0)})
+        await world.engine._events.on_assigned({EVENTS: Position(0)})
         await until(lambda: world.committed == 100)
         assert world.broker.consumers[0].paused == set()
 
@@ -629,11 +561,11 @@ async def test_stopping_in_the_middle_of_a_rebalance_still_drains() -> None:
     for number in range(10):
         world.broker.append(event(number))
     await until(lambda: len(world.transport.sent) >= 1)
-    await world.engine.on_revoked([EVENTS])
+    await world.engine._events.on_revoked([EVENTS])
     stopping = Tasks().start(world.engine.stop(20), "stop")
     await asyncio.sleep(0.1)
     started = asyncio.get_running_loop().time()
-    await world.engine.on_assigned({EVENTS: Position(world.committed or 0)})
+    await world.engine._events.on_assigned({EVENTS: Position(world.committed or 0)})
     await stopping
     assert asyncio.get_running_loop().time() - started < 2
     assert world.committed == 10
@@ -644,7 +576,7 @@ async def test_the_time_limit_of_one_rebalance_does_not_end_the_next_one() -> No
         await asyncio.sleep(0.1)
         await world.broker.consumers[0].assign([EVENTS])
         await asyncio.sleep(9)
-        await world.engine.on_revoked([EVENTS])
+        await world.engine._events.on_revoked([EVENTS])
         await asyncio.sleep(2)
         world.broker.append(event(1))
         await asyncio.sleep(2)

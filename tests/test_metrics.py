@@ -12,7 +12,7 @@ from dispatcher.metrics import Histogram, Metrics
 NAMED = {
     "events_consumed_total", "events_unmatched_total", "events_invalid_total", "deliveries_total",
     "attempts_total", "attempt_duration_seconds", "delivery_latency_seconds", "deliveries_in_flight",
-    "deliveries_queued", "deliveries_held", "retries_due_total", "retry_lateness_seconds",
+    "deliveries_queued", "deliveries_held", "deliveries_parked_total", "retries_due_total", "retry_lateness_seconds",
     "dead_letters_total", "lanes", "connections", "connections_opened_total", "partition_lag",
     "partition_held_seconds", "commits_total", "rebalances_total", "subscriptions",
     "registry_reloads_total", "event_loop_lag_seconds", "build_info",

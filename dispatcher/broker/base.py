@@ -203,7 +203,14 @@ class Broker(Protocol):
     async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
         """Every topic that isn't the broker's own, with the group's committed offsets."""
 
-    def consumer(self, topics: Collection[str], group: str, listener: AssignmentListener) -> Consumer: ...
+    def consumer(
+        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+    ) -> Consumer:
+        """A member of `group`, not started yet.
+
+        `own` is for topics that the dispatcher itself writes: a group without commits begins at their first
+        record whatever `kafka.offset_reset` says, and a resumed partition is read again at once.
+        """
 
     async def produce(self, messages: Sequence[Message]) -> None:
         """Write all of them durably, batched; order is kept within a partition of one call."""

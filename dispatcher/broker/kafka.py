@@ -204,8 +204,10 @@ class KafkaBroker:
         await self._drop_reader()
         await self._drop_admin()
 
-    def consumer(self, topics: Collection[str], group: str, listener: AssignmentListener) -> KafkaConsumer:
-        consumer = KafkaConsumer(self, topics, group, listener)
+    def consumer(
+        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+    ) -> KafkaConsumer:
+        consumer = KafkaConsumer(self, topics, group, listener, own=own)
         self._consumers.add(consumer)
         return consumer
 

@@ -60,6 +60,7 @@ from dispatcher.tasks import Tasks
 log = structlog.get_logger(__name__)
 
 _STOP_TIMEOUT = 5.0
+_OWN_FETCH_WAIT = 0.1  # seconds
 _NEVER_MS = 2**31 - 1
 
 
@@ -99,11 +100,21 @@ class KafkaConsumer:
     """A member of a group."""
 
     def __init__(
-        self, cluster: Cluster, topics: Collection[str], group: str, listener: AssignmentListener
+        self,
+        cluster: Cluster,
+        topics: Collection[str],
+        group: str,
+        listener: AssignmentListener,
+        *,
+        own: bool = False,
     ) -> None:
         self.group = group
         self._cluster = cluster
-        self._settings = cluster.settings
+        self._settings = settings = cluster.settings
+        if own:
+            # One fetch is in flight per broker, and a partition that is resumed waits for its end.
+            wait = min(settings.fetch_max_wait, _OWN_FETCH_WAIT)
+            self._settings = settings.model_copy(update={"offset_reset": "earliest", "fetch_max_wait": wait})
         self._topics = sorted(topics)
         self._owner = Owner(group, listener)
         self._tasks = Tasks()

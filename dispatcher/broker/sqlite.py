@@ -160,8 +160,10 @@ class SqliteBroker:
             return batch.records[0]
         return None
 
-    def consumer(self, topics: Collection[str], group: str, listener: AssignmentListener) -> SqliteConsumer:
-        return SqliteConsumer(self._groups, self._store, topics, group, listener)
+    def consumer(
+        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+    ) -> SqliteConsumer:
+        return SqliteConsumer(self._groups, self._store, topics, group, listener, own=own)
 
     # Retention and compaction.
 

@@ -135,7 +135,10 @@ class Groups:
         members = [(member, member.topics) for member in group.members if not member.revoking]
         sizes = {name: len(topic.partitions) for name, topic in self._store.topics.items()}
         await asyncio.gather(
-            *(member.take(self._starts(share, committed)) for member, share in assign(members, sizes))
+            *(
+                member.take(self._starts(share, committed, from_latest=self._from_latest and not member.own))
+                for member, share in assign(members, sizes)
+            )
         )
 
     async def _revoke_all(self, group: _Group) -> None:
@@ -165,13 +168,13 @@ class Groups:
                 self._change(group)
 
     def _starts(
-        self, share: Iterable[TopicPartition], committed: Mapping[int, Position]
+        self, share: Iterable[TopicPartition], committed: Mapping[int, Position], *, from_latest: bool
     ) -> dict[Partition, Position]:
         starts = {}
         for name, number in share:
             partition = self._store.topics[name].partitions[number]
             starts[partition] = start_of(
-                committed.get(partition.id), partition.start, partition.end, from_latest=self._from_latest
+                committed.get(partition.id), partition.start, partition.end, from_latest=from_latest
             )
         return starts
 
@@ -180,10 +183,18 @@ class SqliteConsumer:
     """A member of a group."""
 
     def __init__(
-        self, groups: Groups, store: Store, topics: Collection[str], group: str, listener: AssignmentListener
+        self,
+        groups: Groups,
+        store: Store,
+        topics: Collection[str],
+        group: str,
+        listener: AssignmentListener,
+        *,
+        own: bool = False,
     ) -> None:
         self.topics = frozenset(topics)
         self.group = group
+        self.own = own  # the dispatcher's own topics: their readers begin at the first record
         self.revoking = False
         self.late = False
         self._groups = groups

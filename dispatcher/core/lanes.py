@@ -23,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -100,6 +101,24 @@ class Lane(Generic[T]):
                 self._turns.append(share)
         elif share.in_flight == 0:
             del self._shares[share.key]
+
+    def withdraw(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Take out of the queue what is `unwanted`, in the order it would have been served within each share."""
+        withdrawn: list[T] = []
+        for share in list(self._shares.values()):
+            found = [item for item in share.queue if unwanted(item)]
+            if not found:
+                continue
+            withdrawn += found
+            share.queue = deque(item for item in share.queue if not unwanted(item))
+            if not share.queue:
+                if share._waiting_turn:
+                    share._waiting_turn = False
+                    self._turns.remove(share)
+                if share.in_flight == 0:
+                    del self._shares[share.key]
+        self.queued -= len(withdrawn)
+        return withdrawn
 
     @property
     def empty(self) -> bool:

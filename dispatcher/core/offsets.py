@@ -21,11 +21,14 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
+
 
 class PartitionTracker:
     """The offsets of one assigned partition. Owned by the engine."""
 
     __slots__ = (
+        "_marks",
         "_next",
         "_owed",
         "_stuck_at",
@@ -33,6 +36,7 @@ class PartitionTracker:
         "committed",
         "held",
         "lost",
+        "overdue_below",
         "partition",
         "topic",
     )
@@ -47,6 +51,11 @@ class PartitionTracker:
         self.lost = False
         self._stuck_at = start
         self._stuck_since: float | None = None
+        self._marks: deque[tuple[int, float]] = (
+            deque()
+        )  # (next offset, when) of each `look` that saw new ones
+        self.overdue_below = start
+        """Whatever is owed below this has been owed for longer than the limit given to `look`."""
         self.held = 0.0
         """Seconds for which the lowest owed offset has not moved."""
 
@@ -94,6 +103,18 @@ class PartitionTracker:
         is needed: somebody else has gone further, or the offsets were rewound.
         """
         return self.committed <= position <= self._next
+
+    def look(self, now: float, limit: float) -> bool:
+        """Move `overdue_below` to what was tracked `limit` seconds before `now`; whether any of it is still owed.
+
+        Called regularly: the time of tracking is known as exactly as that, at no cost per offset.
+        """
+        marks = self._marks
+        if not marks or marks[-1][0] != self._next:
+            marks.append((self._next, now))
+        while marks and marks[0][1] <= now - limit:
+            self.overdue_below = marks.popleft()[0]
+        return self.committable < self.overdue_below
 
     def observe(self, now: float) -> None:
         """Keep `held` current; called every second or so, with seconds of any one clock."""

@@ -170,11 +170,17 @@ class Member:
     """A consumer with its listener; checks with every poll that nothing comes of what isn't assigned."""
 
     def __init__(
-        self, broker: Broker, topics: Collection[str], group: str, listener: Listener | None = None
+        self,
+        broker: Broker,
+        topics: Collection[str],
+        group: str,
+        listener: Listener | None = None,
+        *,
+        own: bool = False,
     ) -> None:
         self.listener = listener or Listener()
         port: AssignmentListener = self.listener
-        self.consumer: Consumer = broker.consumer(topics, group, port)
+        self.consumer: Consumer = broker.consumer(topics, group, port, own=own)
         self.records: defaultdict[TopicPartition, list[Record]] = defaultdict(list)
 
     async def poll(self, timeout: float = 0.2, limit: int = 1000) -> int:

@@ -393,6 +393,17 @@ async def test_a_new_group_may_start_at_the_end(backend: Backend) -> None:
     assert numbers(member.values) == [3]
 
 
+async def test_what_the_dispatcher_wrote_itself_is_read_from_its_beginning(backend: Backend) -> None:
+    settings = backend.settings.model_copy(update={"offset_reset": "latest"})
+    broker = await backend.connect(settings)
+    topic = await backend.topic(broker)
+    await broker.produce(numbered(topic, 3))
+    member = Member(broker, [topic], backend.unique("group"), own=True)
+    await member.consumer.start()
+    assert member.listener.starts[TopicPartition(topic, 0)] == Position(0)
+    await member.poll_for(3)
+
+
 async def test_reading_goes_on_at_the_committed_offset_with_its_metadata(backend: Backend) -> None:
     broker = await backend.connect()
     topic = await backend.topic(broker)

@@ -8,6 +8,12 @@ from dispatcher.broker.base import PartitionInfo
 from dispatcher.commands.topics import lag
 from tests.commands import console
 
+NEEDED = (
+    "events",
+    *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h")),
+    "dispatcher.dead",
+)
+
 
 def rows(output: str) -> list[list[str]]:
     return [cells for line in output.splitlines() if len(cells := line.split()) == 6 and cells[-1] != "lag"]
@@ -16,13 +22,13 @@ def rows(output: str) -> list[list[str]]:
 def test_missing_topics_are_named_and_made_on_demand(tmp_path: Path) -> None:
     before = console.dispatcher("topics", cwd=tmp_path)
     assert before.returncode == 1
-    assert before.stderr == "Error: missing: events, dispatcher.dead; dispatcher topics --create makes them\n"
+    assert before.stderr == f"Error: missing: {', '.join(NEEDED)}; dispatcher topics --create makes them\n"
     created = console.dispatcher("topics", "--create", cwd=tmp_path)
     assert created.returncode == 0
-    assert created.stderr == "created events\ncreated dispatcher.dead\n"
+    assert created.stderr == "".join(f"created {name}\n" for name in NEEDED)
     after = console.dispatcher("topics", cwd=tmp_path)
     assert after.returncode == 0
-    assert {row[0] for row in rows(after.stdout)} == {"dispatcher.dead", "events"}
+    assert {row[0] for row in rows(after.stdout)} == set(NEEDED)
 
 
 def test_what_was_published_is_shown_as_lag(tmp_path: Path) -> None:

@@ -60,6 +60,14 @@ class LaneAgainstModel(RuleBasedStateMachine):
             _, share = self.flying.pop(index)
             self.lane.release(share)
 
+    @rule(rest=st.integers(0, 3))
+    def withdraw(self, rest: int) -> None:
+        withdrawn = self.lane.withdraw(lambda item: item[1] % 3 == rest or rest == 3)
+        for key in KEYS:
+            expected = [number for number in self.queues[key] if number % 3 == rest or rest == 3]
+            assert [number for found, number in withdrawn if found == key] == expected
+            self.queues[key] = deque(number for number in self.queues[key] if number not in expected)
+
     @invariant()
     def counts_hold(self) -> None:
         if hasattr(self, "lane"):

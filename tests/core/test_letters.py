@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import pytest
 from hypothesis import given, strategies as st
 
+from dispatcher.broker.base import StoredRecord
 from dispatcher.core.events import Event
-from dispatcher.core.letters import delivery_headers, delivery_id, describe, unreadable_headers
+from dispatcher.core.letters import (
+    InvalidLetter,
+    Place,
+    delivery_headers,
+    delivery_id,
+    describe,
+    read_letter,
+    unreadable_headers,
+)
 from dispatcher.core.results import Failure, Reason, Response
 
 
@@ -22,8 +34,8 @@ def test_a_dead_letter_says_whose_it_is_how_far_it_got_and_where_it_came_from() 
     event = Event("evt_1", "a.b", "acme", b"{}", 5, b"Content-Type: application/json\r\n")
     headers = dict(
         delivery_headers(
-            event, "sub_1", topic="events", partition=2, offset=9, attempt=4, first_attempt_ms=1000,
-            last_result=Failure(Reason.TIMEOUT, "no answer"), reason="exhausted",
+            event, "sub_1", Place("events", 2, 9), attempt=4, first_attempt_ms=1000,
+            last_result="timeout: no answer", reason="exhausted",
         )
     )  # fmt: skip
     assert headers == {
@@ -36,11 +48,101 @@ def test_a_dead_letter_says_whose_it_is_how_far_it_got_and_where_it_came_from() 
         "topic": b"events",
         "partition": b"2",
         "offset": b"9",
+        "timestamp_ms": b"5",
+        "occurred_ms": b"5",
         "event_id": b"evt_1",
         "event_type": b"a.b",
         "tenant": b"acme",
         "head": b"Content-Type: application/json\r\n",
     }
+
+
+_EVENT = Event(
+    "evt_1", "a.b", "acme", b"{}", 5, b"Content-Type: application/json\r\n", "1970-01-01T00:00:01Z"
+)
+
+
+def _record(value: bytes | None = b"{}", **changed: bytes | None) -> StoredRecord:
+    """A retry record of `_EVENT`; None takes a header away."""
+    headers = dict(
+        delivery_headers(
+            _EVENT, "sub_1", Place("events", 2, 9), attempt=4, first_attempt_ms=1000,
+            last_result="status 503", reason="retry", due=1_800_000_000.1234,
+        )
+    )  # fmt: skip
+    return StoredRecord("dispatcher.retry.30s", 0, 0, 7, None, value, list({**headers, **changed}.items()))
+
+
+def test_a_delivery_comes_back_from_a_retry_topic_as_it_went_there() -> None:
+    letter = read_letter(_record())
+    event = letter.event
+    assert (event.id, event.type, event.tenant, event.body) == ("evt_1", "a.b", "acme", b"{}")
+    assert event.head == _EVENT.head
+    assert event.timestamp_ms == 5, (
+        "the record's timestamp is the origin's, so that latency counts from there"
+    )
+    assert event.occurred_ms == 1000, "thin payloads tell the event's own time"
+    assert letter.place == ("events", 2, 9)
+    assert (letter.subscription_id, letter.attempt, letter.first_attempt_ms) == ("sub_1", 4, 1000)
+    assert letter.due == 1_800_000_000.123
+    assert letter.last_result == "status 503"
+    assert not letter.omitted
+
+
+def test_what_was_never_attempted_and_has_no_time_comes_back_too() -> None:
+    event = Event("evt_1", "a.b", None, b"", -1, b"Content-Type: a/b\r\n")
+    headers = delivery_headers(
+        event, "sub_1", Place("events", 0, 0), attempt=0, first_attempt_ms=None, last_result=None,
+        reason="retry", due=1.0,
+    )  # fmt: skip
+    letter = read_letter(StoredRecord("r", 0, 0, 7, None, b"", headers))
+    assert letter.event.timestamp_ms == letter.event.occurred_ms == -1
+    assert letter.event.tenant is None
+    assert letter.first_attempt_ms is None
+    assert letter.last_result is None
+
+
+def test_a_body_that_was_omitted_is_put_back_without_losing_anything_else() -> None:
+    letter = read_letter(_record(b"", omitted=b"2 bytes"))
+    assert letter.omitted
+    whole = letter.with_body(b"{}")
+    assert not whole.omitted
+    assert whole.event.body == b"{}"
+    assert whole.event.occurred_ms == 1000
+    assert (whole.attempt, whole.due, whole.place) == (letter.attempt, letter.due, letter.place)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({name: None} for name in ("subscription_id", "attempt", "due_ms", "topic", "partition", "offset",
+                                    "event_id", "event_type", "head")),
+        {"value": None},
+        {"subscription_id": b"sub 1"},
+        {"subscription_id": b"\xff"},
+        {"attempt": b"-1"},
+        {"attempt": "\u0661".encode()},
+        {"due_ms": b"9" * 16},
+        {"due_ms": b""},
+        {"first_attempt_ms": b"soon"},
+        {"event_id": b"evt 1"},
+        {"event_id": b"x\r\nX-Evil: 1"},
+        {"event_type": b"a..b"},
+        {"tenant": b"*"},
+        {"head": b"Content-Type: a/b\r\nX-Evil: 1\r\n"},
+        {"head": b"Content-Type: a/b\r\n\r\nGET / HTTP/1.1\r\n"},
+        {"head": b""},
+    ],
+)  # fmt: skip
+def test_of_a_retry_record_nothing_is_believed(changed: dict[str, bytes | None]) -> None:
+    with pytest.raises(InvalidLetter):
+        read_letter(_record(**changed))
+
+
+@given(st.none() | st.binary(), st.lists(st.tuples(st.text(), st.none() | st.binary())))
+def test_any_record_is_read_or_refused(value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
+    with contextlib.suppress(InvalidLetter):
+        read_letter(StoredRecord("r", 0, 0, 7, None, value, headers))
 
 
 def test_results_are_described_in_one_line() -> None:

@@ -89,6 +89,21 @@ def test_a_partition_that_comes_back_keeps_its_tracker_only_while_it_describes_i
     assert partition.resume_at(position) is goes_on
 
 
+def test_what_is_owed_for_longer_than_the_limit_is_known_by_looking_regularly() -> None:
+    partition = tracker(5)
+    assert not partition.look(0.0, 60.0)
+    for second in range(1, 100):
+        partition.track(4 + second, 1)
+        overdue = partition.look(float(second), 60.0)
+        assert overdue is (second > 60)
+        assert partition.overdue_below == max(5, 5 + second - 60)
+    for offset in range(5, 50):
+        partition.settle(offset)
+    assert not partition.look(100.0, 60.0), "what was owed for too long has been settled"
+    assert partition.look(200.0, 60.0)
+    assert partition.overdue_below == partition.next
+
+
 def test_held_counts_from_when_the_lowest_offset_was_first_seen_stuck() -> None:
     partition = tracker()
 

@@ -1,0 +1,99 @@
+"""Retries by way of the tiers: a real broker, a real process, short tiers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from aiohttp import web
+
+from tests.e2e.daemon import Endpoint, envelope, eventually
+from tests.e2e.test_delivery import Stage, broker_url, everything, stage
+
+__all__ = ["broker_url", "stage"]
+
+SHORT: dict[str, Any] = {"tiers": ["1s", "2s"], "horizon": "1s", "hold_limit": "10s"}
+# Kafka gives the partitions of a killed member to the next one when its session is over.
+QUICK: dict[str, Any] = {"session_timeout": "6s", "heartbeat_interval": "1s"}
+
+
+async def test_what_failed_waits_in_the_tiers_and_comes_when_it_is_due(stage: Stage) -> None:
+    times: dict[str, list[float]] = {}
+
+    async def second_time_lucky(request: web.Request) -> web.Response:
+        seen = times.setdefault(request.headers["webhook-id"], [])
+        seen.append(time.monotonic())
+        return web.Response(status=200 if len(seen) == 2 else 503)
+
+    async with Endpoint(second_time_lucky) as endpoint:
+        events = dict(envelope(number, size=100) for number in range(200))
+        daemon = stage.make([everything(endpoint, retry={"schedule": ["7s"], "jitter": 0})], retry=SHORT)
+        await stage.publish(list(events.values()))
+        await daemon.start()
+        await eventually(lambda: sum(len(seen) == 2 for seen in times.values()) == 200, within=60)
+        assert all(second - first >= 6.99 for first, second in times.values())
+        assert {body for _, _, body in endpoint.requests} == set(events.values())
+        assert await daemon.metric("retries_due_total", 'level="2s"') >= 200
+        await asyncio.sleep(1.5)
+        assert await daemon.metric("deliveries_in_flight") == 0
+        assert await daemon.stop() == 0
+        assert endpoint.ids.total() == 400
+
+
+async def test_kill_9_with_retries_pending_loses_none_and_starts_none_anew(stage: Stage) -> None:
+    failing = True
+    attempts: dict[str, int] = {}
+
+    async def recovers(request: web.Request) -> web.Response:
+        id_ = request.headers["webhook-id"]
+        attempts[id_] = attempts.get(id_, 0) + 1
+        return web.Response(status=503 if failing else 200)
+
+    async with Endpoint(recovers) as endpoint:
+        events = dict(envelope(number) for number in range(300))
+        daemon = stage.make(
+            [everything(endpoint, retry={"schedule": ["4s"] * 20, "jitter": 0.2})], retry=SHORT, kafka=QUICK
+        )
+        await stage.publish(list(events.values()))
+        await daemon.start()
+        await eventually(lambda: len(attempts) == 300, within=60)
+        async with asyncio.timeout(60):
+            while await daemon.metric("deliveries_in_flight") > 200:  # the others wait in a tier
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(1.5)
+        for _ in range(2):
+            await daemon.kill()
+            await daemon.start()
+            await asyncio.sleep(3)
+        failing = False
+        done = set(endpoint.ids)
+        answered = endpoint.ids.copy()
+        await eventually(lambda: all(endpoint.ids[id_] > answered[id_] for id_ in done), within=90)
+        await asyncio.sleep(2)
+        assert await daemon.metric("events_consumed_total", f'topic="{stage.topic}"') == 0, (
+            "the events themselves were committed long ago"
+        )
+        assert await daemon.stop() == 0
+        lines = daemon.log_lines("attempt failed")
+        assert max(line["attempt"] for line in lines) >= 3, "attempts go on counting"
+
+
+async def test_a_delivery_given_up_after_tiers_tells_all_its_attempts(stage: Stage) -> None:
+    async def refuse(_request: web.Request) -> web.Response:
+        return web.Response(status=500)
+
+    async with Endpoint(refuse) as endpoint:
+        daemon = stage.make(
+            [everything(endpoint, retry={"schedule": ["2s", "3s"], "jitter": 0})], retry=SHORT
+        )
+        _, value = envelope(1)
+        await stage.publish([value])
+        await daemon.start()
+        async with asyncio.timeout(60):
+            while not await daemon.metric("dead_letters_total", 'reason="exhausted"'):
+                await asyncio.sleep(0.1)
+        assert await daemon.stop() == 0
+        assert len(endpoint.requests) == 3
+        assert [line["attempt"] for line in daemon.log_lines("attempt failed")] == [1, 2, 3]
+        assert len({line["delivery_id"] for line in daemon.log_lines("attempt failed")}) == 1

@@ -1,0 +1,91 @@
+"""An engine on virtual time, between a broker and a transport that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dispatcher.broker.base import TopicPartition
+from dispatcher.core.netguard import Guard
+from dispatcher.engine import Engine
+from dispatcher.metrics import Metrics
+from dispatcher.settings import DeliverySettings, RetrySettings, Settings
+from dispatcher.timers import Timers
+from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport
+
+EVENTS = TopicPartition("events", 0)
+
+
+def event(number: int, **fields: Any) -> bytes:
+    more = "".join(f', "{name}": "{value}"' for name, value in fields.items())
+    return f'{{"id": "evt_{number}", "type": "test.event"{more}}}'.encode()
+
+
+class World:
+    """An engine and everything around it."""
+
+    def __init__(
+        self,
+        registry: FixedRegistry,
+        broker: MemoryBroker | None = None,
+        *,
+        retry: RetrySettings | None = None,
+        **delivery: Any,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.broker = broker or MemoryBroker()
+        self.transport = ScriptedTransport()
+        self.registry = registry
+        self.metrics = Metrics()
+        self.failures: list[tuple[str, BaseException]] = []
+        settings = Settings(delivery=DeliverySettings(**delivery), retry=retry or RetrySettings())
+        self.engine = Engine(
+            settings,
+            self.broker,
+            self.transport,  # type: ignore[arg-type] # keeps the port's rules
+            registry,  # type: ignore[arg-type] # likewise
+            Guard(("127.0.0.0/8",), https_only=False),
+            self.metrics,
+            Timers(loop),
+            on_failure=lambda task, error: self.failures.append((task, error)),
+            chance=lambda: 0.5,
+            wall=lambda: 1_000_000.0 + loop.time(),
+        )
+
+    @property
+    def committed(self) -> int | None:
+        return self.broker.committed.get(EVENTS)
+
+    def written(self, topic: str) -> list[dict[str, str]]:
+        """The headers of what was produced to a topic."""
+        return [
+            {name: value.decode() for name, value in message.headers}
+            for message in self.broker.produced
+            if message.topic == topic
+        ]
+
+    def dead(self) -> list[dict[str, str]]:
+        return self.written("dispatcher.dead")
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"dispatcher_{name}", labels)
+
+
+@asynccontextmanager
+async def running(*args: Any, **kwargs: Any) -> AsyncIterator[World]:
+    world = World(*args, **kwargs)
+    world.engine.start()
+    try:
+        yield world
+        assert not world.failures
+    finally:
+        await world.engine.stop(0)
+        await world.transport.close()
+
+
+async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.05)
