@@ -59,7 +59,7 @@ from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide
 from dispatcher.core.request import build, retarget
 from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Status, Subscription
+from dispatcher.core.subscriptions import EVERY_TENANT, Status, Subscription
 from dispatcher.core.tiers import Tiers
 from dispatcher.core.wheel import Entry
 from dispatcher.intake import Intake
@@ -399,7 +399,8 @@ class Engine:
     def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
         """A delivery has waited in the retry topics for all but the last of its wait."""
         subscription = self._registry.index.get(letter.subscription_id)
-        if subscription is None:
+        if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
+            # Deleted, or an id that went to another tenant meanwhile.
             self._count_dropped(letter.place, letter.event, letter.subscription_id, "deleted")
             tracker.settle(offset)
             return

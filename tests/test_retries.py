@@ -13,7 +13,7 @@ from dispatcher.core.events import Event
 from dispatcher.core.letters import Place, delivery_headers
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Status
+from dispatcher.core.subscriptions import Index, Status
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, World, event, running, until
 
@@ -180,6 +180,16 @@ async def test_a_retry_for_a_subscription_that_was_deleted_meanwhile_is_dropped_
         await until(lambda: world.value("deliveries_total", outcome="dropped_deleted") == 1, within=200)
         assert world.transport.sent == []
         assert world.value("deliveries_in_flight") == 0
+
+
+async def test_a_retry_is_not_sent_to_another_tenant_that_got_the_subscription_id() -> None:
+    async with running(patient(100.0)) as world:
+        world.transport.answer = lambda *_: (0.0, Response(500))
+        world.broker.append(event(1, tenant="acme"))
+        await until(lambda: world.committed == 1)
+        world.registry.index = Index([subscription(tenant="globex", url="http://globex.test/")])
+        await until(lambda: world.value("deliveries_total", outcome="dropped_deleted") == 1, within=200)
+        assert [origin.host for _, origin, _ in world.transport.sent] == ["endpoint.test"]
 
 
 async def test_a_record_of_a_tier_that_cannot_be_read_is_dead_lettered_and_blocks_nothing() -> None:
