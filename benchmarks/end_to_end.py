@@ -77,8 +77,9 @@ TYPES: Final = (
     "ping",
 )
 
-# What issue 2 holds the daemon to.
+# What the daemon is held to.
 _RATE: Final = 15_000.0
+_RATE_EMBEDDED: Final = 8_000.0
 _RATIO: Final = 0.15
 _RSS: Final = 300 << 20
 
@@ -355,9 +356,9 @@ def check_once(broker: str, folder: Path, ids: set[str]) -> str:
 
 
 def measure(
-    title: str, command: str, broker: str, *, count: int, runs: int, targets: bool, profile: bool, quick: bool
+    title: str, command: str, broker: str, *, count: int, runs: int, least: float, profile: bool, quick: bool
 ) -> Section:
-    """Load, check, measure. `targets` are those with Kafka."""
+    """Load, check, measure. `least` deliveries a second are wanted."""
     require("nginx", "wrk", "taskset")
     section = Section(title, command)
     seen = Profile(title) if profile else None
@@ -394,7 +395,7 @@ def measure(
     rates, ratios = sorted(compared.rates), sorted(compared.ratios)
     middle = len(rates) // 2
     peak = max(run.rss for run in all_runs)
-    row("deliveries/s", spread(compared.rates), f">= {_RATE:,.0f}", rates[middle] >= _RATE)
+    row("deliveries/s", spread(compared.rates), f">= {least:,.0f}", rates[middle] >= least)
     row(
         "share of wrk's requests/s",
         spread(compared.ratios, two_digits),
@@ -436,7 +437,7 @@ def run(
             url,
             count=count or (40_000 if quick else EVENTS),
             runs=runs or (1 if quick else 5),
-            targets=True,
+            least=_RATE,
             profile=profile,
             quick=quick,
         )
@@ -453,7 +454,7 @@ def run_embedded(
             f"sqlite:///{folder}/log.db",
             count=count or (20_000 if quick else EVENTS // 2),
             runs=runs or (1 if quick else 5),
-            targets=False,
+            least=_RATE_EMBEDDED,
             profile=profile,
             quick=quick,
         )
