@@ -388,7 +388,7 @@ def measure(
         table.add(
             what,
             figure,
-            wanted if not targets or holds is None else f"{wanted} {'✓' if holds else '✗ missed'}",
+            wanted if holds is None else f"{wanted} {'✓' if holds else '✗ missed'}",
         )
 
     all_runs = compared.seen
