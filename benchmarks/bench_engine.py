@@ -214,6 +214,7 @@ async def _exchange(rounds: int, count: int) -> float:
         begin = time.thread_time()
         for _ in range(count):
             pool.idle.pop().start(exchange)
+            connection.write_now()
             connection.data_received(ANSWER)
         taken.append((time.thread_time() - begin) / count)
     assert exchange.answered == rounds * count + 1

@@ -118,6 +118,9 @@ class SecureConnection(Connection):
                 if not data:
                     self._ended(None)
                     return
+                if self._unwritten:
+                    self._stale()
+                    return
                 if self._complete:
                     self._keep = False
                     break

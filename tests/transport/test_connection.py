@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from dispatcher.core.results import Failure, Reason, Response
@@ -249,3 +250,69 @@ def test_keep_alive_grants_are_read() -> None:
     assert keep_alive(b'max=3;timeout = "30"') == (29.0, 3)
     assert keep_alive(b"timeout=0") == (0.0, None)
     assert keep_alive(b"xtimeout=9, timeout=-4, max=") == (float("inf"), None)
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def _reused() -> Wire:
+    """A connection that has completed a response, and was given another exchange in this turn."""
+    wire = Wire()
+    wire.receive(ANSWER)
+    wire.sent = b""
+    wire.told.clear()
+    wire.idle.pop().start(wire)
+    return wire
+
+
+def test_what_is_sent_on_a_reused_connection_is_written_once_at_the_end_of_the_turn() -> None:
+    wire = _reused()
+    assert wire.sent == b""
+    wire.turn()
+    assert wire.sent == wire.request
+    wire.turn()
+    assert wire.sent == wire.request
+    wire.receive(ANSWER)
+    assert wire.told == [Response(200)]
+    assert wire.idle == [wire.connection]
+
+
+def test_bytes_that_come_before_the_request_was_written_are_no_answer_to_it() -> None:
+    wire = _reused()
+    wire.receive(ANSWER)
+    assert wire.told == []
+    assert wire.resent == 1
+    assert wire.closed
+    wire.turn()
+    assert wire.sent == b""
+
+
+def test_an_end_before_the_request_was_written_hands_the_exchange_back() -> None:
+    wire = _reused()
+    wire.end()
+    wire.turn()
+    assert wire.sent == b""
+    assert wire.told == []
+    assert wire.resent == 1
+
+
+def test_what_was_given_up_before_it_was_written_is_never_sent() -> None:
+    wire = _reused()
+    wire.connection.cancel("enough")
+    wire.turn()
+    assert wire.sent == b""
+    assert wire.told == [Failure(Reason.CANCELLED, "enough")]
+
+
+def test_a_write_that_fails_keeps_no_other_request_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, other = _reused(), _reused()
+    other.connection._shared = broken.shared
+    broken.shared.write_soon(other.connection)
+
+    def write(_: bytes) -> None:
+        raise RuntimeError("unable to perform operation on a closed transport")
+
+    monkeypatch.setattr(broken, "write", write)
+    broken.turn()
+    assert broken.resent == 1
+    assert other.sent == other.request

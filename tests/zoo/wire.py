@@ -28,6 +28,7 @@ class Wire:
         self.request = REQUEST
         self.deadline = 10.0
         self.timer: Callable[[], None] | None = None
+        self.soon: list[Callable[[], None]] = []
         self.shared = Shared(
             cast("Any", self),
             cast("Any", self),
@@ -43,6 +44,9 @@ class Wire:
 
     def time(self) -> float:
         return self.now
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
 
     # The timers'
 
@@ -110,3 +114,10 @@ class Wire:
     def again(self) -> None:
         """Send another exchange over the connection."""
         self.idle.pop().start(self)
+        self.turn()
+
+    def turn(self) -> None:
+        """What the loop does at the end of its turn."""
+        soon, self.soon = self.soon, []
+        for callback in soon:
+            callback()
