@@ -314,5 +314,19 @@ def test_a_write_that_fails_keeps_no_other_request_back(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(broken, "write", write)
     broken.turn()
+    broken.turn()  # its end is told in the next turn, so never from inside somebody's `send`
     assert broken.resent == 1
     assert other.sent == other.request
+
+
+def test_many_requests_of_one_turn_are_written_some_at_a_time() -> None:
+    wires = [_reused() for _ in range(40)]
+    shared = wires[0].shared
+    for wire in wires:
+        wire.connection._shared = shared
+        shared.write_soon(wire.connection)
+    written = [wire.sent == wire.request for wire in wires]
+    assert any(written)
+    assert not all(written)
+    wires[0].turn()
+    assert all(wire.sent == wire.request for wire in wires)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from dispatcher.core.results import Failure, Result
@@ -45,8 +46,8 @@ class Wire:
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self.soon.append(callback)
+    def call_soon(self, callback: Callable[..., None], *arguments: object) -> None:
+        self.soon.append(partial(callback, *arguments))
 
     # The timers'
 
