@@ -1,4 +1,9 @@
-"""The subscriptions in force: read from the YAML file, swapped in as one snapshot.
+"""The subscriptions in force: from the YAML file and from the API, swapped in as one snapshot.
+
+Three sources make the snapshot: the entries of the file, the subscriptions that the API manages
+(`control/store.py` brings them from the topic), and what has become of either at run time: disabled
+and why, failing since when. An id that both have is the file's: whoever can write the file runs the
+place, and two sources that overwrite each other would let the last writer win by chance.
 
 The file is read in a thread, entry by entry, and the loop sees only the result: an `Index`
 that takes the old one's place between two callbacks. Parsing is Python code and holds the
@@ -19,7 +24,11 @@ Rules:
 1. `index` is a complete, valid snapshot at any time. A file with a mistake changes nothing.
 2. Only the loop's thread replaces `index`. A thread reads files and builds; it changes nothing here.
 3. An entry that didn't change keeps its `Subscription`, with whatever is cached in it.
-4. A subscription disabled at run time stays so until its entry changes or the process ends.
+4. What `index` says of an id follows from the three sources alone (`_effective`). Whoever changes one of them
+   refreshes the id; one that is changed while a thread builds is refreshed when its work has been swapped in.
+5. A `Runtime` is about one state of a subscription, named by its tag: the digest of the file's entry, or what the
+   API's was created as. With another tag it says nothing, so that a changed entry starts over.
+6. `on_status` is told of what is decided here (`disable`, `note_failing`...), never of what `set_runtime` brings.
 """
 
 from __future__ import annotations
@@ -72,11 +81,42 @@ class _Stopped(Exception):
     """Ends the reading thread; nobody waits for it any more."""
 
 
+class Runtime(NamedTuple):
+    """What has become of a subscription while it ran. Times in Unix seconds."""
+
+    tag: str
+    """The state of the subscription that this is about (rule 5)."""
+    status: Status | None = None
+    """`disabled`, or `active` for one that passed its validation; None: as it is written."""
+    reason: str | None = None
+    since: float | None = None
+    """When `status` was set."""
+    failing: float | None = None
+    """Since when there is nothing but failures, as far as that was worth noting."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it says nothing."""
+        return self.status is None and self.failing is None
+
+
+class Managed(NamedTuple):
+    """A subscription of the API's, and the tag of what it was created as."""
+
+    subscription: Subscription
+    tag: str
+
+
 class _Entry(NamedTuple):
     """A subscription as the file has it, and what it was read from."""
 
     digest: bytes | None
     subscription: Subscription
+
+    @property
+    def tag(self) -> str:
+        """What names this state of it; one that has no digest has the same name always."""
+        return "" if self.digest is None else self.digest.hex()
 
 
 _Entries = dict[str, _Entry]
@@ -85,15 +125,18 @@ _Entries = dict[str, _Entry]
 _Mark = tuple[int, int, int, int] | None
 
 
+class _Built(NamedTuple):
+    snapshot: Index
+    statuses: Counter[Status]
+
+
 @dataclass(slots=True)
 class _Loaded:
     entries: _Entries
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    index: Index | None = None  # when so much is new that it was built at once
-    statuses: Counter[Status] = field(default_factory=Counter)  # of `index`
-    disabled: frozenset[str] = frozenset()  # those of the registry's own that `index` contains
+    built: _Built | None = None  # when so much is new that it was built at once
 
 
 def _mark(status: os.stat_result) -> _Mark:
@@ -239,19 +282,30 @@ class Registry:
     """Owns the subscriptions. `reloads_ok` and `reloads_failed` count loads of the file."""
 
     def __init__(
-        self, settings: Settings, guard: Guard, environ: Mapping[str, str], *, poll: float = _POLL
+        self,
+        settings: Settings,
+        guard: Guard,
+        environ: Mapping[str, str],
+        *,
+        poll: float = _POLL,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """`poll` is in seconds. Nothing is read before `start`."""
+        """`poll` is in seconds; `wall` gives Unix seconds. Nothing is read before `start`."""
         self.index = Index()
         self.reloads_ok = 0
         self.reloads_failed = 0
+        self.on_status: Callable[[str], None] | None = None
+        """Told the id of each subscription of which something was decided here; `runtime` says what."""
         self._settings = settings
         self._guard = guard
         self._environ = environ
         self._poll = poll
+        self._wall = wall
         self._file = settings.subscriptions_file
         self._entries: _Entries = {}
-        self._disabled: dict[str, str] = {}  # by id, why; only of entries that haven't changed since
+        self._managed: dict[str, Managed] = {}
+        self._runtimes: dict[str, Runtime] = {}
+        self._touched: set[str] | None = None  # ids changed while a thread builds
         self._statuses: Counter[Status] = Counter()
         self._mark: _Mark = None  # of the file as it was last read, whatever came of it
         self._complaint: bytes | None = None  # digest of what was wrong with the file the last time
@@ -286,13 +340,14 @@ class Registry:
         self._complaint = None  # whoever asks is told again
         return await self._reload(self._file)
 
+    # What becomes of subscriptions at run time.
+
     def disable(self, id: str, reason: str) -> None:  # noqa: A002 - the field's name
-        """Deliver nothing more to it, until its entry in the file changes or the process ends."""
+        """Deliver nothing more to it, until its entry in the file changes or somebody enables it."""
         subscription = self.index.get(id)
         if subscription is None or subscription.status is Status.DISABLED:
             return
-        self._disabled[id] = reason
-        self._put(subscription.with_status(Status.DISABLED, reason))
+        self._decide(id, self._known(id)._replace(status=Status.DISABLED, reason=reason, since=self._wall()))
         log.warning(
             "subscription disabled",
             subscription=id,
@@ -301,18 +356,134 @@ class Registry:
             hint="change its entry in the subscriptions file, or restart, to enable it again",
         )
 
-    def _put(self, subscription: Subscription) -> None:
-        old = self.index.get(subscription.id)
-        if old is not None:
-            self._statuses[old.status] -= 1
-        self._statuses[subscription.status] += 1
-        self.index = self.index.replaced(subscription)
+    def enable(self, id: str) -> None:  # noqa: A002 - the field's name
+        """Let it be what it is written as, whatever has become of it at run time."""
+        known = self._known(id)
+        if not known.blank:
+            self._decide(id, Runtime(known.tag))
 
-    def _remove(self, id: str) -> None:  # noqa: A002 - the field's name
+    def failing(self, id: str) -> float | None:  # noqa: A002 - the field's name
+        """Since when (Unix seconds) it has had nothing but failures; None if that isn't known of it."""
+        return self._known(id).failing
+
+    def note_failing(self, id: str, since: float) -> None:  # noqa: A002 - the field's name
+        """It has had nothing but failures since then; the earliest note counts."""
+        known = self._known(id)
+        if id in self and (known.failing is None or since < known.failing):
+            self._decide(id, known._replace(failing=since))
+
+    def note_recovered(self, id: str) -> None:  # noqa: A002 - the field's name
+        """Something was delivered to it."""
+        known = self._known(id)
+        if known.failing is not None:
+            self._decide(id, known._replace(failing=None))
+
+    def runtime(self, id: str) -> Runtime | None:  # noqa: A002 - the field's name
+        """What has become of it; None if there is nothing to say of it as it is now."""
+        known = self._known(id)
+        return None if known.blank else known
+
+    def set_runtime(self, id: str, runtime: Runtime | None) -> None:  # noqa: A002 - the field's name
+        """What the topic says has become of it."""
+        if runtime is None:
+            self._runtimes.pop(id, None)
+        else:
+            self._runtimes[id] = runtime
+        self._refresh(id)
+
+    def _decide(self, id: str, runtime: Runtime) -> None:  # noqa: A002 - the field's name
+        self.set_runtime(id, None if runtime.blank else runtime)
+        if self.on_status is not None:
+            self.on_status(id)
+
+    def _known(self, id: str) -> Runtime:  # noqa: A002 - the field's name
+        """What is known of it as it is now, if only its tag."""
+        tag = self.tag(id) or ""
+        known = self._runtimes.get(id)
+        return known if known is not None and known.tag == tag else Runtime(tag)
+
+    # What the API manages.
+
+    def __contains__(self, subscription_id: object) -> bool:
+        return subscription_id in self._entries or subscription_id in self._managed
+
+    def in_file(self, id: str) -> bool:  # noqa: A002 - the field's name
+        """Whether the file has it. Then that is what is in force."""
+        return id in self._entries
+
+    def tag(self, id: str) -> str | None:  # noqa: A002 - the field's name
+        """What names the state of it that is in force (rule 5); None if there is no such subscription."""
+        entry = self._entries.get(id)
+        if entry is not None:
+            return entry.tag
+        managed = self._managed.get(id)
+        return None if managed is None else managed.tag
+
+    def put_managed(self, subscription: Subscription, tag: str = "") -> None:
+        """Add or replace one of the API's; `tag` names what it was created as, through all of its changes."""
+        id_ = subscription.id
+        if id_ in self._entries and id_ not in self._managed:
+            self._tell_of_clashes([id_])
+        self._managed[id_] = Managed(subscription, tag)
+        self._refresh(id_)
+
+    def remove_managed(self, id: str) -> None:  # noqa: A002 - the field's name
+        """Take one of the API's away; the file's, if it has one of this id, stays."""
+        if self._managed.pop(id, None) is not None:
+            self._refresh(id)
+
+    async def load_managed(self, managed: Mapping[str, Managed], runtimes: Mapping[str, Runtime]) -> None:
+        """Put these in the place of all that the API had, by id; built in a thread, swapped in at once."""
+        async with self._lock:
+            self._managed = dict(managed)
+            self._runtimes = dict(runtimes)
+            self._tell_of_clashes([id_ for id_ in self._managed if id_ in self._entries])
+            breathe = self._breathing(_PAUSE)
+            self._touched = set()
+            try:
+                built = await asyncio.to_thread(
+                    _build, self._entries, self._managed.copy(), self._runtimes.copy(), breathe
+                )
+                old = self._swap_index(built)
+            finally:
+                self._touched = None
+            await asyncio.to_thread(_release, old, breathe)
+
+    def _tell_of_clashes(self, ids: Sequence[str]) -> None:
+        if ids:
+            log.warning(
+                "subscriptions of the API's stand in the subscriptions file too: the file's are in force",
+                subscriptions=ids[:_LOGGED],
+                total=len(ids),
+                hint="delete them through the API, or take them out of the file",
+            )
+
+    # The snapshot.
+
+    def _refresh(self, id: str) -> None:  # noqa: A002 - the field's name
+        """Bring the snapshot to what the sources say of it (rule 4)."""
+        if self._touched is not None:
+            self._touched.add(id)
+        wanted = _effective(id, self._entries, self._managed, self._runtimes)
         old = self.index.get(id)
+        if wanted is old:
+            return
         if old is not None:
             self._statuses[old.status] -= 1
+        if wanted is None:
             self.index = self.index.without(id)
+        else:
+            self._statuses[wanted.status] += 1
+            self.index = self.index.replaced(wanted)
+
+    def _swap_index(self, built: _Built) -> list[object]:
+        """Put a built snapshot in place. Returns the old one in pieces."""
+        pieces = self.index.pieces()
+        self.index, self._statuses = built
+        touched, self._touched = self._touched, None
+        for id_ in touched or ():
+            self._refresh(id_)
+        return pieces
 
     async def _watch(self, file: Path) -> None:
         before = self._mark
@@ -357,10 +528,20 @@ class Registry:
                 self._mark = None
                 raise
             breathe = self._breathing(_PAUSE if beside_loop else 0.0)
-            loaded = await asyncio.to_thread(
-                self._prepare, file, content, dict(self._disabled), self._entries, breathe
-            )
-            old = self._swap(loaded)
+            self._touched = set()
+            try:
+                loaded = await asyncio.to_thread(
+                    self._prepare,
+                    file,
+                    content,
+                    self._entries,
+                    self._managed.copy(),
+                    self._runtimes.copy(),
+                    breathe,
+                )
+                old = self._swap(loaded)
+            finally:
+                self._touched = None
             if old:
                 await asyncio.to_thread(_release, old, breathe)
         self.reloads_ok += 1
@@ -392,8 +573,9 @@ class Registry:
         self,
         file: Path,
         content: bytes,
-        disabled: Mapping[str, str],
         known: _Entries,
+        managed: Mapping[str, Managed],
+        runtimes: Mapping[str, Runtime],
         breathe: Callable[[], None],
     ) -> _Loaded:
         """In a thread: everything that takes time. Changes nothing."""
@@ -408,34 +590,72 @@ class Registry:
                 loaded.changed.append(id_)
         loaded.removed.extend(id_ for id_ in known if id_ not in entries)
         if len(loaded.added) + len(loaded.changed) + len(loaded.removed) > _PIECEMEAL:
-            fresh = {*loaded.added, *loaded.changed}
-            still = {id_: why for id_, why in disabled.items() if id_ in entries and id_ not in fresh}
-            loaded.disabled = frozenset(still)
-            loaded.index = Index(
-                entry.subscription.with_status(Status.DISABLED, still[id_])
-                if id_ in still
-                else entry.subscription
-                for id_, entry in entries.items()
-            )
-            loaded.statuses.update(subscription.status for subscription in loaded.index)
+            stale = {*loaded.changed, *loaded.removed}
+            still = {id_: runtime for id_, runtime in runtimes.items() if id_ not in stale}
+            loaded.built = _build(entries, managed, still, breathe)
         return loaded
 
     def _swap(self, loaded: _Loaded) -> list[object]:
         """On the loop: put in place what was prepared. Returns what is left of the old, in pieces."""
-        if self._disabled:
-            for id_ in (*loaded.changed, *loaded.removed):
-                self._disabled.pop(id_, None)
         old, self._entries = self._entries, loaded.entries
-        if loaded.index is None:
-            for id_ in loaded.removed:
-                self._remove(id_)
-            for id_ in (*loaded.added, *loaded.changed):
-                self._put(loaded.entries[id_].subscription)
-            return []
-        pieces = [old, *self.index.pieces()]
-        self.index = loaded.index
-        self._statuses = loaded.statuses
-        for id_, reason in self._disabled.items():  # those disabled while the thread was at work
-            if id_ not in loaded.disabled:
-                self._put(loaded.entries[id_].subscription.with_status(Status.DISABLED, reason))
+        # Whatever became of the old entries is over, even should they come back as they were.
+        over = [
+            id_
+            for id_ in (*loaded.changed, *loaded.removed)
+            if id_ in self._runtimes and self._runtimes[id_].tag == old[id_].tag
+        ]
+        for id_ in over:
+            del self._runtimes[id_]
+        self._tell_of_clashes([id_ for id_ in loaded.added if id_ in self._managed])
+        if loaded.built is None:
+            pieces: list[object] = []
+            for id_ in (*loaded.removed, *loaded.added, *loaded.changed):
+                self._refresh(id_)
+        else:
+            pieces = [old, *self._swap_index(loaded.built)]
+        if self.on_status is not None:
+            for id_ in over:
+                self.on_status(id_)
         return pieces
+
+
+def _effective(
+    id: str,  # noqa: A002 - the field's name
+    entries: Mapping[str, _Entry],
+    managed: Mapping[str, Managed],
+    runtimes: Mapping[str, Runtime],
+) -> Subscription | None:
+    """What is in force of this id."""
+    found = entries.get(id) or managed.get(id)
+    if found is None:
+        return None
+    runtime = runtimes.get(id)
+    return found.subscription if runtime is None else _as_become(found, runtime)
+
+
+def _as_become(found: _Entry | Managed, runtime: Runtime) -> Subscription:
+    subscription = found.subscription
+    if runtime.tag != found.tag or runtime.status in {None, subscription.status}:
+        return subscription
+    if runtime.status is Status.DISABLED:
+        return subscription.with_status(Status.DISABLED, runtime.reason)
+    # Having passed the validation ends the waiting for it, and nothing else: not a pause.
+    return subscription.with_status(Status.ACTIVE) if subscription.status is Status.PENDING else subscription
+
+
+def _build(
+    entries: Mapping[str, _Entry],
+    managed: Mapping[str, Managed],
+    runtimes: Mapping[str, Runtime],
+    breathe: Callable[[], None],
+) -> _Built:
+    """The snapshot of all three sources, in whatever thread."""
+    found: dict[str, Subscription] = {}
+    for id_ in {**managed, **entries}:
+        subscription = _effective(id_, entries, managed, runtimes)
+        if subscription is not None:
+            found[id_] = subscription
+        breathe()
+    index = Index(found.values())
+    breathe()
+    return _Built(index, Counter(subscription.status for subscription in found.values()))

@@ -224,6 +224,17 @@ class FixedRegistry:
     def __init__(self, *subscriptions: Subscription) -> None:
         self.index = Index(subscriptions)
         self.disabled: list[tuple[str, str]] = []
+        self.failures: dict[str, float] = {}
+        self.on_status: Callable[[str], None] | None = None
+
+    def failing(self, id: str) -> float | None:  # noqa: A002 - as the registry has it
+        return self.failures.get(id)
+
+    def note_failing(self, id: str, since: float) -> None:  # noqa: A002 - as the registry has it
+        self.failures[id] = min(since, self.failures.get(id, since))
+
+    def note_recovered(self, id: str) -> None:  # noqa: A002 - as the registry has it
+        self.failures.pop(id, None)
 
     def disable(self, id: str, reason: str) -> None:  # noqa: A002 - as the registry has it
         self.disabled.append((id, reason))

@@ -12,8 +12,9 @@ import dispatcher.registry as module
 from dispatcher.core.netguard import Guard
 from dispatcher.core.spec import FIELDS
 from dispatcher.core.subscriptions import Status
-from dispatcher.registry import Registry, SubscriptionsError, load_file
+from dispatcher.registry import Managed, Registry, Runtime, SubscriptionsError, load_file
 from dispatcher.settings import RetrySettings, Settings
+from tests.fakes import subscription
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 POLL = 0.02
@@ -385,3 +386,141 @@ def test_a_client_certificate_for_plain_http_is_a_mistake(file: Any) -> None:
     file.write_text(text)
     with pytest.raises(SubscriptionsError, match="client_certificate: has no effect: the URL is not https"):
         load_file(file, Settings(), Guard(https_only=False), {"S": SECRET})
+
+
+# What the API manages, and what becomes of subscriptions at run time.
+
+
+def managed(name: Any, types: Any = ("ping",), **fields: Any) -> Any:
+    return subscription(name, f"https://{name}.example/api", tenant=None, event_types=types, **fields)
+
+
+async def test_subscriptions_of_the_api_stand_beside_those_of_the_file(registries: Any) -> None:
+    registry = await registries(document(entry("a")), poll=1000)
+    registry.put_managed(managed("b"), "first")
+    assert ids(registry) == ["a", "b"]
+    assert sorted(each.id for each in registry.index.match(None, "ping")) == ["a", "b"]
+    assert (registry.in_file("a"), registry.in_file("b"), "b" in registry, "c" in registry) == (
+        *(True, False),
+        *(True, False),
+    )
+    registry.put_managed(managed("b", ("pong",)), "first")
+    assert [each.id for each in registry.index.match(None, "pong")] == ["b"]
+    assert registry.counts()["active"] == 2
+    registry.remove_managed("b")
+    registry.remove_managed("b")
+    assert ids(registry) == ["a"]
+    assert registry.counts()["active"] == 1
+
+
+@pytest.mark.parametrize("piecemeal", [100, 0], ids=["piecemeal", "anew"])
+async def test_of_an_id_that_both_have_the_files_is_in_force_and_that_is_said(
+    registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
+) -> None:
+    monkeypatch.setattr(module, "_PIECEMEAL", piecemeal)
+    registry = await registries(document(entry("a")), poll=1000)
+    with capture_logs() as logs:
+        registry.put_managed(managed("a", ("of.the.api",)))
+    assert [each["subscriptions"] for each in logs if each["log_level"] == "warning"] == [["a"]]
+    assert registry.index.match(None, "of.the.api") == ()
+    file.write_text(document(entry("b")))
+    assert await registry.reload()
+    assert [each.id for each in registry.index.match(None, "of.the.api")] == ["a"]
+    file.write_text(document(entry("b"), entry("a")))
+    with capture_logs() as logs:
+        assert await registry.reload()
+    assert [each["subscriptions"] for each in logs if each["log_level"] == "warning"] == [["a"]]
+    assert registry.index.match(None, "of.the.api") == ()
+    assert registry.counts()["active"] == 2
+
+
+async def test_all_of_the_apis_are_loaded_at_once(registries: Any) -> None:
+    registry = await registries(document(entry("a"), entry("b")), poll=1000)
+    many = {f"m{n}": Managed(managed(f"m{n}"), "t") for n in range(1000)} | {"b": Managed(managed("b"), "t")}
+    tag = registry.tag("a")
+    runtimes = {
+        "a": Runtime(tag, Status.DISABLED, "gone", 5.0),
+        "m1": Runtime("t", Status.DISABLED, "failing", 6.0, 1.0),
+        "m2": Runtime("of an earlier one", Status.DISABLED, "gone"),
+    }
+    with capture_logs() as logs:
+        await registry.load_managed(many, runtimes)
+    assert [each["total"] for each in logs if each["log_level"] == "warning"] == [1]
+    assert len(registry.index) == 1002
+    assert registry.counts() == {"active": 1000, "paused": 0, "pending": 0, "disabled": 2}
+    assert registry.runtime("a") == runtimes["a"]
+    assert (registry.failing("m1"), registry.failing("m2"), registry.runtime("m2")) == (1.0, None, None)
+
+
+async def test_what_changes_while_a_thread_builds_is_in_force_afterwards(
+    registries: Any, monkeypatch: Any
+) -> None:
+    registry = await registries(document(entry("a")), poll=1000)
+    loop = asyncio.get_running_loop()
+    real = module._build
+
+    def change() -> None:
+        registry.put_managed(managed("late"))
+        registry.remove_managed("m2")
+        registry.disable("a", "gone")
+
+    def slow(*arguments: Any) -> Any:
+        built = real(*arguments)
+        loop.call_soon_threadsafe(change)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+        return built
+
+    monkeypatch.setattr(module, "_build", slow)
+    await registry.load_managed({f"m{n}": Managed(managed(f"m{n}"), "") for n in range(3)}, {})
+    assert ids(registry) == ["a", "late", "m0", "m1"]
+    assert registry.counts() == {"active": 3, "paused": 0, "pending": 0, "disabled": 1}
+
+
+async def test_what_is_decided_here_is_told_and_what_the_topic_brings_is_not(registries: Any) -> None:
+    registry = await registries(document(entry("a")), poll=1000)
+    told: Any = []
+    registry.on_status = told.append
+    registry.note_failing("a", 100.0)
+    registry.note_failing("a", 150.0)
+    registry.note_failing("nobody", 100.0)
+    assert (told, registry.failing("a")) == (["a"], 100.0)
+    registry.disable("a", "gone")
+    assert (told, registry.failing("a")) == (["a", "a"], 100.0)
+    registry.note_recovered("a")
+    registry.note_recovered("a")
+    registry.enable("a")
+    registry.enable("a")
+    assert told == ["a"] * 4
+    assert registry.runtime("a") is None
+    assert registry.counts()["active"] == 1
+    registry.set_runtime("a", Runtime(registry.tag("a"), Status.DISABLED, "gone"))
+    assert registry.counts()["disabled"] == 1
+    assert told == ["a"] * 4
+
+
+async def test_a_changed_entry_starts_over_even_should_it_become_what_it_was(
+    registries: Any, file: Any
+) -> None:
+    registry = await registries(document(entry("a")), poll=1000)
+    registry.disable("a", "gone")
+    told: Any = []
+    registry.on_status = told.append
+    for types in ("pong", "ping"):
+        file.write_text(document(entry("a", types)))
+        assert await registry.reload()
+        assert registry.index.match(None, types)[0].status is Status.ACTIVE
+    assert told == ["a"]
+
+
+async def test_passing_the_validation_ends_a_pending_and_nothing_else(registries: Any) -> None:
+    registry = await registries(document(entry("a")), poll=1000)
+    for status, effective in (
+        (Status.PENDING, Status.ACTIVE),
+        (Status.PAUSED, Status.PAUSED),
+        (Status.DISABLED, Status.DISABLED),
+    ):
+        registry.put_managed(managed("m", status=status), "t")
+        registry.set_runtime("m", Runtime("t", Status.ACTIVE))
+        assert registry.index.get("m").status is effective
+    registry.put_managed(managed("m", status=Status.PENDING), "created anew")
+    assert registry.index.get("m").status is Status.PENDING
