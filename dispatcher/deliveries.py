@@ -1,0 +1,597 @@
+"""What is owed, from its lane to its settlement: the half of the engine that meets the endpoints.
+
+Each delivery is offered to the lane of its origin; where the lane has room, the request is built and handed to the
+transport; the result comes back by callback, `policy.decide` says what it means, and the delivery is settled, held
+for a near retry, or written to a retry topic or the dead-letter topic. From a retry topic it comes back
+when it is near: held, then offered to its lane before fresh ones.
+
+From the lane to the result there is no task, no future and no timer per delivery: a `Delivery`
+is itself the exchange that the transport calls back, and one object lives through all of its
+attempts. At 25,000 deliveries a second one more await per delivery would be felt.
+
+Rules:
+
+1. A delivery counts in `in_flight` and `bytes` from `owe` to `_settle`, whatever happens to it
+   in between: queued, attempted, held, being written.
+2. Each delivery is settled once: acknowledged, its retry record or dead letter acknowledged, dropped for a
+   recorded reason, or given back because its partition was lost.
+3. While the gate is closed no attempt starts.
+4. An exception where none can be (a bug) ends the process: it is started anew and reads again what
+   isn't committed, while going on could owe a delivery for ever without anybody noticing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final, assert_never
+
+import structlog
+
+from dispatcher.broker.base import Message, Record
+from dispatcher.core.events import Event
+from dispatcher.core.lanes import Lane, Share
+from dispatcher.core.letters import (
+    Letter,
+    Place,
+    delivery_headers,
+    delivery_id,
+    describe,
+    unreadable_headers,
+)
+from dispatcher.core.netguard import Blocked, Guard, Origin, Target
+from dispatcher.core.offsets import PartitionTracker
+from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide
+from dispatcher.core.request import build, retarget
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.subscriptions import EVERY_TENANT, Status, Subscription
+from dispatcher.core.tiers import Tiers
+from dispatcher.core.wheel import Entry
+from dispatcher.metrics import Metrics
+from dispatcher.outbox import Outbox
+from dispatcher.registry import Registry
+from dispatcher.settings import Settings
+from dispatcher.timers import Callback, Timers
+from dispatcher.transport.client import Transport
+
+log = structlog.get_logger(__name__)
+
+_SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of work
+_LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
+_LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
+_FOLLOWED: Final = frozenset({307, 308})  # the redirects that keep method and body (RFC 9110 15.4)
+_MAX_HOPS: Final = 3
+
+
+class Delivery:
+    """One event owed to one subscription, through all of its attempts. The transport's exchange."""
+
+    __slots__ = (
+        "attempt",
+        "deadline",
+        "due",
+        "event",
+        "first_attempt_ms",
+        "hop",
+        "hops",
+        "lane",
+        "last_result",
+        "offset",
+        "owner",
+        "parked",
+        "place",
+        "request",
+        "share",
+        "started",
+        "subscription",
+        "tracker",
+    )
+
+    share: Share[Delivery]
+    lane: Lane[Delivery]
+
+    def __init__(
+        self,
+        owner: Deliveries,
+        event: Event,
+        subscription: Subscription,
+        tracker: PartitionTracker,
+        offset: int,
+    ) -> None:
+        self.owner = owner
+        self.event = event
+        self.subscription = subscription
+        self.tracker = tracker
+        self.offset = offset
+        self.place: Place | None = None  # where the event was read, if not at the tracker's offset
+        self.attempt = 0
+        self.parked = 0  # times since the last attempt
+        self.first_attempt_ms: int | None = None
+        self.last_result: str | None = None
+        self.request = b""
+        self.deadline = 0.0
+        self.started = 0.0
+        self.due = 0.0
+        self.hop: Target | None = None  # where a redirect has led this attempt
+        self.hops = 0
+
+    @property
+    def origin(self) -> Place:
+        """Where the event was read."""
+        return self.place or Place(self.tracker.topic, self.tracker.partition, self.offset)
+
+    def done(self, result: Result) -> None:
+        """The attempt is over (called by the transport)."""
+        try:
+            self.owner.done(self, result)
+        except Exception as error:  # noqa: BLE001 - rule 4
+            self.owner.broken("result of an attempt", error)
+
+    def wake(self) -> None:
+        """The wait is over (called by the timing wheel)."""
+        try:
+            self.owner.wake(self)
+        except Exception as error:  # noqa: BLE001 - rule 4
+            self.owner.broken("retry", error)
+
+
+class Deliveries:
+    """Every delivery that this process owes. Also what the retry topics' reader hands over to (`retries.Host`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tiers: Tiers,
+        *,
+        transport: Transport,
+        registry: Registry,
+        guard: Guard,
+        outbox: Outbox,
+        metrics: Metrics,
+        timers: Timers,
+        broken: Callable[[str, Exception], None],
+        chance: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        """`broken` is told of rule 4. `wall` gives Unix seconds, `chance` a number in [0, 1)."""
+        self.in_flight = 0
+        self.bytes = 0  # of the events' bodies, once per delivery
+        self.attempting = 0
+        self.queued = 0
+        self.gate = True  # see rule 3
+        self.full = False  # somebody waits for `has_room_again`
+        self.has_room_again = asyncio.Event()
+        self.broken = broken
+        self._transport = transport
+        self._registry = registry
+        self._guard = guard
+        self._outbox = outbox
+        self._metrics = metrics
+        self._timers = timers
+        self._chance = chance
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
+        self._tiers = tiers
+        self._dead_topic = f"{settings.topics.prefix}dead"
+        self._connections_per_host = settings.delivery.connections_per_host
+        self._max_in_flight = settings.delivery.max_in_flight
+        self._max_bytes = settings.delivery.max_in_flight_bytes
+        self._success_sample = settings.log.success_sample
+        self._horizon = settings.retry.horizon
+        self._lanes: dict[Origin, Lane[Delivery]] = {}
+        self._held: dict[Delivery, Entry[Callback]] = {}
+
+    @property
+    def held(self) -> int:
+        """Deliveries that wait in memory for a near retry."""
+        return len(self._held)
+
+    @property
+    def busy(self) -> int:
+        """Those that don't: queued, attempted, or being written."""
+        return self.in_flight - len(self._held)
+
+    @property
+    def lanes(self) -> int:
+        """Origins with anything queued or recently in flight."""
+        return len(self._lanes)
+
+    # Taking up.
+
+    def owe(self, delivery: Delivery) -> None:
+        self._count(len(delivery.event.body))
+        self._queue(delivery, urgent=False)
+
+    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """A delivery has waited in the retry topics for all but the last of its wait."""
+        subscription = self._registry.index.get(letter.subscription_id)
+        if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
+            # Deleted, or an id that went to another tenant meanwhile.
+            self._count_dropped(letter.place, letter.event, letter.subscription_id, "deleted")
+            tracker.settle(offset)
+            return
+        delivery = Delivery(self, letter.event, subscription, tracker, offset)
+        delivery.place = letter.place
+        delivery.attempt = letter.attempt
+        delivery.first_attempt_ms = letter.first_attempt_ms
+        delivery.last_result = letter.last_result
+        delivery.parked = letter.parked
+        delivery.due = self._clock() + (letter.due - self._wall())
+        self.in_flight += 1
+        self.bytes += len(letter.event.body)
+        self._hold(delivery)
+
+    def has_room(self) -> bool:
+        """Whether what comes out of a retry topic may be taken up."""
+        return self.gate and self.in_flight < self._max_in_flight and self.bytes < self._max_bytes
+
+    def knows(self, subscription_id: str) -> bool:
+        """Whether the subscription is still there."""
+        return self._registry.index.get(subscription_id) is not None
+
+    def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
+        """The record can't be read: to the dead-letter topic with it, and on. Its offset owes that."""
+        offset = record.offset
+        log.warning(
+            "invalid record",
+            topic=record.topic,
+            partition=record.partition,
+            offset=offset,
+            reason=reason,
+            detail=detail,
+        )
+        headers = unreadable_headers(
+            record.headers,
+            topic=record.topic,
+            partition=record.partition,
+            offset=offset,
+            reason=reason,
+            detail=detail,
+        )
+
+        def written() -> None:
+            self._metrics.dead_letters["invalid"] += 1
+
+        self.pass_on(Message(self._dead_topic, record.value, record.key, headers), tracker, offset, written)
+
+    def pass_on(
+        self,
+        message: Message,
+        tracker: PartitionTracker,
+        offset: int,
+        written: Callable[[], None] | None = None,
+    ) -> None:
+        """Write a record of its own for an offset that owes nothing else; settled when the broker has it."""
+        size = len(message.value or b"")
+        self._count(size)
+
+        def settle() -> None:
+            if written is not None:
+                written()
+            self._settled(tracker, offset, size)
+
+        self._outbox.put(message, settle)
+
+    def _queue(self, delivery: Delivery, *, urgent: bool) -> None:
+        subscription = delivery.subscription
+        lane = self._lanes.get(subscription.origin)
+        if lane is None:
+            lane = self._lanes[subscription.origin] = Lane(self._connections_per_host)
+        delivery.lane = lane
+        lane.idle_since = None
+        lane.offer(subscription.id, subscription.max_in_flight, delivery, urgent=urgent)
+        self.queued += 1
+        if lane.in_flight < lane.limit:
+            self._pump(lane)
+
+    def _pump(self, lane: Lane[Delivery]) -> None:
+        """Start attempts while the lane has both a free slot and something to send."""
+        dropped = 0
+        while self.gate and (taken := lane.take()) is not None:
+            delivery, share = taken
+            self.queued -= 1
+            delivery.share = share
+            if not self._attempt(delivery):
+                lane.release(share)
+                dropped += 1
+                if dropped >= _SLICE:
+                    # Thousands may go at once, when a subscription is deleted: not in one turn of the loop.
+                    self._loop.call_soon(self._pump, lane)
+                    return
+
+    # Attempt, decide, settle.
+
+    def _attempt(self, delivery: Delivery) -> bool:
+        """Send it; False if it is not to be sent (any more) and has been dealt with."""
+        if delivery.tracker.lost:
+            self._settle(delivery)
+            return False
+        subscription = delivery.subscription
+        current = self._registry.index.get(subscription.id)
+        if current is not subscription:
+            if current is None or current.tenant != subscription.tenant:
+                # An id that went to another tenant is another subscription: what the one was owed isn't the other's.
+                self._drop(delivery, "deleted")
+                return False
+            delivery.subscription = current
+            if current.origin != subscription.origin:
+                self._queue(delivery, urgent=delivery.attempt > 0)
+                return False
+            subscription = current
+        if subscription.status is not Status.ACTIVE:
+            self._drop(delivery, subscription.status.value)
+            return False
+        now = self._clock()
+        unix = self._wall()
+        try:
+            delivery.request = build(subscription, delivery.event, int(unix))
+        except Exception as error:
+            # Whatever it is about this delivery, the others must not wait for it.
+            log.exception(
+                "request could not be built", subscription_id=subscription.id, event_id=delivery.event.id
+            )
+            self._bury(delivery, "unsendable", Failure(Reason.PROTOCOL_ERROR, repr(error)))
+            return False
+        delivery.attempt += 1
+        if delivery.first_attempt_ms is None:
+            delivery.first_attempt_ms = int(unix * 1000)
+        delivery.hops = 0
+        delivery.hop = None
+        delivery.started = now
+        delivery.deadline = now + subscription.timeout
+        self.attempting += 1
+        try:
+            self._transport.send(subscription.origin, delivery, subscription.certificate)
+        except Exception as error:  # noqa: BLE001 - rule 4
+            self.broken("send", error)
+        return True
+
+    def done(self, delivery: Delivery, result: Result) -> None:
+        if type(result) is Response and result.status in _FOLLOWED and delivery.subscription.follow_redirects:
+            verdict = self._follow(delivery, result)
+            if verdict is None:
+                return  # on its way to where the endpoint pointed, still the same attempt
+            result = verdict
+        self.attempting -= 1
+        delivery.request = b""
+        lane = delivery.lane
+        lane.release(delivery.share)
+        now = self._clock()
+        if type(result) is Response and 200 <= result.status < 300:
+            metrics = self._metrics
+            metrics.delivered += 1
+            metrics.attempt_duration.observe(now - delivery.started)
+            metrics.delivery_latency.observe(self._wall() - delivery.event.timestamp_ms / 1000)
+            if self._success_sample and self._chance() < self._success_sample:
+                self._log_attempt(delivery, result, now, "delivered", None)
+            self._settle(delivery)
+        else:
+            self._failed(delivery, result, now)
+        self._pump(lane)
+
+    def _follow(self, delivery: Delivery, response: Response) -> Result | None:
+        """Send it to where the redirect leads, within the same deadline; or what the attempt came to instead."""
+        if delivery.hops >= _MAX_HOPS or not response.location:
+            return response
+        subscription = delivery.subscription
+        origin = subscription.origin
+        base = delivery.hop or Target(origin, subscription.target, origin.host_header)
+        try:
+            delivery.hop = self._guard.check_redirect(base, response.location)
+        except Blocked as error:
+            return Failure(Reason.BLOCKED, f"status {response.status}, not followed: {error}")
+        delivery.hops += 1
+        delivery.request = retarget(delivery.request, delivery.hop.target)
+        self._transport.send(origin, delivery, subscription.certificate)
+        return None
+
+    def _failed(self, delivery: Delivery, result: Result, now: float) -> None:
+        metrics = self._metrics
+        if type(result) is Failure and result.reason is Reason.CANCELLED:
+            return  # stopping: the offset stays owed, the next process delivers it
+        metrics.attempt_duration.observe(now - delivery.started)
+        if type(result) is Response:
+            metrics.attempts["status", f"{result.status // 100}xx"] += 1
+        elif type(result) is Failure:
+            metrics.attempts[result.reason.value, "none"] += 1
+        if delivery.tracker.lost:
+            self._settle(delivery)  # whoever has the partition now delivers it
+            return
+        unix = self._wall()
+        decision = decide(
+            result,
+            delivery.attempt,
+            delivery.subscription.retry,
+            unix,
+            self._chance(),
+            self._horizon,
+        )
+        match decision:
+            case Delivered():
+                self._settle(delivery)
+            case Hold(due=due, counted=counted) | Retry(due=due, counted=counted):
+                self._log_attempt(delivery, result, now, "retry", due)
+                if not counted:
+                    delivery.attempt -= 1
+                delivery.last_result = describe(result)
+                delivery.parked = 0
+                delivery.due = now + (due - unix)
+                if type(decision) is Hold:
+                    self._hold(delivery)
+                else:
+                    self._hand_over(delivery, "retry")
+            case DeadLetter(reason=reason):
+                self._log_attempt(delivery, result, now, "dead letter", None)
+                self._bury(delivery, reason, result)
+            case Disable(reason=reason):
+                self._log_attempt(delivery, result, now, "disable", None)
+                self._registry.disable(delivery.subscription.id, reason)
+                self._bury(delivery, reason, result)
+            case _:
+                assert_never(decision)
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._held[delivery] = self._timers.at(delivery.due, delivery.wake)
+
+    def wake(self, delivery: Delivery) -> None:
+        del self._held[delivery]
+        self._metrics.retries_due["memory"] += 1
+        self._metrics.retry_lateness.observe(self._clock() - delivery.due)
+        self._queue(delivery, urgent=True)
+
+    def _hand_over(self, delivery: Delivery, reason: str) -> None:
+        """Let it wait in a retry topic until it is due; settled when the broker has it."""
+        unix = self._wall()
+        wait = delivery.due - self._clock()
+        event = delivery.event
+        headers = delivery_headers(
+            event,
+            delivery.subscription.id,
+            delivery.origin,
+            attempt=delivery.attempt,
+            first_attempt_ms=delivery.first_attempt_ms,
+            last_result=delivery.last_result,
+            reason=reason,
+            due=unix + wait,
+            parked=delivery.parked,
+        )
+        topic = self._tiers.choose(wait).topic
+        key = delivery.subscription.id.encode()
+        message = Message(topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
+        self._outbox.put(message, partial(self._settle, delivery))
+
+    def hand_over_overdue(self, now: float) -> None:
+        """Hand what is owed for longer than the limit (the trackers know) to a tier.
+
+        An attempt under way is let end; what comes of it is handed over next time.
+        """
+        overdue: list[Delivery] = []
+        for lane in self._lanes.values():
+            queued = lane.withdraw(_is_overdue)
+            for delivery in queued:
+                delivery.parked += 1
+                delivery.due = now + self._tiers.park_delay(delivery.parked)
+            self.queued -= len(queued)
+            overdue += queued
+        for delivery in [d for d in self._held if _is_overdue(d)]:
+            self._timers.cancel(self._held.pop(delivery))
+            overdue.append(delivery)
+        for delivery in overdue:
+            self._metrics.parked["hold_limit"] += 1
+            self._hand_over(delivery, "hold_limit")
+        if overdue:
+            log.warning("held for too long: handed to the retry topics", deliveries=len(overdue))
+
+    def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
+        """Write the dead letter; settled when the broker has it."""
+        event = delivery.event
+        headers = delivery_headers(
+            event,
+            delivery.subscription.id,
+            delivery.origin,
+            attempt=delivery.attempt,
+            first_attempt_ms=delivery.first_attempt_ms,
+            last_result=describe(result),
+            reason=reason,
+        )
+
+        def written() -> None:
+            self._metrics.dead_letters[reason] += 1
+            self._metrics.deliveries["dead_lettered"] += 1
+            self._settle(delivery)
+
+        key = delivery.subscription.id.encode()
+        self._outbox.put(Message(self._dead_topic, event.body, key, headers), written)
+
+    def _drop(self, delivery: Delivery, reason: str) -> None:
+        """Its subscription is gone or doesn't take anything now."""
+        self._count_dropped(delivery.origin, delivery.event, delivery.subscription.id, reason)
+        self._settle(delivery)
+
+    def _count_dropped(self, place: Place, event: Event, subscription_id: str, reason: str) -> None:
+        self._metrics.deliveries[f"dropped_{reason}"] += 1
+        log.debug(
+            "delivery dropped",
+            delivery_id=delivery_id(*place, subscription_id),
+            event_id=event.id,
+            subscription_id=subscription_id,
+            reason=reason,
+        )
+
+    def _settle(self, delivery: Delivery) -> None:
+        self._settled(delivery.tracker, delivery.offset, len(delivery.event.body))
+
+    def _count(self, size: int) -> None:
+        self.in_flight += 1
+        self.bytes += size
+
+    def _settled(self, tracker: PartitionTracker, offset: int, size: int) -> None:
+        self.in_flight -= 1
+        self.bytes -= size
+        tracker.settle(offset)
+        if self.full:
+            self._check_room()
+
+    def _check_room(self) -> None:
+        if (
+            self.full
+            and self.in_flight <= self._max_in_flight * _LOW_WATER
+            and self.bytes <= self._max_bytes * _LOW_WATER
+        ):
+            self.full = False
+            self.has_room_again.set()
+
+    def _log_attempt(
+        self, delivery: Delivery, result: Result, now: float, decision: str, due: float | None
+    ) -> None:
+        """The one line of an attempt: always the same keys."""
+        failed = decision != "delivered"
+        (log.warning if failed else log.info)(
+            "attempt failed" if failed else "attempt delivered",
+            delivery_id=delivery_id(*delivery.origin, delivery.subscription.id),
+            event_id=delivery.event.id,
+            event_type=delivery.event.type,
+            tenant=delivery.event.tenant,
+            subscription_id=delivery.subscription.id,
+            host=delivery.subscription.origin.host,
+            attempt=delivery.attempt,
+            result=describe(result),
+            duration_ms=round((now - delivery.started) * 1000, 1),
+            decision=decision,
+            due=None if due is None else round(due, 3),
+        )
+
+    # Housekeeping.
+
+    def forget_lost(self) -> None:
+        """Of partitions that are somebody else's now, nothing is held on to."""
+        for delivery in [d for d in self._held if d.tracker.lost]:
+            self._timers.cancel(self._held.pop(delivery))
+            self._settle(delivery)
+
+    def forget_held(self) -> None:
+        """The process ends: the next one gets them again from the log."""
+        for entry in self._held.values():
+            self._timers.cancel(entry)
+
+    def open_gate(self) -> None:
+        """Attempts may start again."""
+        self.gate = True
+        for lane in list(self._lanes.values()):
+            self._pump(lane)
+
+    def sweep(self, now: float) -> None:
+        """Drop the lanes of origins that fell silent."""
+        for origin, lane in list(self._lanes.items()):
+            if not lane.empty:
+                lane.idle_since = None
+            elif lane.idle_since is None:
+                lane.idle_since = now
+            elif now - lane.idle_since >= _LANE_IDLE:
+                del self._lanes[origin]
+
+
+def _is_overdue(delivery: Delivery) -> bool:
+    return delivery.offset < delivery.tracker.overdue_below
