@@ -42,6 +42,14 @@ class Response:
 
 
 @dataclass(slots=True)
+class HandshakeResponse(Response):
+    """The answer to an OPTIONS request, with what the endpoint permits (CloudEvents HTTP Webhooks 1.0.2, 4.2)."""
+
+    allowed_origin: str | None = None
+    allowed_rate: str | None = None
+
+
+@dataclass(slots=True)
 class Failure:
     """The endpoint did not answer. `detail` is for people: it goes to logs, never to labels."""
 

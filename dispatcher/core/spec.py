@@ -86,18 +86,6 @@ def _not_yet(value: Any) -> Any:
     return value
 
 
-def _validate(value: bool) -> bool:
-    if value:
-        raise ValueError("true is not supported yet: leave it out")
-    return value
-
-
-def _status(value: Any) -> Any:
-    if value == Status.PENDING:
-        raise ValueError("pending is not supported yet: write active, paused or disabled")
-    return value
-
-
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports ValueError
@@ -142,8 +130,8 @@ class SubscriptionSpec(_Model):
     signatures: tuple[Literal["v1", "v1a", "github"], ...] = ("v1",)
     headers: dict[str, str] = {}
     payload: Literal["full", "thin"] = "full"
-    status: Annotated[Literal["active", "paused", "disabled"], BeforeValidator(_status)] = "active"
-    validated: Annotated[bool, AfterValidator(_validate)] = Field(default=False, alias="validate")
+    status: Literal["active", "paused", "pending", "disabled"] = "active"
+    validated: bool = Field(default=False, alias="validate")
     redirects: Literal["never", "same-origin"] = "never"
     client_certificate: ClientCertificateSpec | None = None
     timeout: Annotated[Duration, duration_between("10ms", "10m")] | None = None
@@ -206,8 +194,11 @@ class Reader:
         shared: T = self._shared.setdefault(value, value)
         return shared
 
-    def read(self, raw: object) -> Subscription:
-        """The subscription; raises `SpecError` with all that is wrong."""
+    def read(self, raw: object, *, validated: bool = False) -> Subscription:
+        """The subscription; raises `SpecError` with all that is wrong.
+
+        `validated`: its endpoint has agreed. Without that, one that asks for validation is pending.
+        """
         flaws: list[Flaw] = []
         raw, extra = _expanded(raw, self._environ, flaws)
         spec: SubscriptionSpec | None = None
@@ -261,9 +252,19 @@ class Reader:
             timeout=self._timeout if spec.timeout is None else self._share(spec.timeout),
             max_in_flight=spec.max_in_flight,
             retry=self._share(retry),
-            status=Status(spec.status),
-            reason="config" if spec.status == "disabled" else None,
+            status=(status := _status(spec, validated=validated)),
+            reason=_REASONS.get(status),
         )
+
+
+_REASONS: Final = {Status.DISABLED: "config", Status.PENDING: "not validated"}
+
+
+def _status(spec: SubscriptionSpec, *, validated: bool) -> Status:
+    """The status in force: who asks for validation is active only after it."""
+    if spec.status == "pending" or (spec.status == "active" and spec.validated):
+        return Status.ACTIVE if validated else Status.PENDING
+    return Status(spec.status)
 
 
 def _expanded(

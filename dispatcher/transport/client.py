@@ -89,14 +89,28 @@ class Transport:
         Connections with different certificates are never shared. A certificate that can't be read
         is a Failure(TLS_FAILED).
         """
+        pool = self._pools.get(origin if certificate is None else (origin, certificate))
+        if pool is None or self._closing:
+            pool = self._pool(origin, exchange, certificate)
+        if pool is not None:
+            pool.send(exchange)
+
+    def ask(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
+        """Like `send`, but on a connection of its own making: an OPTIONS request gets a HandshakeResponse."""
+        pool = self._pool(origin, exchange, certificate)
+        if pool is not None:
+            pool.resend(exchange)
+
+    def _pool(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None) -> Pool | None:
+        """The pool, made if need be; None when nothing is sent any more, which the exchange is told."""
         if self._closing:
             self._loop.call_soon(report, exchange, Failure(Reason.CANCELLED, "the transport is closed"))
-            return
+            return None
         key: _Key = origin if certificate is None else (origin, certificate)
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = Pool(origin, certificate, self._shared, self._route, self._drop)
-        pool.send(exchange)
+        return pool
 
     def cancel(self, exchange: Exchange) -> None:
         """Give the exchange up and close what carried it; its result is Failure(CANCELLED).

@@ -53,7 +53,7 @@ import httptools
 import structlog
 from httptools import HttpParserError, HttpParserUpgrade
 
-from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.results import Failure, HandshakeResponse, Reason, Response, Result
 from dispatcher.core.wheel import Entry
 from dispatcher.timers import Callback, Timers
 from dispatcher.transport import tls
@@ -168,7 +168,16 @@ class _Stop(Exception):
 class _Look:
     """A second parser over a head that was kept, for its fields. Those of the last head win."""
 
-    __slots__ = ("complete", "count", "keep_alive", "location", "parser", "retry_after")
+    __slots__ = (
+        "allowed_origin",
+        "allowed_rate",
+        "complete",
+        "count",
+        "keep_alive",
+        "location",
+        "parser",
+        "retry_after",
+    )
 
     def __init__(self, head: bytes, *, lenient: bool) -> None:
         self._reset()
@@ -184,6 +193,8 @@ class _Look:
         self.retry_after: str | None = None
         self.location: str | None = None
         self.keep_alive = b""
+        self.allowed_origin: str | None = None
+        self.allowed_rate: str | None = None
 
     def on_message_begin(self) -> None:
         if self.complete:
@@ -202,8 +213,14 @@ class _Look:
         elif length == 8:
             if self.location is None and name.lower() == b"location":
                 self.location = value[:_MAX_VALUE].decode("latin-1").strip()
-        elif length == 10 and name.lower() == b"keep-alive":
-            self.keep_alive = self.keep_alive or value
+        elif length == 10:
+            if name.lower() == b"keep-alive":
+                self.keep_alive = self.keep_alive or value
+        elif length == 22:
+            if self.allowed_origin is None and name.lower() == b"webhook-allowed-origin":
+                self.allowed_origin = value[:_MAX_VALUE].decode("latin-1").strip()
+        elif length == 20 and self.allowed_rate is None and name.lower() == b"webhook-allowed-rate":
+            self.allowed_rate = value[:_MAX_VALUE].decode("latin-1").strip()
 
     def on_headers_complete(self) -> None:
         self.complete = self.parser.get_status_code() >= 200
@@ -577,6 +594,11 @@ class Connection(asyncio.Protocol):
                 detail = f"the response head has more than {MAX_FIELDS} fields"
                 self._fail(Failure(Reason.RESPONSE_TOO_LARGE, detail))
                 return
+            if exchange.request.startswith(b"OPTIONS "):
+                # Always the first of its connection (`Transport.ask`), so nobody else pays for the question.
+                response = HandshakeResponse(
+                    status, None, None, self._body, look.allowed_origin, look.allowed_rate
+                )
             response.retry_after = look.retry_after
             response.location = look.location
             if status == 408 and not first and not keep:

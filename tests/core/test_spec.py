@@ -89,9 +89,21 @@ def test_a_field_whose_value_is_commented_out_counts_as_absent() -> None:
     assert flaws(spec(event_types=None)) == {"event_types": "is required"}
 
 
+@pytest.mark.parametrize("asking", [{"validate": True}, {"status": "pending"}])
+def test_one_that_asks_for_validation_is_pending_until_its_endpoint_has_agreed(asking: Any) -> None:
+    found = reader().read(spec(**asking))
+    assert (found.status, found.reason) == (Status.PENDING, "not validated")
+    assert reader().read(spec(**asking), validated=True).status is Status.ACTIVE
+
+
+def test_validation_does_not_wake_one_that_is_paused() -> None:
+    assert reader().read(spec(validate=True, status="paused")).status is Status.PAUSED
+    assert reader().read(spec(validate=True, status="disabled"), validated=True).status is Status.DISABLED
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("validate", True), ("rate_limit", "100/s"), ("status", "pending")],
+    [("rate_limit", "100/s")],
 )
 def test_what_comes_with_a_later_release_is_refused_and_not_ignored(field: Any, value: Any) -> None:
     found = flaws(spec(**{field: value}))
@@ -140,7 +152,7 @@ def test_what_comes_with_a_later_release_is_refused_and_not_ignored(field: Any, 
         ({"headers": {f"X-{n}": "v" for n in range(33)}}, "headers", "at most 32"),
         ({"payload": "thick"}, "payload", "'full' or 'thin'"),
         ({"redirects": "always"}, "redirects", "'never' or 'same-origin'"),
-        ({"status": "off"}, "status", "'active', 'paused' or 'disabled'"),
+        ({"status": "off"}, "status", "'pending' or 'disabled'"),
         ({"timeout": 15}, "timeout", "no unit"),
         ({"timeout": "11m"}, "timeout", "between 10ms and 10m"),
         ({"max_in_flight": 0}, "max_in_flight", "greater than or equal to 1"),
