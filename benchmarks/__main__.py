@@ -10,10 +10,23 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import bench_transport, end_to_end, micro
+from benchmarks import bench_transport, end_to_end, micro, scale
 from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, require
 
-ALL = ("transport", "end-to-end", "embedded", "micro", "matching")
+ALL = (
+    "transport",
+    "end-to-end",
+    "end-to-end-tls",
+    "embedded",
+    "fan-out",
+    "latency",
+    "growth",
+    "replicas",
+    "memory",
+    "micro",
+    "matching",
+)
+LONG = ("soak",)  # only when asked for by name
 
 
 def _arguments() -> argparse.Namespace:
@@ -22,12 +35,13 @@ def _arguments() -> argparse.Namespace:
         description="Measure the dispatcher beside wrk. Needs Linux, two cores, nginx, wrk, Java and Maven.",
     )
     parser.add_argument(
-        "what", nargs="*", default=["all"], metavar="WHAT", help=f"all, or some of {', '.join(ALL)}"
+        "what", nargs="*", default=["all"], metavar="WHAT", help=f"all, or some of {', '.join((*ALL, *LONG))}"
     )
     parser.add_argument(
         "--quick", action="store_true", help="small counts, one run: a smoke test; RESULTS.md stays"
     )
     parser.add_argument("--runs", type=int, help="measurements in turns with wrk (5)")
+    parser.add_argument("--minutes", type=float, help="of the soak (30)")
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
     parser.add_argument(
         "--profile", action="store_true", help="one more run under py-spy: table and flame graph"
@@ -36,9 +50,9 @@ def _arguments() -> argparse.Namespace:
         "--results", type=Path, help="the page to put the sections into (benchmarks/RESULTS.md)"
     )
     given = parser.parse_args()
-    unknown = [what for what in given.what if what not in (*ALL, "all")]
+    unknown = [what for what in given.what if what not in (*ALL, *LONG, "all")]
     if unknown:
-        parser.error(f"there is no benchmark {unknown[0]!r}: choose from all, {', '.join(ALL)}")
+        parser.error(f"there is no benchmark {unknown[0]!r}: choose from all, {', '.join((*ALL, *LONG))}")
     for name in ("runs", "events"):
         value = getattr(given, name)
         if value is not None and value < 1:
@@ -48,17 +62,32 @@ def _arguments() -> argparse.Namespace:
 
 def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    chosen = ALL if "all" in given.what else [what for what in ALL if what in given.what]
+    chosen = ALL if "all" in given.what else [what for what in (*ALL, *LONG) if what in given.what]
     end_to_end_options = {
         "quick": given.quick,
         "profile": given.profile,
         "count": given.events,
         "runs": given.runs,
     }
+    load_options = {"quick": given.quick, "count": given.events, "runs": given.runs}
     for what in chosen:
         match what:
             case "end-to-end":
                 yield lambda: end_to_end.run(command, **end_to_end_options)
+            case "end-to-end-tls":
+                yield lambda: end_to_end.run_tls(command, **end_to_end_options)
+            case "fan-out":
+                yield lambda: scale.run_fan_out(command, **load_options)
+            case "latency":
+                yield lambda: scale.run_latency(command, quick=given.quick, runs=given.runs)
+            case "growth":
+                yield lambda: scale.run_growth(command, **load_options)
+            case "replicas":
+                yield lambda: scale.run_replicas(command, **load_options)
+            case "memory":
+                yield lambda: scale.run_memory(command, quick=given.quick)
+            case "soak":
+                yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":
                 yield lambda: end_to_end.run_embedded(command, **end_to_end_options)
             case "transport":

@@ -1,11 +1,12 @@
 """The benchmarks' own arithmetic, and the page that they write."""
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from benchmarks import end_to_end, harness, profiling
+from benchmarks import end_to_end, harness, profiling, scale
 from benchmarks.harness import CannotRun, Compared, Pair, Section, Table
 
 
@@ -140,3 +141,10 @@ def test_the_flame_graph_draws_each_frame_as_wide_as_its_share() -> None:
     assert "<title>a.py:run 100.0%</title>" in drawn
     assert "<title>b.py:&lt;lambda&gt; 75.0%</title>" in drawn
     assert f'width="{0.75 * 1400:.1f}"' in drawn
+
+
+def test_the_many_hosts_are_loopback_addresses_each_once() -> None:
+    addresses = scale.addresses(70_000)
+    assert len(set(addresses)) == 70_000
+    assert all(ip_address(address).is_loopback for address in addresses)
+    assert not {*addresses} & {*end_to_end.HOSTS}
