@@ -111,7 +111,7 @@ def _lane() -> dict[str, Loop]:
             lane.offer("sub_0", 16, item)
         for _ in itertools.repeat(None, n):
             lane.offer("sub_0", 16, item)
-            taken = lane.take()
+            taken = lane.take(0.0)
             assert taken is not None
             lane.release(taken[1])
 
@@ -122,7 +122,7 @@ def _lane() -> dict[str, Loop]:
             lane.offer(key, 16, item)
         for key in itertools.islice(itertools.cycle(keys), n):
             lane.offer(key, 16, item)
-            taken = lane.take()
+            taken = lane.take(0.0)
             assert taken is not None
             lane.release(taken[1])
 

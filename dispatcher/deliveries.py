@@ -281,29 +281,47 @@ class Deliveries:
             lane = self._lanes[subscription.origin] = Lane(self._connections_per_host)
         delivery.lane = lane
         lane.idle_since = None
-        lane.offer(subscription.id, subscription.max_in_flight, delivery, urgent=urgent)
+        lane.offer(
+            subscription.id,
+            subscription.max_in_flight,
+            delivery,
+            urgent=urgent,
+            rate=subscription.rate_limit,
+        )
         self.queued += 1
         if lane.in_flight < lane.limit:
-            self._pump(lane)
+            self._pump(lane, self._clock())
 
-    def _pump(self, lane: Lane[Delivery]) -> None:
+    def _pump(self, lane: Lane[Delivery], now: float) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
         dropped = 0
-        while self.gate and (taken := lane.take()) is not None:
+        while self.gate and (taken := lane.take(now)) is not None:
             delivery, share = taken
             self.queued -= 1
             delivery.share = share
-            if not self._attempt(delivery):
+            if not self._attempt(delivery, now):
                 lane.release(share)
                 dropped += 1
                 if dropped >= _SLICE:
                     # Thousands may go at once, when a subscription is deleted: not in one turn of the loop.
-                    self._loop.call_soon(self._pump, lane)
+                    self._loop.call_soon(self._pump, lane, now)
                     return
+        if lane.blocked:
+            # One timer for each share that waits, however many deliveries wait in it.
+            for share in lane.blocked:
+                self._timers.at(share.blocked_until, partial(self._unblock, lane, share))
+            lane.blocked.clear()
+
+    def _unblock(self, lane: Lane[Delivery], share: Share[Delivery]) -> None:
+        try:
+            lane.unblock(share)
+            self._pump(lane, self._clock())
+        except Exception as error:  # noqa: BLE001 - rule 4
+            self.broken("the end of a share's wait", error)
 
     # Attempt, decide, settle.
 
-    def _attempt(self, delivery: Delivery) -> bool:
+    def _attempt(self, delivery: Delivery, now: float) -> bool:
         """Send it; False if it is not to be sent (any more) and has been dealt with."""
         if delivery.tracker.lost:
             self._settle(delivery)
@@ -323,7 +341,6 @@ class Deliveries:
         if subscription.status is not Status.ACTIVE:
             self._drop(delivery, subscription.status.value)
             return False
-        now = self._clock()
         unix = self._wall()
         try:
             delivery.request = build(subscription, delivery.event, int(unix))
@@ -369,7 +386,7 @@ class Deliveries:
             self._settle(delivery)
         else:
             self._failed(delivery, result, now)
-        self._pump(lane)
+        self._pump(lane, now)
 
     def _follow(self, delivery: Delivery, response: Response) -> Result | None:
         """Send it to where the redirect leads, within the same deadline; or what the attempt came to instead."""
@@ -579,12 +596,15 @@ class Deliveries:
     def open_gate(self) -> None:
         """Attempts may start again."""
         self.gate = True
+        now = self._clock()
         for lane in list(self._lanes.values()):
-            self._pump(lane)
+            self._pump(lane, now)
 
     def sweep(self, now: float) -> None:
         """Drop the lanes of origins that fell silent."""
         for origin, lane in list(self._lanes.items()):
+            if not lane.empty:
+                lane.tidy(now)
             if not lane.empty:
                 lane.idle_since = None
             elif lane.idle_since is None:

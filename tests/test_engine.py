@@ -648,3 +648,19 @@ async def test_stopping_does_not_wait_for_a_broker_that_is_away() -> None:
     started = asyncio.get_running_loop().time()
     await world.engine.stop(20)
     assert asyncio.get_running_loop().time() - started < 7
+
+
+async def test_a_subscription_gets_no_more_than_its_rate_and_its_neighbour_all_it_can_take() -> None:
+    registry = FixedRegistry(
+        subscription("limited", "http://endpoint.test/limited", rate_limit=10.0),
+        subscription("free", "http://endpoint.test/free"),
+    )
+    async with running(registry, max_queue_wait=60.0) as world:
+        for number in range(100):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 100, within=30)
+        times = [time for time, _, request in world.transport.sent if b" /limited " in request]
+        assert len(times) == 100
+        assert times[-1] - times[0] == pytest.approx(9.9, abs=0.2)
+        free = [time for time, _, request in world.transport.sent if b" /free " in request]
+        assert free[-1] - free[0] < 1

@@ -1,8 +1,8 @@
 """Subscriptions as people write them: every field checked, every mistake named, and read into `Subscription`.
 
 One model for all who write them (the file now, the API and the topic later), so that nobody's
-rules drift. Fields whose behaviour isn't there yet are refused, not ignored: somebody who writes
-`rate_limit: 5/s` and gets a flood has been lied to.
+rules drift. What can't be kept is refused, not ignored: somebody who writes `rate_limit: 5` without saying of
+what, and gets a flood, has been lied to.
 
 Values of `secrets` and `headers` are secrets: no message quotes them.
 """
@@ -28,9 +28,11 @@ from dispatcher.core.subscriptions import (
     Subscription,
     check_pattern,
 )
-from dispatcher.core.units import WRITTEN, Duration, duration_between
+from dispatcher.core.units import WRITTEN, Duration, Rate, duration_between
 
 MAX_PATTERNS: Final = 256
+MIN_RATE: Final = 1 / 3600  # deliveries a second
+MAX_RATE: Final = 100_000.0
 MAX_HEADER_BYTES: Final = 8192  # with what the dispatcher and the event add, what servers commonly take
 MAX_IN_FLIGHT: Final = 16
 """How many deliveries of one subscription are in flight at a time, unless it says otherwise."""
@@ -80,9 +82,9 @@ def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-def _not_yet(value: Any) -> Any:
-    if value is not None:
-        raise ValueError("is not supported yet: leave it out")
+def _rate(value: float) -> float:
+    if not MIN_RATE <= value <= MAX_RATE:
+        raise ValueError("must be between 1/h and 100000/s")
     return value
 
 
@@ -136,7 +138,7 @@ class SubscriptionSpec(_Model):
     client_certificate: ClientCertificateSpec | None = None
     timeout: Annotated[Duration, duration_between("10ms", "10m")] | None = None
     max_in_flight: Annotated[int, BeforeValidator(_number), Field(ge=1, le=10_000)] = MAX_IN_FLIGHT
-    rate_limit: Annotated[Any, AfterValidator(_not_yet)] = None
+    rate_limit: Annotated[Rate, AfterValidator(_rate)] | None = None
     retry: RetrySpec | None = None
 
 
@@ -251,6 +253,7 @@ class Reader:
             certificate=self._share(certificate),
             timeout=self._timeout if spec.timeout is None else self._share(spec.timeout),
             max_in_flight=spec.max_in_flight,
+            rate_limit=spec.rate_limit,
             retry=self._share(retry),
             status=(status := _status(spec, validated=validated)),
             reason=_REASONS.get(status),

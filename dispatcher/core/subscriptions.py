@@ -82,6 +82,7 @@ class Subscription:
         "id",
         "max_in_flight",
         "origin",
+        "rate_limit",
         "reason",
         "request",
         "retry",
@@ -116,8 +117,12 @@ class Subscription:
         follow_redirects: bool = False,
         certificate: ClientCertificate | None = None,
         reason: str | None = None,
+        rate_limit: float | None = None,
     ) -> None:
-        """`target` is the URL's path and query as sent, `timeout` in seconds, `reason` why it is disabled."""
+        """`target` is the URL's path and query as sent, `timeout` in seconds, `reason` why it is disabled.
+
+        `rate_limit` is in deliveries a second.
+        """
         self.id = id
         self.tenant = tenant
         self.origin = origin
@@ -134,6 +139,7 @@ class Subscription:
         self.follow_redirects = follow_redirects
         self.certificate = certificate
         self.reason = reason
+        self.rate_limit = rate_limit
 
     def __getattr__(self, name: str) -> Template:
         # Called only while the slot is empty, so a filled one costs the hot path nothing.
@@ -171,6 +177,7 @@ class Subscription:
             follow_redirects=self.follow_redirects,
             certificate=self.certificate,
             reason=reason,
+            rate_limit=self.rate_limit,
         )
 
 

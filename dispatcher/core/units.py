@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `15s`, `1h30m`, `500ms`, `256MiB`.
+"""Durations, sizes and rates as people write them: `15s`, `1h30m`, `500ms`, `256MiB`, `100/s`.
 
 A bare number is refused wherever a person wrote it: is `timeout: 15` seconds or milliseconds?
 Code that makes the same models by hand passes plain seconds and bytes; the difference is the
@@ -23,8 +23,12 @@ _DURATION: Final = re.compile(
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?(B|KiB|MiB|GiB|TiB)")
 
+_PER: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_RATE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?/ ?(s|m|h)")
+
 _DURATION_HELP: Final = "a duration with its unit: 500ms, 15s, 2m, 1h30m, 5d"
 _SIZE_HELP: Final = "a size with its unit: 512B, 64KiB, 256MiB, 1GiB"
+_RATE_HELP: Final = "a number for each second, minute or hour: 100/s, 10/m, 1000/h"
 
 
 def parse_duration(text: str) -> float:
@@ -64,6 +68,14 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
+def parse_rate(text: str) -> float:
+    """What `100/s`, `10/m`, `1000/h` make a second. Raises ValueError."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"must be {_RATE_HELP}")
+    return float(match[1]) / _PER[match[2]]
+
+
 def _duration(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         return parse_duration(value)
@@ -78,6 +90,14 @@ def _size(value: Any, info: ValidationInfo) -> Any:
     if _is_number(value) and not (info.context and info.context.get("written")):
         return value
     raise ValueError(_unit_please(value, _SIZE_HELP, "KiB"))
+
+
+def _rate(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        return parse_rate(value)
+    if _is_number(value) and not (info.context and info.context.get("written")):
+        return value
+    raise ValueError(_unit_please(value, _RATE_HELP, "/s"))
 
 
 def _is_number(value: Any) -> bool:
@@ -95,6 +115,10 @@ Duration = Annotated[float, BeforeValidator(_duration)]
 
 Size = Annotated[int, BeforeValidator(_size)]
 """Bytes; written with a unit."""
+
+
+Rate = Annotated[float, BeforeValidator(_rate)]
+"""So many a second; written with its period."""
 
 
 def duration_between(low: str, high: str) -> AfterValidator:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dispatcher.core.lanes import Lane, Share
+from dispatcher.core.lanes import BURST, Lane, Share
 
 KEYS = ["a", "b", "c"]
 
@@ -21,36 +22,82 @@ class LaneAgainstModel(RuleBasedStateMachine):
         self.lane: Lane[tuple[str, int]] = Lane(limit)
         self.queues: defaultdict[str, deque[int]] = defaultdict(deque)
         self.limits: dict[str, int] = {}
+        self.urgent: defaultdict[str, deque[int]] = defaultdict(deque)
+        self.rates: dict[str, float | None] = dict.fromkeys(KEYS)
+        self.tokens: dict[str, float] = {}
+        self.blocked: list[Share[tuple[str, int]]] = []
         self.flying: list[tuple[str, Share[tuple[str, int]]]] = []
         self.count = 0
+        self.now = 0.0
 
     def in_flight(self, key: str) -> int:
         return sum(1 for flying, _ in self.flying if flying == key)
 
     def servable(self) -> list[str]:
-        return [key for key in KEYS if self.queues[key] and self.in_flight(key) < self.limits[key]]
+        return [
+            key
+            for key in KEYS
+            if (self.queues[key] or self.urgent[key]) and self.in_flight(key) < self.limits[key]
+        ]
+
+    def bucket(self, key: str) -> float:
+        """Its size in tokens: a tenth of a second's worth, one at least."""
+        return max(1.0, BURST * (self.rates[key] or 0.0))
+
+    @rule(key=st.sampled_from(KEYS), rate=st.sampled_from([None, 0.5, 4.0, 64.0]))
+    def limit_rate(self, key: str, rate: float | None) -> None:
+        if self.rates[key] != rate:
+            self.rates[key] = rate
+            self.tokens[key] = self.bucket(key)
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.25, 3.0]))
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        for key in KEYS:
+            if (rate := self.rates[key]) is not None:
+                self.tokens[key] = min(self.bucket(key), self.tokens[key] + rate * seconds)
+        self.unblock()
+
+    def unblock(self) -> None:
+        """As the owner must: when `blocked_until` has come."""
+        self.blocked += self.lane.blocked
+        self.lane.blocked.clear()
+        for share in [share for share in self.blocked if share.blocked_until <= self.now]:
+            self.blocked.remove(share)
+            self.lane.unblock(share)
+
+    @rule()
+    def tidy(self) -> None:
+        self.lane.tidy(self.now)
 
     @rule(key=st.sampled_from(KEYS), limit=st.integers(1, 4), urgent=st.booleans())
     def offer(self, key: str, limit: int, urgent: bool) -> None:
         self.count += 1
         self.limits[key] = limit
-        self.lane.offer(key, limit, (key, self.count), urgent=urgent)
-        if urgent:
-            self.queues[key].appendleft(self.count)
-        else:
-            self.queues[key].append(self.count)
+        self.lane.offer(key, limit, (key, self.count), urgent=urgent, rate=self.rates[key])
+        (self.urgent if urgent else self.queues)[key].append(self.count)
 
     @rule()
     def take(self) -> None:
         servable = self.servable()
-        taken = self.lane.take()
+        taken = self.lane.take(self.now)
         if len(self.flying) >= self.limit or not servable:
             assert taken is None
             return
-        assert taken is not None, f"{servable} could have been served"
+        if taken is None:
+            for key in servable:
+                # What was offered before the rate changed still waits by the old one, until something is offered.
+                offered = next(share for share in self.lane._shares.values() if share.key == key)
+                if offered.rate == self.rates[key]:
+                    assert self.rates[key] is not None, f"{key} could have been served"
+                    assert self.tokens[key] < 1 + 1e-6, f"{key} has tokens"
+            return
         (key, number), share = taken
         assert key in servable
-        assert self.queues[key].popleft() == number
+        if share.rate == self.rates[key] is not None:
+            assert self.tokens[key] > 1 - 1e-6
+            self.tokens[key] -= 1
+        assert (self.urgent[key] or self.queues[key]).popleft() == number
         self.flying.append((key, share))
 
     @rule(data=st.data())
@@ -64,16 +111,29 @@ class LaneAgainstModel(RuleBasedStateMachine):
     def withdraw(self, rest: int) -> None:
         withdrawn = self.lane.withdraw(lambda item: item[1] % 3 == rest or rest == 3)
         for key in KEYS:
-            expected = [number for number in self.queues[key] if number % 3 == rest or rest == 3]
+            waiting = [*self.urgent[key], *self.queues[key]]
+            expected = [number for number in waiting if number % 3 == rest or rest == 3]
             assert [number for found, number in withdrawn if found == key] == expected
+            self.urgent[key] = deque(number for number in self.urgent[key] if number not in expected)
             self.queues[key] = deque(number for number in self.queues[key] if number not in expected)
 
     @invariant()
     def counts_hold(self) -> None:
         if hasattr(self, "lane"):
             assert self.lane.in_flight == len(self.flying) <= self.limit
-            assert self.lane.queued == sum(map(len, self.queues.values()))
-            assert self.lane.empty is not (bool(self.flying) or any(self.queues.values()))
+            queued = [*self.queues.values(), *self.urgent.values()]
+            assert self.lane.queued == sum(map(len, queued))
+            if self.flying or any(queued):
+                assert not self.lane.empty
+
+    def teardown(self) -> None:
+        """Once everything is served, and every bucket is full again, no trace is left."""
+        if hasattr(self, "lane"):
+            for _, share in self.flying:
+                self.lane.release(share)
+            self.lane.withdraw(lambda _: True)
+            self.lane.tidy(self.now + 3600)
+            assert self.lane.empty
 
 
 TestLaneAgainstModel = LaneAgainstModel.TestCase
@@ -83,13 +143,13 @@ def test_a_flood_to_one_subscription_costs_its_neighbour_one_turn() -> None:
     lane: Lane[str] = Lane(limit=1)
     for i in range(1000):
         lane.offer("flood", 16, f"flood {i}")
-    first = lane.take()
+    first = lane.take(0.0)
     assert first is not None
     lane.offer("neighbour", 16, "the neighbour's")
     lane.release(first[1])
     served = []
     for _ in range(2):
-        taken = lane.take()
+        taken = lane.take(0.0)
         assert taken is not None
         served.append(taken[0])
         lane.release(taken[1])
@@ -102,7 +162,7 @@ def test_a_subscription_at_its_own_limit_leaves_the_slots_to_others() -> None:
         lane.offer("narrow", 2, f"narrow {i}")
         lane.offer("wide", 8, f"wide {i}")
     taken = []
-    while (next_one := lane.take()) is not None:
+    while (next_one := lane.take(0.0)) is not None:
         taken.append(next_one[0].split()[0])
     assert taken.count("narrow") == 2
     assert taken.count("wide") == 5
@@ -112,7 +172,7 @@ def test_what_waited_before_goes_ahead_of_what_is_new() -> None:
     lane: Lane[str] = Lane(limit=10)
     lane.offer("a", 10, "new")
     lane.offer("a", 10, "retry", urgent=True)
-    order = [taken[0] for _ in range(2) if (taken := lane.take()) is not None]
+    order = [taken[0] for _ in range(2) if (taken := lane.take(0.0)) is not None]
     assert order == ["retry", "new"]
 
 
@@ -120,9 +180,70 @@ def test_a_lowered_limit_holds_at_once() -> None:
     lane: Lane[str] = Lane(limit=10)
     for i in range(4):
         lane.offer("a", 3, str(i))
-    first = lane.take()
+    first = lane.take(0.0)
     assert first is not None
     lane.offer("a", 1, "with the new limit")
-    assert lane.take() is None
+    assert lane.take(0.0) is None
     lane.release(first[1])
-    assert lane.take() is not None
+    assert lane.take(0.0) is not None
+
+
+def test_what_came_back_is_served_in_the_order_in_which_it_came_back() -> None:
+    lane: Lane[str] = Lane(limit=10)
+    lane.offer("a", 10, "new")
+    for number in range(3):
+        lane.offer("a", 10, f"retry {number}", urgent=True)
+    order = [taken[0] for _ in range(4) if (taken := lane.take(0.0)) is not None]
+    assert order == ["retry 0", "retry 1", "retry 2", "new"]
+
+
+def test_a_rate_is_kept_within_every_second_and_wastes_nothing() -> None:
+    lane: Lane[int] = Lane(limit=1000)
+    for number in range(1000):
+        lane.offer("a", 1000, number, rate=50.0)
+    times: list[float] = []
+    now = 0.0
+    while now < 10.0:
+        while lane.take(now) is not None:
+            times.append(now)
+        (share,) = lane.blocked
+        assert share.blocked_until > now
+        now = share.blocked_until
+        lane.blocked.clear()
+        lane.unblock(share)
+    assert len(times) == pytest.approx(500, abs=5)
+    assert max(sum(start <= time < start + 1 for time in times) for start in times) <= 55
+
+
+def test_a_share_at_its_rate_leaves_the_slots_to_others() -> None:
+    lane: Lane[str] = Lane(limit=10)
+    for _ in range(5):
+        lane.offer("limited", 10, "limited", rate=1.0)
+        lane.offer("free", 10, "free")
+    taken = [item for _ in range(10) if (item := lane.take(0.0)) is not None]
+    assert [item for item, _ in taken].count("limited") == 1
+    assert [item for item, _ in taken].count("free") == 5
+
+
+def test_a_rate_is_remembered_while_nothing_is_owed() -> None:
+    lane: Lane[str] = Lane(limit=10)
+    lane.offer("a", 10, "first", rate=0.1)
+    first = lane.take(0.0)
+    assert first is not None
+    lane.release(first[1])
+    lane.tidy(5.0)
+    lane.offer("a", 10, "second", rate=0.1)
+    assert lane.take(5.0) is None
+    assert lane.take(10.0) is None, "the owner unblocks it"
+    lane.unblock(lane.blocked[0])
+    assert lane.take(10.0) is not None
+
+
+def test_a_rate_that_is_lifted_lets_everything_go() -> None:
+    lane: Lane[str] = Lane(limit=10)
+    for _ in range(3):
+        lane.offer("a", 10, "limited", rate=0.001)
+    assert lane.take(0.0) is not None
+    assert lane.take(0.0) is None
+    lane.offer("a", 10, "free")
+    assert sum(lane.take(0.0) is not None for _ in range(4)) == 3

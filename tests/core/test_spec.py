@@ -61,7 +61,7 @@ def test_every_field_is_taken() -> None:
             redirects="same-origin",
             timeout="2s",
             max_in_flight=3,
-            rate_limit=None,
+            rate_limit="90/m",
             retry={"schedule": ["1s", "1m30s"], "jitter": 0},
         )
     )
@@ -72,6 +72,7 @@ def test_every_field_is_taken() -> None:
     assert (found.thin, found.status, found.timeout, found.max_in_flight) == (True, Status.PAUSED, 2.0, 3)
     assert found.retry == RetryPolicy((1.0, 90.0), 0.0)
     assert found.follow_redirects
+    assert found.rate_limit == 1.5
     assert found.request.tail.startswith(b"\r\nAuthorization: Bearer abc\r\nX-Env: prod\r\n")
 
 
@@ -102,19 +103,13 @@ def test_validation_does_not_wake_one_that_is_paused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("rate_limit", "100/s")],
-)
-def test_what_comes_with_a_later_release_is_refused_and_not_ignored(field: Any, value: Any) -> None:
-    found = flaws(spec(**{field: value}))
-    assert list(found) == [field]
-    assert "not supported yet" in found[field]
-
-
-@pytest.mark.parametrize(
     ("changes", "field", "said"),
     [
         ({"id": "a b"}, "id", "A-Z a-z 0-9 _ -"),
+        ({"rate_limit": 5}, "rate_limit", "write 5/s"),
+        ({"rate_limit": "5"}, "rate_limit", "100/s, 10/m, 1000/h"),
+        ({"rate_limit": "0/s"}, "rate_limit", "between 1/h and 100000/s"),
+        ({"rate_limit": "0.5/h"}, "rate_limit", "between 1/h and 100000/s"),
         ({"id": "x" * 65}, "id", "1 to 64"),
         ({"id": "a\n"}, "id", "1 to 64"),
         ({"id": 123}, "id", "put it in quotes"),

@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from dispatcher.core.units import format_duration, format_size, parse_duration, parse_size
+from dispatcher.core.units import (
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +77,16 @@ def test_what_is_no_size_is_refused(text: Any) -> None:
 @given(st.integers(min_value=0, max_value=1 << 49))
 def test_a_size_survives_being_written_and_read(size: Any) -> None:
     assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("100/s", 100.0), ("10/m", 1 / 6), ("1800/h", 0.5), ("1.5/s", 1.5), ("6 / m", 0.1)]
+)
+def test_rates_are_read_per_second(text: Any, rate: Any) -> None:
+    assert parse_rate(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["", "100", "100/", "/s", "100/d", "-1/s", "1e3/s", "100/s\n", "100 per s"])
+def test_what_is_no_rate_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="minute or hour"):
+        parse_rate(text)
