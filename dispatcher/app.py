@@ -21,6 +21,7 @@ from dispatcher.__about__ import __version__
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerRefused, BrokerUnavailable, TopicSpec
 from dispatcher.broker.open import open_broker
+from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.netguard import Guard
 from dispatcher.core.tiers import Tiers
 from dispatcher.engine import Engine
@@ -36,6 +37,7 @@ log = structlog.get_logger(__name__)
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
+_COMPACTION_LAG_MS = 3600 * 1000  # `core/changes.py` says why
 
 
 class App:
@@ -194,6 +196,15 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     """Return the topics that must be there."""
     topics = settings.topics
     specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
+    specs.append(
+        TopicSpec(
+            subscriptions_topic(settings),
+            1,
+            topics.replication,
+            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)},
+            exact=True,
+        )
+    )
     # Whatever happened to this process for a week, what waits in a tier is still there.
     specs += [
         TopicSpec(

@@ -104,6 +104,41 @@ class MemoryConsumer:
         self.stopped = True
 
 
+class MemoryReader:
+    """Reads a partition of a `MemoryBroker`."""
+
+    def __init__(self, broker: MemoryBroker, partition: TopicPartition) -> None:
+        self._broker = broker
+        self._partition = partition
+        self._position = self._end = 0
+        self.caught_up = False
+        self.problem: str | None = None
+
+    async def start(self) -> None:
+        self._end = len(self._broker.log[self._partition])
+        self.caught_up = not self._end
+
+    async def read(self, timeout: float, limit: int) -> Sequence[Record]:
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            if self._broker.read_errors:
+                raise self._broker.read_errors.pop(0)
+            records = self._broker.log[self._partition][self._position : self._position + limit]
+            left = deadline - asyncio.get_running_loop().time()
+            if records or left <= 0:
+                self._position += len(records)
+                self.caught_up = self._position >= self._end
+                return records
+            changed = self._broker.changed
+            try:
+                async with asyncio.timeout(left):
+                    await changed.wait()
+            except TimeoutError:
+                return ()
+
+    async def stop(self) -> None: ...
+
+
 class MemoryBroker:
     """Topics as lists. `produce_errors` are raised by the next calls of `produce`, in turn."""
 
@@ -115,6 +150,7 @@ class MemoryBroker:
         self.produced: list[Message] = []
         self.produce_errors: list[BrokerError] = []
         self.commit_errors: list[BrokerError] = []
+        self.read_errors: list[BrokerError] = []
         self.changed = asyncio.Event()
         self.consumers: list[MemoryConsumer] = []
         self.problem: str | None = None
@@ -156,6 +192,9 @@ class MemoryBroker:
         consumer = MemoryConsumer(self, topics, listener)
         self.consumers.append(consumer)
         return consumer
+
+    def reader(self, topic: str, partition: int = 0) -> MemoryReader:
+        return MemoryReader(self, TopicPartition(topic, partition))
 
     async def produce(self, messages: Sequence[Message]) -> None:
         await asyncio.sleep(0.001)

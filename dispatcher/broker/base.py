@@ -121,6 +121,8 @@ class TopicSpec(NamedTuple):
     partitions: int | None = None
     replication: int | None = None
     config: Mapping[str, str] = {}
+    exact: bool = False
+    """One that is there already must have this number of partitions and this `cleanup.policy` too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,30 @@ class Consumer(Protocol):
         """Leave the group. Doesn't call the listener: commit before."""
 
 
+class Reader(Protocol):
+    """Reads one whole partition, without a group: from its first record on, then following it. Owned by one task."""
+
+    async def start(self) -> None:
+        """Find the partition and its end. Waits for the broker, and for the topic, as long as it takes."""
+
+    async def read(self, timeout: float, limit: int) -> Sequence[Record]:
+        """The next records, at most `limit`, in offset order; none when nothing came within `timeout` seconds.
+
+        Raises BrokerError when the partition was cut or made anew: what was read of it is not what it holds.
+        """
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything has been read that was there at the start. Stays true."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from reading now, in one sentence; None when all is well."""
+
+    async def stop(self) -> None:
+        """Read no more."""
+
+
 class Broker(Protocol):
     """A connection to a broker: factory of consumers, the one producer, and topic administration."""
 
@@ -198,7 +224,10 @@ class Broker(Protocol):
         """What is wrong with it now, in one sentence; None when all is well."""
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
-        """Create the missing ones, or (not `create`) name them: what is returned is still missing."""
+        """Create the missing ones, or (not `create`) name them: what is returned is still missing.
+
+        Raises BrokerRefused for an `exact` one that is there and is different.
+        """
 
     async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
         """Every topic that isn't the broker's own, with the group's committed offsets."""
@@ -212,8 +241,27 @@ class Broker(Protocol):
         record whatever `kafka.offset_reset` says, and a resumed partition is read again at once.
         """
 
+    def reader(self, topic: str, partition: int = 0) -> Reader:
+        """A reader of the whole partition, not started yet."""
+
     async def produce(self, messages: Sequence[Message]) -> None:
         """Write all of them durably, batched; order is kept within a partition of one call."""
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         """The one record there; None if it has been deleted or isn't there yet."""
+
+
+def check_exact(spec: TopicSpec, partitions: int, config: Mapping[str, str]) -> None:
+    """Raise BrokerRefused unless the topic is as its `exact` spec says. A setting that isn't known is let pass."""
+    name = spec.name
+    if spec.partitions is not None and partitions != spec.partitions:
+        raise BrokerRefused(
+            f"topic {name} has {partitions} partitions; it must have {spec.partitions}: delete it, and it is made anew"
+            " (`dispatcher topics --create`); what is in it is lost with that, so copy it first if it was in use"
+        )
+    wanted, found = spec.config.get("cleanup.policy"), config.get("cleanup.policy")
+    if wanted is not None and found is not None and found != wanted:
+        raise BrokerRefused(
+            f"topic {name} has cleanup.policy {found}; with anything but {wanted} its records get lost: set it with"
+            f" `kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config cleanup.policy={wanted}`"
+        )

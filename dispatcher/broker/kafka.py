@@ -43,6 +43,7 @@ from dispatcher.broker.base import (
     TopicInfo,
     TopicPartition,
     TopicSpec,
+    check_exact,
 )
 from dispatcher.broker.kafka_client import (
     client_options,
@@ -55,6 +56,7 @@ from dispatcher.broker.kafka_client import (
 )
 from dispatcher.broker.kafka_consumer import KafkaConsumer, stop_consumer
 from dispatcher.broker.kafka_producer import KafkaProducer
+from dispatcher.broker.kafka_reader import KafkaReader
 from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
 
@@ -68,6 +70,7 @@ _SHOWN_CONFIGS = {
     "retention.ms",
     "retention.bytes",
     "max.message.bytes",
+    "min.compaction.lag.ms",
     "min.insync.replicas",
 }
 
@@ -85,6 +88,7 @@ class KafkaBroker:
         self._reader: AIOKafkaConsumer | None = None
         self._reading = asyncio.Lock()
         self._consumers: set[KafkaConsumer] = set()
+        self._readers: set[KafkaReader] = set()
         self._problem: str | None = "not connected yet"
         thin_out_logs()
 
@@ -186,6 +190,7 @@ class KafkaBroker:
     async def _bootstrap_again(self) -> None:
         """Learn the brokers' addresses anew: all of them may have moved."""
         clients = [consumer.client for consumer in self._consumers]
+        clients += [reader.client for reader in self._readers]
         if self._producer is not None:
             clients.append(self._producer.client)
         for client in clients:
@@ -196,6 +201,8 @@ class KafkaBroker:
     async def close(self) -> None:
         for consumer in list(self._consumers):
             await consumer.stop()
+        for reader in list(self._readers):
+            await reader.stop()
         await self._tasks.stop()
         producer, self._producer = self._producer, None
         self._problem = "closed"
@@ -210,6 +217,15 @@ class KafkaBroker:
         consumer = KafkaConsumer(self, topics, group, listener, own=own)
         self._consumers.add(consumer)
         return consumer
+
+    def reader(self, topic: str, partition: int = 0) -> KafkaReader:
+        reader = KafkaReader(self, TopicPartition(topic, partition))
+        self._readers.add(reader)
+        return reader
+
+    def forget_reader(self, reader: KafkaReader) -> None:
+        """It has stopped."""
+        self._readers.discard(reader)
 
     def forget(self, consumer: KafkaConsumer) -> None:
         """It has stopped."""
@@ -294,6 +310,11 @@ class KafkaBroker:
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         found = await self.describe([spec.name for spec in topics])
         missing = [spec for spec in topics if spec.name not in found]
+        exact = [spec for spec in topics if spec.exact and spec.name in found]
+        if exact:
+            configs = await self._configs([spec.name for spec in exact])
+            for spec in exact:
+                check_exact(spec, len(found[spec.name]), configs.get(spec.name, {}))
         if not create or not missing:
             return [spec.name for spec in missing]
         await self._with_admin(lambda admin: self._create(admin, missing), "creating topics")

@@ -25,10 +25,12 @@ from dispatcher.broker.base import (
     TopicInfo,
     TopicPartition,
     TopicSpec,
+    check_exact,
 )
 from dispatcher.broker.partitioning import Partitioner
 from dispatcher.broker.sqlite_file import Request
 from dispatcher.broker.sqlite_group import Groups, SqliteConsumer
+from dispatcher.broker.sqlite_reader import SqliteReader
 from dispatcher.broker.sqlite_store import Store
 from dispatcher.tasks import Tasks
 
@@ -44,6 +46,7 @@ DEFAULTS = {
     "max.message.bytes": "1048588",
     "delete.retention.ms": str(24 * 3600 * 1000),
     "min.cleanable.dirty.ratio": "0.5",
+    "min.compaction.lag.ms": "0",
 }
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
@@ -92,6 +95,9 @@ class SqliteBroker:
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         missing = [spec for spec in topics if spec.name not in self._store.topics]
+        for spec in topics:
+            if spec.exact and (found := self._store.topics.get(spec.name)) is not None:
+                check_exact(spec, len(found.partitions), found.settings)
         if not create:
             return [spec.name for spec in missing]
         for spec in missing:
@@ -165,15 +171,21 @@ class SqliteBroker:
     ) -> SqliteConsumer:
         return SqliteConsumer(self._groups, self._store, topics, group, listener, own=own)
 
+    def reader(self, topic: str, partition: int = 0) -> SqliteReader:
+        return SqliteReader(self._store, TopicPartition(topic, partition))
+
     # Retention and compaction.
 
     async def _maintain(self) -> None:
+        # Nothing is deleted for its age so early: what waited while the process was away is to be read first.
+        maintenance = self._store.compact
         while True:
-            await asyncio.sleep(self._maintenance_interval)
             try:
-                await self.maintain()
+                await maintenance()
             except BrokerError as error:
                 log.warning("retention or compaction failed, trying again later", error=str(error))
+            maintenance = self.maintain
+            await asyncio.sleep(self._maintenance_interval)
 
     async def maintain(self) -> None:
         """Apply retention and compaction once, now. Runs by itself every `maintenance_interval`."""
@@ -194,7 +206,9 @@ def _check_spec(spec: TopicSpec) -> None:
         )
     if spec.partitions is not None and not 1 <= spec.partitions <= MAX_PARTITIONS:
         raise BrokerRefused(f"topic {spec.name}: partitions must be from 1 to {MAX_PARTITIONS}")
-    for name in ("retention.ms", "retention.bytes", "max.message.bytes", "delete.retention.ms"):
+    for name in DEFAULTS:
+        if name in {"cleanup.policy", "min.cleanable.dirty.ratio"}:
+            continue
         try:
             int(spec.config.get(name, "0"))
         except ValueError:

@@ -293,14 +293,15 @@ class LogFile:
         return Swept(start, start, rows < _CHUNK)
 
     def compact(self, id_: int, begin: int, end: int, forget: int) -> Swept:
-        """Of the next records below `end`, delete those whose key comes again later, and tombstones from before `forget`."""
+        """Of the next records below `end`, delete those whose key comes again below it, and tombstones from before `forget`."""
         db = self._open_db
         counts = self._change(id_)
         rows = db.execute(
-            f"SELECT position, {_LENGTH}, EXISTS (SELECT 1 FROM log_{id_} b WHERE b.key = a.key AND b.position > a.position),"  # noqa: S608
+            f"SELECT position, {_LENGTH}, EXISTS (SELECT 1 FROM log_{id_} b WHERE b.key = a.key AND b.position > a.position"  # noqa: S608
+            " AND b.position < ?),"
             f" a.value IS NULL AND a.timestamp < ? FROM log_{id_} a WHERE position >= ? AND position < ?"
             f" ORDER BY position LIMIT {_CHUNK}",
-            (forget, begin, end),
+            (end, forget, begin, end),
         ).fetchall()
         gone = [(offset, length) for offset, length, again, forgotten in rows if again or forgotten]
         db.executemany(f"DELETE FROM log_{id_} WHERE position = ?", [(offset,) for offset, _ in gone])  # noqa: S608
@@ -365,6 +366,15 @@ class LogFile:
     def count(self, id_: int) -> int:
         """Records in it."""
         return self._counts[id_].count
+
+    def uncleanable(self, id_: int, begin: int, end: int, since: int) -> int:
+        """The first position from `begin` on whose record is younger than `since` (Unix ms); `end` if none is."""
+        row = self._open_db.execute(
+            f"SELECT position FROM log_{id_} WHERE position >= ? AND position < ? AND timestamp > ?"  # noqa: S608
+            " ORDER BY position LIMIT 1",
+            (begin, end, since),
+        ).fetchone()
+        return end if row is None else int(row[0])
 
     def give_back(self) -> bool:
         """Shrink the file a little where much of it is free; whether there is more to do."""

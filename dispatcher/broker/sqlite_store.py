@@ -246,10 +246,15 @@ class Store:
         for partition in list(self._partitions.values()):
             if partition.topic.deleted:
                 await self._expire(partition)
-            if partition.topic.compacted:
-                await self._compact(partition)
+        await self.compact()
         while await self._run(self._file.give_back):
             pass
+
+    async def compact(self) -> None:
+        """Compact the topics that want it, as far as there is something to gain."""
+        for partition in list(self._partitions.values()):
+            if partition.topic.compacted:
+                await self._compact(partition)
 
     async def _expire(self, partition: Partition) -> None:
         settings = partition.topic.settings
@@ -266,6 +271,10 @@ class Store:
     async def _compact(self, partition: Partition) -> None:
         settings = partition.topic.settings
         end = partition.end
+        lag = int(settings["min.compaction.lag.ms"])
+        if lag > 0:
+            since = time.time_ns() // 1_000_000 - lag
+            end = await self._run(self._file.uncleanable, partition.id, partition.clean, end, since)
         count = await self._run(self._file.count, partition.id)
         if end - partition.clean <= count * float(settings["min.cleanable.dirty.ratio"]):
             return

@@ -17,6 +17,11 @@ from dispatcher.settings import Settings
 T = TypeVar("T")
 
 
+def subscriptions_topic(settings: Settings) -> str:
+    """The topic that all of this is in."""
+    return f"{settings.topics.prefix}subscriptions"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredSecret:
     """A signing secret in full, and when it ends by itself (Unix ms; None: it doesn't)."""

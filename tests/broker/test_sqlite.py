@@ -453,3 +453,41 @@ async def test_close_stops_members_and_waits_for_writes(opened: Opened, tmp_path
     assert await member.consumer.poll(1.0, 10) == ()
     broker = await opened()
     assert await earliest_and_latest(broker, "t") == (0, 1)
+
+
+async def test_compaction_leaves_what_is_younger_than_the_lag(opened: Opened) -> None:
+    broker = await opened()
+    config = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": "3600000",
+        "min.cleanable.dirty.ratio": "0.1",
+    }
+    await broker.ensure_topics([TopicSpec("t", 1, config=config)], create=True)
+    now = time.time_ns() // 1_000_000
+    old, young = now - 7200_000, now - 60_000
+
+    def wrote(key: bytes, value: bytes, timestamp: int) -> Message:
+        return Message("t", value, key, timestamp_ms=timestamp)
+
+    await broker.produce([wrote(b"a", b"1", old), wrote(b"a", b"2", old), wrote(b"b", b"1", old)])
+    await broker.produce([wrote(b"b", b"2", young), wrote(b"b", b"3", young), wrote(b"a", b"3", old)])
+    await broker.maintain()
+    reader = broker.reader("t")
+    await reader.start()
+    kept = [(record.key, record.value) for record in await reader.read(1, 100)]
+    # Of what is old enough the last of each key, though the key comes again later; all of the rest.
+    assert kept == [(b"a", b"2"), (b"b", b"1"), (b"b", b"2"), (b"b", b"3"), (b"a", b"3")]
+
+
+async def test_what_was_left_to_compact_is_compacted_when_the_file_is_opened(opened: Opened) -> None:
+    broker = await opened()
+    await broker.ensure_topics([TopicSpec("t", 1, config={"cleanup.policy": "compact"})], create=True)
+    await broker.produce([Message("t", b"%d" % n, b"key") for n in range(100)])
+    await broker.close()
+    broker = await opened()
+    async with asyncio.timeout(20):
+        while await broker.read(TopicPartition("t", 0), 98) is not None:
+            await asyncio.sleep(0.01)
+    last = await broker.read(TopicPartition("t", 0), 99)
+    assert last is not None
+    assert last.value == b"99"

@@ -10,6 +10,7 @@ from tests.commands import console
 
 NEEDED = (
     "events",
+    "dispatcher.subscriptions",
     *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h")),
     "dispatcher.dead",
 )
