@@ -518,7 +518,53 @@ def test_of_duplicate_keys_the_last_counts() -> None:
 def test_numbers_of_any_size_in_the_data_are_none_of_our_business() -> None:
     value = b'{"type":"a","data":[' + b"9" * 300 + b",1e-400,-0]}"
     assert decode(Rec(value)).body is value
-    assert reason(value.replace(b"9", b"9" * 20)) == "json"  # beyond any double: receivers fail at it, too
+    larger = value.replace(b"9", b"9" * 20)  # than any double: RFC 8259 has no limit, some receivers do
+    assert decode(Rec(larger)).body is larger
+
+
+PIECES = st.sampled_from(
+    [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b":",
+        b",",
+        b"\\",
+        b"\\u00e9",
+        b"\\ud83d",
+        b"\xc3\xa9",
+        b"\xff",
+        b"\x00",
+        b"1.5",
+        b"-",
+        b"e",
+        b"null",
+    ]
+)
+
+
+@given(st.integers(0, 120), st.integers(0, 4), PIECES)
+def test_what_is_only_passed_over_is_json_all_the_same(place: int, cut: int, piece: bytes) -> None:
+    """As strict as a parser that reads everything; a number is none of the pieces that may grow too large."""
+    value = envelope(
+        id="evt_1", type="a.b", data={"list": [1, {"x": None}], "text": "caf\u00e9 \n", "flag": True}
+    )
+    mutated = value[:place] + piece + value[place + cut :]
+    try:
+        whole = orjson.loads(mutated)
+    except orjson.JSONDecodeError:
+        assert reason(mutated) == "json"
+    else:
+        if isinstance(whole, dict) and whole.get("type") == "a.b" and whole.get("id") == "evt_1":
+            event = decode(Rec(mutated))
+            assert (event.id, event.type, event.body) == ("evt_1", "a.b", mutated)
+
+
+@pytest.mark.parametrize("depth", [3_000, 200_000])
+def test_nesting_without_end_is_no_json_that_anybody_reads(depth: int) -> None:
+    assert reason(b'{"type":"a","data":' + b"[" * depth + b"]" * depth + b"}") == "json"
 
 
 # Ids of our own
