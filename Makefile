@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench format lock image clean
+.PHONY: help demo test check bench format openapi lock image clean
 
 help: ## what can be done here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside w
 format: $(VENV)/.dev-stamp ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+openapi: $(VENV)/.run-stamp ## write docs/openapi.json anew, after a change of the API
+	$(BIN)/python -m dispatcher.api.openapi > docs/openapi.json.new
+	mv docs/openapi.json.new docs/openapi.json
 
 lock: ## pin requirements*.txt anew, with hashes
 	./requirements-lock.sh

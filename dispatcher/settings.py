@@ -379,6 +379,8 @@ class ApiSettings(Group):
     keys: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_api_key)], ...], Listed, AfterValidator(_unique)
     ] = ()
+    wrong_keys_per_minute: Annotated[Int, Field(ge=1, le=1_000_000)] = 20
+    egress_addresses: Networks = ()
 
 
 class DeliverySettings(Group):

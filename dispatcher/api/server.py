@@ -1,25 +1,33 @@
-"""The HTTP side: health, readiness and metrics (the API of subscribers and operators joins them here).
+"""The HTTP side: health, readiness and metrics without a key, and the API under `/v1`.
 
 aiohttp serves it. Nothing here is on the delivery path; a scrape costs the loop one collection
 of plain integers, some milliseconds.
+
+What a client may cost is bounded: a connection that sends nothing is closed after `_IDLE`, a body has a size and a
+time (`frame.py`), bodies are never decompressed, and aiohttp bounds the head.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
-import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dispatcher.__about__ import __version__
+from dispatcher.api.docs import Docs
+from dispatcher.api.frame import REQUEST_ID, Frame, Handler, json_response, problem_documents
+from dispatcher.api.routes import Allowed, Services
+from dispatcher.api.table import ROUTES
 
 Problems = Callable[[], Sequence[str]]
 
 _SERVER = f"dispatcher/{__version__}"
+_IDLE: Final = 75.0  # seconds; longer than the idle timeout of common reverse proxies
 
 
 class CannotListen(Exception):
@@ -29,22 +37,41 @@ class CannotListen(Exception):
 class ApiServer:
     """Serves until stopped. `problems` says why the process isn't ready; empty means it is."""
 
-    def __init__(self, host: str, port: int, metrics: CollectorRegistry, problems: Problems) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: CollectorRegistry,
+        problems: Problems,
+        services: Services | None = None,
+        *,
+        events_limit: int = 4 << 20,
+    ) -> None:
+        """Without `services` there is no API, only health and metrics. `events_limit` in bytes."""
         self._host = host
         self._port = port
         self._metrics = metrics
         self._problems = problems
+        self._services = services
+        self._events_limit = events_limit
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
         """Bind and serve; returns the port (the one the system chose, for port 0)."""
-        app = web.Application(middlewares=[_problem_documents])
+        app = web.Application(middlewares=[problem_documents])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._scrape)
-        app.on_response_prepare.append(_name_server)
+        if self._services is not None:
+            _add_api(app, Frame(self._services, events_limit=self._events_limit))
+        app.on_response_prepare.append(_complete)
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, logger=logging.getLogger("dispatcher.api")
+            app,
+            access_log=None,
+            handle_signals=False,
+            logger=logging.getLogger("dispatcher.api"),
+            keepalive_timeout=_IDLE,
+            auto_decompress=False,
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port)
@@ -68,39 +95,39 @@ class ApiServer:
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """The loop turns: that this answers at all is the answer."""
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         problems = list(self._problems())
         if problems:
-            return _json({"status": "unready", "problems": problems}, status=503)
-        return _json({"status": "ready"})
+            return json_response({"status": "unready", "problems": problems}, status=503)
+        return json_response({"status": "ready"})
 
     async def _scrape(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._metrics), headers={"Content-Type": content_type})
 
 
-def _json(document: object, status: int = 200, content_type: str = "application/json") -> web.Response:
-    return web.Response(body=orjson.dumps(document), status=status, content_type=content_type)
+def _add_api(app: web.Application, frame: Frame) -> None:
+    for route in ROUTES:
+        if route.method == "GET":
+            app.router.add_get(route.path, frame.serve(route))
+        else:
+            app.router.add_route(route.method, route.path, frame.serve(route))
+    docs = Docs()
+    for path, show in (("/docs", docs.page), ("/docs/{name}", docs.asset), ("/openapi.json", docs.document)):
+        app.router.add_get(path, _public(frame, show))
 
 
-async def _name_server(_request: web.Request, response: web.StreamResponse) -> None:
+def _public(frame: Frame, show: Callable[[web.Request], web.Response]) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        frame.admit(Allowed.PUBLIC, request)
+        return show(request)
+
+    return handle
+
+
+async def _complete(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
-
-
-@web.middleware
-async def _problem_documents(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Errors as RFC 9457 problem documents."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        document = {"type": "about:blank", "title": error.reason, "status": error.status}
-        response = _json(document, error.status, "application/problem+json")
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]

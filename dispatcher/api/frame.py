@@ -1,0 +1,396 @@
+"""The way of every request to the API, from the bytes that came to the bytes that go.
+
+In this order, and the first that fails answers: where it comes from (`_refuse_foreign`), who asks, whether they may,
+its address, its query, its body; then the handler. So somebody without a key learns nothing but that, and a body is
+read only for whom it may serve. Nothing is changed before all of the request is known to be right in form.
+
+A browser is the one client that lets strangers write requests. While the API is open (no keys, loopback only) that
+matters: a page on the web could post to 127.0.0.1, or rebind its own name to it. So a request then has to be addressed
+to this machine by a loopback name (`Host`) and, where it has an `Origin`, come from a page of ours. With keys that is
+no matter: browsers send none by themselves, and there are no cookies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import math
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from dispatcher.api import models, problems
+from dispatcher.api.payload import parse_json, parse_lines, read_body
+from dispatcher.api.problems import Kind, Problem
+from dispatcher.api.routes import BODY_LIMIT, NDJSON, Allowed, Call, Reply, Route, Services
+from dispatcher.control import errors
+from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
+from dispatcher.core.document import did_you_mean, explain
+from dispatcher.core.spec import Flaw
+
+log = structlog.get_logger(__name__)
+
+BODY_TIMEOUT: Final = 20.0
+HANDLER_TIMEOUT: Final = 90.0
+"""Seconds; the operations have bounds of their own, this is for one that forgets."""
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+# What each part of an address looks like.
+PARAMETERS: Final = {
+    ("subscriptions", "id"): r"^[A-Za-z0-9_-]{1,64}$",
+    ("keys", "id"): r"^[a-z0-9]{8,32}$",
+    ("event types", "name"): r"^(?=.{1,256}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
+}
+
+# Fields whose values no message quotes.
+_CREDENTIALS: Final = frozenset({"secrets", "secret", "headers", "url"})
+
+_KINDS: Final[Mapping[type[errors.ControlError], Kind]] = {
+    errors.NotFound: Kind.NOT_FOUND,
+    errors.AlreadyExists: Kind.ALREADY_EXISTS,
+    errors.FileManaged: Kind.FILE_MANAGED,
+    errors.WrongState: Kind.WRONG_STATE,
+    errors.VersionMismatch: Kind.VERSION_MISMATCH,
+    errors.TooLarge: Kind.TOO_LARGE,
+    errors.Overloaded: Kind.OVERLOADED,
+    errors.Unavailable: Kind.UNAVAILABLE,
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def json_response(
+    document: object, status: int = 200, content_type: str = "application/json"
+) -> web.Response:
+    """A document as an answer."""
+    return web.Response(body=orjson.dumps(document), status=status, content_type=content_type)
+
+
+def answer(problem: Problem, request_id: str) -> web.Response:
+    """A problem as an answer."""
+    response = json_response(problem.document(request_id), problem.kind.status, problems.MEDIA_TYPE)
+    response.headers.update(problem.headers)
+    if problem.kind in (Kind.TOO_LARGE, Kind.TOO_SLOW):
+        response.force_close()  # the rest of the body is not worth reading
+    return response
+
+
+def tag(request: web.Request) -> None:
+    """Give the request its id: the caller's, where that is harmless in a log, or a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+
+
+@web.middleware
+async def problem_documents(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong is answered with a problem document."""
+    tag(request)
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return answer(problem, request[REQUEST_ID])
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _of_http(error, request)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        # The one place where a bug is caught: the caller gets an answer, and the log where it happened.
+        log.exception("a request failed", method=request.method, request_id=request[REQUEST_ID])
+        said = "a bug of the dispatcher, not of your request; its log says more under this request_id"
+        return answer(Problem(Kind.INTERNAL, said), request[REQUEST_ID])
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> web.StreamResponse:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allow = {"Allow": ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))}
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers=allow)
+        said = f"{request.method} is not possible here; {allow['Allow']} are"
+        return answer(Problem(Kind.METHOD_NOT_ALLOWED, said, headers=allow), request[REQUEST_ID])
+    if error.status == 404:
+        return answer(
+            Problem(Kind.NOT_FOUND, "there is no such address; /openapi.json lists all"), request[REQUEST_ID]
+        )
+    kind = Kind.TOO_LARGE if error.status == 413 else Kind.MALFORMED if error.status < 500 else Kind.INTERNAL
+    return answer(Problem(kind, error.reason), request[REQUEST_ID])
+
+
+class Frame:
+    """Turns the table's routes into aiohttp's handlers."""
+
+    def __init__(self, services: Services, *, events_limit: int) -> None:
+        """`events_limit` is how many bytes a request with events may have."""
+        self._services = services
+        self._events_limit = events_limit
+
+    def serve(self, route: Route) -> Handler:
+        """The handler of one route."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                return await self._serve(route, request)
+            except (errors.ControlError, TimeoutError) as error:
+                raise _problem(error) from error
+
+        return handle
+
+    async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
+        principal = self.admit(route.allowed, request)
+        path = _path(route, request)
+        query = _query(route, request)
+        body, model = await self._body(route, request)
+        call = Call(
+            services=self._services,
+            principal=principal,
+            path=path,
+            query=query,
+            body=body,
+            model=model,
+            if_match=request.headers.get("If-Match") if route.if_match else None,
+            idempotency_key=_idempotency_key(request) if route.idempotent else None,
+            audit=_auditor(request, principal),
+        )
+        async with asyncio.timeout(HANDLER_TIMEOUT):
+            reply = await route.handler(call)
+        return _response(reply)
+
+    def admit(self, allowed: Allowed, request: web.Request) -> Principal | None:
+        """Who asks, if they may; None where nobody is asked. Raises Problem, or what `Access` raises."""
+        access = self._services.access
+        if access.confined:
+            refuse_foreign(request)
+        if allowed is Allowed.PUBLIC:
+            return None
+        authorization = request.headers.getall("Authorization", [])
+        if len(authorization) > 1:
+            raise Problem(Kind.MALFORMED, "there is more than one Authorization header")
+        source = request.remote or ""
+        try:
+            principal = access.authenticate(authorization[0] if authorization else None, source)
+        except Unauthenticated as error:
+            if authorization:
+                log.warning(
+                    "a request with a wrong key was refused", remote=source, request_id=request[REQUEST_ID]
+                )
+            raise Problem(
+                Kind.UNAUTHENTICATED, str(error), headers={"WWW-Authenticate": 'Bearer realm="dispatcher"'}
+            ) from error
+        except TooManyWrongKeys as error:
+            raise Problem(
+                Kind.TOO_MANY_WRONG_KEYS, str(error), headers=_retry_after(error.retry_after)
+            ) from error
+        if allowed is Allowed.OPERATOR and principal.scope != "operator":
+            raise Problem(Kind.FORBIDDEN, "this takes an operator's key; this one is a tenant's")
+        return principal
+
+    async def _body(self, route: Route, request: web.Request) -> tuple[Any, Any]:
+        wanted = route.body
+        limit = BODY_LIMIT if wanted is None or not wanted.many else self._events_limit
+        body = await read_body(request, limit, BODY_TIMEOUT)
+        if wanted is None:
+            if body.strip() not in (b"", b"{}"):
+                raise Problem(Kind.MALFORMED, "there is a body, and this takes none: leave it out")
+            return None, None
+        if not body and not wanted.required:
+            return None, None
+        _check_type(request, wanted.types)
+        if request.content_type == NDJSON:
+            parsed = parse_lines(body, wanted.many)
+            if not parsed:
+                raise Problem(Kind.MALFORMED, "there is no line with an event")
+        else:
+            parsed = parse_json(body)
+        if wanted.many and isinstance(parsed, list):
+            if not 0 < len(parsed) <= wanted.many:
+                flaw = Flaw((), f"the list has {len(parsed)} events; 1 to {wanted.many} are taken at once")
+                raise problems.invalid([flaw])
+            flaws = [
+                flaw for number, one in enumerate(parsed) for flaw in _flaws(wanted.model, one, (number,))
+            ]
+            if flaws:
+                raise problems.invalid(flaws[:100])
+            return parsed, None
+        return parsed, _checked(wanted.model, parsed)
+
+
+def refuse_foreign(request: web.Request) -> None:
+    """Raise Problem unless the request is addressed to this machine, and doesn't come from another site's page."""
+    host = request.headers.get("Host", "")
+    if not _is_loopback(urlsplit(f"//{host}").hostname if _plain(host) else None):
+        raise Problem(
+            Kind.FOREIGN_ORIGIN,
+            "the API is open because it has no keys, and so answers only to localhost or a loopback address in "
+            "`Host`; make a key (api.keys, or `dispatcher keys create`) to reach it by another name",
+        )
+    origin = request.headers.get("Origin")
+    if origin is not None and origin != f"http://{host}":
+        raise Problem(
+            Kind.FOREIGN_ORIGIN,
+            "the API is open because it has no keys, and so takes nothing from pages of other sites",
+        )
+    # To follow a link to a page of ours is harmless; everything else that another site's page asks for is not.
+    link = request.method in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Mode") == "navigate"
+    if not link and request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        raise Problem(Kind.FOREIGN_ORIGIN, "the request was made by a page of another site")
+
+
+def _plain(host: str) -> bool:
+    return bool(re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", host))
+
+
+def _is_loopback(name: str | None) -> bool:
+    if name is None:
+        return False
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def _problem(error: Exception) -> Problem:
+    match error:
+        case errors.Invalid():
+            return problems.invalid(error.flaws)
+        case errors.Overloaded() | errors.Unavailable():
+            return Problem(_KINDS[type(error)], str(error), headers=_retry_after(error.retry_after))
+        case errors.ControlError():
+            kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), Kind.INTERNAL)
+            return Problem(kind, str(error))
+        case _:
+            said = "it took too long, and may still take effect: look before you repeat it"
+            return Problem(Kind.UNAVAILABLE, said, headers=_retry_after(5))
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _path(route: Route, request: web.Request) -> Mapping[str, str]:
+    for name, value in request.match_info.items():
+        if not re.fullmatch(PARAMETERS[route.tag, name], value):
+            if route.method == "PUT":
+                raise problems.invalid([Flaw((name,), "must be dot-separated parts of A-Z a-z 0-9 _ -")])
+            raise Problem(Kind.NOT_FOUND, f"nothing can have this {name}")
+    return dict(request.match_info)
+
+
+def _query(route: Route, request: web.Request) -> Any:
+    known = () if route.query is None else tuple(route.query.model_fields)
+    flaws = []
+    for name in dict.fromkeys(request.query):
+        if name not in known:
+            flaws.append(Flaw((name,), f"there is no such parameter{did_you_mean(name, known)}"))
+        elif len(request.query.getall(name)) > 1:
+            flaws.append(Flaw((name,), "is given twice"))
+    if flaws:
+        raise problems.invalid(flaws)
+    return None if route.query is None else _checked(route.query, dict(request.query))
+
+
+def _check_type(request: web.Request, types: tuple[str, ...]) -> None:
+    if request.content_type not in types:
+        raise Problem(
+            Kind.UNSUPPORTED_MEDIA_TYPE,
+            f"send the body with Content-Type {' or '.join(types)}",
+            headers={"Accept": ", ".join(types)},
+        )
+    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise Problem(Kind.UNSUPPORTED_MEDIA_TYPE, "send the body in UTF-8")
+
+
+def _checked(model: type[BaseModel], value: Any) -> BaseModel:
+    try:
+        return model.model_validate(value)
+    except ValidationError as invalid:
+        raise problems.invalid(_told(invalid, model, ())) from None
+
+
+def _flaws(model: type[BaseModel], value: Any, place: tuple[int, ...]) -> list[Flaw]:
+    try:
+        model.model_validate(value)
+    except ValidationError as invalid:
+        return _told(invalid, model, place)
+    return []
+
+
+def _told(invalid: ValidationError, model: type[BaseModel], place: tuple[int, ...]) -> list[Flaw]:
+    aliases = {name: info.alias for name, info in model.model_fields.items() if info.alias}
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    flaws: dict[Flaw, None] = {}
+    for error in invalid.errors(include_url=False):
+        # Unions and dictionaries put steps of their own into the place.
+        steps = [aliases.get(str(step), step) for step in error["loc"] if not _internal(step)]
+        path = (*place, *steps)
+        if error["type"] == "extra_forbidden":
+            read_only = steps[-1] in models.Subscription.model_fields and len(steps) == 1
+            said = (
+                "can't be set here: leave it out"
+                if read_only
+                else f"there is no such field{did_you_mean(str(steps[-1]), known)}"
+            )
+        elif error["type"] == "model_type":
+            said = "must be an object"
+        elif error["type"] == "string_pattern_mismatch":
+            said = "doesn't have the form that it must have"
+        else:
+            said = explain(error, secret=not steps or steps[0] in _CREDENTIALS)
+        flaws[Flaw(path, said)] = None
+    return list(flaws)
+
+
+def _internal(step: str | int) -> bool:
+    return isinstance(step, str) and (step == "[key]" or step.startswith("function-"))
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        flaw = Flaw(("Idempotency-Key",), "must be 1 to 255 visible ASCII characters")
+        raise Problem(Kind.MALFORMED, str(flaw), errors=[flaw])
+    return key
+
+
+def _auditor(request: web.Request, principal: Principal | None) -> Callable[..., None]:
+    """Who did what to what: one line for each change, never with a value."""
+
+    def audit(action: str, subject: str, **more: object) -> None:
+        log.info(
+            "audit",
+            action=action,
+            subject=subject,
+            principal=None if principal is None else principal.id,
+            principal_name=None if principal is None else principal.name,
+            scope=None if principal is None else principal.scope,
+            tenant=None if principal is None else principal.tenant,
+            remote=request.remote,
+            request_id=request[REQUEST_ID],
+            **more,
+        )
+
+    return audit
+
+
+def _response(reply: Reply) -> web.Response:
+    if reply.body is None:
+        response = web.Response(status=reply.status)
+    else:
+        response = web.Response(
+            body=reply.body.model_dump_json(by_alias=True).encode(),
+            status=reply.status,
+            content_type="application/json",
+        )
+    response.headers.update(reply.headers)
+    response.headers["Cache-Control"] = "no-store"
+    return response

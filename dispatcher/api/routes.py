@@ -1,0 +1,121 @@
+"""What a route is: everything that serving it, documenting it and testing it have to know, in one place.
+
+The table of routes (`dispatcher/api/table.py`) is the only list of them: the server registers it, the OpenAPI
+document is generated from it, and the tests of authorization and bad input go through it. So a route can't be served
+and undocumented, or documented with another model than the one that checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from dispatcher.api.models import Query
+from dispatcher.api.problems import Kind
+from dispatcher.control.access import Access, Principal
+from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.publishing import Publisher
+from dispatcher.control.subscriptions import Subscriptions
+
+JSON: Final = "application/json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+NDJSON: Final = "application/x-ndjson"
+BODY_LIMIT: Final = 256 << 10
+"""Bytes of a request's body, where a route doesn't say otherwise."""
+
+
+class Allowed(Enum):
+    """Who may call a route."""
+
+    PUBLIC = "public"  # without a key
+    TENANT = "tenant"  # with any key; a tenant's reaches what is its own
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the handlers work with."""
+
+    subscriptions: Subscriptions
+    catalogue: Catalogue
+    publisher: Publisher
+    access: Access
+    egress: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, read and checked."""
+
+    services: Services
+    principal: Principal | None  # None on public routes
+    path: Mapping[str, str]
+    query: Any  # an instance of the route's query model
+    body: Any  # the parsed JSON, of which the route's model found nothing wrong; None without a body
+    model: Any  # the same as an instance of the route's model
+    if_match: str | None
+    idempotency_key: str | None
+    audit: Callable[..., None]
+
+    @property
+    def caller(self) -> Principal:
+        """Who asks."""
+        assert self.principal is not None  # noqa: S101 - only public routes have none
+        return self.principal
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose subscriptions the caller is confined to; None for an operator."""
+        return self.caller.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a handler answers."""
+
+    body: BaseModel | None = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request may carry. With `many` set, a list of the model, or NDJSON, is taken too."""
+
+    model: type[BaseModel]
+    types: tuple[str, ...] = (JSON,)
+    required: bool = True
+    many: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One way in which a route succeeds."""
+
+    description: str
+    model: type[BaseModel] | None = None
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path."""
+
+    method: str
+    path: str
+    operation: str
+    tag: str
+    summary: str
+    allowed: Allowed
+    answers: Mapping[int, Answer]
+    handler: Callable[[Call], Awaitable[Reply]]
+    description: str = ""
+    query: type[Query] | None = None
+    body: Body | None = None
+    problems: tuple[Kind, ...] = ()
+    if_match: bool = False
+    idempotent: bool = False  # takes an Idempotency-Key

@@ -1,0 +1,212 @@
+"""Who may ask: keys of the settings and keys made by the API, and what a wrong one costs.
+
+The problem of a wrong key is that it may be a guess, and of a right one that comparing it may tell how nearly another
+was right. So every comparison is of digests, in constant time, and over all keys that come into question; and a source
+that sends wrong keys is told to wait *before* the next one is looked at, right or not, since an answer to a right one
+would make the waiting worthless. Behind a proxy all callers are one source: `api.wrong_keys_per_minute` says so.
+
+Without any operator's key, in the settings or made by the API, the API is open, as operator, to whoever reaches it;
+the settings see to it that this is this machine only. Making the first operator key closes it at once.
+
+Rules:
+
+1. A key that could be one of the API's is never called wrong before these are loaded: that is Unavailable.
+2. A source's failures are forgotten at the rate that they are allowed; sources are bounded in number, and the one
+   heard of longest ago is forgotten first.
+3. The secret of a key leaves this module once, as what `create` returns.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, Protocol
+
+from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
+from dispatcher.control.store import Row
+from dispatcher.core.events import valid_tenant
+from dispatcher.core.keys import SECRET_BYTES, Key, Scope, hash_of, id_of, is_key, make_secret
+from dispatcher.core.spec import Flaw
+from dispatcher.settings import Settings
+
+_SOURCES: Final = 10_000
+
+
+class Unauthenticated(ControlError):
+    """There is no key, or a wrong one."""
+
+
+class TooManyWrongKeys(ControlError):
+    """Too many of them came from one source; it may try again after `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(
+            "too many wrong keys came from this address: wait, and check the key before the next try"
+        )
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. `id` is the same in every request with this key, `name` is for people."""
+
+    id: str
+    name: str
+    scope: Scope
+    tenant: str | None = None
+
+
+class Keys(Protocol):
+    """The table of keys that the API made; everything raises Unavailable until it is loaded."""
+
+    def get(self, name: str) -> Row[Key] | None: ...
+    def names(self) -> Sequence[str]: ...
+    async def put(self, name: str, value: Key, *, base: int) -> Row[Key]: ...
+    async def delete(self, name: str, *, base: int) -> None: ...
+
+
+class Access:
+    """Tells who asks, and keeps the keys."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`wall` gives Unix seconds."""
+        self._configured = [sha256(key.get_secret_value().encode()).digest() for key in settings.api.keys]
+        self._loopback = settings.http.loopback
+        self._keys = keys
+        self._wall = wall
+        self._failures = _Failures(settings.api.wrong_keys_per_minute, monotonic)
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is needed. Raises Unavailable while that isn't known."""
+        return self._loopback and not self._configured and not self._has_operator()
+
+    @property
+    def confined(self) -> bool:
+        """Whether requests have to be addressed to this machine: the API is open, or that isn't known yet."""
+        try:
+            return self.open
+        except Unavailable:
+            return True
+
+    def _has_operator(self) -> bool:
+        rows = (self._keys.get(name) for name in self._keys.names())
+        return any(row is not None and row.value.scope == "operator" for row in rows)
+
+    def authenticate(self, authorization: str | None, source: str) -> Principal:
+        """Who sent this `Authorization` header from the address `source`.
+
+        Raises Unauthenticated, TooManyWrongKeys, Unavailable.
+        """
+        if authorization is None:
+            if self.open:
+                return Principal("open", "no key needed", "operator")
+            raise Unauthenticated("send a key: `Authorization: Bearer <key>`")
+        self._failures.check(source)
+        scheme, _, sent = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not sent.strip():
+            raise Unauthenticated("send the key as `Authorization: Bearer <key>`")
+        found = self._find(sent.strip())
+        if found is None:
+            self._failures.note(source)
+            raise Unauthenticated("this key is not valid: it is mistyped, or was revoked")
+        return found
+
+    def _find(self, sent: str) -> Principal | None:
+        digest = sha256(sent.encode(errors="surrogateescape")).digest()
+        found: Principal | None = None
+        for number, configured in enumerate(self._configured, 1):
+            if hmac.compare_digest(digest, configured):
+                found = Principal("settings", f"key {number} of the settings", "operator")
+        if found is not None or (name := id_of(sent)) is None:
+            return found
+        row = self._keys.get(name)
+        key = None if row is None else row.value
+        if not is_key(sent, key) or key is None:
+            return None
+        return Principal(key.id, key.name, key.scope, key.tenant)
+
+    def list(self) -> list[Key]:
+        """The keys that the API made, oldest first."""
+        rows = (self._keys.get(name) for name in self._keys.names())
+        return sorted(
+            (row.value for row in rows if row is not None), key=lambda key: (key.created_ms, key.id)
+        )
+
+    async def create(self, name: str, scope: Scope, tenant: str | None, *, by: Principal) -> tuple[Key, str]:
+        """A new key, and its secret for the only time. Raises Invalid, Unavailable."""
+        flaws = []
+        if not name.isprintable() or not name.strip():
+            flaws.append(Flaw(("name",), "must be printable, and not only spaces"))
+        if scope == "tenant" and tenant is None:
+            flaws.append(Flaw(("tenant",), "is required with the scope tenant"))
+        elif scope == "operator" and tenant is not None:
+            flaws.append(Flaw(("tenant",), "has no effect with the scope operator: leave it out"))
+        elif tenant is not None and not valid_tenant(tenant):
+            flaws.append(Flaw(("tenant",), "must be 1 to 256 printable characters, and no *"))
+        if flaws:
+            raise Invalid(flaws)
+        id = secrets.token_hex(8)  # noqa: A001 - the field's name
+        secret = make_secret(id, secrets.token_bytes(SECRET_BYTES))
+        key = Key(id, name, scope, tenant, hash_of(secret), round(self._wall() * 1000), by.id)
+        row = await self._keys.put(id, key, base=0)
+        return row.value, secret
+
+    async def revoke(self, id: str) -> Key:  # noqa: A002 - the field's name
+        """From now on it is wrong. Raises NotFound, Unavailable."""
+        row = self._keys.get(id)
+        if row is None:
+            raise NotFound(f"there is no key {id}")
+        await self._keys.delete(id, base=row.version)
+        return row.value
+
+
+class _Failures:
+    """Wrong keys of each source: a bucket that so many fit in, and that runs empty in a minute."""
+
+    def __init__(self, per_minute: int, monotonic: Callable[[], float]) -> None:
+        self._limit = per_minute
+        self._rate = per_minute / 60
+        self._monotonic = monotonic
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: level, at
+
+    def _level(self, source: str, now: float) -> float:
+        level, at = self._buckets.get(source, (0.0, now))
+        return max(0.0, level - (now - at) * self._rate)
+
+    def check(self, source: str) -> None:
+        level = self._level(_network_of(source), self._monotonic())
+        if level > self._limit - 1:
+            raise TooManyWrongKeys((level - self._limit + 1) / self._rate)
+
+    def note(self, source: str) -> None:
+        source, now = _network_of(source), self._monotonic()
+        level = self._level(source, now) + 1
+        self._buckets[source] = level, now
+        self._buckets.move_to_end(source)
+        if len(self._buckets) > _SOURCES:
+            self._buckets.popitem(last=False)
+
+
+def _network_of(source: str) -> str:
+    """One host has a whole /64 of IPv6 addresses to come from."""
+    try:
+        address = ipaddress.ip_address(source.partition("%")[0])
+    except ValueError:
+        return source
+    if address.version == 6 and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return source

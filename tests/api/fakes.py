@@ -1,0 +1,266 @@
+"""The control plane in memory, for tests of what the HTTP side makes of requests and answers.
+
+It keeps the signatures and the rules that the HTTP side depends on; the end-to-end tests put the real one there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dispatcher.api.routes import Services
+from dispatcher.control.access import Access
+from dispatcher.control.catalogue import Catalogue, EventTypeView
+from dispatcher.control.errors import (
+    AlreadyExists,
+    ControlError,
+    FileManaged,
+    Invalid,
+    NotFound,
+    Unavailable,
+    VersionMismatch,
+)
+from dispatcher.control.publishing import Published, Publisher
+from dispatcher.control.store import Row
+from dispatcher.control.subscriptions import (
+    OVERLAP,
+    PAGE,
+    Created,
+    Health,
+    Page,
+    PingResult,
+    Rotated,
+    SecretView,
+    Subscriptions,
+    View,
+)
+from dispatcher.core.event_types import EventType
+from dispatcher.core.keys import Key
+from dispatcher.core.spec import Flaw
+from dispatcher.settings import Settings
+
+NOW = 1_760_000_000_000
+
+
+class MemoryKeys:
+    """A table of keys."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row[Key]] = {}
+        self.loaded = True
+
+    def _check(self) -> None:
+        if not self.loaded:
+            raise Unavailable("the subscriptions topic is being read")
+
+    def get(self, name: str) -> Row[Key] | None:
+        self._check()
+        return self.rows.get(name)
+
+    def names(self) -> Sequence[str]:
+        self._check()
+        return sorted(self.rows)
+
+    async def put(self, name: str, value: Key, *, base: int) -> Row[Key]:
+        self._check()
+        self.rows[name] = Row(name, base + 1, value, NOW)
+        return self.rows[name]
+
+    async def delete(self, name: str, *, base: int) -> None:
+        self._check()
+        del self.rows[name]
+
+
+class MemorySubscriptions(Subscriptions):
+    """Subscriptions in a dictionary; `failure` is raised by the next call that would write."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, View] = {}
+        self.failure: Exception | None = None
+        self.calls: list[tuple[str, Any]] = []
+
+    def add(self, id: str, tenant: str | None = None, **changes: Any) -> View:  # noqa: A002
+        fields: dict[str, Any] = {
+            "id": id,
+            "document": {"url": f"https://{id}.example/", "event_types": ["*"], "tenant": tenant},
+            "secrets": (SecretView("whsec_...abcd", None),),
+            "version": 1,
+            "managed": "api",
+            "status": "active",
+            "reason": None,
+            "created_ms": NOW,
+            "updated_ms": NOW,
+        }
+        self.views[id] = View(**{**fields, **changes})
+        return self.views[id]
+
+    def _write(self, name: str, argument: Any) -> None:
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        self.calls.append((name, argument))
+
+    async def create(
+        self,
+        document: Mapping[str, Any],
+        *,
+        principal: str,
+        tenant: str | None,
+        idempotency_key: str | None = None,
+    ) -> Created:
+        id_ = document.get("id", f"sub_{len(self.views)}")
+        if id_ in self.views:
+            raise AlreadyExists(f"there is a subscription {id_} already")
+        self._write("create", (document, principal, tenant, idempotency_key))
+        kept = {name: value for name, value in document.items() if name not in ("id", "secrets", "status")}
+        view = self.add(id_, document={**kept, "tenant": tenant or document.get("tenant")})
+        return Created(view, ("whsec_new",))
+
+    def get(self, id: str, *, tenant: str | None) -> View:  # noqa: A002
+        view = self.views.get(id)
+        if view is None or tenant not in (None, view.document["tenant"]):
+            raise NotFound(f"there is no subscription {id}")
+        return view
+
+    def list(
+        self,
+        *,
+        tenant: str | None,
+        of_tenant: str | None = None,
+        status: str | None = None,
+        event_type: str | None = None,
+        host: str | None = None,
+        cursor: str | None = None,
+        limit: int = PAGE,
+    ) -> Page:
+        self.calls.append(("list", (tenant, of_tenant, status, event_type, host, cursor, limit)))
+        if cursor is not None and cursor not in self.views:
+            raise Invalid([Flaw(("cursor",), "is not one that this API made")])
+        ids = sorted(
+            id_ for id_, view in self.views.items() if tenant in (None, view.document["tenant"])
+        )
+        ids = [id_ for id_ in ids if cursor is None or id_ > cursor]
+        more = ids[limit - 1] if len(ids) > limit else None
+        return Page([self.views[id_] for id_ in ids[:limit]], more)
+
+    def _change(self, name: str, id_: str, tenant: str | None, if_match: int | None, argument: Any) -> View:
+        view = self.get(id_, tenant=tenant)
+        if view.managed == "file":
+            raise FileManaged(id_)
+        if if_match is not None and if_match != view.version:
+            raise VersionMismatch(view.version)
+        self._write(name, argument)
+        return self.add(
+            id_, document=view.document, version=view.version + 1, status=argument if name == "set" else view.status
+        )
+
+    async def update(
+        self,
+        id: str,  # noqa: A002
+        patch: Mapping[str, Any],
+        *,
+        tenant: str | None,
+        if_match: int | None = None,
+    ) -> View:
+        return self._change("update", id, tenant, if_match, patch)
+
+    async def delete(self, id: str, *, tenant: str | None, if_match: int | None = None) -> None:  # noqa: A002
+        self._change("delete", id, tenant, if_match, None)
+        del self.views[id]
+
+    async def pause(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
+        return self._change("set", id, tenant, if_match, "paused")
+
+    async def resume(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
+        return self._change("set", id, tenant, if_match, "active")
+
+    async def enable(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
+        return self._change("set", id, tenant, if_match, "active")
+
+    async def rotate(
+        self,
+        id: str,  # noqa: A002
+        *,
+        tenant: str | None,
+        secret: str | None = None,
+        overlap: float = OVERLAP,
+        if_match: int | None = None,
+    ) -> Rotated:
+        view = self._change("rotate", id, tenant, if_match, (secret, overlap))
+        return Rotated(view, secret or "whsec_rotated", NOW + round(overlap * 1000))
+
+    async def ping(self, id: str, *, tenant: str | None) -> PingResult:  # noqa: A002
+        self.get(id, tenant=tenant)
+        self._write("ping", id)
+        return PingResult("evt_ping", True, 200, None, None, 0.012, "thanks")
+
+    async def validate(self, id: str, *, tenant: str | None) -> View:  # noqa: A002
+        return self._change("validate", id, tenant, None, None)
+
+    def health(self, id: str, *, tenant: str | None) -> Health:  # noqa: A002
+        view = self.get(id, tenant=tenant)
+        return Health(
+            id, "host-1", view.status, None, 0.5, 0.01, 0.02, "closed", 0, 0, "status 503", NOW, None
+        )
+
+
+class MemoryCatalogue(Catalogue):
+    """Event types in a dictionary."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, EventTypeView] = {}
+
+    def list(self) -> list[EventTypeView]:
+        return [self.views[name] for name in sorted(self.views)]
+
+    def get(self, name: str) -> EventTypeView:
+        if name not in self.views:
+            raise NotFound(f"there is no event type {name}")
+        return self.views[name]
+
+    async def put(
+        self, name: str, document: Mapping[str, Any], *, if_match: int | None = None
+    ) -> tuple[EventTypeView, bool]:
+        before = self.views.get(name)
+        view = EventTypeView(EventType.of(name, dict(document)), before.version + 1 if before else 1, NOW)
+        self.views[name] = view
+        return view, before is None
+
+    async def delete(self, name: str, *, if_match: int | None = None) -> None:
+        self.get(name)
+        del self.views[name]
+
+
+class MemoryPublisher(Publisher):
+    """Keeps what is published."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[Mapping[str, Any], str | None]] = []
+        self.failure: ControlError | None = None
+
+    async def publish(
+        self, events: Sequence[Mapping[str, Any]], *, tenant: str | None, batch: bool | None = None
+    ) -> list[Published]:
+        if self.failure is not None:
+            raise self.failure
+        self.published += [(event, tenant) for event in events]
+        return [Published(event.get("id", f"evt_{number}")) for number, event in enumerate(events)]
+
+
+class Plane:
+    """All of it, and the services that an `ApiServer` takes."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.keys = MemoryKeys()
+        self.subscriptions = MemorySubscriptions()
+        self.catalogue = MemoryCatalogue()
+        self.publisher = MemoryPublisher()
+        self.now = 0.0
+        self.access = Access(settings or Settings(), self.keys, monotonic=lambda: self.now)
+        self.services = Services(
+            subscriptions=self.subscriptions,
+            catalogue=self.catalogue,
+            publisher=self.publisher,
+            access=self.access,
+            egress=("192.0.2.7/32",),
+        )

@@ -1,0 +1,66 @@
+"""The HTTP side over real HTTP, with the control plane in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import aiohttp
+from yarl import URL
+
+from dispatcher.api.server import ApiServer
+from dispatcher.metrics import Metrics
+from dispatcher.settings import ApiSettings, Settings
+from tests.api.fakes import Plane
+
+KEY = "settings-key-" + "k" * 32
+
+
+class Answer(NamedTuple):
+    """One answer, read whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    json: Any
+    body: bytes
+
+
+class Client:
+    """Calls the API; with a key unless that is None."""
+
+    def __init__(self, base: str, session: aiohttp.ClientSession, key: str | None) -> None:
+        self.base = base
+        self.session = session
+        self.key = key
+
+    def using(self, key: str | None) -> Client:
+        return Client(self.base, self.session, key)
+
+    async def __call__(self, method: str, path: str, json: Any = None, **more: Any) -> Answer:
+        headers = dict(more.pop("headers", {}))
+        if self.key is not None:
+            headers.setdefault("Authorization", f"Bearer {self.key}")
+        url = URL(self.base + path, encoded=True)
+        async with self.session.request(method, url, json=json, headers=headers, **more) as response:
+            body = await response.read()
+            parsed = await response.json(content_type=None) if "json" in response.content_type and body else None
+            return Answer(response.status, response.headers, parsed, body)
+
+
+@asynccontextmanager
+async def serving(
+    *keys: str, problems: Sequence[str] = (), plane: Plane | None = None, **options: Any
+) -> AsyncIterator[tuple[Client, Plane]]:
+    """A server on a port of its own, a client with the first key, and what is behind it."""
+    settings = Settings.model_validate({"api": ApiSettings.model_validate({"keys": keys})})
+    plane = plane or Plane(settings)
+    server = ApiServer(
+        "127.0.0.1", 0, Metrics().registry, lambda: problems, plane.services, **options
+    )
+    port = await server.start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield Client(f"http://127.0.0.1:{port}", session, keys[0] if keys else None), plane
+    finally:
+        await server.stop()
