@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from dispatcher.__about__ import __version__

@@ -89,8 +89,7 @@ class Access:
         self._wall = wall
         self._failures = _Failures(settings.api.wrong_keys_per_minute, monotonic)
 
-    @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether no key is needed. Raises Unavailable while that isn't known."""
         return self._loopback and not self._configured and not self._has_operator()
 
@@ -98,7 +97,7 @@ class Access:
     def confined(self) -> bool:
         """Whether requests have to be addressed to this machine: the API is open, or that isn't known yet."""
         try:
-            return self.open
+            return self.is_open()
         except Unavailable:
             return True
 
@@ -112,7 +111,7 @@ class Access:
         Raises Unauthenticated, TooManyWrongKeys, Unavailable.
         """
         if authorization is None:
-            if self.open:
+            if self.is_open():
                 return Principal("open", "no key needed", "operator")
             raise Unauthenticated("send a key: `Authorization: Bearer <key>`")
         self._failures.check(source)

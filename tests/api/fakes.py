@@ -136,9 +136,7 @@ class MemorySubscriptions(Subscriptions):
         self.calls.append(("list", (tenant, of_tenant, status, event_type, host, cursor, limit)))
         if cursor is not None and cursor not in self.views:
             raise Invalid([Flaw(("cursor",), "is not one that this API made")])
-        ids = sorted(
-            id_ for id_, view in self.views.items() if tenant in (None, view.document["tenant"])
-        )
+        ids = sorted(id_ for id_, view in self.views.items() if tenant in (None, view.document["tenant"]))
         ids = [id_ for id_ in ids if cursor is None or id_ > cursor]
         more = ids[limit - 1] if len(ids) > limit else None
         return Page([self.views[id_] for id_ in ids[:limit]], more)
@@ -151,7 +149,10 @@ class MemorySubscriptions(Subscriptions):
             raise VersionMismatch(view.version)
         self._write(name, argument)
         return self.add(
-            id_, document=view.document, version=view.version + 1, status=argument if name == "set" else view.status
+            id_,
+            document=view.document,
+            version=view.version + 1,
+            status=argument if name == "set" else view.status,
         )
 
     async def update(

@@ -44,7 +44,9 @@ class Client:
         url = URL(self.base + path, encoded=True)
         async with self.session.request(method, url, json=json, headers=headers, **more) as response:
             body = await response.read()
-            parsed = await response.json(content_type=None) if "json" in response.content_type and body else None
+            parsed = (
+                await response.json(content_type=None) if "json" in response.content_type and body else None
+            )
             return Answer(response.status, response.headers, parsed, body)
 
 
@@ -55,9 +57,7 @@ async def serving(
     """A server on a port of its own, a client with the first key, and what is behind it."""
     settings = Settings.model_validate({"api": ApiSettings.model_validate({"keys": keys})})
     plane = plane or Plane(settings)
-    server = ApiServer(
-        "127.0.0.1", 0, Metrics().registry, lambda: problems, plane.services, **options
-    )
+    server = ApiServer("127.0.0.1", 0, Metrics().registry, lambda: problems, plane.services, **options)
     port = await server.start()
     try:
         async with aiohttp.ClientSession() as session:

@@ -60,7 +60,13 @@ async def keys(plane: Plane) -> dict[str, str | None]:
     _, operator = await plane.access.create("ops", "operator", None, by=OPERATOR)
     _, acme = await plane.access.create("acme", "tenant", "acme", by=OPERATOR)
     _, globex = await plane.access.create("globex", "tenant", "globex", by=OPERATOR)
-    return {"nobody": None, "wrong": operator[:-4] + "AAAA", "operator": operator, "acme": acme, "globex": globex}
+    return {
+        "nobody": None,
+        "wrong": operator[:-4] + "AAAA",
+        "operator": operator,
+        "acme": acme,
+        "globex": globex,
+    }
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -71,7 +77,7 @@ async def test_each_gets_in_where_it_may_and_changes_nothing_where_not(route: Ro
         plane.subscriptions.add("sub_acme", "acme")
         await plane.catalogue.put("invoice.paid", {})
         before = _state(plane)
-        some_key = sorted(plane.keys.rows)[0]
+        some_key = min(plane.keys.rows)
         id_ = some_key if route.tag == "keys" else "sub_acme"
         path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
         answer = await call.using(key)(route.method, path, BODIES.get(route.operation))

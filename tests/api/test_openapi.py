@@ -22,7 +22,9 @@ def document() -> dict[str, Any]:
 
 def test_the_committed_document_is_that_of_the_code() -> None:
     committed = (ROOT / "docs" / "openapi.json").read_bytes()
-    assert committed == openapi.document(), "the API has changed: `make openapi` writes docs/openapi.json anew"
+    assert committed == openapi.document(), (
+        "the API has changed: `make openapi` writes docs/openapi.json anew"
+    )
 
 
 async def test_the_served_document_is_the_committed_one() -> None:
