@@ -1,0 +1,87 @@
+"""Secrets at rest: sealed with AES-256-GCM before they are written to the topic.
+
+The topic is read by whoever may read the cluster, and lies on its disks and in its backups; the keys come from the
+settings. What is sealed is bound to its place (`context`: the subscription's id and the field), so that
+nobody who can write the topic can move a secret of one subscription into another's.
+
+Several keys: the first seals, all open. To rotate, put a new one before the old; what the old one sealed is
+sealed anew in the background, and then the old one can go. A key's id is a hash of it: it says which
+key is missing without saying anything of the key.
+
+The nonce is random, 96 bits: with one key, 2^32 sealings keep the chance of a repetition below 2^-32
+(NIST SP 800-38D 8.3); a subscription a second for a century.
+
+A sealed value is text: `<key id>.<base64url of nonce, ciphertext and tag>`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as NotBase64
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+
+
+class CannotOpen(ValueError):
+    """None of the keys opens it; the message names the key that would, or says that it was tampered with."""
+
+
+def read_key(text: str) -> bytes:
+    """A key as it is written: base64 of 32 bytes. Raises ValueError."""
+    try:
+        key = b64decode(text.strip().replace("-", "+").replace("_", "/"), validate=True)
+    except (NotBase64, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError("must be 32 bytes in base64; `openssl rand -base64 32` makes one")
+    return key
+
+
+def key_id(key: bytes) -> str:
+    """What names a key in what it has sealed."""
+    return sha256(b"dispatcher sealing key " + key).hexdigest()[:8]
+
+
+class Sealer:
+    """Seals with the first of its keys, opens with any."""
+
+    def __init__(self, keys: Sequence[bytes], chance: Callable[[int], bytes]) -> None:
+        """`chance` gives so many random bytes, never the same ones (`os.urandom`)."""
+        self._keys = {key_id(key): AESGCM(key) for key in keys}
+        self._newest = next(iter(self._keys), None)
+        self._chance = chance
+
+    def __bool__(self) -> bool:
+        """Whether it has a key."""
+        return self._newest is not None
+
+    def seal(self, secret: str, context: str) -> str:
+        """The secret as it may be written down; it opens with the same context only."""
+        if self._newest is None:
+            raise ValueError("there is no key to seal with")
+        nonce = self._chance(_NONCE_BYTES)
+        sealed = self._keys[self._newest].encrypt(nonce, secret.encode(), context.encode())
+        return f"{self._newest}.{urlsafe_b64encode(nonce + sealed).decode()}"
+
+    def open(self, sealed: str, context: str) -> str:
+        """The secret. Raises CannotOpen."""
+        name, _, text = sealed.partition(".")
+        key = self._keys.get(name)
+        if key is None:
+            raise CannotOpen(f"sealed with the key {name[:8]!r}, which api.secrets_keys does not have")
+        try:
+            data = urlsafe_b64decode(text)
+            return key.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], context.encode()).decode()
+        except (InvalidTag, ValueError) as error:
+            raise CannotOpen(f"not what was sealed with the key {name!r} for {context}") from error
+
+    def is_newest(self, sealed: str) -> bool:
+        """Whether the first key has sealed it."""
+        return self._newest is not None and sealed.partition(".")[0] == self._newest
