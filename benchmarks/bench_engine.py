@@ -16,9 +16,14 @@ from typing import Any, cast
 
 import structlog
 import uvloop
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from benchmarks.harness import NOW, SECRET, envelope
-from dispatcher.broker.base import Broker, Message, Position, Record, StoredRecord, TopicPartition
+from dispatcher.attempts import AttemptLog
+from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
+from dispatcher.broker.partitioning import partition_of
+from dispatcher.core.events import decode
+from dispatcher.core.letters import Place
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Response, Result
@@ -26,7 +31,7 @@ from dispatcher.core.subscriptions import Index, Status, Subscription
 from dispatcher.engine import Engine
 from dispatcher.metrics import Metrics
 from dispatcher.registry import Registry
-from dispatcher.settings import DeliverySettings, Settings
+from dispatcher.settings import AttemptsSettings, DeliverySettings, Settings
 from dispatcher.timers import Timers
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport
@@ -61,6 +66,9 @@ class _Broker:
 
     async def produce(self, messages: Sequence[Message]) -> None:
         raise AssertionError(messages)
+
+    async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        raise AssertionError(topic, entries)
 
 
 class _Transport:
@@ -119,7 +127,10 @@ def _records(count: int) -> list[Record]:
 
 async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
     loop = asyncio.get_running_loop()
-    settings = Settings(delivery=DeliverySettings(connections_per_host=8))
+    # The attempt log has its own line; here nobody would write what it collects.
+    settings = Settings(
+        delivery=DeliverySettings(connections_per_host=8), attempts=AttemptsSettings(log="none")
+    )
     timers = Timers(loop)
     metrics = Metrics()
     engine = Engine(
@@ -152,6 +163,51 @@ def cost(fan_out: int = 1, *, events: int = 10_000, rounds: int = 9) -> float:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     result: Any = uvloop.run(_run(_records(events // fan_out), fan_out, rounds))
     return float(result)
+
+
+class _Attempted:
+    """A delivery that was acknowledged."""
+
+    attempt = 1
+    queued = 1.0
+    started = 1.012
+
+    def __init__(self, number: int, subscription: Subscription) -> None:
+        self.event = decode(_records(1)[0])
+        self.subscription = subscription
+        self._offset = number
+
+    @property
+    def origin(self) -> Place:
+        return Place("events", 0, self._offset)
+
+
+async def _log_attempts(rounds: int, count: int) -> float:
+    """From the note of the engine to a batch of the library that is ready to be sent, and no longer."""
+
+    async def fill(_: str, entries: Sequence[Entry]) -> None:
+        shares: dict[int, list[Entry]] = {}
+        for entry in entries:
+            shares.setdefault(partition_of(entry[0], HOSTS), []).append(entry)
+        for share in shares.values():
+            batch = BatchBuilder(1 << 30, 0)
+            for key, value, timestamp in share:
+                batch.append(timestamp=timestamp, key=key, value=value, headers=[])
+            batch._build()
+
+    subscriptions = _subscriptions(1)
+    deliveries = [_Attempted(number, subscriptions[number % HOSTS]) for number in range(count)]
+    attempts = AttemptLog("all", "dispatcher.attempts", "bench:1", fill)
+    answer = Response(200, body=b'{"ok":true}')
+    taken: list[float] = []
+    for _ in range(rounds):
+        begin = time.thread_time()
+        for delivery in deliveries:
+            attempts.note(delivery, answer, "delivered", 1.02, NOW)
+        await attempts.finish(60)
+        taken.append((time.thread_time() - begin) / count)
+    assert attempts.written == rounds * count
+    return statistics.median(taken)
 
 
 class _Socket:
@@ -229,6 +285,7 @@ def results(*, quick: bool = False) -> dict[str, float]:
     return {
         "engine: batch to settled, without sockets": cost(1, rounds=rounds),
         "the same, each event to 10 subscriptions": cost(10, rounds=rounds),
+        "attempt log: note, encode, fill a batch": uvloop.run(_log_attempts(rounds, 5000)),
         "connection: send, parse the answer, without a socket": uvloop.run(_exchange(5 * rounds, 2000)),
     }
 

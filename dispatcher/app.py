@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import socket
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import chain, repeat
 
@@ -60,7 +62,13 @@ class App:
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
         self._engine: Engine | None = None
-        self._api = ApiServer(settings.http.host, settings.http.port, self.metrics.registry, self.problems)
+        self._api = ApiServer(
+            settings.http.host,
+            settings.http.port,
+            self.metrics.registry,
+            self.problems,
+            warnings=self.warnings,
+        )
         self._stopping = False
         self._gc_threshold = gc.get_threshold()
         self._report_metrics()
@@ -97,6 +105,7 @@ class App:
             self._guard,
             self.metrics,
             self._timers,
+            replica=f"{socket.gethostname()}:{os.getpid()}",
             on_failure=self._failed,
         )
         self._engine.start()
@@ -127,6 +136,10 @@ class App:
         if self._engine is None:
             return found or ["connecting to the broker"]
         return found + [problem for problem in self._engine.problems() if problem not in found]
+
+    def warnings(self) -> list[str]:
+        """What isn't as it should be, while deliveries go on. `/readyz` shows it, and says ready all the same."""
+        return [] if self._engine is None else self._engine.warnings()
 
     def _failed(self, task: str, error: BaseException) -> None:
         """A part died by itself: better to end and be started anew than to go on as half a daemon."""
@@ -226,6 +239,20 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             {"cleanup.policy": "delete", "retention.ms": str(_DEAD_RETENTION_MS)},
         )
     )
+    if settings.attempts.log != "none":
+        specs.append(
+            TopicSpec(
+                f"{topics.prefix}attempts",
+                topics.partitions,
+                topics.replication,
+                {
+                    "cleanup.policy": "delete",
+                    "retention.ms": str(round(settings.attempts.retention * 1000)),
+                    # As much as some 3 million attempts: what a busy week writes would fill the broker's disk.
+                    "retention.bytes": str(settings.attempts.retention_size),
+                },
+            )
+        )
     return specs
 
 

@@ -29,6 +29,7 @@ from typing import Final, assert_never
 
 import structlog
 
+from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Message, Record
 from dispatcher.core.events import Event
 from dispatcher.core.lanes import Lane, Share
@@ -81,6 +82,7 @@ class Delivery:
         "owner",
         "parked",
         "place",
+        "queued",
         "request",
         "share",
         "started",
@@ -111,6 +113,7 @@ class Delivery:
         self.last_result: str | None = None
         self.request = b""
         self.deadline = 0.0
+        self.queued = 0.0  # when it came into its lane
         self.started = 0.0
         self.due = 0.0
         self.hop: Target | None = None  # where a redirect has led this attempt
@@ -148,6 +151,7 @@ class Deliveries:
         registry: Registry,
         guard: Guard,
         outbox: Outbox,
+        attempts: AttemptLog,
         metrics: Metrics,
         timers: Timers,
         broken: Callable[[str, Exception], None],
@@ -167,6 +171,7 @@ class Deliveries:
         self._registry = registry
         self._guard = guard
         self._outbox = outbox
+        self._attempts = attempts
         self._metrics = metrics
         self._timers = timers
         self._chance = chance
@@ -280,6 +285,7 @@ class Deliveries:
         if lane is None:
             lane = self._lanes[subscription.origin] = Lane(self._connections_per_host)
         delivery.lane = lane
+        delivery.queued = self._clock()
         lane.idle_since = None
         lane.offer(
             subscription.id,
@@ -379,8 +385,11 @@ class Deliveries:
         if type(result) is Response and 200 <= result.status < 300:
             metrics = self._metrics
             metrics.delivered += 1
+            unix = self._wall()
             metrics.attempt_duration.observe(now - delivery.started)
-            metrics.delivery_latency.observe(self._wall() - delivery.event.timestamp_ms / 1000)
+            metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
+            if self._attempts.successes:
+                self._attempts.note(delivery, result, "delivered", now, unix)
             if self._success_sample and self._chance() < self._success_sample:
                 self._log_attempt(delivery, result, now, "delivered", None)
             self._settle(delivery)
@@ -407,17 +416,14 @@ class Deliveries:
     def _failed(self, delivery: Delivery, result: Result, now: float) -> None:
         metrics = self._metrics
         if type(result) is Failure and result.reason is Reason.CANCELLED:
-            # Stopping. Whether it has arrived is not known, so it is sent again.
-            delivery.attempt -= 1
-            delivery.due = now
-            self._leave(delivery)
-            return
+            return  # stopping: the offset stays owed, the next process delivers it
         metrics.attempt_duration.observe(now - delivery.started)
         if type(result) is Response:
             metrics.attempts["status", f"{result.status // 100}xx"] += 1
         elif type(result) is Failure:
             metrics.attempts[result.reason.value, "none"] += 1
         if delivery.tracker.lost:
+            self._log_attempt(delivery, result, now, "left to another", None)
             self._settle(delivery)  # whoever has the partition now delivers it
             return
         unix = self._wall()
@@ -482,28 +488,6 @@ class Deliveries:
         key = delivery.subscription.id.encode()
         message = Message(topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
         self._outbox.put(message, partial(self._settle, delivery))
-
-    def leave_behind(self) -> None:
-        """Hand what is queued or held to the retry topics: this process ends."""
-        now = self._clock()
-        left = list(self._held)
-        self.forget_held()
-        for lane in self._lanes.values():
-            queued = lane.withdraw(lambda _: True)
-            self.queued -= len(queued)
-            for delivery in queued:
-                delivery.due = now
-            left += queued
-        for delivery in left:
-            self._leave(delivery)
-        if left:
-            log.info("what waits is left to the next process", deliveries=len(left))
-
-    def _leave(self, delivery: Delivery) -> None:
-        # What came out of a retry topic still stands there.
-        if delivery.place is None and not delivery.tracker.lost:
-            self._metrics.parked["shutdown"] += 1
-            self._hand_over(delivery, "shutdown")
 
     def hand_over_overdue(self, now: float) -> None:
         """Hand what is owed for longer than the limit (the trackers know) to a tier.
@@ -589,8 +573,10 @@ class Deliveries:
     def _log_attempt(
         self, delivery: Delivery, result: Result, now: float, decision: str, due: float | None
     ) -> None:
-        """The one line of an attempt: always the same keys."""
+        """The one line of an attempt: always the same keys. And of one that failed, its record."""
         failed = decision != "delivered"
+        if failed and self._attempts.failures:
+            self._attempts.note(delivery, result, decision, now, self._wall(), due)
         (log.warning if failed else log.info)(
             "attempt failed" if failed else "attempt delivered",
             delivery_id=delivery_id(*delivery.origin, delivery.subscription.id),
@@ -615,10 +601,9 @@ class Deliveries:
             self._settle(delivery)
 
     def forget_held(self) -> None:
-        """The process ends: nothing of them is done any more."""
+        """The process ends: the next one gets them again from the log."""
         for entry in self._held.values():
             self._timers.cancel(entry)
-        self._held.clear()
 
     def open_gate(self) -> None:
         """Attempts may start again."""

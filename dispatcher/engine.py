@@ -3,7 +3,7 @@
 The path of one event: a batch is polled; each record is decoded and matched; its offset is
 tracked with the number of deliveries it owes; each delivery is queued, attempted and settled
 (`deliveries.py`, the other half of this engine). What goes to a retry topic comes back (`retries.py`) when it is near.
-Once a second the lowest owed offset of each partition is committed, with a note of what is done beyond it (`intake.py`).
+Once a second the lowest owed offset of each partition is committed.
 
 Rules:
 
@@ -30,6 +30,7 @@ from typing import Final
 
 import structlog
 
+from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Broker, Record, TopicPartition
 from dispatcher.core.events import InvalidEvent, decode
 from dispatcher.core.netguard import Guard
@@ -58,6 +59,7 @@ _REVOKE_DRAIN: Final = 3.0  # seconds at the most for attempts under way to end 
 # Of that, seconds without any attempt ending: those left are slow, and nobody waits for them.
 _REVOKE_PATIENCE: Final = 1.0
 _LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the group
+_LOG_LIMIT: Final = 2.0  # seconds for the end of the attempt log
 _GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
 _LAG_INTERVAL: Final = 0.1
 
@@ -75,16 +77,17 @@ class Engine:
         metrics: Metrics,
         timers: Timers,
         *,
+        replica: str = "",
         on_failure: Callable[[str, BaseException], None] | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`on_failure` is told when a part of the engine died: the process should end.
+        """`replica` names this process in the attempt log. `on_failure` is told when a part of the engine died: the
+        process should end.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
         self._registry = registry
-        self._transport = transport
         self._metrics = metrics
         self._timers = timers
         self._clock = asyncio.get_running_loop().time
@@ -99,6 +102,9 @@ class Engine:
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
 
         self._outbox = Outbox(broker.produce)
+        self._attempts = AttemptLog(
+            settings.attempts.log, f"{settings.topics.prefix}attempts", replica, broker.produce_bulk
+        )
         self._deliveries = Deliveries(
             settings,
             tiers,
@@ -106,6 +112,7 @@ class Engine:
             registry=registry,
             guard=guard,
             outbox=self._outbox,
+            attempts=self._attempts,
             metrics=metrics,
             timers=timers,
             broken=self._broken,
@@ -132,15 +139,18 @@ class Engine:
     def start(self) -> None:
         """Join the group and deliver, in the background; waits for the broker as long as it takes."""
         self._tasks.start(self._outbox.run(), "outbox")
-        for intake in (self._events, self._returning):
-            self._tasks.start(self._commit_regularly(intake), f"commit {intake.group}")
-        self._tasks.start(self._limit_holding_regularly(), "limit holding")
+        self._tasks.start(self._attempts.run(), "attempt log")
+        self._tasks.start(self._commit_regularly(), "commit")
         self._tasks.start(self._sweep(), "sweep lanes")
         self._tasks.start(self._measure_lag(), "measure loop lag")
         self._consuming = [
             self._tasks.start(self._consume(), "consume"),
             self._tasks.start(self._retries.run(), "retries"),
         ]
+
+    def warnings(self) -> list[str]:
+        """What isn't as it should be, while deliveries go on, a sentence each."""
+        return [] if self._attempts.problem is None else [self._attempts.problem]
 
     def problems(self) -> list[str]:
         """Why it isn't working just now, a sentence each; empty when it is."""
@@ -158,7 +168,7 @@ class Engine:
         for task in self._consuming:
             task.cancel()
         await asyncio.gather(*self._consuming, return_exceptions=True)
-        # Held deliveries wait for their retry: for longer than anybody would wait for them here.
+        # Held deliveries wait for their retry: the next process gets them again from the log.
         while self._clock() < deadline and self._deliveries.busy and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
         log.info("drained", left=self._deliveries.busy, held=self._deliveries.held)
@@ -167,26 +177,14 @@ class Engine:
         # A broker that is away must not keep the process from ending in time.
         try:
             async with asyncio.timeout(_LEAVE_LIMIT):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LEAVE_LIMIT / 2):
-                        await self._leave_behind()
                 for intake in (self._events, self._returning):
                     await intake.commit()
                     await intake.consumer.stop()
         except TimeoutError:
             log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
         await self._tasks.stop()
+        await self._attempts.finish(_LOG_LIMIT)
         self._deliveries.forget_held()
-
-    async def _leave_behind(self) -> None:
-        """Hand what is left to the retry topics, and wait until it is written.
-
-        Left owed it would be read again with its event, and go again to those who have acknowledged that event.
-        """
-        self._deliveries.leave_behind()
-        await self._transport.close()  # what is under way comes back cancelled, and is handed over too
-        while len(self._outbox):  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.01)
 
     def _broken(self, where: str, error: Exception) -> None:
         """What can't happen has happened: see rule 4 of `deliveries.py`."""
@@ -280,16 +278,13 @@ class Engine:
 
     # Commits, and partitions that come and go.
 
-    async def _commit_regularly(self, intake: Intake) -> None:
-        # Each group by itself: their coordinators may be two brokers, of which one is away.
+    async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
-            intake.observe(self._clock())
-            await intake.commit()
-
-    async def _limit_holding_regularly(self) -> None:
-        while True:
-            await asyncio.sleep(COMMIT_INTERVAL)
+            now = self._clock()
+            for intake in (self._events, self._returning):
+                intake.observe(now)
+                await intake.commit()
             self._limit_holding()
 
     def _limit_holding(self) -> None:
@@ -366,6 +361,11 @@ class Engine:
         reads("deliveries_held", lambda: deliveries.held)
         reads("lanes", lambda: deliveries.lanes)
         reads("outbox_waiting", lambda: len(self._outbox))
+        reads("attempt_records_waiting", lambda: len(self._attempts))
+        reads(
+            "attempt_records_total",
+            lambda: {("written",): self._attempts.written, ("dropped",): self._attempts.dropped},
+        )
         reads("consumption_paused", lambda: deliveries.full)
         reads("partition_lag", lambda: {**self._events.lag(), **self._returning.lag()})
         reads(

@@ -79,7 +79,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     "events_invalid_total": (("reason",), "Records that could not be read as an event; dead-lettered."),
     "events_skipped_total": (
         ("reason",),
-        "Records that owe nothing: tombstones, and those read again after a rebalance or by the next owner.",
+        "Records that owe nothing: tombstones, and those read again after a rebalance.",
     ),
     "deliveries_total": (("outcome",), "Deliveries settled, by how they ended."),
     "attempts_total": (
@@ -88,7 +88,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "deliveries_parked_total": (
         ("reason",),
-        "Deliveries written to a retry topic without an attempt: hold_limit (owed for too long), shutdown.",
+        "Deliveries written to a retry topic without an attempt: hold_limit (owed for too long).",
     ),
     "retries_due_total": (
         ("level",),
@@ -96,6 +96,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "dead_letters_total": (("reason",), "Records written to the dead-letter topic."),
     "connections_opened_total": ((), "Connections to endpoints opened."),
+    "attempt_records_total": (
+        ("result",),
+        "Records for the attempt log: written, or dropped because the broker did not take them in time.",
+    ),
     "commits_total": (("result",), "Offset commits: ok, refused (the partition moved on), failed."),
     "rebalances_total": ((), "Times the group gave this member a new assignment."),
     "registry_reloads_total": (("result",), "Loads of the subscriptions file: ok, failed."),
@@ -115,6 +119,7 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "subscriptions": (("status",), "Subscriptions known, by status."),
     "outbox_waiting": ((), "Records waiting to be acknowledged by the broker."),
+    "attempt_records_waiting": ((), "Records of the attempt log waiting to be acknowledged by the broker."),
     "consumption_paused": ((), "1 while the in-flight caps keep new events from being consumed."),
 }
 

@@ -460,6 +460,12 @@ class RetrySettings(Group):
             )
 
 
+class AttemptsSettings(Group):
+    log: Literal["all", "failures", "none"] = "all"
+    retention: Annotated[Duration, duration_between("1m", "3650d")] = 7 * 86400.0
+    retention_size: Annotated[Size, size_between("1MiB", "1TiB")] = 1 << 30
+
+
 class ShutdownSettings(Group):
     drain: Annotated[Duration, duration_between("0s", "1h")] = 20.0
 
@@ -489,6 +495,7 @@ class Settings(Group):
     delivery: DeliverySettings = DeliverySettings()
     network: NetworkSettings = NetworkSettings()
     retry: RetrySettings = RetrySettings()
+    attempts: AttemptsSettings = AttemptsSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
 

@@ -15,6 +15,7 @@ from dispatcher.broker.base import (
     AssignmentListener,
     BrokerError,
     CommitRefused,
+    Entry,
     Message,
     Position,
     Record,
@@ -52,8 +53,7 @@ class MemoryConsumer:
             await self._listener.on_revoked(list(self._positions))
         self._positions.clear()
         self.paused.clear()
-        notes = self._broker.notes
-        committed = {p: Position(self._broker.committed.get(p, 0), notes.get(p, "")) for p in partitions}
+        committed = {p: Position(self._broker.committed.get(p, 0)) for p in partitions}
         await self._listener.on_assigned(committed)
         self._positions = {p: position.offset for p, position in committed.items()}
         self._broker.changed.set()
@@ -93,7 +93,6 @@ class MemoryConsumer:
             raise CommitRefused("not assigned")
         for partition, position in positions.items():
             self._broker.committed[partition] = position.offset
-            self._broker.notes[partition] = position.metadata
             self._broker.commits.append((partition, position.offset))
 
     def assignment(self) -> Collection[TopicPartition]:
@@ -148,12 +147,13 @@ class MemoryBroker:
         self.initial = partitions or (TopicPartition("events", 0),)
         self.log: defaultdict[TopicPartition, list[StoredRecord]] = defaultdict(list)
         self.committed: dict[TopicPartition, int] = {}
-        self.notes: dict[TopicPartition, str] = {}
         self.commits: list[tuple[TopicPartition, int]] = []
         self.produced: list[Message] = []
         self.produce_errors: list[BrokerError] = []
         self.commit_errors: list[BrokerError] = []
         self.read_errors: list[BrokerError] = []
+        self.bulk: list[tuple[str, bytes, bytes, int]] = []
+        self.bulk_errors: list[BrokerError] = []
         self.changed = asyncio.Event()
         self.consumers: list[MemoryConsumer] = []
         self.problem: str | None = None
@@ -213,6 +213,12 @@ class MemoryBroker:
                 )
             )
         self.changed.set()
+
+    async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        await asyncio.sleep(0.001)
+        if self.bulk_errors:
+            raise self.bulk_errors.pop(0)
+        self.bulk += [(topic, *entry) for entry in entries]
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         log = self.log[partition]

@@ -11,7 +11,7 @@ from dispatcher.broker.base import TopicPartition
 from dispatcher.core.netguard import Guard
 from dispatcher.engine import Engine
 from dispatcher.metrics import Metrics
-from dispatcher.settings import DeliverySettings, RetrySettings, Settings
+from dispatcher.settings import AttemptsSettings, DeliverySettings, RetrySettings, Settings
 from dispatcher.timers import Timers
 from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport
 
@@ -32,6 +32,7 @@ class World:
         broker: MemoryBroker | None = None,
         *,
         retry: RetrySettings | None = None,
+        attempts: AttemptsSettings | None = None,
         **delivery: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -40,7 +41,11 @@ class World:
         self.registry = registry
         self.metrics = Metrics()
         self.failures: list[tuple[str, BaseException]] = []
-        settings = Settings(delivery=DeliverySettings(**delivery), retry=retry or RetrySettings())
+        settings = Settings(
+            delivery=DeliverySettings(**delivery),
+            retry=retry or RetrySettings(),
+            attempts=attempts or AttemptsSettings(),
+        )
         self.engine = Engine(
             settings,
             self.broker,

@@ -35,7 +35,7 @@ class CannotListen(Exception):
 
 
 class ApiServer:
-    """Serves until stopped. `problems` says why the process isn't ready; empty means it is."""
+    """Serves until stopped. `problems` says why the process isn't ready; empty means it is. `warnings` change nothing."""
 
     def __init__(
         self,
@@ -45,9 +45,11 @@ class ApiServer:
         problems: Problems,
         services: Services | None = None,
         *,
+        warnings: Problems = tuple,
         events_limit: int = 4 << 20,
     ) -> None:
         """Without `services` there is no API, only health and metrics. `events_limit` in bytes."""
+        self._warnings = warnings
         self._host = host
         self._port = port
         self._metrics = metrics
@@ -99,9 +101,12 @@ class ApiServer:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         problems = list(self._problems())
+        warnings = list(self._warnings())
+        # Absent where there are none.
+        more = {"warnings": warnings} if warnings else {}
         if problems:
-            return json_response({"status": "unready", "problems": problems}, status=503)
-        return json_response({"status": "ready"})
+            return json_response({"status": "unready", "problems": problems, **more}, status=503)
+        return json_response({"status": "ready", **more})
 
     async def _scrape(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -13,7 +13,7 @@ Rules, for every implementation:
    come without the pause.
 4. A listener's `on_revoked` ends before another member of the group can be assigned the
    partitions, unless the session was lost or the broker's rebalance timeout went by.
-5. `produce()` returns when every message is acknowledged by all in-sync replicas (Kafka) or
+5. `produce()` (and `produce_bulk()`) returns when every message is acknowledged by all in-sync replicas (Kafka) or
    on disk (SQLite). When it raises, any of them may have been written: send all of them again.
 6. A broker that is away is waited for, not an error: `connect()`, `poll()` and `commit()`
    recover by themselves, and `problem` says meanwhile what is wrong.
@@ -24,7 +24,6 @@ Errors::
     ├── BrokerUnavailable       not reachable now; the same call may succeed later
     ├── BrokerRefused           it answered no: credentials, authorization, a bad topic name
     ├── MessageTooLarge         larger than the broker takes; sending it again can't help
-    ├── MetadataTooLarge        likewise of the text beside a commit; a shorter one can help
     └── CommitRefused           the partition belongs to somebody else by now
 """
 
@@ -49,10 +48,6 @@ class BrokerRefused(BrokerError):
 
 class MessageTooLarge(BrokerError):
     """The message is larger than the broker accepts; sending it again can't help."""
-
-
-class MetadataTooLarge(BrokerError):
-    """The text beside a commit is longer than the broker accepts: its partition's commit was not made."""
 
 
 class CommitRefused(BrokerError):
@@ -119,6 +114,10 @@ class Message:
     timestamp_ms: int | None = None
 
 
+Entry = tuple[bytes, bytes, int]
+"""Key, value and timestamp (Unix ms) of a record for `produce_bulk`."""
+
+
 class TopicSpec(NamedTuple):
     """A topic that must exist. Sizes of None leave the broker's default."""
 
@@ -177,7 +176,7 @@ class Consumer(Protocol):
     def resume(self, partitions: Collection[TopicPartition]) -> None: ...
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Commit; raises `CommitRefused`, `MetadataTooLarge` or `BrokerUnavailable`. Partitions not assigned are refused."""
+        """Commit; raises `CommitRefused` or `BrokerUnavailable`. Partitions not assigned are refused."""
 
     def assignment(self) -> Collection[TopicPartition]: ...
 
@@ -251,6 +250,12 @@ class Broker(Protocol):
 
     async def produce(self, messages: Sequence[Message]) -> None:
         """Write all of them durably, batched; order is kept within a partition of one call."""
+
+    async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        """Write all of them as `produce` would, for less: many small ones of one topic.
+
+        It goes a way of its own, so that however much it is, and whatever is wrong with its topic, no `produce` waits.
+        """
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         """The one record there; None if it has been deleted or isn't there yet."""

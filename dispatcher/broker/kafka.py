@@ -13,7 +13,7 @@ Rules:
 
 1. Connected means that there is a `_producer`: it is set when a server has let us in and a producer has
    started, and taken away by `close`.
-2. The clients for topics (`_admin`) and for single records (`_reader`) are made when first asked for, and thrown
+2. The clients for topics (`_admin`), for single records (`_reader`) and for `produce_bulk` (`_bulk`) are made when first asked for, and thrown
    away after an error. The reader has one partition at a time, so it serves one call at a time (`_reading`).
 """
 
@@ -37,6 +37,7 @@ from dispatcher.broker.base import (
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
+    Entry,
     Message,
     PartitionInfo,
     Record,
@@ -84,6 +85,7 @@ class KafkaBroker:
         self._tasks = Tasks()
         self._options: dict[str, Any] = {}
         self._producer: KafkaProducer | None = None
+        self._bulk: KafkaProducer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._reader: AIOKafkaConsumer | None = None
         self._reading = asyncio.Lock()
@@ -191,8 +193,7 @@ class KafkaBroker:
         """Learn the brokers' addresses anew: all of them may have moved."""
         clients = [consumer.client for consumer in self._consumers]
         clients += [reader.client for reader in self._readers]
-        if self._producer is not None:
-            clients.append(self._producer.client)
+        clients += [producer.client for producer in (self._producer, self._bulk) if producer is not None]
         for client in clients:
             if client is not None:
                 with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
@@ -204,9 +205,10 @@ class KafkaBroker:
         for reader in list(self._readers):
             await reader.stop()
         await self._tasks.stop()
-        producer, self._producer = self._producer, None
+        producers = [producer for producer in (self._producer, self._bulk) if producer is not None]
+        self._producer = self._bulk = None
         self._problem = "closed"
-        if producer is not None:
+        for producer in producers:
             await producer.close()
         await self._drop_reader()
         await self._drop_admin()
@@ -241,6 +243,12 @@ class KafkaBroker:
 
     async def produce(self, messages: Sequence[Message]) -> None:
         await self._connected().produce(messages)
+
+    async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        self._connected()
+        if self._bulk is None:
+            self._bulk = KafkaProducer(self._options, self.settings, lambda: self._problem)
+        await self._bulk.produce_bulk(topic, entries)
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         if offset < 0:

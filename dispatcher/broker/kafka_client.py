@@ -28,7 +28,6 @@ from dispatcher.broker.base import (
     BrokerUnavailable,
     CommitRefused,
     MessageTooLarge,
-    MetadataTooLarge,
 )
 from dispatcher.settings import KafkaSettings
 
@@ -86,8 +85,6 @@ def mapped(error: BaseException, doing: str) -> BrokerError:
     text = f"{doing}: {reason_of(error)}"
     if isinstance(error, _COMMIT_REFUSED):
         return CommitRefused(text)
-    if isinstance(error, errors.OffsetMetadataTooLargeError):
-        return MetadataTooLarge(text)
     if isinstance(error, TOO_LARGE):
         return MessageTooLarge(text)
     if isinstance(error, _REFUSED):

@@ -18,6 +18,7 @@ from dispatcher.broker.base import (
     AssignmentListener,
     BrokerError,
     BrokerRefused,
+    Entry,
     Message,
     MessageTooLarge,
     PartitionInfo,
@@ -155,6 +156,12 @@ class SqliteBroker:
             batches.setdefault(partitions[number].id, []).append(message)
         if batches:
             await self._store.append(batches)
+
+    async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        # One file, one writer: what is small is written with whatever else waits for the disk.
+        await self.produce(
+            [Message(topic, value, key, (), None, timestamp) for key, value, timestamp in entries]
+        )
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         topic = self._store.topics.get(partition.topic)

@@ -44,6 +44,7 @@ UNREADABLE: Final = "retry_record"
 """The reason of the dead letter for a retry record that can't be read."""
 
 _DETAIL_CAP = 512
+_BLAKE = blake2b(digest_size=12)
 _NUMBER = re.compile(rb"[0-9]{1,15}")
 _SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
@@ -125,8 +126,11 @@ class Letter:
 
 def delivery_id(topic: str, partition: int, offset: int, subscription_id: str) -> str:
     """`dlv_` and 24 hex digits: the same for the same origin and subscription, today and after a restart."""
-    origin = f"{topic}\0{partition}\0{offset}\0{subscription_id}".encode()
-    return "dlv_" + blake2b(origin, digest_size=12).hexdigest()
+    hashed = (
+        _BLAKE.copy()
+    )  # with the parameter set: a fifth less than making one (attempts are logged by the thousand)
+    hashed.update(f"{topic}\0{partition}\0{offset}\0{subscription_id}".encode())
+    return "dlv_" + hashed.hexdigest()
 
 
 def describe(result: Result) -> str:

@@ -6,7 +6,7 @@ become metric labels and log fields.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -32,6 +32,15 @@ class Reason(StrEnum):
 
 
 @dataclass(slots=True)
+class Opened:
+    """What opening a connection took, in seconds, as far as it got. None: not reached, or not needed."""
+
+    dns: float | None = None
+    connect: float | None = None
+    tls: float | None = None
+
+
+@dataclass(slots=True)
 class Response:
     """The endpoint answered. `body` is the first KiB at most; header values are as sent, or None."""
 
@@ -39,6 +48,10 @@ class Response:
     retry_after: str | None = None
     location: str | None = None
     body: bytes = b""
+    first_byte: float = field(default=0.0, compare=False)
+    """When the answer began, in seconds of the loop's clock; 0: all of it came at once."""
+    opened: Opened | None = field(default=None, compare=False)
+    """Of the connection, if it was a new one."""
 
 
 @dataclass(slots=True)
@@ -55,6 +68,10 @@ class Failure:
 
     reason: Reason
     detail: str = ""
+    first_byte: float = field(default=0.0, compare=False)
+    """When an answer began that did not become one; 0: none did."""
+    opened: Opened | None = field(default=None, compare=False)
+    """Of the connection, if it was a new one, or was being opened."""
 
 
 Result = Response | Failure

@@ -53,7 +53,7 @@ import httptools
 import structlog
 from httptools import HttpParserError, HttpParserUpgrade
 
-from dispatcher.core.results import Failure, HandshakeResponse, Reason, Response, Result
+from dispatcher.core.results import Failure, HandshakeResponse, Opened, Reason, Response, Result
 from dispatcher.core.wheel import Entry
 from dispatcher.timers import Callback, Timers
 from dispatcher.transport import tls
@@ -275,6 +275,7 @@ class Connection(asyncio.Protocol):
         "_entry",
         "_exchange",
         "_expires",
+        "_first_byte",
         "_fresh",
         "_gone",
         "_head",
@@ -282,6 +283,7 @@ class Connection(asyncio.Protocol):
         "_interim",
         "_keep",
         "_lenient",
+        "_opened",
         "_opening",
         "_owner",
         "_parser",
@@ -304,6 +306,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._gone = False  # abandoned or closed: nothing that still comes from the socket matters
         self._fresh = True  # no response so far
+        self._opened: Opened | None = None
         self._lenient = False
         self._paused = False
         self._unwritten = False  # the exchange's request waits for the end of this turn
@@ -326,6 +329,7 @@ class Connection(asyncio.Protocol):
         self._interim = 0
         self._complete = False
         self._keep = False
+        self._first_byte = 0.0  # when the response began to arrive, if it wasn't complete at once
 
     # -- The socket's side
 
@@ -375,9 +379,10 @@ class Connection(asyncio.Protocol):
         """What it carries now."""
         return self._exchange
 
-    def use(self, exchange: Exchange) -> None:
-        """Begin with the first exchange: connected, TLS established."""
+    def use(self, exchange: Exchange, opened: Opened | None = None) -> None:
+        """Begin with the first exchange: connected, TLS established. `opened`: what that took."""
         self._opening = None
+        self._opened = opened
         self._parser = _parser(self)
         self._exchange = exchange
         if exchange.deadline < self._armed:
@@ -488,8 +493,11 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)  # type: ignore[union-attr]
         except (HttpParserError, HttpParserUpgrade) as error:
             self._refused(error)
-        if not self._complete and self._status:
-            self._check_caps()
+        if not self._complete:
+            if not self._first_byte:
+                self._first_byte = self._shared.loop.time()
+            if self._status:
+                self._check_caps()
 
     def _feed_to_the_brim(self, data: bytes, room: int) -> None:
         """The head could be over its cap now, unless it ends in what there is still room for."""
@@ -580,7 +588,7 @@ class Connection(asyncio.Protocol):
             return
         status = self._status
         result: Result
-        result = response = Response(status, None, None, self._body)
+        result = response = Response(status, None, None, self._body, self._first_byte)
         head = self._head
         keep = self._keep
         first = self._fresh
@@ -597,10 +605,15 @@ class Connection(asyncio.Protocol):
             if exchange.request.startswith(b"OPTIONS "):
                 # Always the first of its connection (`Transport.ask`), so nobody else pays for the question.
                 response = HandshakeResponse(
-                    status, None, None, self._body, look.allowed_origin, look.allowed_rate
+                    status,
+                    body=self._body,
+                    allowed_origin=look.allowed_origin,
+                    allowed_rate=look.allowed_rate,
                 )
             response.retry_after = look.retry_after
             response.location = look.location
+            if first:
+                response.opened = self._opened
             if status == 408 and not first and not keep:
                 # The server gave the idle connection up just as the request set out (RFC 9110 15.5.9).
                 self._stale()
@@ -716,6 +729,9 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         self.abort()
         if exchange is not None:
+            failure.first_byte = self._first_byte
+            if self._fresh:
+                failure.opened = self._opened
             report(exchange, failure)
 
 

@@ -29,7 +29,7 @@ from typing import Final, Protocol
 import structlog
 
 from dispatcher.core.netguard import Blocked, Guard, Origin
-from dispatcher.core.results import Failure, Reason
+from dispatcher.core.results import Failure, Opened, Reason
 from dispatcher.core.subscriptions import ClientCertificate
 from dispatcher.core.wheel import Entry
 from dispatcher.tasks import Tasks
@@ -162,10 +162,12 @@ class Dial:
     __slots__ = (
         "_entry",
         "_made",
+        "_opened",
         "_over",
         "_owner",
         "_route",
         "_shared",
+        "_since",
         "_stage",
         "_task",
         "_winner",
@@ -180,6 +182,8 @@ class Dial:
         self._winner: Connection | None = None
         self._made: list[Connection] = []
         self._stage = "waiting for its turn"
+        self._since = 0.0  # when the stage began
+        self._opened = Opened()
         self._entry: Entry[Callback] | None = None
         self._task: asyncio.Task[None] | None = None
         self.exchange = exchange
@@ -194,7 +198,14 @@ class Dial:
         if not self._over:
             self._task = self._route.tasks.start(self._run(), "dial")
 
+    def _lap(self) -> float:
+        """Seconds that the stage took which ends now."""
+        now = self._shared.loop.time()
+        since, self._since = self._since, now
+        return now - since
+
     async def _run(self) -> None:
+        self._since = self._shared.loop.time()
         try:
             if self._route.proxy is None:
                 origin = self._owner.origin
@@ -228,7 +239,10 @@ class Dial:
         if is_literal(host):
             return (host,)
         self._stage = f"looking up {host}"
-        return await self._route.lookup.resolve(host)
+        try:
+            return await self._route.lookup.resolve(host)
+        finally:
+            self._opened.dns = self._lap()
 
     async def _race(self, addresses: Sequence[str], port: int) -> None:
         self._stage = f"connecting to {', '.join(addresses)}"
@@ -302,6 +316,7 @@ class Dial:
             connection.abort()
             return
         self._winner = connection
+        self._opened.connect = self._lap()
         for other in self._made:
             if other is not connection:
                 other.abort()
@@ -325,6 +340,7 @@ class Dial:
     def secured(self, connection: Connection) -> None:
         """TLS stands: the exchange may go."""
         if not self._over:
+            self._opened.tls = self._lap()
             self._hand_over(connection)
 
     def failed(self, connection: Connection, failure: Failure) -> None:
@@ -335,7 +351,7 @@ class Dial:
 
     def _hand_over(self, connection: Connection) -> None:
         self._end()
-        connection.use(self.exchange)
+        connection.use(self.exchange, self._opened)
 
     def _expire(self) -> None:
         self._entry = None
@@ -360,6 +376,7 @@ class Dial:
             connection.abort()
         if self._task is not None:
             self._task.cancel()
+        failure.opened = self._opened
         report(self.exchange, failure)
 
     def _end(self) -> None:

@@ -23,6 +23,23 @@ async def serving(problems: list[str]) -> AsyncIterator[aiohttp.ClientSession]:
     await server.stop()
 
 
+async def test_warnings_are_shown_and_change_nothing() -> None:
+    problems: list[str] = []
+    server = ApiServer(
+        "127.0.0.1", 0, Metrics().registry, lambda: problems, warnings=lambda: ["look at this"]
+    )
+    port = await server.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with session.get("/readyz") as response:
+            assert response.status == 200
+            assert await response.json() == {"status": "ready", "warnings": ["look at this"]}
+        problems.append("no broker")
+        async with session.get("/readyz") as response:
+            assert response.status == 503
+            assert (await response.json())["warnings"] == ["look at this"]
+    await server.stop()
+
+
 async def test_ready_is_503_with_the_reasons_as_long_as_there_are_any() -> None:
     problems = ["connecting to the broker"]
     async with serving(problems) as session:

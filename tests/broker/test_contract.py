@@ -17,7 +17,6 @@ from dispatcher.broker.base import (
     CommitRefused,
     Message,
     MessageTooLarge,
-    MetadataTooLarge,
     Position,
     TopicPartition,
     TopicSpec,
@@ -127,6 +126,52 @@ async def test_a_call_larger_than_any_request_is_split(backend: Backend) -> None
     await member.consumer.start()
     await member.poll_for(3000)
     assert numbers(member.values) == list(range(3000))
+
+
+async def test_many_small_records_go_in_bulk_by_their_keys_and_in_their_order(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker)
+    # Over a megabyte: more than a batch, in each partition that has keys.
+    entries = [(b"key-%d" % (n % 7), b"%d " % n + bytes(1000), 1_700_000_000_000 + n) for n in range(1400)]
+    await broker.produce_bulk(topic, entries)
+    await broker.produce_bulk(topic, [])
+    await broker.produce([Message(topic, b"last", b"key-3")])
+    member = Member(broker, [topic], backend.unique("group"))
+    await member.consumer.start()
+    await member.poll_for(1401)
+    for partition, records in member.records.items():
+        keys = {record.key for record in records}
+        expected = [entry for entry in entries if entry[0] in keys]
+        got = [(record.key, record.value, record.timestamp) for record in records if record.value != b"last"]
+        assert got == expected, partition
+    last = next(record for record in member.all if record.value == b"last")
+    assert {record.partition for record in member.all if record.key == b"key-3"} == {last.partition}
+
+
+async def test_bulk_for_a_topic_that_is_not_there_is_refused_and_no_other_write_is_in_trouble(
+    backend: Backend,
+) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker)
+    with pytest.raises(BrokerError):
+        await broker.produce_bulk(backend.unique("nowhere"), [(b"key", b"value", 1_700_000_000_000)])
+    await broker.produce([Message(topic, b"0", partition=0)])
+    assert broker.problem is None
+
+
+@administered
+async def test_bulk_is_split_where_the_topic_takes_small_batches_only(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker, max_message_bytes="10000")
+    now = 1_700_000_000_000
+    await broker.produce_bulk(topic, [(b"key", b"%d " % n + bytes(1000), now) for n in range(100)])
+    with pytest.raises(MessageTooLarge):
+        await broker.produce_bulk(topic, [(b"key", bytes(20_000), now)])
+    await broker.produce_bulk(topic, [(b"key", b"100 ", now)])
+    member = Member(broker, [topic], backend.unique("group"))
+    await member.consumer.start()
+    await member.poll_for(101)
+    assert [int((value or b"").split()[0]) for value in member.values] == list(range(101))
 
 
 @administered
@@ -428,24 +473,6 @@ async def test_reading_goes_on_at_the_committed_offset_with_its_metadata(backend
     assert numbers(member.values) == [6, 7, 8, 9]
 
 
-async def test_a_commit_of_the_same_offset_replaces_its_metadata(backend: Backend) -> None:
-    broker = await backend.connect()
-    topic = await backend.topic(broker)
-    group = backend.unique("group")
-    await broker.produce(numbered(topic, 3))
-    partition = TopicPartition(topic, 0)
-    for metadata in ("1longer", "1" + "x" * 4095, ""):
-        member = Member(broker, [topic], group)
-        await member.consumer.start()
-        await member.consumer.commit({partition: Position(1, "1before")})
-        await member.consumer.commit({partition: Position(1, metadata)})
-        await member.consumer.stop()
-        member = Member(broker, [topic], group)
-        await member.consumer.start()
-        assert member.listener.starts[partition] == Position(1, metadata)
-        await member.consumer.stop()
-
-
 async def test_groups_have_offsets_of_their_own(backend: Backend) -> None:
     broker = await backend.connect()
     topic = await backend.topic(broker)
@@ -515,7 +542,7 @@ async def test_too_long_commit_metadata_is_refused(backend: Backend) -> None:
     topic = await backend.topic(broker)
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
-    with pytest.raises(MetadataTooLarge):
+    with pytest.raises(BrokerRefused):
         await member.consumer.commit({TopicPartition(topic, 0): Position(1, "x" * 5000)})
 
 

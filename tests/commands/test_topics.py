@@ -13,6 +13,7 @@ NEEDED = (
     "dispatcher.subscriptions",
     *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h")),
     "dispatcher.dead",
+    "dispatcher.attempts",
 )
 
 

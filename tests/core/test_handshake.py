@@ -22,7 +22,7 @@ ORIGIN = "dispatcher.example"
 
 
 def answer(status: int = 200, origin: str | None = ORIGIN, rate: str | None = None) -> HandshakeResponse:
-    return HandshakeResponse(status, None, None, b"", origin, rate)
+    return HandshakeResponse(status, allowed_origin=origin, allowed_rate=rate)
 
 
 def test_the_request_asks_the_subscriptions_own_url_with_its_own_headers() -> None:

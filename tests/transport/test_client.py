@@ -14,7 +14,7 @@ import pytest
 from dispatcher.core.netguard import Origin
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.transport.dial import LookupFailed
-from tests.zoo.behaviours import OK, answers, never_answers, response
+from tests.zoo.behaviours import OK, answers, drips, never_answers, response
 from tests.zoo.harness import Exchange, Harness, post
 from tests.zoo.server import Peer, Zoo
 
@@ -467,3 +467,37 @@ async def test_idle_connections_give_way_when_there_are_no_file_descriptors(zoo:
 def test_the_transport_reads_no_more_of_the_environment_than_it_is_given() -> None:
     package = Path(__file__).parents[2] / "dispatcher" / "transport"
     assert not [path.name for path in package.glob("*.py") if "environ" in path.read_text()]
+
+
+async def test_a_result_tells_what_opening_the_connection_took_and_when_the_answer_began(
+    make: Make, zoo: Zoo
+) -> None:
+    from tests.zoo.server import good, over_tls  # noqa: PLC0415 - once
+
+    names = Names({"slow.test": ["127.0.0.1"]})
+    names.delay = 0.05
+    harness = make(lookup=names)
+    origin = http(await zoo.serve(drips(b"", OK, 0.001)), "slow.test")
+    for new in (True, False):
+        begin = harness.loop.time()
+        result = await harness.result(origin)
+        assert isinstance(result, Response)
+        assert (result.opened is not None) == new, (
+            "of a connection that was open already there is nothing to tell"
+        )
+        if result.opened is not None:
+            assert result.opened.dns is not None
+            assert result.opened.dns >= 0.04
+            assert result.opened.connect is not None
+            assert result.opened.tls is None
+        assert begin < result.first_byte < harness.loop.time()
+    secure = await harness.result(Origin("https", "127.0.0.1", await zoo.serve(over_tls(answers(OK), good))))
+    assert isinstance(secure, Response)
+    assert secure.opened is not None
+    assert secure.opened.dns is None, "an address needs no look-up"
+    assert secure.opened.tls is not None
+    unknown = await harness.result(http(await zoo.serve(never_answers), "slow.test"), within=0.3)
+    assert isinstance(unknown, Failure)
+    assert unknown.opened is not None
+    assert unknown.opened.connect is not None
+    assert unknown.first_byte == 0.0

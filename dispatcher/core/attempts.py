@@ -1,0 +1,117 @@
+"""What is kept of every attempt: one JSON object, one record of the attempts topic.
+
+For people and their tools: `docs/attempts.md` says what each field means, and a test holds it equal to this. The key
+is the subscription's id, so the attempts of a delivery are in one partition, in their order. A write that
+was acknowledged late may be there twice; `delivery_id` and `time_ms` tell that from another attempt.
+
+Written for speed, at 25,000 a second: one dictionary literal, one call of orjson. What only some attempts
+have is added where they have it. (Formatting the bytes by hand was measured: no faster.)
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any, Final, Protocol
+
+import orjson
+
+from dispatcher.core.events import Event
+from dispatcher.core.letters import Place, delivery_id
+from dispatcher.core.results import Opened, Response, Result
+from dispatcher.core.subscriptions import Subscription
+
+RESPONSE_CAP: Final = 1024
+"""Bytes of a response's body that are kept."""
+
+_TEXT_CAP: Final = 512
+
+
+class Attempted(Protocol):
+    """A delivery, as far as its attempts' records say something of it that doesn't change."""
+
+    @property
+    def event(self) -> Event: ...
+    @property
+    def subscription(self) -> Subscription: ...
+    @property
+    def origin(self) -> Place: ...
+
+
+Noted = tuple[Attempted, int, float, float, Result, str, float, float, float | None]
+"""An attempt that has ended: the delivery; the attempt's number; when it was queued and when the attempt started, by
+the loop's clock; what came of it; the decision; when it ended, by the loop's clock and in Unix seconds;
+when the next try is due, in Unix seconds. A plain tuple: 0.2 us."""
+
+
+def encode(noted: Noted, replica: str) -> tuple[bytes, bytes, int]:
+    """Key, value and timestamp (Unix ms, of the attempt's start) of its record."""
+    delivery, attempt, queued, started, result, decision, ended, unix, due = noted
+    event = delivery.event
+    subscription_id = delivery.subscription.id
+    topic, partition, offset = delivery.origin
+    total = ended - started
+    time_ms = int((unix - total) * 1000)
+    total_ms = int(total * 1000 + 0.5)
+    document: dict[str, Any] = {
+        "delivery_id": delivery_id(topic, partition, offset, subscription_id),
+        "event_id": event.id,
+        "event_type": event.type,
+        "tenant": event.tenant,
+        "subscription_id": subscription_id,
+        "attempt": attempt,
+        "time_ms": time_ms,
+        "decision": decision,
+        "queue_ms": int((started - queued) * 1000 + 0.5),
+        "total_ms": total_ms,
+        "topic": topic,
+        "partition": partition,
+        "offset": offset,
+        "replica": replica,
+    }
+    if isinstance(result, Response):
+        document["status"] = result.status
+        # What came in one piece came when it was over.
+        document["first_byte_ms"] = total_ms
+        if result.body:
+            _add_body(document, result.body[:RESPONSE_CAP])
+        if result.retry_after is not None:
+            document["retry_after"] = result.retry_after[:_TEXT_CAP]
+        if result.location is not None:
+            # Without its query: that of a signed URL is a secret.
+            document["location"] = result.location.partition("?")[0][:_TEXT_CAP]
+    else:
+        document["reason"] = result.reason.value
+        if result.detail:
+            document["detail"] = result.detail[:_TEXT_CAP]
+    if result.first_byte:
+        document["first_byte_ms"] = int((result.first_byte - started) * 1000 + 0.5)
+    if result.opened is not None:
+        _add_phases(document, result.opened)
+    if due is not None:
+        document["due_ms"] = int(due * 1000)
+    try:
+        value = orjson.dumps(document)
+    except TypeError:
+        # A lone surrogate, as in a system's error message that is not UTF-8.
+        value = orjson.dumps({name: _clean(text) for name, text in document.items()})
+    return subscription_id.encode(), value, time_ms
+
+
+def _add_body(document: dict[str, Any], body: bytes) -> None:
+    try:
+        document["response"] = body.decode()
+    except UnicodeDecodeError as error:
+        if len(body) == RESPONSE_CAP and error.reason == "unexpected end of data":
+            document["response"] = body[: error.start].decode()  # cut in the middle of a character
+        else:
+            document["response_base64"] = b64encode(body).decode()
+
+
+def _add_phases(document: dict[str, Any], opened: Opened) -> None:
+    for name, seconds in (("dns_ms", opened.dns), ("connect_ms", opened.connect), ("tls_ms", opened.tls)):
+        if seconds is not None:
+            document[name] = int(seconds * 1000 + 0.5)
+
+
+def _clean(value: Any) -> Any:
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
