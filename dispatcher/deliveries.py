@@ -416,7 +416,11 @@ class Deliveries:
     def _failed(self, delivery: Delivery, result: Result, now: float) -> None:
         metrics = self._metrics
         if type(result) is Failure and result.reason is Reason.CANCELLED:
-            return  # stopping: the offset stays owed, the next process delivers it
+            # Stopping. Whether it has arrived is not known, so it is sent again.
+            delivery.attempt -= 1
+            delivery.due = now
+            self._leave(delivery)
+            return
         metrics.attempt_duration.observe(now - delivery.started)
         if type(result) is Response:
             metrics.attempts["status", f"{result.status // 100}xx"] += 1
@@ -488,6 +492,28 @@ class Deliveries:
         key = delivery.subscription.id.encode()
         message = Message(topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
         self._outbox.put(message, partial(self._settle, delivery))
+
+    def leave_behind(self) -> None:
+        """Hand what is queued or held to the retry topics: this process ends."""
+        now = self._clock()
+        left = list(self._held)
+        self.forget_held()
+        for lane in self._lanes.values():
+            queued = lane.withdraw(lambda _: True)
+            self.queued -= len(queued)
+            for delivery in queued:
+                delivery.due = now
+            left += queued
+        for delivery in left:
+            self._leave(delivery)
+        if left:
+            log.info("what waits is left to the next process", deliveries=len(left))
+
+    def _leave(self, delivery: Delivery) -> None:
+        # What came out of a retry topic still stands there.
+        if delivery.place is None and not delivery.tracker.lost:
+            self._metrics.parked["shutdown"] += 1
+            self._hand_over(delivery, "shutdown")
 
     def hand_over_overdue(self, now: float) -> None:
         """Hand what is owed for longer than the limit (the trackers know) to a tier.
@@ -601,9 +627,10 @@ class Deliveries:
             self._settle(delivery)
 
     def forget_held(self) -> None:
-        """The process ends: the next one gets them again from the log."""
+        """The process ends: nothing of them is done any more."""
         for entry in self._held.values():
             self._timers.cancel(entry)
+        self._held.clear()
 
     def open_gate(self) -> None:
         """Attempts may start again."""

@@ -3,7 +3,7 @@
 The path of one event: a batch is polled; each record is decoded and matched; its offset is
 tracked with the number of deliveries it owes; each delivery is queued, attempted and settled
 (`deliveries.py`, the other half of this engine). What goes to a retry topic comes back (`retries.py`) when it is near.
-Once a second the lowest owed offset of each partition is committed.
+Once a second the lowest owed offset of each partition is committed, with a note of what is done beyond it (`intake.py`).
 
 Rules:
 
@@ -88,6 +88,7 @@ class Engine:
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
         self._registry = registry
+        self._transport = transport
         self._metrics = metrics
         self._timers = timers
         self._clock = asyncio.get_running_loop().time
@@ -140,7 +141,9 @@ class Engine:
         """Join the group and deliver, in the background; waits for the broker as long as it takes."""
         self._tasks.start(self._outbox.run(), "outbox")
         self._tasks.start(self._attempts.run(), "attempt log")
-        self._tasks.start(self._commit_regularly(), "commit")
+        for intake in (self._events, self._returning):
+            self._tasks.start(self._commit_regularly(intake), f"commit {intake.group}")
+        self._tasks.start(self._limit_holding_regularly(), "limit holding")
         self._tasks.start(self._sweep(), "sweep lanes")
         self._tasks.start(self._measure_lag(), "measure loop lag")
         self._consuming = [
@@ -168,7 +171,7 @@ class Engine:
         for task in self._consuming:
             task.cancel()
         await asyncio.gather(*self._consuming, return_exceptions=True)
-        # Held deliveries wait for their retry: the next process gets them again from the log.
+        # Held deliveries wait for their retry: for longer than anybody would wait for them here.
         while self._clock() < deadline and self._deliveries.busy and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
         log.info("drained", left=self._deliveries.busy, held=self._deliveries.held)
@@ -177,6 +180,9 @@ class Engine:
         # A broker that is away must not keep the process from ending in time.
         try:
             async with asyncio.timeout(_LEAVE_LIMIT):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LEAVE_LIMIT / 2):
+                        await self._leave_behind()
                 for intake in (self._events, self._returning):
                     await intake.commit()
                     await intake.consumer.stop()
@@ -185,6 +191,16 @@ class Engine:
         await self._tasks.stop()
         await self._attempts.finish(_LOG_LIMIT)
         self._deliveries.forget_held()
+
+    async def _leave_behind(self) -> None:
+        """Hand what is left to the retry topics, and wait until it is written.
+
+        Left owed it would be read again with its event, and go again to those who have acknowledged that event.
+        """
+        self._deliveries.leave_behind()
+        await self._transport.close()  # what is under way comes back cancelled, and is handed over too
+        while len(self._outbox):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
 
     def _broken(self, where: str, error: Exception) -> None:
         """What can't happen has happened: see rule 4 of `deliveries.py`."""
@@ -278,13 +294,16 @@ class Engine:
 
     # Commits, and partitions that come and go.
 
-    async def _commit_regularly(self) -> None:
+    async def _commit_regularly(self, intake: Intake) -> None:
+        # Each group by itself: their coordinators may be two brokers, of which one is away.
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
-            now = self._clock()
-            for intake in (self._events, self._returning):
-                intake.observe(now)
-                await intake.commit()
+            intake.observe(self._clock())
+            await intake.commit()
+
+    async def _limit_holding_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL)
             self._limit_holding()
 
     def _limit_holding(self) -> None:

@@ -6,6 +6,10 @@ a group of its own, so that a rebalance of one leaves the other's partitions alo
 read at its own pace. (One consumer over all topics was rejected: the library has one fetch in flight
 per broker, so a retry that is due would wait for the long poll of the event topics.)
 
+With each commit goes a note of what is done beyond it (`core/completed.py`), so that whoever reads on from there, after
+a crash, a restart or a rebalance, passes over what has been acknowledged. A note is committed when it has changed,
+also where the lowest owed offset hasn't.
+
 What happens to deliveries while partitions move is the host's business: it is asked before they go,
 and told what came.
 
@@ -13,18 +17,28 @@ Rules:
 
 1. `trackers` has exactly the partitions that were assigned last.
 2. A tracker taken out of `trackers` is `lost`; what it still owes is settled with it, harmlessly.
-3. Only `commit` commits, and never beyond what a tracker allows.
+3. Only `commit` commits, never beyond what a tracker allows, and one at a time: a note that is older than what is
+   committed already would have what is done since sent again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import structlog
 
-from dispatcher.broker.base import Broker, BrokerError, CommitRefused, Position, TopicPartition
+from dispatcher.broker.base import (
+    Broker,
+    BrokerError,
+    CommitRefused,
+    MetadataTooLarge,
+    Position,
+    TopicPartition,
+)
+from dispatcher.core.completed import LIMIT, note, read_note
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.metrics import Labels, Metrics
 
@@ -63,6 +77,8 @@ class Intake:
         self.assigned = False
         self._host = host
         self._metrics = metrics
+        self._committing = asyncio.Lock()
+        self._note_limit = LIMIT
         self.consumer = broker.consumer(topics, group, self, own=own)
 
     @property
@@ -78,31 +94,47 @@ class Intake:
             tracker.observe(now)
 
     async def commit(self) -> None:
-        """Commit the lowest owed offset of each partition whose moved since the last time."""
+        """Commit each partition that has moved since the last time: its lowest owed offset, and what is done beyond."""
         await self._commit(self.trackers)
 
     async def _commit(self, partitions: Collection[TopicPartition]) -> None:
-        trackers = {p: tracker for p in partitions if (tracker := self.trackers.get(p)) is not None}
-        positions = {
-            p: Position(tracker.committable)
-            for p, tracker in trackers.items()
-            if tracker.committable > tracker.committed
-        }
-        if not positions:
-            return
-        try:
-            await self.consumer.commit(positions)
-        except CommitRefused as error:
-            self._metrics.commits["refused"] += 1
-            log.warning("commit refused: the partitions were reassigned", group=self.group, error=str(error))
-        except BrokerError as error:
-            # Nothing is lost by it: the next commit carries the same offsets, or later ones.
-            self._metrics.commits["failed"] += 1
-            log.warning("commit failed, trying again", group=self.group, error=str(error))
-        else:
-            self._metrics.commits["ok"] += 1
-            for partition, position in positions.items():
-                trackers[partition].committed = position.offset
+        async with self._committing:
+            trackers: dict[TopicPartition, PartitionTracker] = {}
+            positions: dict[TopicPartition, Position] = {}
+            for partition in partitions:
+                tracker = self.trackers.get(partition)
+                position = None if tracker is None else _to_commit(tracker, self._note_limit)
+                if tracker is not None and position is not None:
+                    trackers[partition] = tracker
+                    positions[partition] = position
+            if not positions:
+                return
+            try:
+                await self.consumer.commit(positions)
+            except CommitRefused as error:
+                self._metrics.commits["refused"] += 1
+                log.warning(
+                    "commit refused: the partitions were reassigned", group=self.group, error=str(error)
+                )
+            except MetadataTooLarge as error:
+                self._metrics.commits["failed"] += 1
+                self._note_limit = max(len(each.metadata) for each in positions.values()) // 2
+                log.warning(
+                    "commit failed, trying again with a shorter note of what is done beyond it; more may arrive twice"
+                    " after a crash: raise the broker's offset.metadata.max.bytes to 4096",
+                    group=self.group,
+                    error=str(error),
+                    limit=self._note_limit,
+                )
+            except BrokerError as error:
+                # Nothing is lost by it: the next commit carries the same offsets, or later ones.
+                self._metrics.commits["failed"] += 1
+                log.warning("commit failed, trying again", group=self.group, error=str(error))
+            else:
+                self._metrics.commits["ok"] += 1
+                for partition, position in positions.items():
+                    tracker = trackers[partition]
+                    tracker.committed, tracker.noted = position
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are about to move: end what is under way, start nothing, commit."""
@@ -115,14 +147,14 @@ class Intake:
         """Keep the trackers of partitions that came back; give up those that went elsewhere."""
         for partition in [p for p in self.trackers if p not in partitions]:
             self.trackers.pop(partition).lost = True
-        for partition, position in partitions.items():
+        for partition, (offset, metadata) in partitions.items():
+            done = read_note(*partition, offset, metadata)
             tracker = self.trackers.get(partition)
-            if tracker is not None and tracker.resume_at(position.offset):
-                tracker.committed = position.offset
-                continue
-            if tracker is not None:
-                tracker.lost = True
-            self.trackers[partition] = PartitionTracker(*partition, position.offset)
+            if tracker is None or not tracker.resume_at(offset, done):
+                if tracker is not None:
+                    tracker.lost = True
+                tracker = self.trackers[partition] = PartitionTracker(*partition, offset, done)
+            tracker.committed, tracker.noted = offset, metadata
         self.assigned = True
         log.info("partitions assigned", group=self.group, partitions=len(partitions))
         self._host.after_assignment(self)
@@ -138,3 +170,12 @@ class Intake:
     def held(self) -> dict[Labels, float]:
         """Seconds for which the lowest owed offset has not moved, by topic and partition."""
         return {(p.topic, str(p.partition)): tracker.held for p, tracker in self.trackers.items()}
+
+
+def _to_commit(tracker: PartitionTracker, limit: int) -> Position | None:
+    """With a note of at most `limit` characters; None if it would say nothing new."""
+    offset = tracker.committable
+    text = note(tracker.topic, tracker.partition, offset, tracker.completed(), limit)
+    if offset == tracker.committed and text == tracker.noted:
+        return None
+    return Position(offset, text)

@@ -79,7 +79,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     "events_invalid_total": (("reason",), "Records that could not be read as an event; dead-lettered."),
     "events_skipped_total": (
         ("reason",),
-        "Records that owe nothing: tombstones, and those read again after a rebalance.",
+        "Records that owe nothing: tombstones, and those read again after a rebalance or by the next owner.",
     ),
     "deliveries_total": (("outcome",), "Deliveries settled, by how they ended."),
     "attempts_total": (
@@ -88,7 +88,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "deliveries_parked_total": (
         ("reason",),
-        "Deliveries written to a retry topic without an attempt: hold_limit (owed for too long).",
+        "Deliveries written to a retry topic without an attempt: hold_limit (owed for too long), shutdown.",
     ),
     "retries_due_total": (
         ("level",),

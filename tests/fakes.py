@@ -53,7 +53,8 @@ class MemoryConsumer:
             await self._listener.on_revoked(list(self._positions))
         self._positions.clear()
         self.paused.clear()
-        committed = {p: Position(self._broker.committed.get(p, 0)) for p in partitions}
+        notes = self._broker.notes
+        committed = {p: Position(self._broker.committed.get(p, 0), notes.get(p, "")) for p in partitions}
         await self._listener.on_assigned(committed)
         self._positions = {p: position.offset for p, position in committed.items()}
         self._broker.changed.set()
@@ -93,6 +94,7 @@ class MemoryConsumer:
             raise CommitRefused("not assigned")
         for partition, position in positions.items():
             self._broker.committed[partition] = position.offset
+            self._broker.notes[partition] = position.metadata
             self._broker.commits.append((partition, position.offset))
 
     def assignment(self) -> Collection[TopicPartition]:
@@ -147,6 +149,7 @@ class MemoryBroker:
         self.initial = partitions or (TopicPartition("events", 0),)
         self.log: defaultdict[TopicPartition, list[StoredRecord]] = defaultdict(list)
         self.committed: dict[TopicPartition, int] = {}
+        self.notes: dict[TopicPartition, str] = {}
         self.commits: list[tuple[TopicPartition, int]] = []
         self.produced: list[Message] = []
         self.produce_errors: list[BrokerError] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +14,17 @@ from dispatcher.broker.base import (
     BrokerUnavailable,
     CommitRefused,
     MessageTooLarge,
+    MetadataTooLarge,
     Position,
     TopicPartition,
 )
+from dispatcher.core.completed import note, read_note
 from dispatcher.core.netguard import Origin
+from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import Index, Status
 from dispatcher.tasks import Tasks
+from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, World, event, running, until
 
@@ -422,7 +428,7 @@ async def test_stopping_finishes_what_is_queued_and_commits_it() -> None:
     assert world.broker.consumers[0].stopped
 
 
-async def test_stopping_does_not_wait_for_what_takes_longer_than_the_drain_and_leaves_its_offset() -> None:
+async def test_stopping_does_not_wait_for_what_takes_longer_than_the_drain() -> None:
     world = World(FixedRegistry(subscription()))
     world.engine.start()
     world.transport.answer = lambda _, exchange: (
@@ -434,21 +440,155 @@ async def test_stopping_does_not_wait_for_what_takes_longer_than_the_drain_and_l
     await until(lambda: len(world.transport.sent) == 3)
     started = asyncio.get_running_loop().time()
     await world.engine.stop(drain=20)
-    await world.transport.close()
     assert asyncio.get_running_loop().time() - started == pytest.approx(20, abs=0.5)
+    assert world.committed == 3
+    assert [d["event_id"] for d in world.written("dispatcher.retry.30s")] == ["evt_1", "evt_2"]
+
+
+def slow_and_failing() -> FixedRegistry:
+    """Three subscriptions to everything: one is well, one has a single slow slot, one fails."""
+    return FixedRegistry(
+        subscription("well", "http://well.test/"),
+        subscription("slow", "http://slow.test/", max_in_flight=1),
+        subscription("failing", "http://failing.test/"),
+    )
+
+
+def as_their_names_say(origin: Origin, _: object) -> tuple[float, Result]:
+    if origin.host == "slow.test":
+        return 30.0, Response(200)
+    return 0.001, Response(500 if origin.host == "failing.test" else 200)
+
+
+async def test_stopping_hands_what_waits_to_the_retry_topics_so_that_no_event_is_sent_again() -> None:
+    world = World(slow_and_failing())
+    world.engine.start()
+    world.transport.answer = as_their_names_say
+    for number in range(5):
+        world.broker.append(event(number))
+    await until(lambda: world.value("deliveries_held") == 5)
+    started = asyncio.get_running_loop().time()
+    await world.engine.stop(drain=3)
+    assert asyncio.get_running_loop().time() - started == pytest.approx(3, abs=0.5)
+    assert world.committed == 5
+    left = world.written("dispatcher.retry.30s")
+    assert Counter((d["subscription_id"], d["attempt"], d["reason"]) for d in left) == {
+        ("slow", "0", "shutdown"): 5,  # of one the attempt was cut off: nobody knows whether it arrived
+        ("failing", "1", "shutdown"): 5,
+    }
+    assert world.value("deliveries_parked_total", reason="shutdown") == 10
+    async with running(world.registry, world.broker) as again:
+        await until(lambda: again.value("deliveries_total", outcome="delivered") == 10, within=120)
+        sent = Counter(origin.host for _, origin, _ in world.transport.sent + again.transport.sent)
+        assert sent == {"well.test": 5, "slow.test": 6, "failing.test": 10}
+
+
+async def test_stopping_does_not_wait_for_a_broker_that_takes_no_retries() -> None:
+    world = World(FixedRegistry(subscription()))
+    world.engine.start()
+    world.transport.answer = lambda _, exchange: (
+        0.001,
+        Response(500 if b"evt_1\r" in exchange.request else 200),
+    )
+    for number in range(3):
+        world.broker.append(event(number))
+    await until(lambda: world.value("deliveries_held") == 1)
+    world.broker.produce_errors = [BrokerUnavailable("away")] * 100
+    started = asyncio.get_running_loop().time()
+    await world.engine.stop(drain=20)
+    assert asyncio.get_running_loop().time() - started < 5
     assert world.committed == 1
 
 
-async def test_stopping_does_not_wait_for_retries() -> None:
-    world = World(FixedRegistry(subscription()))
+async def test_after_a_crash_nothing_is_sent_again_that_was_acknowledged_before_the_last_commit() -> None:
+    def number_of(request: bytes) -> int:
+        return int(request.split(b"webhook-id: evt_")[1].split(b"\r")[0])
+
+    def one_in_ten_fails(_: object, exchange: Exchange) -> tuple[float, Result]:
+        return 0.001, Response(500 if number_of(exchange.request) % 10 == 3 else 200)
+
+    broker = MemoryBroker()
+    registry = FixedRegistry(subscription(retry=RetryPolicy((20.0,) * 5, 0.0)))
+    for number in range(200):
+        broker.append(event(number))
+    world = World(registry, broker)
     world.engine.start()
-    world.transport.answer = lambda *_: (0.0, Response(500))
-    world.broker.append(event(1))
-    await until(lambda: world.value("deliveries_held") == 1)
-    started = asyncio.get_running_loop().time()
-    await world.engine.stop(drain=20)
-    assert asyncio.get_running_loop().time() - started < 1
-    assert world.committed is None
+    world.transport.answer = one_in_ten_fails
+    await until(lambda: len(world.transport.sent) == 200)
+    await until(lambda: world.committed == 3)
+    await asyncio.sleep(2)
+    # Nothing of it is stopped: as after kill -9, its commits are all that the next one has.
+    position, text = broker.committed[EVENTS], broker.notes[EVENTS]
+    await world.engine.stop(0)
+    for number in range(200, 205):
+        broker.append(event(number))
+    broker.committed[EVENTS], broker.notes[EVENTS] = position, text
+    broker.log.pop(TopicPartition("dispatcher.retry.30s", 0), None)  # what the stop left there
+    async with running(registry, broker) as again:
+        await until(lambda: broker.committed[EVENTS] == 205)
+        sent = Counter(number_of(request) for _, _, request in again.transport.sent)
+        assert sent == dict.fromkeys([*range(3, 200, 10), *range(200, 205)], 1)
+        assert again.value("events_skipped_total", reason="seen") == 177
+
+
+async def test_a_broker_that_takes_no_such_note_gets_shorter_ones() -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicy((25.0,), 0.0)))) as world:
+        world.transport.answer = lambda _, exchange: (
+            0.001,
+            Response(
+                500
+                if zlib.crc32(exchange.request.split(b"\r\nwebhook-id: ")[1].split(b"\r")[0]) % 5 == 0
+                else 200
+            ),
+        )
+        for number in range(200):
+            world.broker.append(event(number))
+        world.broker.commit_errors = [MetadataTooLarge("offset metadata too large")]
+        await until(lambda: bool(world.broker.commits))
+        first = read_note("events", 0, 0, world.broker.notes[EVENTS])
+        assert 1 <= len(first) < 30
+        for number in range(200, 205):
+            world.broker.append(event(number))
+        world.broker.commit_errors = [MetadataTooLarge("offset metadata too large")] * 10
+        await until(lambda: not world.broker.commit_errors)
+        await until(lambda: world.committed == 205, within=60)
+
+
+async def test_what_is_done_is_committed_also_while_the_lowest_owed_offset_does_not_move() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda _, exchange: (
+            0.001,
+            Response(500 if b"evt_0\r" in exchange.request else 200),
+        )
+        world.broker.append(event(0))
+        await until(lambda: world.value("deliveries_held") == 1)
+        for number in range(1, 4):
+            world.broker.append(event(number))
+            await asyncio.sleep(1.1)
+            assert read_note("events", 0, 0, world.broker.notes[EVENTS]) == [(1, number + 1)]
+        commits = len(world.broker.commits)
+        await asyncio.sleep(1)
+        assert len(world.broker.commits) == commits, "nothing new, no commit"
+
+
+async def test_a_partition_that_comes_back_from_somebody_who_worked_on_it_is_not_sent_what_they_sent() -> (
+    None
+):
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda *_: (0.001, Response(500))
+        for number in range(4):
+            world.broker.append(event(number))
+        await until(lambda: world.value("deliveries_held") == 4)
+        # Frozen meanwhile, it was never told that another had the partition.
+        world.broker.committed[EVENTS] = 0
+        world.broker.notes[EVENTS] = note("events", 0, 0, [(1, 3)])
+        world.transport.answer = lambda *_: (0.001, Response(200))
+        sent = len(world.transport.sent)
+        await world.broker.consumers[0].assign([EVENTS])
+        await until(lambda: world.committed == 4)
+        await asyncio.sleep(10)
+        assert [b"evt_0\r" in request for _, _, request in world.transport.sent[sent:]] == [True, False]
+        assert world.value("deliveries_in_flight") == 0
 
 
 async def test_lanes_that_fell_silent_are_dropped() -> None:

@@ -24,6 +24,7 @@ Errors::
     ├── BrokerUnavailable       not reachable now; the same call may succeed later
     ├── BrokerRefused           it answered no: credentials, authorization, a bad topic name
     ├── MessageTooLarge         larger than the broker takes; sending it again can't help
+    ├── MetadataTooLarge        likewise of the text beside a commit; a shorter one can help
     └── CommitRefused           the partition belongs to somebody else by now
 """
 
@@ -48,6 +49,10 @@ class BrokerRefused(BrokerError):
 
 class MessageTooLarge(BrokerError):
     """The message is larger than the broker accepts; sending it again can't help."""
+
+
+class MetadataTooLarge(BrokerError):
+    """The text beside a commit is longer than the broker accepts: its partition's commit was not made."""
 
 
 class CommitRefused(BrokerError):
@@ -176,7 +181,7 @@ class Consumer(Protocol):
     def resume(self, partitions: Collection[TopicPartition]) -> None: ...
 
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """Commit; raises `CommitRefused` or `BrokerUnavailable`. Partitions not assigned are refused."""
+        """Commit; raises `CommitRefused`, `MetadataTooLarge` or `BrokerUnavailable`. Partitions not assigned are refused."""
 
     def assignment(self) -> Collection[TopicPartition]: ...
 

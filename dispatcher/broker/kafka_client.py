@@ -28,6 +28,7 @@ from dispatcher.broker.base import (
     BrokerUnavailable,
     CommitRefused,
     MessageTooLarge,
+    MetadataTooLarge,
 )
 from dispatcher.settings import KafkaSettings
 
@@ -85,6 +86,8 @@ def mapped(error: BaseException, doing: str) -> BrokerError:
     text = f"{doing}: {reason_of(error)}"
     if isinstance(error, _COMMIT_REFUSED):
         return CommitRefused(text)
+    if isinstance(error, errors.OffsetMetadataTooLargeError):
+        return MetadataTooLarge(text)
     if isinstance(error, TOO_LARGE):
         return MessageTooLarge(text)
     if isinstance(error, _REFUSED):

@@ -25,9 +25,9 @@ import structlog
 from dispatcher.broker.assignment import Owner, start_of
 from dispatcher.broker.base import (
     AssignmentListener,
-    BrokerRefused,
     BrokerUnavailable,
     CommitRefused,
+    MetadataTooLarge,
     Position,
     Record,
     TopicPartition,
@@ -351,7 +351,7 @@ class SqliteConsumer:
             if partition is None:
                 raise CommitRefused(f"partition {key[0]}-{key[1]} is not assigned to this member")
             if len(position.metadata.encode()) > METADATA_LIMIT:
-                raise BrokerRefused(f"commit metadata is limited to {METADATA_LIMIT} bytes")
+                raise MetadataTooLarge(f"commit metadata is limited to {METADATA_LIMIT} bytes")
             rows.append((partition.id, position))
         if rows:
             await self._store.commit(self.group, rows)

@@ -6,25 +6,29 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from dispatcher.core.completed import Runs, note, read_note
 from dispatcher.core.offsets import PartitionTracker
 
 
-def tracker(start: int = 0) -> PartitionTracker:
-    return PartitionTracker("events", 0, start)
+def tracker(start: int = 0, ahead: Runs = ()) -> PartitionTracker:
+    return PartitionTracker("events", 0, start, ahead)
 
 
 class TrackerAgainstModel(RuleBasedStateMachine):
-    """The model keeps every offset ever tracked, with what it owes."""
+    """The model keeps every offset ever tracked, with what it owes, through any number of owners."""
 
     @initialize(start=st.integers(0, 10**12))
     def start(self, start: int) -> None:
         self.tracker = tracker(start)
         self.owed: dict[int, int] = {}
         self.position = start
+        self.unread: set[int] = set()
         self.last_committable = start
 
     @rule(gap=st.integers(0, 3), owed=st.integers(0, 4))
     def track(self, gap: int, owed: int) -> None:
+        if self.unread:
+            return
         offset = self.position + gap
         assert not self.tracker.seen(offset)
         self.tracker.track(offset, owed)
@@ -34,22 +38,50 @@ class TrackerAgainstModel(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
-        open_offsets = [offset for offset, owed in self.owed.items() if owed]
+        open_offsets = [offset for offset, owed in self.owed.items() if owed and offset not in self.unread]
         if open_offsets:
             offset = data.draw(st.sampled_from(open_offsets))
             self.tracker.settle(offset)
             self.owed[offset] -= 1
 
+    @rule()
+    def another_takes_over(self) -> None:
+        """The last commit and its note are all that the next owner has."""
+        committed = self.tracker.committable
+        text = note("events", 0, committed, self.tracker.completed())
+        ahead = read_note("events", 0, committed, text)
+        assert self.tracker.resume_at(committed, ahead), "it knows what it wrote itself"
+        former, self.tracker = self.tracker, tracker(committed, ahead)
+        assert self.tracker.completed() == former.completed()
+        self.unread = {offset for offset in self.owed if offset >= committed}
+
+    @rule(count=st.integers(1, 10))
+    def read_again(self, count: int) -> None:
+        """Records come again from the committed position on; those that are done are passed over."""
+        for offset in sorted(self.unread)[:count]:
+            done = not self.owed[offset]
+            assert self.tracker.seen(offset) == done, "what is done is passed over, what is owed is not"
+            if not done:
+                self.tracker.track(offset, self.owed[offset])
+            self.unread.discard(offset)
+
     @invariant()
-    def commits_the_lowest_owed_offset(self) -> None:
+    def commits_the_lowest_owed_offset_and_knows_what_is_done_beyond(self) -> None:
         if not hasattr(self, "tracker"):
             return
         open_offsets = [offset for offset, owed in self.owed.items() if owed]
+        read = [offset for offset in open_offsets if offset not in self.unread]
         expected = min(open_offsets, default=self.position)
-        assert self.tracker.committable == expected
+        assert self.tracker.committable <= expected
         assert self.tracker.committable >= self.last_committable
         self.last_committable = self.tracker.committable
-        assert len(self.tracker) == len(open_offsets)
+        assert len(self.tracker) == len(read)
+        done = {o for first, end in self.tracker.completed() for o in range(first, end)}
+        assert done.isdisjoint(open_offsets), "nothing that is owed is ever written down as done"
+        tracked = {o for o, owed in self.owed.items() if not owed and o > self.tracker.committable}
+        assert tracked <= done, "all that is done is written down"
+        if not self.unread:
+            assert self.tracker.committable == expected
 
 
 TestTrackerAgainstModel = TrackerAgainstModel.TestCase
@@ -71,22 +103,49 @@ def test_settling_more_than_is_owed_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "goes_on"),
+    ("position", "ahead", "goes_on"),
     [
-        pytest.param(3, False, id="rewound below what was committed"),
-        pytest.param(4, True, id="as committed"),
-        pytest.param(8, True, id="somebody else committed what is tracked here"),
-        pytest.param(10, True, id="up to the end of what is tracked"),
-        pytest.param(11, False, id="somebody else went further"),
+        pytest.param(3, (), False, id="rewound below what was committed"),
+        pytest.param(4, (), True, id="as committed"),
+        pytest.param(6, (), True, id="committed by a commit whose answer did not come"),
+        pytest.param(6, ((7, 8),), True, id="with what it has completed itself"),
+        pytest.param(5, ((5, 6), (7, 8)), True, id="with some of it below what it owes by now"),
+        pytest.param(6, ((7, 9),), False, id="somebody else completed what is owed here"),
+        pytest.param(6, ((7, 8), (9, 11)), False, id="somebody else completed what was not read here"),
+        pytest.param(7, (), False, id="somebody else committed what is owed here"),
+        pytest.param(11, (), False, id="somebody else went further"),
     ],
 )
-def test_a_partition_that_comes_back_keeps_its_tracker_only_while_it_describes_it(
-    position: int, goes_on: bool
+def test_a_partition_that_comes_back_keeps_its_tracker_only_if_nobody_else_worked_on_it(
+    position: int, ahead: Runs, goes_on: bool
 ) -> None:
     partition = tracker(4)
     for offset in range(4, 10):
         partition.track(offset, 1)
-    assert partition.resume_at(position) is goes_on
+    for offset in (4, 5, 7):
+        partition.settle(offset)
+    assert partition.committable == 6
+    assert partition.resume_at(position, ahead) is goes_on
+
+
+def test_what_a_former_owner_completed_is_passed_over_also_where_records_are_missing() -> None:
+    partition = tracker(10, ((12, 15), (16, 17), (30, 40)))
+    assert not partition.seen(10)
+    partition.track(10, 1)
+    assert partition.completed() == [(12, 15), (16, 17), (30, 40)], "11 was not read yet"
+    # 11 to 13 were deleted: 14 comes next.
+    assert partition.seen(14)
+    assert not partition.seen(15)
+    partition.track(15, 1)
+    assert partition.completed() == [(11, 15), (16, 17), (30, 40)]
+    assert partition.seen(16)
+    assert not partition.seen(17)
+    partition.track(17, 0)
+    assert partition.completed() == [(11, 15), (16, 18), (30, 40)]
+    partition.settle(10)
+    partition.settle(15)
+    assert partition.committable == 18
+    assert partition.completed() == [(30, 40)]
 
 
 def test_what_is_owed_for_longer_than_the_limit_is_known_by_looking_regularly() -> None:
