@@ -21,10 +21,13 @@ from dispatcher.app import App
 from dispatcher.broker.base import BrokerError
 from dispatcher.commands.check_config import check_config
 from dispatcher.commands.demo import demo
+from dispatcher.commands.event_types import event_types
 from dispatcher.commands.group import Commands
+from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.publish import publish
+from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
 from dispatcher.logs import configure
 from dispatcher.registry import SubscriptionsError
@@ -131,5 +134,5 @@ def _exit_at_once(number: signal.Signals) -> NoReturn:
     os._exit(128 + number)
 
 
-for command in (demo, publish, listen, topics, check_config):
+for command in (demo, publish, listen, topics, check_config, subscriptions, event_types, keys):
     main.add_command(command)

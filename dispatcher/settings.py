@@ -51,8 +51,8 @@ from dispatcher.core.units import (
 PREFIX: Final = "DISPATCHER_"
 _NESTING: Final = "__"
 
-# Not settings: the file's own name, and what the test suite takes.
-_NOT_SETTINGS: Final = re.compile(r"DISPATCHER_(?:CONFIG|TEST_.*)")
+# Not settings: the file's own name, what the commands that call the API take, and what the test suite takes.
+_NOT_SETTINGS: Final = re.compile(r"DISPATCHER_(?:CONFIG|API_URL|API_KEY|TEST_.*)")
 
 # Kubernetes puts these into every pod of a namespace that has a Service called `dispatcher` or `dispatcher-...`.
 _SERVICE_LINK: Final = re.compile(

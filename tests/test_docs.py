@@ -80,6 +80,8 @@ def test_settings_and_commands_that_are_named_exist(page: Path) -> None:
     variables = set(re.findall(r"\bDISPATCHER_[A-Z_]+", text)) - {
         "DISPATCHER_TEST_KAFKA",
         "DISPATCHER_CONFIG",
+        "DISPATCHER_API_URL",
+        "DISPATCHER_API_KEY",
     }
     assert variables - {"DISPATCHER_" + name.upper().replace(".", "__") for name in names()} == set()
     commands = set(re.findall(r"(?:^|`| )dispatcher ([a-z]+(?:-[a-z]+)?)(?= -|`| --|$)", text, re.MULTILINE))

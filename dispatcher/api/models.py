@@ -7,15 +7,19 @@ the id taken) is the control plane's to say, with the same fields in its flaws. 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.publishing import Published as PublishedEvent
 from dispatcher.control.subscriptions import MAX_PAGE, OVERLAP, PAGE, Health, PingResult, SecretView, View
-from dispatcher.core.units import format_duration
+from dispatcher.core.events import valid_type
+from dispatcher.core.subscriptions import check_pattern
+from dispatcher.core.units import format_duration, parse_duration, parse_rate
 
 _ID: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _TYPE: Final = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
@@ -24,18 +28,50 @@ _DURATION: Final = (
     r"^([0-9]{1,12}(\.[0-9]{1,9})?d)?([0-9]{1,12}(\.[0-9]{1,9})?h)?([0-9]{1,12}(\.[0-9]{1,9})?m)?"
     r"([0-9]{1,12}(\.[0-9]{1,9})?s)?([0-9]{1,12}(\.[0-9]{1,9})?ms)?$"
 )
+_RATE: Final = r"^[0-9]{1,9}(\.[0-9]{1,3})?/[smh]$"
+
+
+def _text(check: Callable[[str], object], pattern: str, shortest: int, longest: int) -> tuple[Any, Any]:
+    """For a text whose form `check` tells people about in words: its validator, and its schema."""
+
+    def checked(value: str) -> str:
+        check(value)
+        return value
+
+    return AfterValidator(checked), {"pattern": pattern, "minLength": shortest, "maxLength": longest}
+
+
+def _check_id(value: str) -> None:
+    if not re.fullmatch(_ID[1:-1], value):
+        raise ValueError("must be 1 to 64 of the characters A-Z a-z 0-9 _ -")
+
+
+def _check_type(value: str) -> None:
+    if not valid_type(value):
+        raise ValueError("must be a dotted name of A-Z a-z 0-9 _ -, with at most 256 characters")
+
+
+_valid_id, _id_schema = _text(_check_id, _ID, 1, 64)
+_valid_type, _type_schema = _text(_check_type, _TYPE, 1, 256)
+_valid_pattern, _pattern_schema = _text(check_pattern, _PATTERN, 1, 256)
+_valid_duration, _duration_schema = _text(parse_duration, _DURATION, 2, 64)
+_valid_rate, _rate_schema = _text(parse_rate, _RATE, 3, 32)
 
 SubscriptionId = Annotated[
-    str, Field(pattern=_ID, description="1 to 64 of A-Z a-z 0-9 _ -", examples=["sub_billing"])
+    str,
+    _valid_id,
+    Field(json_schema_extra=_id_schema, examples=["sub_billing"], description="Made here if left out."),
 ]
 TypeName = Annotated[
-    str, Field(pattern=_TYPE, max_length=256, description="A dotted name.", examples=["invoice.paid"])
+    str,
+    _valid_type,
+    Field(json_schema_extra=_type_schema, description="A dotted name.", examples=["invoice.paid"]),
 ]
 Pattern = Annotated[
     str,
+    _valid_pattern,
     Field(
-        pattern=_PATTERN,
-        max_length=256,
+        json_schema_extra=_pattern_schema,
         description="An event type in which whole segments may be `*`: as the last one it stands for one or more, "
         "elsewhere for exactly one, alone for all types.",
         examples=["billing.*"],
@@ -44,13 +80,13 @@ Pattern = Annotated[
 Tenant = Annotated[str, Field(min_length=1, max_length=256, examples=["acme"])]
 Duration = Annotated[
     str,
-    Field(
-        pattern=_DURATION,
-        min_length=2,
-        max_length=64,
-        description="With its unit.",
-        examples=["15s", "1h30m"],
-    ),
+    _valid_duration,
+    Field(json_schema_extra=_duration_schema, description="With its unit.", examples=["15s", "1h30m"]),
+]
+RateLimit = Annotated[
+    str,
+    _valid_rate,
+    Field(json_schema_extra=_rate_schema, description="At most so many attempts.", examples=["100/s"]),
 ]
 Time = Annotated[
     str,
@@ -156,10 +192,6 @@ Schedule = Annotated[
     Field(max_length=100, description="The waits between attempts: N waits are N + 1 attempts."),
 ]
 MaxInFlight = Annotated[int, Field(ge=1, le=10_000, description="Deliveries to it at a time.")]
-RateLimit = Annotated[
-    str,
-    Field(min_length=3, max_length=32, description="At most so many attempts: `100/s`.", examples=["100/s"]),
-]
 
 
 class RetryRequest(Request):
@@ -549,11 +581,15 @@ def _fields(view: View) -> dict[str, Any]:
         "client_certificate": None if certificate is None else dict(certificate),
         "timeout": duration_of(given.get("timeout")),
         "max_in_flight": given.get("max_in_flight", 16),
-        "rate_limit": given.get("rate_limit"),
+        "rate_limit": _rate_of(given.get("rate_limit")),
         "retry": None if retry is None else _retry(retry),
         "created_at": time_of(view.created_ms),
         "updated_at": time_of(view.updated_ms),
     }
+
+
+def _rate_of(rate: Any) -> Any:
+    return rate if rate is None or isinstance(rate, str) else f"{rate:g}/s"
 
 
 def _retry(retry: dict[str, Any]) -> RetryPolicy:

@@ -1,0 +1,76 @@
+"""`dispatcher keys`: who may use the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dispatcher.commands.client import Api, api_options, part, print_json, shown
+from dispatcher.commands.group import Commands, ConfigError
+from dispatcher.commands.tables import print_rows
+
+
+@click.group(cls=Commands, short_help="Make, list and revoke API keys.")
+def keys() -> None:
+    """Make, list and revoke keys of the API of a running dispatcher. It takes an operator's key.
+
+    DISPATCHER_API_URL says where that is, DISPATCHER_API_KEY holds the key.
+    """
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--operator", is_flag=True, help="It may do everything.")
+@click.option("--tenant", help="It sees and changes only what is this tenant's.")
+@api_options
+def create(api: Api, name: str, *, operator: bool, tenant: str | None, as_json: bool) -> None:
+    """Make a key for NAME, which stands in the audit log. The key is shown once."""
+    if operator == (tenant is not None):
+        raise ConfigError("say what it is for: --operator, or --tenant TENANT")
+    wanted: dict[str, Any] = {"name": name, "scope": "operator" if operator else "tenant"}
+    if tenant is not None:
+        wanted["tenant"] = tenant
+    made = api.call("POST", "/v1/keys", wanted).json
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"key {made['key']['id']}, shown in full only now:", err=True)
+    click.echo(shown(made["secret"]))
+
+
+@keys.command("list")
+@api_options
+def list_(api: Api, *, as_json: bool) -> None:
+    """List the keys that the API made; those of the settings are not among them."""
+    found = api.get("/v1/keys")["keys"]
+    if as_json:
+        print_json(found)
+    elif found:
+        print_rows(
+            ("id", "name", "scope", "tenant", "created", "by"),
+            (
+                (
+                    each["id"],
+                    each["name"],
+                    each["scope"],
+                    each["tenant"],
+                    each["created_at"],
+                    each["created_by"],
+                )
+                for each in found
+            ),
+            folded="name",
+        )
+    else:
+        click.echo("there are none", err=True)
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@api_options
+def revoke(api: Api, id_: str, *, as_json: bool) -> None:
+    """Revoke a key: from now on it is wrong."""
+    api.call("DELETE", f"/v1/keys/{part(id_)}")
+    if not as_json:
+        click.echo(f"{id_} is revoked")
