@@ -103,6 +103,18 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     "commits_total": (("result",), "Offset commits: ok, refused (the partition moved on), failed."),
     "rebalances_total": ((), "Times the group gave this member a new assignment."),
     "registry_reloads_total": (("result",), "Loads of the subscriptions file: ok, failed."),
+    "events_published_total": (
+        ("result",),
+        "Events that came over HTTP: published, duplicate (of the window), refused, failed (the broker).",
+    ),
+    "operational_events_total": (
+        ("result",),
+        "Events about subscriptions and deliveries: published, dropped (too many at a time).",
+    ),
+    "validations_total": (
+        ("result",),
+        "Times an endpoint was asked whether it wants its events: passed, refused.",
+    ),
 }
 
 _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
@@ -143,6 +155,9 @@ class Metrics:
         self.unmatched = 0
         # Counted per batch, or when something is out of the ordinary:
         self.consumed: defaultdict[str, int] = defaultdict(int)
+        self.published: defaultdict[str, int] = defaultdict(int)
+        self.announcements: defaultdict[str, int] = defaultdict(int)
+        self.validations: defaultdict[str, int] = defaultdict(int)
         self.skipped: defaultdict[str, int] = defaultdict(int)
         self.invalid: defaultdict[str, int] = defaultdict(int)
         self.deliveries: defaultdict[str, int] = defaultdict(int)  # all outcomes but delivered
@@ -160,6 +175,9 @@ class Metrics:
             "events_consumed_total": lambda: _by_word(self.consumed),
             "events_unmatched_total": lambda: self.unmatched,
             "events_invalid_total": lambda: _by_word(self.invalid),
+            "events_published_total": lambda: _by_word(self.published),
+            "operational_events_total": lambda: _by_word(self.announcements),
+            "validations_total": lambda: _by_word(self.validations),
             "events_skipped_total": lambda: _by_word(self.skipped),
             "deliveries_total": lambda: _by_word({**self.deliveries, "delivered": self.delivered}),
             "attempts_total": lambda: {**self.attempts, ("delivered", "2xx"): self.delivered},

@@ -295,6 +295,7 @@ class Registry:
         self.reloads_ok = 0
         self.reloads_failed = 0
         self.on_status: Callable[[str], None] | None = None
+        self.on_disabled: Callable[[Subscription, str], None] | None = None  # told what `disable` has done
         """Told the id of each subscription of which something was decided here; `runtime` says what."""
         self._settings = settings
         self._guard = guard
@@ -303,6 +304,7 @@ class Registry:
         self._wall = wall
         self._file = settings.subscriptions_file
         self._entries: _Entries = {}
+        self._file_ids: tuple[_Entries, list[str]] | None = None  # sorted, and what they were sorted of
         self._managed: dict[str, Managed] = {}
         self._runtimes: dict[str, Runtime] = {}
         self._touched: set[str] | None = None  # ids changed while a thread builds
@@ -348,6 +350,8 @@ class Registry:
         if subscription is None or subscription.status is Status.DISABLED:
             return
         self._decide(id, self._known(id)._replace(status=Status.DISABLED, reason=reason, since=self._wall()))
+        if self.on_disabled is not None:
+            self.on_disabled(subscription, reason)
         log.warning(
             "subscription disabled",
             subscription=id,
@@ -410,6 +414,12 @@ class Registry:
     def in_file(self, id: str) -> bool:  # noqa: A002 - the field's name
         """Whether the file has it. Then that is what is in force."""
         return id in self._entries
+
+    def file_ids(self) -> Sequence[str]:
+        """The ids of the file's, sorted; not to be changed."""
+        if self._file_ids is None or self._file_ids[0] is not self._entries:
+            self._file_ids = (self._entries, sorted(self._entries))
+        return self._file_ids[1]
 
     def tag(self, id: str) -> str | None:  # noqa: A002 - the field's name
         """What names the state of it that is in force (rule 5); None if there is no such subscription."""

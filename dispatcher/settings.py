@@ -187,6 +187,13 @@ def _host(value: str) -> str:
         raise ValueError("must be an IP address or a host name, without scheme or port") from None
 
 
+def _origin(value: str) -> str:
+    # CloudEvents HTTP Webhooks 1.0.2, 4.1.1: a DNS expression. Goes into a header.
+    if not re.fullmatch(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?", value):
+        raise ValueError("must be a host name: dispatcher.example.com")
+    return value
+
+
 def _api_key(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[\x21-\x7e]{16,512}", value.get_secret_value()):
         raise ValueError(
@@ -381,6 +388,12 @@ class ApiSettings(Group):
     ] = ()
     wrong_keys_per_minute: Annotated[Int, Field(ge=1, le=1_000_000)] = 20
     egress_addresses: Networks = ()
+    origin: Annotated[str, AfterValidator(_origin)] | None = None
+    event_types: Literal["open", "catalogued"] = "open"
+    publish_validation: Literal["off", "warn", "enforce"] = "off"
+    publish_window: Annotated[Duration, duration_between("0s", "1d")] = 600.0
+    max_event_bytes: Annotated[Size, size_between("1KiB", "64MiB")] = 1 << 20
+    operational_events: bool = True
 
 
 class DeliverySettings(Group):

@@ -1,19 +1,122 @@
-"""The control plane of one process: its parts, wired."""
+"""The control plane of one process: its parts, wired.
+
+Made before the broker is there, so that the HTTP side can say what it waits for. `start` follows the topic from
+then on; the engine is attached when it is there.
+"""
 
 from __future__ import annotations
 
+import random
+import socket
+import time
+from collections.abc import Callable
+
+from dispatcher.broker.base import Broker
+from dispatcher.control.announcements import DISABLED, EXHAUSTED, RESERVED, Announcer
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.publishing import Publisher
-from dispatcher.control.subscriptions import Subscriptions
+from dispatcher.control.store import Store
+from dispatcher.control.subscriptions import Source, Subscriptions
+from dispatcher.control.validation import Validator
+from dispatcher.core.events import Event
+from dispatcher.core.netguard import Guard
+from dispatcher.core.policy import RetryPolicy
+from dispatcher.core.spec import Reader
+from dispatcher.core.subscriptions import Subscription
+from dispatcher.metrics import Metrics
+from dispatcher.probes import Carrier, Probes
+from dispatcher.registry import Registry
+from dispatcher.settings import Settings
+from dispatcher.tasks import Tasks
 
 
 class ControlPlane:
     """What the HTTP side calls. Made by `app.py`, before the broker is there."""
 
-    subscriptions: Subscriptions
-    catalogue: Catalogue
-    publisher: Publisher
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        registry: Registry,
+        guard: Guard,
+        transport: Carrier,
+        metrics: Metrics,
+        *,
+        store: Store | None = None,
+        on_failure: Callable[[str, BaseException], None] | None = None,
+        chance: Callable[[], float] = random.random,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`on_failure` is told when a part of it died. `chance` gives a number in [0, 1), `wall` Unix seconds."""
+        api, topic = settings.api, settings.topics.events[0]
+        self._tasks = Tasks(on_failure)
+        self._registry = registry
+        self.store = store if store is not None else Store(settings, broker, registry, guard, wall=wall)
+        self.announcer = Announcer(broker.produce, topic, metrics, wall, enabled=api.operational_events)
+        probes = Probes(transport, guard, api.origin or socket.getfqdn(), wall)
+        self._validator = Validator(self.store, registry, probes, self.announcer, metrics, chance)
+        self.catalogue = Catalogue(self.store, api)
+        retry = RetryPolicy(settings.retry.schedule, settings.retry.jitter)
+        self.subscriptions = Subscriptions(
+            self.store,
+            registry,
+            self.catalogue,
+            probes,
+            self._validator,
+            self.announcer,
+            # Without the environment: nobody on the network gets at the daemon's.
+            Reader(guard, timeout=settings.delivery.timeout, retry=retry),
+            wall,
+        )
+        self.publisher = Publisher(broker.produce, topic, self.catalogue, api, metrics, wall)
+        registry.on_disabled = self._disabled
+
+    async def start(self) -> None:
+        """Follow the topic; the broker is connected and the topics are there."""
+        await self.store.start()
+        self._tasks.start(self._validator.run(), "validation")
+        self._tasks.start(self.announcer.run(), "operational events")
+
+    async def stop(self) -> None:
+        """End everything; what waits for the broker ends with Unavailable."""
+        self._registry.on_disabled = None
+        await self._tasks.stop()
+        await self.store.stop()
+
+    def attach(self, source: Source) -> None:
+        """The engine is there, and knows how deliveries go."""
+        self.subscriptions.source = source
 
     def problems(self) -> list[str]:
         """Why it can't be asked yet, a sentence each."""
-        raise NotImplementedError
+        return [] if self.store.problem is None else [self.store.problem]
+
+    # What the engine tells.
+
+    def exhausted(
+        self, subscription: Subscription, event: Event, reason: str, attempts: int, result: str | None
+    ) -> None:
+        """A delivery was given up: it is in the dead-letter topic."""
+        if event.type.startswith(RESERVED):
+            return  # or a broken endpoint that wants these would be told of itself for ever
+        self.announcer.announce(
+            EXHAUSTED,
+            subscription.id,
+            subscription.tenant,
+            {
+                "event_id": event.id,
+                "event_type": event.type,
+                "event_tenant": event.tenant,
+                "reason": reason,
+                "attempts": attempts,
+                "last_result": result,
+            },
+        )
+
+    def _disabled(self, subscription: Subscription, reason: str) -> None:
+        self.announcer.announce(
+            DISABLED,
+            subscription.id,
+            subscription.tenant,
+            {"host": subscription.origin.host, "reason": reason},
+        )

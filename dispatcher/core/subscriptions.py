@@ -429,6 +429,11 @@ class Index:
         """The subscription of this id."""
         return self._by_id[hash(id) & (len(self._by_id) - 1)].get(id)
 
+    def ids_of(self, tenant: str) -> Sequence[str] | None:
+        """The ids of one tenant's, in no order; None where there are so many that they aren't kept in a row."""
+        group = self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant, ())
+        return None if isinstance(group, _Node) else group[::2]
+
     def __len__(self) -> int:
         return self._length
 

@@ -141,7 +141,7 @@ class MemorySubscriptions(Subscriptions):
         more = ids[limit - 1] if len(ids) > limit else None
         return Page([self.views[id_] for id_ in ids[:limit]], more)
 
-    def _change(self, name: str, id_: str, tenant: str | None, if_match: int | None, argument: Any) -> View:
+    def _apply(self, name: str, id_: str, tenant: str | None, if_match: int | None, argument: Any) -> View:
         view = self.get(id_, tenant=tenant)
         if view.managed == "file":
             raise FileManaged(id_)
@@ -163,20 +163,20 @@ class MemorySubscriptions(Subscriptions):
         tenant: str | None,
         if_match: int | None = None,
     ) -> View:
-        return self._change("update", id, tenant, if_match, patch)
+        return self._apply("update", id, tenant, if_match, patch)
 
     async def delete(self, id: str, *, tenant: str | None, if_match: int | None = None) -> None:  # noqa: A002
-        self._change("delete", id, tenant, if_match, None)
+        self._apply("delete", id, tenant, if_match, None)
         del self.views[id]
 
     async def pause(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
-        return self._change("set", id, tenant, if_match, "paused")
+        return self._apply("set", id, tenant, if_match, "paused")
 
     async def resume(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
-        return self._change("set", id, tenant, if_match, "active")
+        return self._apply("set", id, tenant, if_match, "active")
 
     async def enable(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
-        return self._change("set", id, tenant, if_match, "active")
+        return self._apply("set", id, tenant, if_match, "active")
 
     async def rotate(
         self,
@@ -187,7 +187,7 @@ class MemorySubscriptions(Subscriptions):
         overlap: float = OVERLAP,
         if_match: int | None = None,
     ) -> Rotated:
-        view = self._change("rotate", id, tenant, if_match, (secret, overlap))
+        view = self._apply("rotate", id, tenant, if_match, (secret, overlap))
         return Rotated(view, secret or "whsec_rotated", NOW + round(overlap * 1000))
 
     async def ping(self, id: str, *, tenant: str | None) -> PingResult:  # noqa: A002
@@ -196,7 +196,7 @@ class MemorySubscriptions(Subscriptions):
         return PingResult("evt_ping", True, 200, None, None, 0.012, "thanks")
 
     async def validate(self, id: str, *, tenant: str | None) -> View:  # noqa: A002
-        return self._change("validate", id, tenant, None, None)
+        return self._apply("validate", id, tenant, None, None)
 
     def health(self, id: str, *, tenant: str | None) -> Health:  # noqa: A002
         view = self.get(id, tenant=tenant)

@@ -1,0 +1,138 @@
+"""A control plane on a store in memory and a transport that does as it is told, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from orjson import loads
+
+from dispatcher.broker.base import Message
+from dispatcher.control.plane import ControlPlane
+from dispatcher.core.netguard import Guard
+from dispatcher.core.results import HandshakeResponse, Response, Result
+from dispatcher.metrics import Metrics
+from dispatcher.registry import Registry
+from dispatcher.settings import ApiSettings, Settings
+from dispatcher.transport.base import Exchange
+from tests.control.memory import MemoryStore
+from tests.fakes import MemoryBroker
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class Endpoints:
+    """Stands for the transport: `answer` gets each request, by method and body."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bytes]] = []
+        self.answer: Callable[[str, bytes], Result] = lambda _method, _body: Response(200, None, None, b"ok")
+        self.delay = 0.01
+
+    def send(self, _origin: Any, exchange: Exchange, _certificate: Any = None) -> None:
+        head, _, body = exchange.request.partition(b"\r\n\r\n")
+        method = head.split()[0].decode()
+        self.asked.append((head.decode(), body))
+        result = self.answer(method, body)
+        asyncio.get_running_loop().call_later(self.delay, exchange.done, result)
+
+    ask = send
+
+    def cancel(self, exchange: Exchange) -> None: ...
+
+    def allow(self, rate: str | None = None) -> None:
+        """Agree to everything."""
+        self.answer = lambda method, _body: (
+            HandshakeResponse(200, allowed_origin="*", allowed_rate=rate)
+            if method == "OPTIONS"
+            else Response(200)
+        )
+
+    def refuse(self) -> None:
+        self.answer = lambda method, _body: (
+            HandshakeResponse(200, allowed_origin="other.example") if method == "OPTIONS" else Response(200)
+        )
+
+
+class Plane:
+    """A control plane and everything around it."""
+
+    def __init__(self, registry: Registry, guard: Guard, **api: Any) -> None:
+        loop = asyncio.get_running_loop()
+        self.wall = lambda: 1_000_000_000.0 + loop.time()
+        self.registry = registry
+        self.broker = MemoryBroker()
+        self.endpoints = Endpoints()
+        self.metrics = Metrics()
+        self.store = MemoryStore(registry, guard, self.wall)
+        self.plane = ControlPlane(
+            Settings(api=ApiSettings(origin="dispatcher.example", **api)),
+            self.broker,
+            registry,
+            guard,
+            self.endpoints,
+            self.metrics,
+            store=self.store,
+            chance=lambda: 0.5,
+            wall=self.wall,
+        )
+        self.subscriptions = self.plane.subscriptions
+        self.catalogue = self.plane.catalogue
+        self.publisher = self.plane.publisher
+
+    async def create(self, tenant: str | None = None, key: str | None = None, **fields: Any) -> Any:
+        document = {"url": "https://hooks.acme.example/in", "event_types": ["billing.*"], **fields}
+        return await self.subscriptions.create(
+            {name: value for name, value in document.items() if value is not ...},
+            principal="me",
+            tenant=tenant,
+            idempotency_key=key,
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was written to the events topic."""
+        return [loads(message.value or b"") for message in self.messages()]
+
+    def messages(self) -> Sequence[Message]:
+        return [message for message in self.broker.produced if message.topic == "events"]
+
+
+Make = Callable[..., Awaitable[Plane]]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes planes: `file` are the entries of the subscriptions file, all else is for the group `api` of the settings."""
+    made: list[Plane] = []
+
+    async def make(file: Sequence[dict[str, Any]] = (), **api: Any) -> Plane:
+        path = tmp_path / "subscriptions.yaml"
+        path.write_text(yaml.safe_dump({"subscriptions": list(file)}))
+        guard = Guard(())
+        registry = Registry(Settings(subscriptions_file=path), guard, {}, poll=1e9)
+        await registry.start()
+        plane = Plane(registry, guard, **api)
+        await plane.plane.start()
+        made.append(plane)
+        return plane
+
+    yield make
+    for plane in made:
+        await plane.plane.stop()
+        await plane.registry.stop()
+
+
+@pytest.fixture
+async def plane(make: Make) -> Plane:
+    """One without anything."""
+    return await make()
+
+
+async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.05)

@@ -1,0 +1,132 @@
+"""The catalogue of event types."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from dispatcher.control.errors import Invalid, NotFound, VersionMismatch
+from dispatcher.core.event_types import EventType
+from tests.control.conftest import Make, Plane
+
+SCHEMA = {
+    "type": "object",
+    "required": ["amount"],
+    "properties": {"amount": {"type": "integer", "minimum": 1}, "lines": {"items": {"type": "string"}}},
+}
+
+
+async def flaws(awaitable: Any) -> dict[str, str]:
+    with pytest.raises(Invalid) as caught:
+        await awaitable
+    return {flaw.field: flaw.message for flaw in caught.value.flaws}
+
+
+async def test_an_entry_is_added_replaced_listed_and_forgotten(plane: Plane) -> None:
+    view, new = await plane.catalogue.put("invoice.paid", {"description": "Money came.", "schema": SCHEMA})
+    assert new
+    assert view.version == 1
+    view, new = await plane.catalogue.put("invoice.paid", {"deprecated": True})
+    assert not new
+    assert view.type == EventType("invoice.paid", deprecated=True)
+    await plane.catalogue.put("a.b", {})
+    assert [one.type.name for one in plane.catalogue.list()] == ["a.b", "invoice.paid"]
+    await plane.catalogue.delete("a.b")
+    with pytest.raises(NotFound):
+        plane.catalogue.get("a.b")
+
+
+async def test_the_same_again_writes_nothing(plane: Plane) -> None:
+    await plane.catalogue.put("a.b", {"schema": SCHEMA})
+    view, _ = await plane.catalogue.put("a.b", {"schema": SCHEMA})
+    assert view.version == 1
+
+
+async def test_a_change_of_another_version_is_refused_and_of_two_at_once_one_wins(plane: Plane) -> None:
+    await plane.catalogue.put("a.b", {})
+    results = await asyncio.gather(
+        plane.catalogue.put("a.b", {"description": "1"}, if_match=1),
+        plane.catalogue.put("a.b", {"description": "2"}, if_match=1),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, VersionMismatch) for result in results) == 1
+    with pytest.raises(VersionMismatch):
+        await plane.catalogue.delete("a.b", if_match=1)
+    with pytest.raises(VersionMismatch):
+        await plane.catalogue.put("new.one", {}, if_match=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "field"),
+    [
+        ("a..b", {}, "name"),
+        ("dispatcher.subscription.created", {}, "name"),
+        ("a.b", {"bogus": 1}, "bogus"),
+        ("a.b", {"description": 5}, "description"),
+        ("a.b", {"deprecated": "yes"}, "deprecated"),
+        ("a.b", {"schema": "x"}, "schema"),
+        ("a.b", {"schema": {"type": "nope"}}, "schema"),
+        ("a.b", {"schema": {"$schema": "http://json-schema.org/draft-04/schema#"}}, "schema.$schema"),
+        ("a.b", {"schema": {"$ref": "http://127.0.0.1/x.json"}}, "schema"),
+        ("a.b", {"schema": {"$ref": "file:///etc/passwd"}}, "schema"),
+        ("a.b", {"schema": {"$ref": "#/$defs/nothing"}}, "schema"),
+        ("a.b", {"schema": {"pattern": "(?=a)b"}}, "schema"),
+        ("a.b", {"schema": {"description": "x" * 300_000}}, "schema"),
+        ("a.b", {"schema": SCHEMA, "example": {"amount": 0}}, "example.amount"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused_with_its_field(
+    plane: Plane, name: str, document: dict[str, Any], field: str
+) -> None:
+    assert field in await flaws(plane.catalogue.put(name, document))
+    assert len(plane.store.event_types) == 0
+
+
+async def test_a_payload_is_compared_with_the_schema_in_force(plane: Plane) -> None:
+    validate = plane.catalogue.validate_payload
+    assert validate("invoice.paid", {}) == []
+    await plane.catalogue.put("invoice.paid", {"schema": SCHEMA})
+    assert validate("invoice.paid", {"amount": 1}) == []
+    assert [flaw.field for flaw in validate("invoice.paid", {"amount": 1, "lines": ["a", 1]})] == [
+        "data.lines[1]"
+    ]
+    assert [flaw.field for flaw in validate("invoice.paid", {})] == ["data"]
+    await plane.catalogue.put("invoice.paid", {"schema": True})
+    assert validate("invoice.paid", {}) == []
+
+
+async def test_a_payload_cannot_keep_a_pattern_busy(plane: Plane) -> None:
+    """With a backtracking engine this takes longer than anybody waits."""
+    await plane.catalogue.put("a.b", {"schema": {"pattern": "^(a+)+$"}})
+    assert len(plane.catalogue.validate_payload("a.b", "a" * 5000 + "!")) == 1
+
+
+async def test_a_message_does_not_repeat_a_large_payload(plane: Plane) -> None:
+    await plane.catalogue.put("a.b", {"schema": {"type": "integer"}})
+    [flaw] = plane.catalogue.validate_payload("a.b", "x" * 100_000)
+    assert len(flaw.message) < 600
+
+
+async def test_a_schema_in_force_that_cannot_be_used_stops_nothing(plane: Plane) -> None:
+    """Another release may have taken it."""
+    await plane.store.event_types.put("a.b", EventType("a.b", schema={"type": "nope"}), base=0)
+    assert plane.catalogue.validate_payload("a.b", {}) == []
+
+
+async def test_patterns_are_compared_with_the_catalogue_where_the_setting_says_so(make: Make) -> None:
+    plane = await make(event_types="catalogued")
+    await plane.catalogue.put("invoice.paid", {})
+    assert (await plane.create(event_types=["invoice.*", "dispatcher.*", "ping"])).view.version == 1
+    assert "event_types[1]" in await flaws(plane.create(event_types=["invoice.paid", "invioce.paid"]))
+    assert (await make()).catalogue.check_patterns(["anything"]) == []
+
+
+async def test_a_pattern_that_has_become_unknown_stops_no_other_change(make: Make) -> None:
+    plane = await make(event_types="catalogued")
+    await plane.catalogue.put("invoice.paid", {})
+    id_ = (await plane.create(event_types=["invoice.paid"])).view.id
+    await plane.catalogue.delete("invoice.paid")
+    view = await plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None)
+    assert view.version == 2

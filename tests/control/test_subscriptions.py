@@ -1,0 +1,570 @@
+"""The operations on subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+from orjson import loads
+
+from dispatcher.control import validation
+from dispatcher.control.errors import (
+    AlreadyExists,
+    FileManaged,
+    Invalid,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    VersionMismatch,
+    WrongState,
+)
+from dispatcher.control.subscriptions import View
+from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.core.subscriptions import Status
+from tests.control.conftest import SECRET, Make, Plane, until
+
+pytestmark = [pytest.mark.looptime]
+
+OTHER = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
+IN_FILE = {
+    "id": "sub_file",
+    "tenant": "acme",
+    "url": "https://file.example/in",
+    "event_types": ["invoice.paid"],
+    "secrets": [SECRET],
+    "headers": {"Authorization": "Bearer abcdefghijklmnopqrstuvwxyz"},
+}
+
+
+async def flaws(awaitable: Any) -> dict[str, str]:
+    with pytest.raises(Invalid) as caught:
+        await awaitable
+    return {flaw.field: flaw.message for flaw in caught.value.flaws}
+
+
+# Create.
+
+
+async def test_one_is_made_with_an_id_and_a_secret_shown_once(plane: Plane) -> None:
+    created = await plane.create()
+    assert re.fullmatch(r"sub_[A-Za-z0-9_-]{16,}", created.view.id)
+    [secret] = created.secrets
+    assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{43}=", secret)
+    view = plane.subscriptions.get(created.view.id, tenant=None)
+    assert (view.version, view.managed, view.status, view.reason) == (1, "api", "active", None)
+    assert [one.masked for one in view.secrets] == [f"whsec_...{secret[-4:]}"]
+    assert "secrets" not in view.document
+    assert plane.registry.index.get(created.view.id) is not None
+
+
+async def test_an_ed25519_key_is_made_where_the_signatures_need_one(plane: Plane) -> None:
+    created = await plane.create(signatures=["v1", "v1a"])
+    assert [secret.split("_")[0] for secret in created.secrets] == ["whsec", "whsk"]
+
+
+async def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(plane: Plane) -> None:
+    wrong = await flaws(
+        plane.create(
+            id="a b",
+            url="http://10.0.0.1/",
+            event_types=["*x"],
+            status="disabled",
+            secrets=["abc"],
+            client_certificate={"cert_file": "/etc/passwd"},
+            bogus=1,
+        )
+    )
+    assert set(wrong) == {
+        "id",
+        "url",
+        "event_types[0]",
+        "status",
+        "secrets[0]",
+        "client_certificate",
+        "bogus",
+    }
+    assert len(plane.store) == 0
+
+
+async def test_a_reference_to_the_environment_is_not_replaced(plane: Plane) -> None:
+    created = await plane.create(headers={"X-Path": "${PATH}"})
+    assert created.view.document["headers"] == {"X-Path": "${PATH}"}
+
+
+async def test_an_id_is_taken_once(make: Make) -> None:
+    plane = await make([IN_FILE])
+    await plane.create(id="sub_a")
+    with pytest.raises(AlreadyExists, match="sub_a"):
+        await plane.create(id="sub_a")
+    with pytest.raises(AlreadyExists, match="file"):
+        await plane.create(id="sub_file")
+
+
+async def test_a_tenant_makes_its_own_only(plane: Plane) -> None:
+    created = await plane.create(tenant="acme")
+    assert created.view.document["tenant"] == "acme"
+    assert "tenant" in await flaws(
+        plane.subscriptions.create(
+            {"url": "https://x.example/", "event_types": ["*"], "tenant": "other"},
+            principal="me",
+            tenant="acme",
+        )
+    )
+    assert "tenant" in await flaws(
+        plane.subscriptions.create(
+            {"url": "https://x.example/", "event_types": ["*"], "tenant": "*"}, principal="me", tenant="acme"
+        )
+    )
+
+
+async def test_the_same_request_sent_again_gives_what_the_first_made(plane: Plane) -> None:
+    first = await plane.create(key="k1")
+    again = await plane.create(key="k1")
+    assert (again.view.id, again.secrets, again.replayed) == (first.view.id, first.secrets, True)
+    assert len(plane.store) == 1
+    await plane.subscriptions.rotate(first.view.id, tenant=None)
+    assert (await plane.create(key="k1")).secrets == ()
+
+
+async def test_another_request_with_the_same_key_is_refused(plane: Plane) -> None:
+    await plane.create(key="k1")
+    assert "Idempotency-Key" in await flaws(plane.create(key="k1", event_types=["other"]))
+    assert "Idempotency-Key" in await flaws(plane.create(key=""))
+    assert "Idempotency-Key" in await flaws(plane.create(key="k" * 300))
+
+
+async def test_of_two_at_once_with_the_same_key_one_is_told_to_wait(plane: Plane) -> None:
+    results = await asyncio.gather(plane.create(key="k1"), plane.create(key="k1"), return_exceptions=True)
+    assert sum(isinstance(result, WrongState) for result in results) == 1
+    assert len(plane.store) == 1
+
+
+async def test_of_two_replicas_with_the_same_key_only_one_makes_it(plane: Plane) -> None:
+    """The other finds what the first has made, though it saw nothing when it began."""
+    first = await plane.create(key="k1")
+    stored = plane.store.rows.pop(first.view.id)
+
+    def come_between() -> None:
+        plane.store.rows[first.view.id] = stored
+
+    plane.store.before_write = come_between
+    again = await plane.create(key="k1")
+    assert (again.view.id, again.replayed, again.secrets) == (first.view.id, True, first.secrets)
+
+
+async def test_nothing_is_answered_before_everything_is_read_or_while_the_broker_is_away(
+    plane: Plane,
+) -> None:
+    plane.store.reading = True
+    for call in (
+        lambda: plane.subscriptions.get("x", tenant=None),
+        lambda: plane.subscriptions.list(tenant=None),
+        plane.catalogue.list,
+    ):
+        with pytest.raises(Unavailable):
+            call()
+    assert plane.plane.problems()
+    plane.store.reading = False
+    plane.store.away = True
+    with pytest.raises(Unavailable):
+        await plane.create()
+
+
+# Read.
+
+
+async def test_a_tenant_does_not_learn_that_anothers_is_there(make: Make) -> None:
+    plane = await make([IN_FILE])
+    await plane.create(tenant="acme", id="sub_a")
+    operations = plane.subscriptions
+    for id_ in ("sub_a", "sub_file", "sub_none"):
+        calls: list[Any] = [
+            operations.update(id_, {"payload": "thin"}, tenant="other"),
+            operations.delete(id_, tenant="other"),
+            operations.pause(id_, tenant="other"),
+            operations.resume(id_, tenant="other"),
+            operations.enable(id_, tenant="other"),
+            operations.rotate(id_, tenant="other"),
+            operations.ping(id_, tenant="other"),
+            operations.validate(id_, tenant="other"),
+        ]
+        said = set()
+        for call in calls:
+            with pytest.raises(NotFound) as caught:
+                await call
+            said.add(str(caught.value))
+        with pytest.raises(NotFound):
+            operations.get(id_, tenant="other")
+        with pytest.raises(NotFound):
+            operations.health(id_, tenant="other")
+        assert said == {f"there is no subscription {id_}"}
+    assert operations.list(tenant="other").items == []
+    assert operations.list(tenant="other", of_tenant="acme").items == []
+
+
+async def test_those_of_the_file_are_shown_and_not_changed(make: Make) -> None:
+    plane = await make([IN_FILE])
+    view = plane.subscriptions.get("sub_file", tenant="acme")
+    assert (view.managed, view.version, view.status) == ("file", 0, "active")
+    assert view.document["url"] == "https://file.example/in"
+    assert view.document["headers"] == {"Authorization": "Bearer ...wxyz"}
+    assert SECRET not in str(view)
+    operations = plane.subscriptions
+    calls: list[Any] = [
+        operations.update("sub_file", {"payload": "thin"}, tenant=None),
+        operations.delete("sub_file", tenant="acme"),
+        operations.pause("sub_file", tenant="acme"),
+        operations.resume("sub_file", tenant="acme"),
+        operations.rotate("sub_file", tenant="acme"),
+    ]
+    for call in calls:
+        with pytest.raises(FileManaged):
+            await call
+
+
+async def test_pages_cover_everything_once_in_order_while_things_come_and_go(make: Make) -> None:
+    plane = await make([{**IN_FILE, "id": f"sub_{n:03}f"} for n in range(10)])
+    for number in range(10):
+        await plane.create(id=f"sub_{number:03}")
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = plane.subscriptions.list(tenant=None, cursor=cursor, limit=3)
+        seen += [view.id for view in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        if len(seen) == 6:
+            await plane.subscriptions.delete(seen[0] if not seen[0].endswith("f") else seen[1], tenant=None)
+            await plane.create(id="sub_000_behind")
+            await plane.create(id="sub_999_ahead")
+    assert seen == sorted(set(seen))
+    assert len(seen) == 21
+    assert seen[-1] == "sub_999_ahead"
+
+
+async def test_a_cursor_or_a_filter_that_makes_no_sense_is_refused(plane: Plane) -> None:
+    for query in ({"cursor": "%%%"}, {"cursor": "é"}, {"limit": 0}, {"limit": 201}, {"status": "odd"}):
+        with pytest.raises(Invalid):
+            plane.subscriptions.list(tenant=None, **query)
+
+
+async def test_filters_pick_what_fits_all_of_them(make: Make) -> None:
+    plane = await make([IN_FILE])
+    await plane.create(id="a", tenant="acme", event_types=["invoice.*"], url="https://one.example/")
+    await plane.create(id="b", tenant="acme", event_types=["other.*"], status="paused")
+    await plane.create(id="c", event_types=["*"], url="https://ONE.example:8443/")
+
+    def ids(tenant: str | None = None, **query: Any) -> list[str]:
+        return [view.id for view in plane.subscriptions.list(tenant=tenant, **query).items]
+
+    assert ids() == ["a", "b", "c", "sub_file"]
+    assert ids(of_tenant="acme") == ids("acme") == ["a", "b", "sub_file"]
+    assert ids(status="paused") == ["b"]
+    assert ids(event_type="invoice.paid") == ["a", "c", "sub_file"]
+    assert ids(host="One.Example") == ["a", "c"]
+    assert ids("acme", event_type="invoice.paid", host="one.example") == ["a"]
+    assert ids(of_tenant="nobody") == []
+
+
+async def test_a_page_looks_at_so_many_and_no_more_and_at_a_tenants_own_only(plane: Plane) -> None:
+    """No time is asserted; what is, is that no page looks at all of them."""
+    await plane.store.fill(25_000, tenants=5000)
+    page = plane.subscriptions.list(tenant=None, host="nowhere.example")
+    assert page.items == []
+    assert page.next_cursor is not None  # there is more to look at
+    page = plane.subscriptions.list(tenant=None, host="nowhere.example", cursor=page.next_cursor)
+    assert page.next_cursor is None
+    mine = plane.subscriptions.list(tenant="t7")
+    assert [view.id for view in mine.items] == [f"s{n:06}" for n in range(7, 25_000, 5000)]
+    assert mine.next_cursor is None
+
+
+# Change.
+
+
+async def test_a_merge_patch_changes_what_it_names(plane: Plane) -> None:
+    created = await plane.create(
+        headers={"X-Env": "prod", "X-Gone": "1"}, retry={"schedule": ["1s"], "jitter": 0.5}, timeout="2s"
+    )
+    view = await plane.subscriptions.update(
+        created.view.id,
+        {"headers": {"X-Gone": None, "X-New": "2"}, "retry": {"jitter": 0}, "timeout": None},
+        tenant=None,
+    )
+    assert view.version == 2
+    assert view.document["headers"] == {"X-Env": "prod", "X-New": "2"}
+    assert view.document["retry"] == {"schedule": ["1s"], "jitter": 0}
+    assert "timeout" not in view.document
+
+
+async def test_a_patch_that_changes_nothing_writes_nothing(plane: Plane) -> None:
+    created = await plane.create()
+    view = await plane.subscriptions.update(
+        created.view.id, {"event_types": ["billing.*"], "status": "active"}, tenant=None
+    )
+    assert view.version == 1
+
+
+async def test_a_masked_header_that_comes_back_keeps_its_value(plane: Plane) -> None:
+    token = "Bearer abcdefghijklmnopqrstuvwxyz"
+    created = await plane.create(headers={"Authorization": token, "X-Api-Key": "short"})
+    shown = created.view.document["headers"]
+    assert shown == {"Authorization": "Bearer ...wxyz", "X-Api-Key": "..."}
+    await plane.subscriptions.update(
+        created.view.id, {"headers": {**shown, "X-Env": "prod"}, "payload": "thin"}, tenant=None
+    )
+    stored = plane.store.rows[created.view.id].document
+    assert stored["headers"] == {"Authorization": token, "X-Api-Key": "short", "X-Env": "prod"}
+
+
+async def test_what_a_patch_may_not_touch_is_named(plane: Plane) -> None:
+    created = await plane.create()
+    wrong = await flaws(
+        plane.subscriptions.update(
+            created.view.id,
+            {"id": "other", "secrets": [SECRET], "tenant": "other", "url": "ftp://x", "max_in_flight": 0},
+            tenant=None,
+        )
+    )
+    assert set(wrong) == {"id", "secrets", "tenant", "url", "max_in_flight"}
+    assert plane.store.rows[created.view.id].version == 1
+
+
+async def test_a_change_of_another_version_than_the_one_in_force_is_refused(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    await plane.subscriptions.pause(id_, tenant=None, if_match=1)
+    for call in (
+        plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None, if_match=1),
+        plane.subscriptions.resume(id_, tenant=None, if_match=1),
+        plane.subscriptions.rotate(id_, tenant=None, if_match=1),
+        plane.subscriptions.delete(id_, tenant=None, if_match=1),
+        plane.subscriptions.enable(id_, tenant=None, if_match=1),
+    ):
+        with pytest.raises(VersionMismatch) as caught:
+            await call
+        assert caught.value.current == 2
+
+
+async def test_of_two_at_once_one_wins_and_without_a_version_both_take_effect(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    results = await asyncio.gather(
+        plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None, if_match=1),
+        plane.subscriptions.update(id_, {"timeout": "3s"}, tenant=None, if_match=1),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results if isinstance(result, Exception)] == [VersionMismatch]
+    assert sum(isinstance(result, View) for result in results) == 1
+    await asyncio.gather(
+        plane.subscriptions.update(id_, {"max_in_flight": 2}, tenant=None),
+        plane.subscriptions.update(id_, {"headers": {"X-A": "b"}}, tenant=None),
+    )
+    document = plane.store.rows[id_].document
+    assert (document["max_in_flight"], document["headers"]) == (2, {"X-A": "b"})
+
+
+async def test_pause_and_resume(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    assert (await plane.subscriptions.pause(id_, tenant=None)).status == "paused"
+    assert (await plane.subscriptions.pause(id_, tenant=None)).version == 2  # said twice, written once
+    assert plane.registry.index.get(id_).status is Status.PAUSED  # type: ignore[union-attr]
+    assert (await plane.subscriptions.resume(id_, tenant=None)).status == "active"
+
+
+async def test_a_disabled_one_says_why_and_is_enabled_again_of_the_file_too(make: Make) -> None:
+    plane = await make([IN_FILE])
+    id_ = (await plane.create()).view.id
+    for one in (id_, "sub_file"):
+        plane.registry.disable(one, "gone")
+        view = plane.subscriptions.get(one, tenant=None)
+        assert (view.status, view.reason) == ("disabled", "gone")
+        assert (await plane.subscriptions.enable(one, tenant=None)).status == "active"
+        assert (await plane.subscriptions.enable(one, tenant=None)).status == "active"
+    plane.registry.disable(id_, "gone")
+    for call in (plane.subscriptions.resume, plane.subscriptions.pause, plane.subscriptions.validate):
+        with pytest.raises(WrongState, match="enable"):
+            await call(id_, tenant=None)
+
+
+async def test_one_that_the_file_disables_is_enabled_in_the_file(make: Make) -> None:
+    plane = await make([{**IN_FILE, "status": "disabled"}])
+    with pytest.raises(FileManaged):
+        await plane.subscriptions.enable("sub_file", tenant=None)
+
+
+async def test_what_is_deleted_is_gone(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    await plane.subscriptions.delete(id_, tenant=None)
+    assert plane.registry.index.get(id_) is None
+    with pytest.raises(NotFound):
+        await plane.subscriptions.delete(id_, tenant=None)
+
+
+# Secrets.
+
+
+async def test_after_a_rotation_both_sign_and_the_old_one_has_an_end(plane: Plane) -> None:
+    created = await plane.create()
+    rotated = await plane.subscriptions.rotate(created.view.id, tenant=None, overlap=60.0)
+    stored = plane.store.rows[created.view.id].secrets
+    assert [one.secret for one in stored] == [rotated.secret, created.secrets[0]]
+    assert [one.expires_ms for one in stored] == [None, rotated.old_expires_ms]
+    await asyncio.sleep(61)
+    assert len(plane.subscriptions.get(created.view.id, tenant=None).secrets) == 1
+
+
+async def test_without_an_overlap_the_old_one_ends_at_once(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    rotated = await plane.subscriptions.rotate(id_, tenant=None, overlap=0, secret=OTHER)
+    assert rotated.secret == OTHER
+    assert [one.secret for one in plane.store.rows[id_].secrets] == [OTHER]
+
+
+async def test_rotating_again_and_again_leaves_no_more_than_may_be_live(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    for _ in range(11):
+        await plane.subscriptions.rotate(id_, tenant=None)
+    last = await plane.subscriptions.rotate(id_, tenant=None)
+    assert len(last.view.secrets) == 8
+    assert plane.store.rows[id_].secrets[0].secret == last.secret
+    assert [one.expires_ms is None for one in plane.store.rows[id_].secrets] == [True] + [False] * 7
+
+
+async def test_rotating_one_kind_leaves_the_other_alone(plane: Plane) -> None:
+    created = await plane.create(signatures=["v1", "v1a"])
+    await plane.subscriptions.rotate(created.view.id, tenant=None, overlap=0)
+    kept = [one.secret for one in plane.store.rows[created.view.id].secrets]
+    assert created.secrets[1] in kept
+    assert created.secrets[0] not in kept
+
+
+async def test_a_secret_that_cannot_be_used_is_refused(plane: Plane) -> None:
+    created = await plane.create()
+    id_ = created.view.id
+    assert "secret" in await flaws(plane.subscriptions.rotate(id_, tenant=None, secret="abc"))
+    assert "secret" in await flaws(
+        plane.subscriptions.rotate(id_, tenant=None, secret=created.secrets[0], overlap=0)
+    )
+    assert "overlap" in await flaws(plane.subscriptions.rotate(id_, tenant=None, overlap=-1))
+    assert plane.store.rows[id_].version == 1
+
+
+# Ask.
+
+
+async def test_a_ping_tells_what_came_of_it_whatever_the_status(plane: Plane) -> None:
+    id_ = (await plane.create(tenant="acme", payload="thin", status="paused")).view.id
+    result = await plane.subscriptions.ping(id_, tenant="acme")
+    assert (result.delivered, result.status, result.reason, result.body) == (True, 200, None, "ok")
+    [(head, body)] = plane.endpoints.asked
+    assert f"webhook-id: {result.event_id}" in head
+    assert loads(body)["type"] == "ping"
+    plane.endpoints.answer = lambda _method, _body: Response(500, None, None, b"\xff")
+    result = await plane.subscriptions.ping(id_, tenant=None)
+    assert (result.delivered, result.status, result.body) == (False, 500, "�")
+    plane.endpoints.answer = lambda _method, _body: Failure(Reason.TIMEOUT, "15s")
+    result = await plane.subscriptions.ping(id_, tenant=None)
+    assert (result.delivered, result.status, result.reason, result.detail) == (False, None, "timeout", "15s")
+
+
+async def test_too_many_pings_at_a_time_are_refused(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    results = await asyncio.gather(
+        *(plane.subscriptions.ping(id_, tenant=None) for _ in range(6)), return_exceptions=True
+    )
+    assert sum(isinstance(result, Overloaded) for result in results) == 2
+
+
+async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    health = plane.subscriptions.health(id_, tenant=None)
+    assert health.instance
+    assert (health.success_rate, health.queued, health.failing_since_ms) == (None, 0, None)
+    plane.registry.note_failing(id_, 1000.0)
+
+    class Engine:
+        success_rate, latency_mean, latency_p95 = 0.5, 0.1, 0.2
+        breaker, queued, in_flight = "open", 3, 1
+        last_failure, last_failure_at = "status 500", 1234.5
+
+        def health(self, _id: str) -> Engine:
+            return self
+
+    plane.plane.attach(Engine())
+    health = plane.subscriptions.health(id_, tenant=None)
+    assert (health.success_rate, health.breaker, health.queued) == (0.5, "open", 3)
+    assert (health.last_failure, health.last_failure_ms) == ("status 500", 1_234_500)
+    assert health.failing_since_ms == 1_000_000
+
+
+# Validation.
+
+
+async def test_one_that_asks_for_it_is_pending_until_its_endpoint_has_agreed(plane: Plane) -> None:
+    plane.endpoints.allow()
+    created = await plane.create(validate=True)
+    assert (created.view.status, created.view.reason) == ("pending", "not validated")
+    await until(lambda: plane.subscriptions.get(created.view.id, tenant=None).status == "active")
+    assert "WebHook-Request-Origin: dispatcher.example" in plane.endpoints.asked[0][0]
+
+
+async def test_the_rate_that_the_endpoint_allows_becomes_the_limit(plane: Plane) -> None:
+    plane.endpoints.allow("120")
+    low = (await plane.create(validate=True, rate_limit="1/s")).view.id
+    high = (await plane.create(validate=True, rate_limit="10/s")).view.id
+    none = (await plane.create(validate=True)).view.id
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+    limits = [plane.registry.index.get(id_).rate_limit for id_ in (low, high, none)]  # type: ignore[union-attr]
+    assert limits == [1.0, 2.0, 2.0]
+
+
+async def test_one_that_refuses_stays_pending_says_so_and_is_asked_again_by_request(plane: Plane) -> None:
+    plane.endpoints.refuse()
+    id_ = (await plane.create(validate=True)).view.id
+    await until(lambda: "other.example" in (plane.subscriptions.get(id_, tenant=None).reason or ""))
+    with pytest.raises(WrongState, match=r"other\.example"):
+        await plane.subscriptions.validate(id_, tenant=None)
+    plane.endpoints.allow()
+    assert (await plane.subscriptions.validate(id_, tenant=None)).status == "active"
+
+
+async def test_it_is_asked_a_few_times_more_by_itself_and_then_left_alone(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "PAUSES", (1.0, 5.0))
+    plane.endpoints.refuse()
+    id_ = (await plane.create(validate=True)).view.id
+    await asyncio.sleep(120)
+    assert len(plane.endpoints.asked) == 3
+    plane.endpoints.allow()
+    await plane.subscriptions.update(id_, {"url": "https://new.example/"}, tenant=None)
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+
+
+async def test_another_url_has_to_pass_by_itself(plane: Plane) -> None:
+    plane.endpoints.allow()
+    id_ = (await plane.create(validate=True)).view.id
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+    plane.endpoints.refuse()
+    view = await plane.subscriptions.update(id_, {"url": "https://victim.example/"}, tenant=None)
+    assert view.status == "pending"
+    await plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None)
+    assert plane.subscriptions.get(id_, tenant=None).status == "pending"
+
+
+async def test_those_of_the_file_are_asked_too(make: Make) -> None:
+    plane = await make([{**IN_FILE, "validate": True}])
+    assert plane.registry.counts()["pending"] == 1
+    plane.endpoints.allow()
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+    assert len(plane.endpoints.asked) == 1
+
+
+async def test_the_file_has_to_say_a_rate_that_the_endpoint_wants(make: Make) -> None:
+    plane = await make([{**IN_FILE, "validate": True}])
+    plane.endpoints.allow("60")
+    with pytest.raises(WrongState, match="rate_limit: 60/m"):
+        await plane.subscriptions.validate("sub_file", tenant=None)
+    assert plane.registry.counts()["pending"] == 1
