@@ -357,7 +357,7 @@ class Registry:
             subscription=id,
             tenant=subscription.tenant,
             reason=reason,
-            hint="change its entry in the subscriptions file, or restart, to enable it again",
+            hint="enable it through the API (`dispatcher subscriptions enable`), or change its entry in the subscriptions file",
         )
 
     def enable(self, id: str) -> None:  # noqa: A002 - the field's name
@@ -365,6 +365,12 @@ class Registry:
         known = self._known(id)
         if not known.blank:
             self._decide(id, Runtime(known.tag))
+
+    def note_validated(self, id: str) -> None:  # noqa: A002 - the field's name
+        """Its endpoint has agreed: `pending` ends."""
+        known = self._known(id)
+        if id in self and known.status is None:
+            self._decide(id, known._replace(status=Status.ACTIVE, since=self._wall()))
 
     def failing(self, id: str) -> float | None:  # noqa: A002 - the field's name
         """Since when (Unix seconds) it has had nothing but failures; None if that isn't known of it."""

@@ -38,6 +38,7 @@ from pydantic import (
 
 from dispatcher.core import document
 from dispatcher.core.document import Document, DocumentError, did_you_mean, explain
+from dispatcher.core.sealing import read_key
 from dispatcher.core.units import (
     WRITTEN,
     Duration,
@@ -199,6 +200,11 @@ def _api_key(value: SecretStr) -> SecretStr:
         raise ValueError(
             "must be 16 to 512 visible ASCII characters without a space; `openssl rand -base64 32` makes a good one"
         )
+    return value
+
+
+def _secrets_key(value: SecretStr) -> SecretStr:
+    read_key(value.get_secret_value())
     return value
 
 
@@ -394,6 +400,9 @@ class ApiSettings(Group):
     publish_window: Annotated[Duration, duration_between("0s", "1d")] = 600.0
     max_event_bytes: Annotated[Size, size_between("1KiB", "64MiB")] = 1 << 20
     operational_events: bool = True
+    secrets_keys: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_secrets_key)], ...], Listed, AfterValidator(_unique)
+    ] = ()
 
 
 class DeliverySettings(Group):

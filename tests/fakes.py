@@ -114,6 +114,7 @@ class MemoryReader:
         self._broker = broker
         self._partition = partition
         self._position = self._end = 0
+        self.wake = asyncio.Event()
         self.caught_up = False
         self.problem: str | None = None
 
@@ -124,6 +125,7 @@ class MemoryReader:
     async def read(self, timeout: float, limit: int) -> Sequence[Record]:
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
+            self.wake.clear()
             if self._broker.read_errors:
                 raise self._broker.read_errors.pop(0)
             records = self._broker.log[self._partition][self._position : self._position + limit]
@@ -132,14 +134,14 @@ class MemoryReader:
                 self._position += len(records)
                 self.caught_up = self._position >= self._end
                 return records
-            changed = self._broker.changed
             try:
                 async with asyncio.timeout(left):
-                    await changed.wait()
+                    await self.wake.wait()
             except TimeoutError:
                 return ()
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        self._broker.readers.remove(self)
 
 
 class MemoryBroker:
@@ -154,6 +156,7 @@ class MemoryBroker:
         self.produced: list[Message] = []
         self.produce_errors: list[BrokerError] = []
         self.commit_errors: list[BrokerError] = []
+        self.readers: list[MemoryReader] = []
         self.read_errors: list[BrokerError] = []
         self.bulk: list[tuple[str, bytes, bytes, int]] = []
         self.bulk_errors: list[BrokerError] = []
@@ -173,8 +176,13 @@ class MemoryBroker:
         where = partition or self.initial[0]
         log = self.log[where]
         log.append(StoredRecord(*where, len(log), timestamp, None, value, headers))
-        self.changed.set()
+        self._wake()
         return len(log) - 1
+
+    def _wake(self) -> None:
+        self.changed.set()
+        for reader in self.readers:
+            reader.wake.set()
 
     async def connect(self) -> None: ...
 
@@ -200,7 +208,8 @@ class MemoryBroker:
         return consumer
 
     def reader(self, topic: str, partition: int = 0) -> MemoryReader:
-        return MemoryReader(self, TopicPartition(topic, partition))
+        self.readers.append(MemoryReader(self, TopicPartition(topic, partition)))
+        return self.readers[-1]
 
     async def produce(self, messages: Sequence[Message]) -> None:
         await asyncio.sleep(0.001)
@@ -215,7 +224,7 @@ class MemoryBroker:
                     *(message.key, message.value, message.headers),
                 )
             )
-        self.changed.set()
+        self._wake()
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
         await asyncio.sleep(0.001)

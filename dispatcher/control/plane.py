@@ -51,7 +51,11 @@ class ControlPlane:
         api, topic = settings.api, settings.topics.events[0]
         self._tasks = Tasks(on_failure)
         self._registry = registry
-        self.store = store if store is not None else Store(settings, broker, registry, guard, wall=wall)
+        self.store = (
+            store
+            if store is not None
+            else Store(settings, broker, registry, guard, wall=wall, on_failure=on_failure)
+        )
         self.announcer = Announcer(broker.produce, topic, metrics, wall, enabled=api.operational_events)
         probes = Probes(transport, guard, api.origin or socket.getfqdn(), wall)
         self._validator = Validator(self.store, registry, probes, self.announcer, metrics, chance)

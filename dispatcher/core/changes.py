@@ -38,7 +38,7 @@ The state machine in tests/core/test_changes.py holds all of it together, compac
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -109,6 +109,17 @@ class Ledger(Generic[T]):
         if verdict is Verdict.ACCEPTED:
             state.version, state.nonce, state.value = change.version, change.nonce, value
         return verdict
+
+    def spoil(self, key: str) -> None:
+        """A record of the key that is nobody's change: ignored as well."""
+        if key in self._states:
+            self._dirty[key] = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
 
     def get(self, key: str) -> State[T] | None:
         """What is in force of the key, deleted ones too; None for one that was never seen."""
