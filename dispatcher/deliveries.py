@@ -58,6 +58,9 @@ from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
 
+GivenUp = Callable[[Subscription, Event, str, int, str | None], None]
+"""Subscription, event, reason, attempts made, last result."""
+
 _SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of work
 _LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
 _LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
@@ -167,6 +170,7 @@ class Deliveries:
         self.full = False  # somebody waits for `has_room_again`
         self.has_room_again = asyncio.Event()
         self.broken = broken
+        self.on_given_up: GivenUp | None = None  # told of each delivery whose dead letter is written
         self._transport = transport
         self._registry = registry
         self._guard = guard
@@ -553,6 +557,8 @@ class Deliveries:
         def written() -> None:
             self._metrics.dead_letters[reason] += 1
             self._metrics.deliveries["dead_lettered"] += 1
+            if self.on_given_up is not None:
+                self.on_given_up(delivery.subscription, event, reason, delivery.attempt, describe(result))
             self._settle(delivery)
 
         key = delivery.subscription.id.encode()

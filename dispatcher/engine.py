@@ -37,7 +37,7 @@ from dispatcher.core.netguard import Guard
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.tiers import Tiers
 from dispatcher.core.wheel import Entry
-from dispatcher.deliveries import Deliveries, Delivery
+from dispatcher.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.intake import Intake
 from dispatcher.metrics import Metrics
 from dispatcher.outbox import Outbox
@@ -79,11 +79,12 @@ class Engine:
         *,
         replica: str = "",
         on_failure: Callable[[str, BaseException], None] | None = None,
+        on_given_up: GivenUp | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`replica` names this process in the attempt log. `on_failure` is told when a part of the engine died: the
-        process should end.
+        process should end; `on_given_up` of each delivery whose dead letter is written.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
@@ -120,6 +121,7 @@ class Engine:
             chance=chance,
             wall=wall,
         )
+        self._deliveries.on_given_up = on_given_up
         self._events = Intake(broker, settings.topics.events, settings.group, self, metrics)
         self._returning = Intake(
             broker, [tier.topic for tier in tiers], f"{settings.group}.retry", self, metrics, own=True

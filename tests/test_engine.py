@@ -105,6 +105,7 @@ async def test_a_delivery_given_up_is_in_the_dead_letter_topic_before_its_offset
         assert (dead["topic"], dead["partition"], dead["offset"]) == ("events", "0", "0")
         assert (dead["event_id"], dead["event_type"], dead["tenant"]) == ("evt_1", "test.event", "acme")
         assert world.broker.produced[0].value == event(1, tenant="acme")
+        assert world.given_up == [("sub_1", "evt_1", "exhausted", 3, "status 503")]
         assert world.value("dead_letters_total", reason="exhausted") == 1
         assert world.value("deliveries_total", outcome="dead_lettered") == 1
 

@@ -40,6 +40,7 @@ class World:
         self.transport = ScriptedTransport()
         self.registry = registry
         self.metrics = Metrics()
+        self.given_up: list[tuple[str, str, str, int, str | None]] = []
         self.failures: list[tuple[str, BaseException]] = []
         settings = Settings(
             delivery=DeliverySettings(**delivery),
@@ -54,6 +55,9 @@ class World:
             Guard(("127.0.0.0/8",), https_only=False),
             self.metrics,
             Timers(loop),
+            on_given_up=lambda subscription, event, *rest: self.given_up.append(
+                (subscription.id, event.id, *rest)
+            ),
             on_failure=lambda task, error: self.failures.append((task, error)),
             chance=lambda: 0.5,
             wall=lambda: 1_000_000.0 + loop.time(),
