@@ -34,7 +34,8 @@ from tests.broker.backends import (
     OnSqlite,
     eventually,
 )
-from tests.kafka.server import Cluster, free_port
+from tests.kafka.server import Cluster
+from tests.ports import free_port
 
 SQLITE = pytest.param("sqlite", id="sqlite")
 KAFKA = pytest.param("kafka", id="kafka", marks=pytest.mark.kafka)

@@ -34,7 +34,8 @@ from dispatcher.broker.kafka import KafkaBroker
 from dispatcher.settings import KafkaSettings
 from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, OnMock, eventually
 from tests.kafka.mock import MockCluster
-from tests.kafka.server import Cluster, Unavailable, free_port
+from tests.kafka.server import Cluster, Unavailable
+from tests.ports import free_port
 
 PRODUCE = 0  # Kafka's API keys
 OFFSET_COMMIT = 8

@@ -15,7 +15,8 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from dispatcher.broker.base import Message
-from tests.e2e.daemon import SECRET, Daemon, Endpoint, envelope, eventually, free_port, publish
+from tests.e2e.daemon import SECRET, Daemon, Endpoint, envelope, eventually, publish
+from tests.ports import free_port
 
 
 @pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])

@@ -4,7 +4,7 @@ Maven fetches the jars of pom.xml once into target/dependency. Each node is a Ja
 session with a directory of its own under the system's temporary directory; both are gone after
 `stop()`, also when the Python process ends without calling it (atexit). By hand::
 
-    python tests/kafka/server.py [--nodes N]      prints host:port and stays until Ctrl-C
+    python -m tests.kafka.server [--nodes N]      prints host:port and stays until Ctrl-C
 
 In code::
 
@@ -35,9 +35,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.ports import HOST, free_port
+
 HERE = Path(__file__).resolve().parent
 JARS = HERE / "target" / "dependency"
-HOST = "127.0.0.1"
 START_TIMEOUT = 90.0
 STOP_TIMEOUT = 20.0
 
@@ -83,14 +84,6 @@ def fetch() -> None:
         if done.returncode != 0:
             raise Unavailable(f"Maven could not fetch Kafka: {(done.stdout + done.stderr).strip()[-2000:]}")
         stamp.touch()
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
 
 
 class Node:

@@ -47,10 +47,11 @@ from dispatcher.broker.open import open_broker
 from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
 from tests.e2e.daemon import Daemon, envelope
+from tests.ports import free_port
 from tests.torture import ledger as books
 from tests.torture.endpoints import Endpoints, refused
 from tests.torture.ledger import Debt, Disturbance
-from tests.torture.relay import Relay, RelayedCluster, quiet_port
+from tests.torture.relay import Relay, RelayedCluster
 from tests.torture.schedule import Fault, Kind, Schedule
 
 PARTITIONS = 4
@@ -200,7 +201,7 @@ class Run:
     def replica(self, number: int, broker: str) -> Replica:
         folder = self.folder / f"{self.name}-{number}"
         folder.mkdir()
-        port = quiet_port()
+        port = free_port()
         daemon = Daemon(
             folder,
             broker,

@@ -8,24 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import os
-import socket
 from collections.abc import Mapping, Sequence
 
-from tests.kafka.server import HOST, Cluster
-
-_ports = itertools.count(20_000 + os.getpid() % 8000)
-
-
-def quiet_port() -> int:
-    """A free loopback port below those that outgoing connections get: still free when a process comes back to it."""
-    for port in _ports:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return port
-    raise AssertionError
+from tests.kafka.server import Cluster
+from tests.ports import HOST, free_port
 
 
 class Relay:
@@ -33,7 +19,7 @@ class Relay:
 
     def __init__(self) -> None:
         self.port = 0
-        self.upstream = quiet_port()
+        self.upstream = free_port()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._refusing = False
