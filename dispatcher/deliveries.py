@@ -34,11 +34,14 @@ from dispatcher.broker.base import Message, Record
 from dispatcher.core.events import Event
 from dispatcher.core.lanes import Lane, Share
 from dispatcher.core.letters import (
+    History,
     Letter,
     Place,
+    Tried,
     delivery_headers,
     delivery_id,
     describe,
+    remember,
     unreadable_headers,
 )
 from dispatcher.core.netguard import Blocked, Guard, Origin, Target
@@ -77,6 +80,7 @@ class Delivery:
         "due",
         "event",
         "first_attempt_ms",
+        "history",
         "hop",
         "hops",
         "lane",
@@ -114,6 +118,7 @@ class Delivery:
         self.parked = 0  # times since the last attempt
         self.first_attempt_ms: int | None = None
         self.last_result: str | None = None
+        self.history: History = ()
         self.request = b""
         self.deadline = 0.0
         self.queued = 0.0  # when it came into its lane
@@ -226,6 +231,7 @@ class Deliveries:
         delivery.attempt = letter.attempt
         delivery.first_attempt_ms = letter.first_attempt_ms
         delivery.last_result = letter.last_result
+        delivery.history = letter.history
         delivery.parked = letter.parked
         delivery.due = self._clock() + (letter.due - self._wall())
         self.in_flight += 1
@@ -435,6 +441,11 @@ class Deliveries:
             self._settle(delivery)  # whoever has the partition now delivers it
             return
         unix = self._wall()
+        described = describe(result)
+        delivery.history = remember(
+            delivery.history,
+            Tried(delivery.attempt, int((unix - now + delivery.started) * 1000), described),
+        )
         decision = decide(
             result,
             delivery.attempt,
@@ -450,7 +461,7 @@ class Deliveries:
                 self._log_attempt(delivery, result, now, "retry", due)
                 if not counted:
                     delivery.attempt -= 1
-                delivery.last_result = describe(result)
+                delivery.last_result = described
                 delivery.parked = 0
                 delivery.due = now + (due - unix)
                 if type(decision) is Hold:
@@ -488,6 +499,7 @@ class Deliveries:
             attempt=delivery.attempt,
             first_attempt_ms=delivery.first_attempt_ms,
             last_result=delivery.last_result,
+            history=delivery.history,
             reason=reason,
             due=unix + wait,
             parked=delivery.parked,
@@ -551,6 +563,7 @@ class Deliveries:
             attempt=delivery.attempt,
             first_attempt_ms=delivery.first_attempt_ms,
             last_result=describe(result),
+            history=delivery.history,
             reason=reason,
         )
 

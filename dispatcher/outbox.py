@@ -115,7 +115,7 @@ def _smaller(message: Message) -> Message | None:
     own = [
         (name, value)
         for name, value in message.headers
-        if name != "head" and not name.startswith("original.")
+        if name not in {"head", "history"} and not name.startswith("original.")
     ]
     if len(own) == len(message.headers):
         return None

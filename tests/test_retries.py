@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
+import orjson
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition
@@ -331,3 +332,17 @@ async def test_a_restart_goes_on_with_what_the_limit_handed_over() -> None:
             request.split(b"webhook-id: ")[1].split(b"\r")[0] for _, _, request in again.transport.sent
         )
         assert sent == {id_.encode(): 4 - attempts for id_, attempts in attempted.items()}
+
+
+async def test_a_dead_letter_tells_of_every_attempt_also_those_before_a_retry_topic() -> None:
+    registry = FixedRegistry(subscription("sub_1", retry=RetryPolicy((1.0, 100.0), 0.0)))
+    async with running(registry) as world:
+        results: list[Result] = [Response(503), Failure(Reason.CLOSED, "cut off"), Response(500)]
+        world.transport.answer = lambda _origin, _exchange: (0.5, results.pop(0))
+        world.broker.append(event(1))
+        await until(lambda: bool(world.dead()), within=300)
+        first, second, third = orjson.loads(world.dead()[0]["history"])
+        assert [first[0], second[0], third[0]] == [1, 2, 3]
+        assert [first[2], second[2], third[2]] == ["status 503", "closed: cut off", "status 500"]
+        assert second[1] - first[1] == pytest.approx(1500, abs=50)
+        assert third[1] - second[1] == pytest.approx(100_500, abs=100)

@@ -13,6 +13,8 @@ another replica:
 `due_ms`               when the next attempt is due, in Unix milliseconds; absent in dead letters
 `reason`               why it is here: `retry`, `hold_limit`; `exhausted`, `gone`, or why a record could not be read
 `last_result`          the last attempt: `status 503`, `timeout: ...`
+`history`              the attempts, the first two and the last eight of them: a JSON array of
+                       `[number, Unix milliseconds of its start, result]`, of at most 4 KiB
 `topic` `partition`    the origin: where the event was read
 `offset`
 `timestamp_ms`         of the origin's record; absent where it had none
@@ -35,15 +37,22 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from orjson import JSONDecodeError, dumps, loads
+
 from dispatcher.core.events import Event, Record, valid_head, valid_id, valid_tenant, valid_type
 from dispatcher.core.results import Failure, Response, Result
 
 Headers = list[tuple[str, bytes]]
 
+HISTORY_CAP: Final = 4096
+"""Bytes of the `history` header at the most."""
+
 UNREADABLE: Final = "retry_record"
 """The reason of the dead letter for a retry record that can't be read."""
 
 _DETAIL_CAP = 512
+_FIRST, _LAST = 2, 8  # attempts of a history that are kept
+_RESULT_CAPS = (256, 48)  # characters of each result in it; the second where the first is too much
 _BLAKE = blake2b(digest_size=12)
 _NUMBER = re.compile(rb"[0-9]{1,15}")
 _SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -55,6 +64,24 @@ class Place(NamedTuple):
     topic: str
     partition: int
     offset: int
+
+
+class Tried(NamedTuple):
+    """One attempt that failed: its number (1 for the first), when it started, and its result in words."""
+
+    attempt: int
+    time_ms: int
+    result: str
+
+
+History = tuple[Tried, ...]
+
+
+def remember(history: History, tried: Tried) -> History:
+    """One more: the first ones tell what began it, the last ones what it has come to; those between go."""
+    if len(history) >= _FIRST + _LAST:
+        return (*history[:_FIRST], *history[_FIRST + 1 :], tried)
+    return (*history, tried)
 
 
 class InvalidLetter(ValueError):
@@ -69,6 +96,7 @@ class Letter:
         "due",
         "event",
         "first_attempt_ms",
+        "history",
         "last_result",
         "omitted",
         "parked",
@@ -88,6 +116,7 @@ class Letter:
         last_result: str | None,
         omitted: bool,
         parked: int,
+        history: History = (),
     ) -> None:
         """`due` in Unix seconds; `omitted`: the event's body has to be read at `place`."""
         self.event = event
@@ -99,6 +128,7 @@ class Letter:
         self.last_result = last_result
         self.omitted = omitted
         self.parked = parked
+        self.history = history
 
     def with_body(self, body: bytes) -> Letter:
         """The same with its event's body, where it was omitted."""
@@ -121,6 +151,7 @@ class Letter:
             last_result=self.last_result,
             omitted=False,
             parked=self.parked,
+            history=self.history,
         )
 
 
@@ -156,6 +187,7 @@ def delivery_headers(
     reason: str,
     due: float | None = None,
     parked: int = 0,
+    history: History = (),
 ) -> Headers:
     """The headers of one delivery's record. `due` (Unix seconds) is for those that are tried again."""
     headers: Headers = [
@@ -172,6 +204,8 @@ def delivery_headers(
     headers.append(("reason", reason.encode()))
     if last_result is not None:
         headers.append(("last_result", last_result.encode(errors="replace")))
+    if history:
+        headers.append(("history", _history_bytes(history)))
     headers += _origin(*place)
     if event.timestamp_ms >= 0:  # Kafka knows records without a timestamp (-1)
         headers.append(("timestamp_ms", b"%d" % event.timestamp_ms))
@@ -228,7 +262,38 @@ def read_letter(record: Record) -> Letter:
         last_result=None if last_result is None else last_result.decode(errors="replace"),
         omitted="omitted" in headers,
         parked=_optional_number(headers, "parked") or 0,
+        history=_read_history(headers.get("history")),
     )
+
+
+def _history_bytes(history: History) -> bytes:
+    written = b""
+    for cap in _RESULT_CAPS:
+        written = dumps(
+            [
+                (number, time_ms, result[:cap].encode(errors="replace").decode())
+                for number, time_ms, result in history
+            ]
+        )
+        if len(written) <= HISTORY_CAP:
+            break
+    return written
+
+
+def _read_history(raw: bytes | None) -> History:
+    """What can be read of it; it only accompanies the delivery, so garbage is none."""
+    if raw is None or len(raw) > HISTORY_CAP:
+        return ()
+    try:
+        read = loads(raw)
+    except JSONDecodeError:
+        return ()
+    history: History = ()
+    for tried in read if isinstance(read, list) else ():
+        match tried:
+            case [int(attempt), int(time_ms), str(result)]:
+                history = remember(history, Tried(attempt, time_ms, result))
+    return history
 
 
 def _text(headers: Mapping[str, bytes | None], name: str) -> str:

@@ -10,12 +10,16 @@ from hypothesis import given, strategies as st
 from dispatcher.broker.base import StoredRecord
 from dispatcher.core.events import Event
 from dispatcher.core.letters import (
+    HISTORY_CAP,
+    History,
     InvalidLetter,
     Place,
+    Tried,
     delivery_headers,
     delivery_id,
     describe,
     read_letter,
+    remember,
     unreadable_headers,
 )
 from dispatcher.core.results import Failure, Reason, Response
@@ -163,3 +167,46 @@ def test_whatever_was_in_an_unreadable_record_can_be_written(
     assert headers[0] == ("reason", b"json")
     kept = [(name, value) for name, value in headers if name.startswith("original.")]
     assert kept == [(f"original.{name}", value or b"") for name, value in original]
+
+
+def _history(count: int, result: str = "status 503") -> History:
+    history: History = ()
+    for number in range(1, count + 1):
+        history = remember(history, Tried(number, 1000 * number, result))
+    return history
+
+
+def test_of_a_long_history_the_first_two_and_the_last_eight_attempts_are_kept() -> None:
+    assert [tried.attempt for tried in _history(10)] == list(range(1, 11))
+    assert [tried.attempt for tried in _history(50)] == [1, 2, *range(43, 51)]
+
+
+def test_a_history_travels_with_its_delivery() -> None:
+    headers = delivery_headers(
+        _EVENT, "sub_1", Place("events", 2, 9), attempt=12, first_attempt_ms=1000, last_result="status 503",
+        reason="retry", due=1.0, history=_history(12),
+    )  # fmt: skip
+    assert dict(headers)["history"].startswith(b'[[1,1000,"status 503"],[2,2000,"status 503"],[5,')
+    letter = read_letter(StoredRecord("r", 0, 0, 7, None, b"{}", headers))
+    assert letter.history == _history(12)
+    assert letter.with_body(b"x").history == _history(12)
+
+
+@given(st.text(min_size=500, max_size=600), st.integers(1, 30))
+def test_a_history_is_bounded_and_readable_whatever_the_results(result: str, count: int) -> None:
+    headers = delivery_headers(
+        _EVENT, "sub_1", Place("events", 2, 9), attempt=count, first_attempt_ms=1000, last_result=None,
+        reason="retry", due=1.0, history=_history(count, result),
+    )  # fmt: skip
+    assert len(dict(headers)["history"]) <= HISTORY_CAP
+    letter = read_letter(StoredRecord("r", 0, 0, 7, None, b"{}", headers))
+    assert [tried.attempt for tried in letter.history] == [tried.attempt for tried in _history(count)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "left"),
+    [(b"", 0), (b"\xff", 0), (b"{}", 0), (b"7", 0), (b'[1,[1,2],["a",1,"x"],[1,2,"ok"]]', 1), (b" " * 5000 + b"[]", 0),
+     (b"[" + b'[1,1,"x"],' * 300 + b'[1,1,"x"]]', 10)],
+)  # fmt: skip
+def test_a_history_that_somebody_else_wrote_does_no_harm(raw: bytes, left: int) -> None:
+    assert len(read_letter(_record(history=raw)).history) == left
