@@ -25,8 +25,8 @@ def _etag(version: int) -> Mapping[str, str]:
 
 def _if_match(call: Call, current: int | None) -> int | None:
     """The version that the caller wants to change; `current` is the one in force."""
-    given = (call.if_match or "").strip()
-    if not given or given == "*":
+    given = "*" if call.if_match is None else call.if_match.strip()
+    if given == "*":
         return None
     if not _TAGS.fullmatch(given):
         flaw = Flaw(("If-Match",), 'must be an ETag as it was sent: "3"')

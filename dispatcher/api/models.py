@@ -35,6 +35,8 @@ def _text(check: Callable[[str], object], pattern: str, shortest: int, longest: 
     """For a text whose form `check` tells people about in words: its validator, and its schema."""
 
     def checked(value: str) -> str:
+        if len(value) > longest:
+            raise ValueError(f"must have at most {longest} characters")
         check(value)
         return value
 

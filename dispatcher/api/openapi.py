@@ -49,6 +49,7 @@ _HEADERS: Final = {
     "Retry-After": "Seconds to wait.",
     "WWW-Authenticate": "How to send a key.",
 }
+_ETAGS: Final = r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
 _COMPONENTS: Final = "#/components/schemas/{model}"
 
 
@@ -206,7 +207,7 @@ def _not_null(field: dict[str, Any]) -> dict[str, Any]:
 def _headers(route: Route) -> list[dict[str, Any]]:
     wanted = []
     if route.if_match:
-        wanted.append(("If-Match", "The version to change, as its ETag says.", r'^"[0-9]{1,18}"$'))
+        wanted.append(("If-Match", "The version to change, as its ETag says.", _ETAGS))
     if route.idempotent:
         wanted.append(("Idempotency-Key", "The same in a repeated request.", r"^[\x21-\x7e]{1,255}$"))
     return [
@@ -225,11 +226,13 @@ def _content(body: Body, references: dict[_Reference, Any]) -> dict[str, Any]:
     one = references[body.model, "validation"]
     content: dict[str, Any] = {}
     for media in body.types:
-        if media == NDJSON:
-            content[media] = {"schema": {"type": "string", "description": "One event a line."}}
-        elif body.many:
+        if body.many:
             several = {"type": "array", "items": one, "minItems": 1, "maxItems": body.many}
-            content[media] = {"schema": {"anyOf": [one, several]}}
+            content[media] = {
+                "schema": {**several, "description": "One a line."}
+                if media == NDJSON
+                else {"anyOf": [one, several]}
+            }
         else:
             content[media] = {"schema": one}
     if MERGE_PATCH in content:

@@ -199,7 +199,8 @@ async def test_etags_guard_changes() -> None:
 
         for stale in ('"6"', 'W/"7"', '"x"'):
             problem(await patch(stale), 412, "version-mismatch")
-        problem(await patch("7"), 400, "malformed")
+        for no_tag in ("7", "", '"7', '"7" "8"', "W/*"):
+            problem(await patch(no_tag), 400, "malformed")
         changed = await patch('"7"')
         assert (changed.status, changed.headers["ETag"]) == (200, '"8"')
         assert (await patch('"3", "8"')).headers["ETag"] == '"9"'

@@ -1,0 +1,61 @@
+"""Requests made from the OpenAPI document, right and wrong ones, and every answer held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import Case
+from structlog.testing import capture_logs
+
+from dispatcher.api import openapi
+from tests.api.serving import KEY
+from tests.commands.test_api_commands import Api
+
+EXAMPLES = 10
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    made = Api(KEY)
+    with capture_logs():
+        made.start()
+        yield made
+        made.stop()
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(_context: Any, value: Any) -> bytes:
+    rows = value if isinstance(value, list) else [value]
+    return b"\n".join(map(orjson.dumps, rows))
+
+
+# What a schema can't say, such as which cursors were handed out, is a 422 or a 412 for a request that fits it.
+CONFIG = {
+    "checks": {
+        "positive_data_acceptance": {
+            "expected-statuses": ["2xx", "401", "403", "404", "409", "412", "413", "422", "429"]
+        }
+    }
+}
+# The served document is the same: test_openapi.py.
+schema = schemathesis.openapi.from_dict(
+    orjson.loads(openapi.document()), config=schemathesis.Config.from_dict(CONFIG)
+)
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+)
+def test_no_request_gets_an_answer_that_is_not_documented(case: Case, api: Api) -> None:
+    case.call_and_validate(base_url=api.url, headers={"Authorization": f"Bearer {KEY}"})
