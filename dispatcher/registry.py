@@ -322,8 +322,8 @@ class Registry:
     async def start(self) -> None:
         """Read the file and begin to watch it. Raises SubscriptionsError."""
         if self._file is None:
-            log.warning(
-                "no subscriptions", hint="set subscriptions_file: without it every event is unmatched"
+            log.info(
+                "no subscriptions file", hint="subscriptions come over the API, or set subscriptions_file"
             )
             return
         await self._load(self._file, beside_loop=False)

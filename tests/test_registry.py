@@ -148,14 +148,14 @@ def test_very_many_mistakes_are_counted_and_not_all_printed(file: Any) -> None:
     assert len(caught.value.mistakes) == 150
 
 
-async def test_without_a_file_there_are_no_subscriptions_and_a_warning() -> None:
+async def test_without_a_file_there_are_no_subscriptions_of_one_and_that_is_said() -> None:
     registry = Registry(Settings(), Guard(), {})
     with capture_logs() as logs:
         await registry.start()
         assert await registry.reload()
     await registry.stop()
     assert len(registry.index) == 0
-    assert [each["log_level"] for each in logs] == ["warning", "warning"]
+    assert [each["log_level"] for each in logs] == ["info", "warning"]
 
 
 @pytest.mark.parametrize("text", [None, "subscriptions: [", document(entry("a b"))])

@@ -631,7 +631,7 @@ def ping(result: PingResult) -> Ping:
         status=result.status,
         reason=result.reason,
         detail=result.detail,
-        duration=result.duration,
+        duration=round(result.duration, 6),
         body=result.body,
     )
 

@@ -63,7 +63,7 @@ class Principal:
 
 
 class Keys(Protocol):
-    """The table of keys that the API made; everything raises Unavailable until it is loaded."""
+    """The table of keys that the API made."""
 
     def get(self, name: str) -> Row[Key] | None: ...
     def names(self) -> Sequence[str]: ...
@@ -78,11 +78,13 @@ class Access:
         self,
         settings: Settings,
         keys: Keys,
+        loaded: Callable[[], bool],
         *,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`wall` gives Unix seconds."""
+        """`loaded` says whether all keys are there; `wall` gives Unix seconds."""
+        self._loaded = loaded
         self._configured = [sha256(key.get_secret_value().encode()).digest() for key in settings.api.keys]
         self._loopback = settings.http.loopback
         self._keys = keys
@@ -101,7 +103,12 @@ class Access:
         except Unavailable:
             return True
 
+    def _ready(self) -> None:
+        if not self._loaded():
+            raise Unavailable("the keys are still being read: try again soon, or use one of api.keys")
+
     def _has_operator(self) -> bool:
+        self._ready()
         rows = (self._keys.get(name) for name in self._keys.names())
         return any(row is not None and row.value.scope == "operator" for row in rows)
 
@@ -132,6 +139,7 @@ class Access:
                 found = Principal("settings", f"key {number} of the settings", "operator")
         if found is not None or (name := id_of(sent)) is None:
             return found
+        self._ready()
         row = self._keys.get(name)
         key = None if row is None else row.value
         if not is_key(sent, key) or key is None:
@@ -139,7 +147,8 @@ class Access:
         return Principal(key.id, key.name, key.scope, key.tenant)
 
     def list(self) -> list[Key]:
-        """The keys that the API made, oldest first."""
+        """The keys that the API made, oldest first. Raises Unavailable."""
+        self._ready()
         rows = (self._keys.get(name) for name in self._keys.names())
         return sorted(
             (row.value for row in rows if row is not None), key=lambda key: (key.created_ms, key.id)
@@ -158,6 +167,7 @@ class Access:
             flaws.append(Flaw(("tenant",), "must be 1 to 256 printable characters, and no *"))
         if flaws:
             raise Invalid(flaws)
+        self._ready()
         id = secrets.token_hex(8)  # noqa: A001 - the field's name
         secret = make_secret(id, secrets.token_bytes(SECRET_BYTES))
         key = Key(id, name, scope, tenant, hash_of(secret), round(self._wall() * 1000), by.id)
@@ -166,6 +176,7 @@ class Access:
 
     async def revoke(self, id: str) -> Key:  # noqa: A002 - the field's name
         """From now on it is wrong. Raises NotFound, Unavailable."""
+        self._ready()
         row = self._keys.get(id)
         if row is None:
             raise NotFound(f"there is no key {id}")

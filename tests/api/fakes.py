@@ -17,7 +17,6 @@ from dispatcher.control.errors import (
     FileManaged,
     Invalid,
     NotFound,
-    Unavailable,
     VersionMismatch,
 )
 from dispatcher.control.publishing import Published, Publisher
@@ -49,32 +48,24 @@ class MemoryKeys:
         self.rows: dict[str, Row[Key]] = {}
         self.loaded = True
 
-    def _check(self) -> None:
-        if not self.loaded:
-            raise Unavailable("the subscriptions topic is being read")
-
     def get(self, name: str) -> Row[Key] | None:
-        self._check()
         return self.rows.get(name)
 
     def names(self) -> Sequence[str]:
-        self._check()
         return sorted(self.rows)
 
     async def put(self, name: str, value: Key, *, base: int) -> Row[Key]:
-        self._check()
         self.rows[name] = Row(name, base + 1, value, NOW)
         return self.rows[name]
 
     async def delete(self, name: str, *, base: int) -> None:
-        self._check()
         del self.rows[name]
 
 
 class MemorySubscriptions(Subscriptions):
     """Subscriptions in a dictionary; `failure` is raised by the next call that would write."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # of its own state: nothing of the real one's is there
         self.views: dict[str, View] = {}
         self.failure: Exception | None = None
         self.calls: list[tuple[str, Any]] = []
@@ -257,7 +248,9 @@ class Plane:
         self.catalogue = MemoryCatalogue()
         self.publisher = MemoryPublisher()
         self.now = 0.0
-        self.access = Access(settings or Settings(), self.keys, monotonic=lambda: self.now)
+        self.access = Access(
+            settings or Settings(), self.keys, lambda: self.keys.loaded, monotonic=lambda: self.now
+        )
         self.services = Services(
             subscriptions=self.subscriptions,
             catalogue=self.catalogue,

@@ -57,5 +57,5 @@ schema = schemathesis.openapi.from_dict(
     derandomize=True,
     database=None,
 )
-def test_no_request_gets_an_answer_that_is_not_documented(case: Case, api: Api) -> None:
+def test_no_request_gets_an_answer_that_is_not_documented(case: Case[Any], api: Api) -> None:
     case.call_and_validate(base_url=api.url, headers={"Authorization": f"Bearer {KEY}"})

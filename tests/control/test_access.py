@@ -30,7 +30,11 @@ def access(*keys: str, host: str = "127.0.0.1", limit: int = 3) -> tuple[Access,
         }
     )
     clock, table = Clock(), MemoryKeys()
-    return Access(settings, table, wall=lambda: 1_760_000_000.0, monotonic=clock), table, clock
+    return (
+        Access(settings, table, lambda: table.loaded, wall=lambda: 1_760_000_000.0, monotonic=clock),
+        table,
+        clock,
+    )
 
 
 def test_without_any_key_it_is_open_to_this_machine() -> None:
