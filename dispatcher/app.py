@@ -20,9 +20,12 @@ from itertools import chain, repeat
 import structlog
 
 from dispatcher.__about__ import __version__
+from dispatcher.api.routes import Services
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerRefused, BrokerUnavailable, TopicSpec
 from dispatcher.broker.open import open_broker
+from dispatcher.control.plane import ControlPlane
+from dispatcher.control.publishing import batch_limit
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.netguard import Guard
 from dispatcher.core.tiers import Tiers
@@ -39,6 +42,7 @@ log = structlog.get_logger(__name__)
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
+_ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
 _COMPACTION_LAG_MS = 3600 * 1000  # `core/changes.py` says why
 
 
@@ -62,12 +66,29 @@ class App:
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
         self._engine: Engine | None = None
+        self.plane = ControlPlane(
+            settings,
+            self.broker,
+            self.registry,
+            guard,
+            self._transport,
+            self.metrics,
+            on_failure=self._failed,
+        )
         self._api = ApiServer(
             settings.http.host,
             settings.http.port,
             self.metrics.registry,
             self.problems,
+            Services(
+                subscriptions=self.plane.subscriptions,
+                catalogue=self.plane.catalogue,
+                publisher=self.plane.publisher,
+                access=self.plane.access,
+                egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
+            ),
             warnings=self.warnings,
+            events_limit=batch_limit(settings.api) + _ENVELOPE,
         )
         self._stopping = False
         self._gc_threshold = gc.get_threshold()
@@ -97,6 +118,7 @@ class App:
     async def _run(self) -> None:
         await self.broker.connect()
         await self._ensure_topics()
+        await self.plane.start()
         self._engine = Engine(
             self.settings,
             self.broker,
@@ -107,6 +129,7 @@ class App:
             self._timers,
             replica=f"{socket.gethostname()}:{os.getpid()}",
             on_failure=self._failed,
+            on_given_up=self.plane.exhausted,
         )
         self._engine.start()
 
@@ -134,7 +157,8 @@ class App:
             return ["the dispatcher is stopping"]
         found = [problem for problem in (self.broker.problem,) if problem is not None]
         if self._engine is None:
-            return found or ["connecting to the broker"]
+            return found or self.plane.problems() or ["connecting to the broker"]
+        found += [problem for problem in self.plane.problems() if problem not in found]
         return found + [problem for problem in self._engine.problems() if problem not in found]
 
     def warnings(self) -> list[str]:
@@ -168,6 +192,7 @@ class App:
         if self._engine is not None:
             steps.append(("engine", self._engine.stop(self.settings.shutdown.drain)))
         steps += [
+            ("control plane", self.plane.stop()),
             ("transport", self._transport.close()),
             ("broker", self.broker.close()),
             ("registry", self.registry.stop()),

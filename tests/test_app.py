@@ -30,7 +30,7 @@ async def test_it_is_ready_once_partitions_are_assigned(app: App) -> None:
     await app.start()
     assert app.problems() == ["not connected yet"]
     assert not app.delivering
-    await eventually(lambda: not app.problems(), within=30)
+    await eventually(lambda: not app.problems(), within=90)
     assert app.delivering
 
 
@@ -49,7 +49,7 @@ async def test_a_broker_that_goes_away_while_topics_are_made_is_waited_for(
 
     monkeypatch.setattr(app.broker, "ensure_topics", away_twice)
     await app.start()
-    await eventually(lambda: not app.problems(), within=30)
+    await eventually(lambda: not app.problems(), within=90)
     assert calls == 3
     assert app.failure is None
 
@@ -72,7 +72,7 @@ async def test_a_part_that_cannot_be_stopped_does_not_keep_the_others_from_it(
 ) -> None:
     app = App(settings(tmp_path), {})
     await app.start()
-    await eventually(lambda: not app.problems(), within=30)
+    await eventually(lambda: not app.problems(), within=90)
 
     async def broken() -> None:
         raise RuntimeError("stuck")

@@ -239,6 +239,8 @@ def demo_settings(config: Path | None, overrides: dict[str, Any], directory: Pat
         "http.port": 0,
         "network.allow": ["127.0.0.0/8"],
         "network.https_only": False,
+        # What is announced of the dead endpoint would be owed to those who want everything.
+        "api.operational_events": False,
         "shutdown.drain": "5s",
         "log.level": "error",
     }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from dispatcher.broker.base import Broker
+from dispatcher.control.access import Access
 from dispatcher.control.announcements import DISABLED, EXHAUSTED, RESERVED, Announcer
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.publishing import Publisher
@@ -56,6 +57,7 @@ class ControlPlane:
             if store is not None
             else Store(settings, broker, registry, guard, wall=wall, on_failure=on_failure)
         )
+        self.access = Access(settings, self.store.keys, lambda: self.store.loaded, wall=wall)
         self.announcer = Announcer(broker.produce, topic, metrics, wall, enabled=api.operational_events)
         probes = Probes(transport, guard, api.origin or socket.getfqdn(), wall)
         self._validator = Validator(self.store, registry, probes, self.announcer, metrics, chance)
@@ -76,8 +78,12 @@ class ControlPlane:
         registry.on_disabled = self._disabled
 
     async def start(self) -> None:
-        """Follow the topic; the broker is connected and the topics are there."""
+        """Read the topic to its end and follow it from there; the broker is connected and the topics are there.
+
+        Waits for the broker as long as it takes: who delivers before everything is read drops what it doesn't know.
+        """
         await self.store.start()
+        await self.store.wait_loaded()
         self._tasks.start(self._validator.run(), "validation")
         self._tasks.start(self.announcer.run(), "operational events")
 

@@ -87,6 +87,11 @@ class _Known:
     written: asyncio.Future[bool] | None  # while it is under way
 
 
+def batch_limit(settings: ApiSettings) -> int:
+    """Bytes that all events of one request may have together."""
+    return settings.max_event_bytes * _MAX_BATCH_BYTES
+
+
 class Publisher:
     """Writes events of the API to the events topic."""
 
@@ -105,6 +110,7 @@ class Publisher:
         self._catalogue = catalogue
         self._validation = settings.publish_validation
         self._max_event = settings.max_event_bytes
+        self._max_batch = batch_limit(settings)
         self._window = settings.publish_window
         self._metrics = metrics
         self._wall = wall
@@ -147,9 +153,8 @@ class Publisher:
         if flaws:
             raise Invalid(flaws)
         size = sum(len(event.message.value or b"") for event in read)
-        most = self._max_event * _MAX_BATCH_BYTES
-        if size > most:
-            raise TooLarge(f"a batch has at most {format_size(most)}")
+        if size > self._max_batch:
+            raise TooLarge(f"a batch has at most {format_size(self._max_batch)}")
         return read
 
     def _event(self, event: Mapping[str, Any], tenant: str | None, at: tuple[str | int, ...]) -> _Event:
