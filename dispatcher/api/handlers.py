@@ -14,6 +14,7 @@ from dispatcher.core.keys import Key
 from dispatcher.core.spec import Flaw
 from dispatcher.core.units import parse_duration
 
+_VERSION: Final = re.compile(r"[0-9]{1,18}")
 _TAG: Final = re.compile(r'"([0-9]{1,18})"')
 _TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"(?:[ \t]*,[ \t]*(?:W/)?"[\x21\x23-\x7e]*")*')
 _MAX_OVERLAP: Final = 30 * 24 * 3600.0
@@ -28,6 +29,8 @@ def _if_match(call: Call, current: int | None) -> int | None:
     given = "*" if call.if_match is None else call.if_match.strip()
     if given == "*":
         return None
+    if _VERSION.fullmatch(given):
+        given = f'"{given}"'  # the version as documents show it: what else could be meant?
     if not _TAGS.fullmatch(given):
         flaw = Flaw(("If-Match",), 'must be an ETag as it was sent: "3"')
         raise Problem(Kind.MALFORMED, str(flaw), errors=[flaw])

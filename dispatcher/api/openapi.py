@@ -49,7 +49,7 @@ _HEADERS: Final = {
     "Retry-After": "Seconds to wait.",
     "WWW-Authenticate": "How to send a key.",
 }
-_ETAGS: Final = r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
+_ETAGS: Final = r'^(\*|[0-9]{1,18}|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
 _COMPONENTS: Final = "#/components/schemas/{model}"
 
 

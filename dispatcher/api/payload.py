@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 import orjson
 from aiohttp import web
 
-from dispatcher.api.problems import Kind, Problem
+from dispatcher.api.problems import Kind, Problem, invalid
 from dispatcher.core.spec import Flaw
 
 MAX_DEPTH: Final = 64
@@ -87,7 +87,7 @@ def parse_lines(body: bytes, limit: int) -> list[Any]:
     """The values of NDJSON, one a line; empty lines don't count. Raises Problem."""
     lines = [line for line in body.split(b"\n") if line.strip()]
     if len(lines) > limit:
-        raise Problem(Kind.TOO_LARGE, f"there are {len(lines)} lines; {limit} are the most")
+        raise invalid([Flaw((), f"there are {len(lines)} lines; 1 to {limit} are taken at once")])
     return [parse_json(line, (number,)) for number, line in enumerate(lines)]
 
 

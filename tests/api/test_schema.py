@@ -13,15 +13,15 @@ from schemathesis import Case
 from structlog.testing import capture_logs
 
 from dispatcher.api import openapi
+from tests.api.real import InThread
 from tests.api.serving import KEY
-from tests.commands.test_api_commands import Api
 
 EXAMPLES = 10
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    made = Api(KEY)
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
+    made = InThread(tmp_path_factory.mktemp("dispatcher"), KEY)
     with capture_logs():
         made.start()
         yield made
@@ -57,5 +57,5 @@ schema = schemathesis.openapi.from_dict(
     derandomize=True,
     database=None,
 )
-def test_no_request_gets_an_answer_that_is_not_documented(case: Case[Any], api: Api) -> None:
+def test_no_request_gets_an_answer_that_is_not_documented(case: Case[Any], api: InThread) -> None:
     case.call_and_validate(base_url=api.url, headers={"Authorization": f"Bearer {KEY}"})

@@ -1,0 +1,92 @@
+"""The whole dispatcher on an embedded broker, called over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from dispatcher.app import App
+from dispatcher.settings import Settings
+from tests.api.serving import Client
+from tests.e2e.daemon import eventually
+
+# Nothing asks the machine's own name servers: a port of this machine where none is.
+NETWORK = {
+    "allow": ["127.0.0.0/8"],
+    "https_only": False,
+    "dns_servers": ["127.0.0.1:9"],
+    "dns_timeout": 0.1,
+}
+
+
+def settings(folder: Path, *keys: str, file: list[dict[str, Any]] | None = None, **changes: Any) -> Settings:
+    path = None
+    if file is not None:
+        path = folder / "subscriptions.yaml"
+        path.write_text(yaml.safe_dump({"subscriptions": file}))
+    document: dict[str, Any] = {
+        "broker": f"sqlite:///{folder}/log.db",
+        "subscriptions_file": path,
+        "http": {"port": 0},
+        "network": NETWORK,
+        **changes,
+    }
+    document["api"] = {"keys": keys, "operational_events": False, **changes.get("api", {})}
+    return Settings.model_validate(document)
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, *keys: str, file: list[dict[str, Any]] | None = None, **changes: Any
+) -> AsyncIterator[tuple[Client, App]]:
+    """A dispatcher that is ready, and a client with the first key. A second one on the folder has the first one's state."""
+    app = App(settings(folder, *keys, file=file, **changes), {})
+    try:
+        await app.start()
+        await eventually(lambda: not app.problems(), 60, lambda: str(app.problems()))
+        async with aiohttp.ClientSession() as session:
+            yield Client(f"http://127.0.0.1:{app.http_port}", session, keys[0] if keys else None), app
+    finally:
+        await app.stop()
+
+
+class InThread:
+    """One in a thread of its own, for callers that have no loop."""
+
+    def __init__(self, folder: Path, *keys: str) -> None:
+        self._folder = folder
+        self._keys = keys
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._done = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.url = ""
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(120)
+        assert self.url
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._ready.set()
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        async with running(self._folder, *self._keys) as (client, _):
+            self.url = client.base
+            self._ready.set()
+            await self._done.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
+        self._thread.join(120)

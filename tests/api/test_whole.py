@@ -1,0 +1,328 @@
+"""The API end to end: the whole dispatcher on the embedded broker, and real endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from standardwebhooks import Webhook
+
+from tests.api.real import running
+from tests.api.serving import KEY, Answer, Client
+from tests.e2e.daemon import Endpoint, eventually
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+NEW = {"url": "http://127.0.0.1:80/", "event_types": ["*"]}
+
+
+def made(answer: Answer) -> Any:
+    assert answer.status == 201, answer.body
+    return answer.json
+
+
+async def shown(call: Client, id_: str) -> Any:
+    """A subscription, without what differs from moment to moment."""
+    answer = await call("GET", f"/v1/subscriptions/{id_}")
+    assert answer.status == 200, answer.body
+    return {name: value for name, value in answer.json.items() if name != "health"}
+
+
+async def test_from_registering_a_webhook_to_its_verified_delivery(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint, running(tmp_path) as (call, _):
+        new = {"url": f"{endpoint.url}/in", "event_types": ["invoice.*"]}
+        created = made(await call("POST", "/v1/subscriptions", new))
+        [secret] = created["secrets"]
+        id_ = created["subscription"]["id"]
+        pinged = (await call("POST", f"/v1/subscriptions/{id_}/ping")).json
+        assert (pinged["delivered"], pinged["status"]) == (True, 200)
+        for kind in ("user.created", "invoice.paid"):
+            published = await call(
+                "POST", "/v1/events", {"type": kind, "id": f"evt_{kind}", "data": {"n": 1}}
+            )
+            assert published.status == 202
+        await endpoint.received({"evt_invoice.paid"}, within=60)
+        for path, headers, body in endpoint.requests:
+            assert path == "/in"
+            Webhook(secret).verify(body, headers)
+        assert endpoint.ids.keys() == {pinged["event_id"], "evt_invoice.paid"}
+        again = await call(
+            "POST", "/v1/events", {"type": "invoice.paid", "id": "evt_invoice.paid", "data": {"n": 1}}
+        )
+        assert again.json["events"][0]["duplicate"]
+
+
+async def test_a_rotated_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint, running(tmp_path) as (call, _):
+        made(
+            await call(
+                "POST", "/v1/subscriptions", {**NEW, "id": "a", "url": endpoint.url, "secrets": [SECRET]}
+            )
+        )
+        rotated = (await call("POST", "/v1/subscriptions/a/secret/rotate")).json
+        assert (await call("POST", "/v1/subscriptions/a/ping")).json["delivered"]
+        _, headers, body = endpoint.requests[-1]
+        for secret in (SECRET, rotated["secret"]):
+            Webhook(secret).verify(body, headers)
+        secrets = (await shown(call, "a"))["secrets"]
+        assert [bool(secret["expires_at"]) for secret in secrets] == [False, True]
+        assert SECRET not in str(secrets)
+
+
+async def test_a_restart_keeps_all_of_it(tmp_path: Path) -> None:
+    async with running(tmp_path, KEY) as (call, _):
+        for number in range(3):
+            made(
+                await call(
+                    "POST",
+                    "/v1/subscriptions",
+                    {**NEW, "id": f"s{number}", "timeout": "3s", "rate_limit": "5/m"},
+                )
+            )
+        await call("PATCH", "/v1/subscriptions/s1", {"timeout": None, "headers": {"X-A": "b"}})
+        await call("POST", "/v1/subscriptions/s1/pause")
+        await call("DELETE", "/v1/subscriptions/s2")
+        await call(
+            "PUT", "/v1/event-types/invoice.paid", {"description": "Paid.", "schema": {"type": "object"}}
+        )
+        key = made(await call("POST", "/v1/keys", {"name": "acme", "scope": "tenant", "tenant": "acme"}))
+        revoked = made(await call("POST", "/v1/keys", {"name": "old", "scope": "operator"}))
+        await call("DELETE", f"/v1/keys/{revoked['key']['id']}")
+        before = [
+            (await call("GET", path)).json for path in ("/v1/subscriptions", "/v1/event-types", "/v1/keys")
+        ]
+    async with running(tmp_path, KEY) as (call, app):
+        after = [
+            (await call("GET", path)).json for path in ("/v1/subscriptions", "/v1/event-types", "/v1/keys")
+        ]
+        assert after == before
+        assert [(each["id"], each["status"]) for each in after[0]["subscriptions"]] == [
+            ("s0", "active"),
+            ("s1", "paused"),
+        ]
+        assert app.registry.counts() == {"active": 1, "paused": 1, "pending": 0, "disabled": 0}
+        assert (await call.using(key["secret"])("GET", "/v1/subscriptions")).json["subscriptions"] == []
+        assert (await call.using(revoked["secret"])("GET", "/v1/subscriptions")).status == 401
+
+
+async def test_the_first_operators_key_closes_the_api_for_good(tmp_path: Path) -> None:
+    async with running(tmp_path) as (call, _):
+        key = made(await call("POST", "/v1/keys", {"name": "ops", "scope": "operator"}))
+        assert (await call("GET", "/v1/keys")).status == 401
+    async with running(tmp_path) as (call, _):
+        assert (await call("GET", "/v1/keys")).status == 401
+        operator = call.using(key["secret"])
+        assert (await operator("DELETE", f"/v1/keys/{key['key']['id']}")).status == 204
+        assert (await call("GET", "/v1/keys")).status == 200
+
+
+async def test_of_two_changes_on_one_version_one_wins_and_the_other_learns_of_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as (call, _):
+        made(await call("POST", "/v1/subscriptions", {**NEW, "id": "a"}))
+        for turn in range(5):
+            tag = (await call("GET", "/v1/subscriptions/a")).headers["ETag"]
+            changes = [{"max_in_flight": 10 + turn}, {"max_in_flight": 100 + turn}]
+            answers = await asyncio.gather(
+                *(
+                    call("PATCH", "/v1/subscriptions/a", change, headers={"If-Match": tag})
+                    for change in changes
+                )
+            )
+            assert sorted(answer.status for answer in answers) == [200, 412]
+            winner = next(answer for answer in answers if answer.status == 200)
+            assert (await shown(call, "a"))["max_in_flight"] == winner.json["max_in_flight"]
+        # Without a version, changes of different fields both hold.
+        await asyncio.gather(
+            call("PATCH", "/v1/subscriptions/a", {"payload": "thin"}),
+            call("PATCH", "/v1/subscriptions/a", {"timeout": "7s"}),
+        )
+        found = await shown(call, "a")
+        assert (found["payload"], found["timeout"]) == ("thin", "7s")
+
+
+async def test_a_repeated_request_makes_one_subscription_after_a_restart_too(tmp_path: Path) -> None:
+    headers = {"Idempotency-Key": "order-66"}
+    async with running(tmp_path, KEY) as (call, _):
+        first = made(await call("POST", "/v1/subscriptions", NEW, headers=headers))
+        again = made(await call("POST", "/v1/subscriptions", NEW, headers=headers))
+        assert again == first
+        other = await call("POST", "/v1/subscriptions", {**NEW, "payload": "thin"}, headers=headers)
+        assert other.status == 422
+        assert other.json["errors"][0]["field"] == "Idempotency-Key"
+    async with running(tmp_path, KEY) as (call, _):
+        assert made(await call("POST", "/v1/subscriptions", NEW, headers=headers)) == first
+        assert len((await call("GET", "/v1/subscriptions")).json["subscriptions"]) == 1
+
+
+async def test_pages_hold_while_others_write(tmp_path: Path) -> None:
+    async with running(tmp_path) as (call, _):
+        await asyncio.gather(
+            *(call("POST", "/v1/subscriptions", {**NEW, "id": f"s{number:02}"}) for number in range(0, 40, 2))
+        )
+        seen: list[str] = []
+        query, turn = "?limit=6", 0
+        while query:
+            page = (await call("GET", "/v1/subscriptions" + query)).json
+            seen += [each["id"] for each in page["subscriptions"]]
+            query = page["next_cursor"] and f"?limit=6&cursor={page['next_cursor']}"
+            await call("POST", "/v1/subscriptions", {**NEW, "id": f"s{turn:02}x"})
+            if turn == 1:
+                await call("DELETE", f"/v1/subscriptions/{seen[-1]}")  # the page's cursor stands on it
+            turn += 1
+        old = [id_ for id_ in seen if not id_.endswith("x")]
+        assert old == [f"s{number:02}" for number in range(0, 40, 2)]
+        assert len(seen) == len(set(seen))
+
+
+async def test_what_the_file_manages_is_shown_and_not_changed(tmp_path: Path) -> None:
+    entry = {"id": "filed", "secrets": [SECRET], **NEW}
+    async with running(tmp_path, file=[entry]) as (call, _):
+        made(await call("POST", "/v1/subscriptions", {**NEW, "id": "a"}))
+        listed = (await call("GET", "/v1/subscriptions")).json["subscriptions"]
+        assert [(each["id"], each["managed"]) for each in listed] == [("a", "api"), ("filed", "file")]
+        for method, path, body in (
+            ("PATCH", "", {"payload": "thin"}),
+            ("DELETE", "", None),
+            ("POST", "/pause", None),
+            ("POST", "/secret/rotate", None),
+        ):
+            answer = await call(method, f"/v1/subscriptions/filed{path}", body)
+            assert (answer.status, answer.json["type"].rpartition(":")[2]) == (409, "file-managed"), (
+                answer.body
+            )
+        taken = await call("POST", "/v1/subscriptions", {**NEW, "id": "filed"})
+        assert (taken.status, taken.json["type"].rpartition(":")[2]) == (409, "already-exists")
+
+
+WRONG: list[tuple[str, str, Any, str]] = [
+    ("POST", "/v1/subscriptions", {**NEW, "url": "http://10.0.0.1/"}, "url"),
+    ("POST", "/v1/subscriptions", {**NEW, "url": "http://user:pass@127.0.0.1/"}, "url"),
+    ("POST", "/v1/subscriptions", {**NEW, "secrets": ["whsec_c2hvcnQ="]}, "secrets[0]"),
+    ("POST", "/v1/subscriptions", {**NEW, "signatures": ["v1a"], "secrets": [SECRET]}, "secrets[0]"),
+    ("POST", "/v1/subscriptions", {**NEW, "headers": {"Host": "x"}}, "headers.Host"),
+    ("POST", "/v1/subscriptions", {**NEW, "headers": {"X-A": "a\r\nb"}}, "headers.X-A"),
+    ("POST", "/v1/subscriptions", {**NEW, "tenant": "a\u0007"}, "tenant"),
+    ("POST", "/v1/subscriptions", {**NEW, "event_types": ["a*"]}, "event_types[0]"),
+    (
+        "POST",
+        "/v1/subscriptions",
+        {**NEW, "client_certificate": {"cert_file": "/etc/passwd"}},
+        "client_certificate",
+    ),
+    ("POST", "/v1/subscriptions", {**NEW, "rate_limit": "0/s"}, "rate_limit"),
+    ("PATCH", "/v1/subscriptions/a", {"url": "http://169.254.169.254/"}, "url"),
+    ("PATCH", "/v1/subscriptions/a", {"url": None}, "url"),
+    ("PATCH", "/v1/subscriptions/a", {"event_types": None}, "event_types"),
+    ("PATCH", "/v1/subscriptions/a", {"id": "b"}, "id"),
+    ("PATCH", "/v1/subscriptions/a", {"secrets": [SECRET]}, "secrets"),
+    ("PATCH", "/v1/subscriptions/a", {"timeout": "0s"}, "timeout"),
+    ("PATCH", "/v1/subscriptions/a", {"retry": {"jitter": 2}}, "retry.jitter"),
+    ("POST", "/v1/subscriptions/a/secret/rotate", {"secret": "whsec_c2hvcnQ="}, "secret"),
+    ("POST", "/v1/subscriptions/a/secret/rotate", {"overlap": "31d"}, "overlap"),
+    ("PUT", "/v1/event-types/a.b", {"schema": {"type": "nonsense"}}, "schema"),
+    ("PUT", "/v1/event-types/a.b", {"schema": {"$ref": "http://127.0.0.1:1/x"}}, "schema"),
+    ("PUT", "/v1/event-types/dispatcher.x", {}, "name"),
+    ("POST", "/v1/events", {"type": "a", "tenant": "*"}, "tenant"),
+    ("POST", "/v1/events", [{"type": "a"}, {"type": "dispatcher.x"}], "[1].type"),
+    ("POST", "/v1/events", {"type": "a", "id": "a b"}, "id"),
+    ("POST", "/v1/keys", {"name": "a", "scope": "tenant"}, "tenant"),
+]
+
+
+async def test_what_is_wrong_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as (call, app):
+        made(await call("POST", "/v1/subscriptions", {**NEW, "id": "a"}))
+        paths = ("/v1/subscriptions", "/v1/event-types", "/v1/keys")
+        before = [(await call("GET", path)).json for path in paths]
+        written = await _records(app)
+        for method, path, body, field in WRONG:
+            answer = await call(method, path, body)
+            assert answer.status == 422, (path, body, answer.body)
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert field in [error["field"] for error in answer.json["errors"]], (body, answer.body)
+        assert [(await call("GET", path)).json for path in paths] == before
+        assert await _records(app) == written
+
+
+async def _records(app: Any) -> int:
+    """How many records all topics hold."""
+    return sum(partition.latest for topic in await app.broker.topics() for partition in topic.partitions)
+
+
+async def test_tenants_work_side_by_side_and_apart(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint, running(tmp_path, KEY) as (call, _):
+        tenants: dict[str, Client] = {}
+        for name in ("acme", "globex"):
+            key = made(await call("POST", "/v1/keys", {"name": name, "scope": "tenant", "tenant": name}))
+            tenants[name] = call.using(key["secret"])
+            new = {"url": f"{endpoint.url}/{name}", "event_types": ["*"], "id": f"sub_{name}"}
+            assert (
+                made(await tenants[name]("POST", "/v1/subscriptions", new))["subscription"]["tenant"] == name
+            )
+        acme = tenants["acme"]
+        for body in ({**NEW, "tenant": "globex"}, {**NEW, "tenant": "*"}):
+            assert (await acme("POST", "/v1/subscriptions", body)).status == 422
+        assert (await acme("PATCH", "/v1/subscriptions/sub_acme", {"tenant": "globex"})).status == 422
+        assert (await acme("POST", "/v1/events", {"type": "a", "tenant": "globex"})).status == 422
+        taken = await acme("POST", "/v1/subscriptions", {**NEW, "id": "sub_globex"})
+        assert taken.status == 409
+        for method, path in (
+            ("GET", ""),
+            ("DELETE", ""),
+            ("POST", "/pause"),
+            ("POST", "/ping"),
+            ("GET", "/health"),
+        ):
+            assert (await acme(method, f"/v1/subscriptions/sub_globex{path}")).status == 404
+        assert [each["id"] for each in (await acme("GET", "/v1/subscriptions")).json["subscriptions"]] == [
+            "sub_acme"
+        ]
+        assert (await acme("GET", "/v1/subscriptions?tenant=globex")).json["subscriptions"] == []
+        await acme("POST", "/v1/events", {"type": "a", "id": "evt_acme"})
+        await tenants["globex"]("POST", "/v1/events", {"type": "a", "id": "evt_globex"})
+        await endpoint.received({"evt_acme", "evt_globex"}, within=60)
+        assert {(path, headers["webhook-id"]) for path, headers, _ in endpoint.requests} == {
+            ("/acme", "evt_acme"),
+            ("/globex", "evt_globex"),
+        }
+
+
+async def test_an_endpoint_that_gave_up_is_enabled_again(tmp_path: Path) -> None:
+    gone = True
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=410 if gone else 200)
+
+    async with Endpoint(answer) as endpoint, running(tmp_path) as (call, app):
+        made(await call("POST", "/v1/subscriptions", {**NEW, "id": "a", "url": endpoint.url}))
+        await call("POST", "/v1/events", {"type": "a", "id": "evt_1"})
+        await eventually(lambda: app.registry.counts()["disabled"] == 1, within=60)
+        found = await shown(call, "a")
+        assert (found["status"], found["reason"]) == ("disabled", "gone")
+        gone = False
+        assert (await call("POST", "/v1/subscriptions/a/enable")).json["status"] == "active"
+        await call("POST", "/v1/events", {"type": "a", "id": "evt_2"})
+        await endpoint.received({"evt_2"}, within=60)
+
+
+@pytest.mark.parametrize("wanted", ["echo", "refuse"])
+async def test_a_subscription_waits_for_its_validation(tmp_path: Path, wanted: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "OPTIONS":
+            return web.Response(status=405)
+        body = await request.json()
+        challenge = body.get("data", {}).get("challenge", "") if wanted == "echo" else ""
+        return web.json_response({"challenge": challenge})
+
+    async with Endpoint(answer) as endpoint, running(tmp_path) as (call, _):
+        new = {**NEW, "id": "a", "url": endpoint.url, "validate": True}
+        assert made(await call("POST", "/v1/subscriptions", new))["subscription"]["status"] == "pending"
+        answered = await call("POST", "/v1/subscriptions/a/validate")
+        if wanted == "echo":
+            assert answered.status == 200, answered.body
+            assert (await shown(call, "a"))["status"] == "active"
+        else:
+            assert answered.status == 409, answered.body
+            assert (await shown(call, "a"))["status"] == "pending"
