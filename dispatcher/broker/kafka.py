@@ -96,7 +96,9 @@ class KafkaBroker:
 
     @property
     def problem(self) -> str | None:
-        return self._problem
+        if self._problem is not None or self._producer is None:
+            return self._problem
+        return self._producer.problem
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -76,6 +76,19 @@ _COMMIT_REFUSED = (
     errors.IllegalGenerationError,
     errors.RebalanceInProgressError,
 )
+# What to do about it, where the error's own words don't say.
+_ADVICE: dict[type[errors.KafkaError], str] = {
+    errors.NotEnoughReplicasError: "too few replicas are in sync: bring the brokers back that hold them, or lower the topic's min.insync.replicas",
+    errors.NotEnoughReplicasAfterAppendError: "too few replicas are in sync: bring the brokers back that hold them, or lower the topic's min.insync.replicas",
+    errors.KafkaStorageError: "the broker can't use its disk: look whether it is full or failed, and at that broker's log",
+    errors.TopicAuthorizationFailedError: "not authorized: allow this user READ, WRITE and DESCRIBE on the topic",
+    errors.GroupAuthorizationFailedError: "not authorized: allow this user READ on the group",
+    errors.ClusterAuthorizationFailedError: "not authorized: allow this user IDEMPOTENT_WRITE on the cluster",
+    errors.ProducerFenced: "another producer was given its id, a fresh one is made",
+    errors.InvalidProducerEpoch: "another producer was given its id, a fresh one is made",
+    errors.LeaderNotAvailableError: "the partition has no leader: bring the brokers back that hold its replicas",
+    errors.UnknownTopicOrPartitionError: "the broker doesn't know it: was the topic deleted? `dispatcher topics --create` makes it again",
+}
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
 
@@ -110,6 +123,9 @@ def reason_of(error: BaseException) -> str:
             return "no answer in time"
         case errors.CommitFailedError():
             return "the group has rebalanced meanwhile"
+        case errors.KafkaError() if type(error) in _ADVICE:
+            number = f" ({error.errno})" if isinstance(error, errors.BrokerResponseError) else ""
+            return f"{type(error).__name__}{number}: {_ADVICE[type(error)]}"
         case errors.BrokerResponseError():
             said = ": ".join(str(part) for part in error.args) or error.description.split(". ")[0]
             return f"{type(error).__name__} ({error.errno}): {said.strip().rstrip('.')}"

@@ -7,6 +7,8 @@
   retries was written, so rolling the numbers back could make the broker drop new data as
   duplicates. Hence a failed batch retires the library's producer: the next one gets a fresh producer id.
 - The library waits for a broker that is away for ever. `produce` gives up after `request_timeout`.
+- It also repeats what a broker refuses for now (too few replicas in sync, a full disk), and says so in log lines only. So the
+  answers are looked at on their way to it (`_watch`): `problem` names what is refused while it is.
 
 Rules:
 
@@ -23,13 +25,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
 
 from dispatcher.broker.base import (
     BrokerError,
@@ -39,7 +42,7 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
 )
-from dispatcher.broker.kafka_client import TOO_LARGE, describe, mapped
+from dispatcher.broker.kafka_client import TOO_LARGE, describe, mapped, reason_of
 from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
@@ -53,6 +56,8 @@ BATCH_BYTES = 256 * 1024
 LARGEST_MESSAGE = 64 << 20
 _OVERHEAD = 100  # bytes of batch header and record framing
 _STOP_TIMEOUT = 5.0
+_ELECTION = 1.0  # seconds for which a refusal is nothing to tell of: a new topic, a leader that moves
+_REPEATED = 10.0  # seconds; the library repeats every quarter of one, or when the broker has taken its time
 _TOPIC_TIMEOUT = 10.0  # how long a topic that the cluster doesn't know is asked for again
 # A fresh producer cures it: sequence numbers that are lost, or a producer that was retired meanwhile.
 _FRESH_PRODUCER = (
@@ -80,6 +85,17 @@ class _Call:
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class _Refused:
+    """A partition that takes nothing for now, although its broker answers. Times of the monotonic clock."""
+
+    __slots__ = ("last", "since", "told", "why")
+
+    def __init__(self, since: float) -> None:
+        self.since = self.last = since
+        self.why = ""
+        self.told = False
 
 
 class _Chunk:
@@ -131,6 +147,14 @@ class KafkaProducer:
         self._starting = asyncio.Lock()
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._partitioner = Partitioner(_size)
+        self._refused: dict[tuple[str, int], _Refused] = {}  # by partition, until it takes something again
+
+    @property
+    def problem(self) -> str | None:
+        """What a partition refuses for now, in one sentence."""
+        now = time.monotonic()
+        # What is no longer repeated was given up by whoever wrote it.
+        return next((r.why for r in self._refused.values() if r.told and now - r.last < _REPEATED), None)
 
     @property
     def client(self) -> AIOKafkaClient | None:
@@ -175,8 +199,43 @@ class KafkaProducer:
                 if isinstance(error, errors.KafkaError | OSError | TimeoutError):
                     raise mapped(error, "starting the producer") from error
                 raise
+            producer.client.send = self._watch(producer.client.send)
             self._live = producer
             return producer
+
+    def _watch(self, send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Look at what brokers answer to batches (once per batch), on its way to the library."""
+
+        async def watched(node_id: Any, request: Any, **options: Any) -> Any:
+            response = await send(node_id, request, **options)
+            if isinstance(request, ProduceRequest):
+                for topic, partitions in response.topics:
+                    for number, code, *_ in partitions:
+                        self._answered(topic, number, code)
+            return response
+
+        return watched
+
+    def _answered(self, topic: str, partition: int, code: int) -> None:
+        key = topic, partition
+        if not code:
+            if self._refused:
+                refused = self._refused.pop(key, None)
+                if refused is not None and refused.told:
+                    log.info("written again", partition=f"{topic}-{partition}")
+            return
+        error = errors.for_code(code)
+        if not getattr(error, "retriable", False):
+            return  # whoever writes is told at once
+        now = time.monotonic()
+        refused = self._refused.get(key)
+        if refused is None or now - refused.last >= _REPEATED:
+            refused = self._refused[key] = _Refused(now)
+        refused.last = now
+        refused.why = f"writing to {topic}-{partition}: {reason_of(error())}"
+        if not refused.told and now - refused.since >= _ELECTION:
+            refused.told = True
+            log.warning("write refused, trying again", error=refused.why)
 
     def _retire(self, producer: AIOKafkaProducer) -> None:
         """A batch of it failed: give it no more. What it has under way for other partitions, it ends."""
@@ -217,9 +276,14 @@ class KafkaProducer:
             async with asyncio.timeout(self._settings.request_timeout):
                 await call.future
         except TimeoutError:
-            raise BrokerUnavailable(
-                self._problem() or f"no acknowledgement within {self._settings.request_timeout:g} s"
-            ) from None
+            raise self._no_answer() from None
+
+    def _no_answer(self) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            self._problem()
+            or self.problem
+            or f"no acknowledgement within {self._settings.request_timeout:g} s"
+        )
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
         """The same for many small records of one topic: no object and no place in a queue for each."""
@@ -242,9 +306,7 @@ class KafkaProducer:
                     return_exceptions=True,
                 )
         except TimeoutError:
-            raise BrokerUnavailable(
-                self._problem() or f"no acknowledgement within {self._settings.request_timeout:g} s"
-            ) from None
+            raise self._no_answer() from None
         for outcome in ended:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -389,6 +451,8 @@ class KafkaProducer:
             log.info(
                 "batch refused as too large, splitting it", partition=str(lane), bytes=size, records=count
             )
+        if not split and isinstance(error, _FRESH_PRODUCER):
+            log.warning("a fresh producer is needed", partition=str(lane), error=reason_of(error))
         if split or isinstance(error, _FRESH_PRODUCER):
             for chunk, number in reversed(taken):
                 chunk.at -= number

@@ -251,6 +251,52 @@ async def test_lost_sequence_numbers_cost_a_fresh_producer_and_no_record(on_mock
     assert record.value == b"1"
 
 
+@pytest.mark.parametrize(
+    ("code", "named"), [(56, "can't use its disk"), (19, "too few replicas"), (20, "too few replicas")]
+)
+async def test_what_a_broker_refuses_for_now_is_named_while_it_does(
+    on_mock: OnMock, code: int, named: str
+) -> None:
+    broker = await on_mock.connect()
+    topic = await on_mock.topic(broker)
+    on_mock.cluster.fail_next(PRODUCE, *[code] * 12)  # three seconds of it
+    call = asyncio.get_running_loop().create_task(broker.produce([Message(topic, b"0", partition=0)]))
+    await eventually(lambda: broker.problem is not None)
+    assert f"writing to {topic}-0: " in (broker.problem or "")
+    assert named in (broker.problem or "")
+    await call
+    assert broker.problem is None
+    record = await broker.read(TopicPartition(topic, 0), 0)
+    assert record is not None
+    assert await broker.read(TopicPartition(topic, 0), 1) is None, (
+        "repeated by the library, not written twice"
+    )
+
+
+async def test_a_lost_authorization_is_refused_with_what_to_do(on_mock: OnMock) -> None:
+    broker = await on_mock.connect()
+    topic = await on_mock.topic(broker)
+    on_mock.cluster.fail_next(PRODUCE, 29)
+    with pytest.raises(BrokerRefused, match=rf"writing to {topic}-0: .*allow this user READ, WRITE"):
+        await broker.produce([Message(topic, b"0", partition=0)])
+    await broker.produce([Message(topic, b"0", partition=0)])
+    assert broker.problem is None
+
+
+async def test_a_fenced_producer_is_replaced_and_told_of(
+    on_mock: OnMock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker: Any = await on_mock.connect()
+    topic = await on_mock.topic(broker)
+    await broker.produce([Message(topic, b"0", partition=0)])
+    producer = broker._producer._live
+    on_mock.cluster.fail_next(PRODUCE, 47)
+    await broker.produce([Message(topic, b"1", partition=0)])
+    assert broker._producer._live is not producer
+    assert "another producer was given its id" in capsys.readouterr().out
+    assert broker.problem is None
+
+
 async def test_a_bad_message_fails_its_own_call_only(on_mock: OnMock) -> None:
     broker = await on_mock.connect()
     topic = await on_mock.topic(broker)
