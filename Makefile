@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench format openapi lock image clean
+.PHONY: help demo test check bench compiled format openapi lock image clean
 
 help: ## what can be done here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ check: $(VENV)/.dev-stamp ## ruff, mypy --strict, import-linter
 
 bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside wrk; needs nginx, wrk, Java, Maven
 	$(BIN)/python -m benchmarks $(ARGS)
+
+compiled: $(VENV)/.dev-stamp ## a wheel with the hot path compiled to C, in dist/; needs a C compiler
+	DISPATCHER_COMPILE=1 $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 format: $(VENV)/.dev-stamp ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .

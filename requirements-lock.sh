@@ -14,3 +14,4 @@ compile() {
 compile pyproject.toml --output-file requirements.txt
 compile --group build --output-file requirements-build.txt
 compile pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
+compile --group compile --constraint requirements-dev.txt --output-file requirements-compile.txt

@@ -35,8 +35,9 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
-import msgspec
 from orjson import JSONDecodeError, loads
+
+from dispatcher.core.envelope import MISSING, NotAnObject, NotJson, decode_envelope
 
 MAX_ID: Final = 256
 MAX_TYPE: Final = 256
@@ -162,35 +163,22 @@ def decode(record: Record) -> Event:
     )
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    """What an envelope is read for. Of any type, so that a wrong one is named here, and not by the library."""
-
-    type: Any = msgspec.UNSET
-    id: Any = None
-    tenant: Any = None
-    created: Any = None
-    timestamp: Any = None
-
-
-_decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
-
-
 def _envelope(record: Record, value: bytes, head: bytes) -> Event:
     try:
         # What is only passed over is not looked at as UTF-8.
         if not value.isascii():
             value.decode()
-        document = _decode_envelope(value)
-    except msgspec.ValidationError:
+        document = decode_envelope(value)
+    except NotAnObject:
         raise InvalidEvent("json", _OBJECT_DETAIL) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (NotJson, UnicodeDecodeError) as error:
         # Neither of them quotes the document.
         raise InvalidEvent("json", f"the value is not JSON: {str(error)[:200]}") from None
     except RecursionError:
         raise InvalidEvent("json", "the value is not JSON that anybody reads: nested too deeply") from None
     kind = document.type
     if not isinstance(kind, str):
-        raise InvalidEvent("type", "the envelope has no type" if kind is msgspec.UNSET else _TYPE_DETAIL)
+        raise InvalidEvent("type", "the envelope has no type" if kind is MISSING else _TYPE_DETAIL)
     checked_type = check_type(kind)
     event_id = document.id
     if event_id is None:

@@ -1,0 +1,66 @@
+"""The wheel that the container image is made of: its hot path is compiled, and it does the main job all the same."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+_missing = None
+if shutil.which("cc") is None and shutil.which("gcc") is None:
+    _missing = "a C compiler (Debian: gcc libc6-dev)"
+elif not Path(sysconfig.get_path("include"), "Python.h").exists():
+    _missing = "Python.h (Debian: python3-dev)"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled wheel, unpacked."""
+    if _missing is not None:
+        pytest.skip(f"NOT TESTED: the compiled wheel; {_missing} is missing")
+    folder = tmp_path_factory.mktemp("compiled")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    environ = {**os.environ, "DISPATCHER_COMPILE": "1"}
+    wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "wheels"), str(ROOT)]
+    subprocess.run([*pip, *wheel], env=environ, check=True)
+    (built,) = (folder / "wheels").glob("*.whl")
+    assert "none-any" not in built.name
+    install = ["install", "--no-deps", "--no-index", "--target", str(folder / "site"), str(built)]
+    subprocess.run([*pip, *install], check=True)
+    return folder / "site"
+
+
+def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=site.parent,
+        env={**environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.timeout(1200)
+def test_the_hot_path_is_compiled(site: Path) -> None:
+    modules = "dispatcher.deliveries", "dispatcher.core.lanes", "dispatcher.core.offsets"
+    program = f"import importlib\nfor name in {modules}: print(importlib.import_module(name).__file__)"
+    files = run(site, "-c", program).stdout.split()
+    assert len(files) == len(modules)
+    for file in files:
+        assert file.startswith(str(site))
+        assert file.endswith(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+@pytest.mark.timeout(1200)
+def test_the_compiled_dispatcher_does_the_main_job(site: Path) -> None:
+    """`demo` checks every signature, retry and dead letter by itself."""
+    done = run(site, "-m", "dispatcher", "demo")
+    assert done.returncode == 0, done.stdout + done.stderr
