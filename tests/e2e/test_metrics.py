@@ -1,0 +1,91 @@
+"""What a scrape shows, of a daemon that has met everything there is to count: the names and labels that were promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
+from dispatcher.broker.base import Message
+from tests.e2e.daemon import Daemon, Endpoint, envelope, eventually, publish
+from tests.e2e.test_delivery import everything
+
+# The design's list, name by name, with its labels.
+PROMISED: dict[str, set[str]] = {
+    "events_consumed_total": {"topic"},
+    "events_unmatched_total": set(),
+    "events_invalid_total": {"reason"},
+    "deliveries_total": {"outcome"},
+    "attempts_total": {"outcome", "code_class"},
+    "attempt_duration_seconds": set(),
+    "delivery_latency_seconds": set(),
+    "deliveries_in_flight": set(),
+    "deliveries_queued": set(),
+    "deliveries_held": set(),
+    "deliveries_parked_total": {"reason"},
+    "retries_due_total": {"level"},
+    "retry_lateness_seconds": set(),
+    "dead_letters_total": {"reason"},
+    "lanes": set(),
+    "connections": {"state"},
+    "connections_opened_total": set(),
+    "partition_lag": {"topic", "partition"},
+    "partition_held_seconds": {"topic", "partition"},
+    "commits_total": {"result"},
+    "rebalances_total": set(),
+    "subscriptions": {"status"},
+    "registry_reloads_total": {"result"},
+    "event_loop_lag_seconds": set(),
+    "build_info": {"version", "python"},
+}
+# Need not have happened: the family is there with its prose, its labels come with the first sample.
+UNEVENTFUL = {"deliveries_parked_total"}
+
+
+async def test_every_metric_that_was_promised_is_shown_with_its_labels(tmp_path: Path) -> None:
+    async def by_type(request: web.Request) -> web.Response:
+        return web.Response(status=503 if b"doomed" in await request.read() else 200)
+
+    url = f"sqlite:///{tmp_path}/log.db"
+    bodies = [
+        envelope(1, "test.event")[1],
+        envelope(2, "test.doomed")[1],
+        envelope(3, "nobody.wants", tenant="unknown")[1],
+        b"no event",
+    ]
+    await publish(url, [Message("events", body) for body in bodies])
+    async with Endpoint(by_type) as endpoint:
+        subscription = everything(
+            endpoint, event_types=["test.*"], retry={"schedule": ["100ms"], "jitter": 0}
+        )
+        daemon = Daemon(tmp_path, url, [subscription])
+        await daemon.start()
+        try:
+
+            async def counted() -> float:
+                return await daemon.metric("dead_letters_total", 'reason="exhausted"')
+
+            seen = 0.0
+            while not seen:
+                assert daemon.running, daemon.log()
+                seen = await counted()
+            await eventually(lambda: len(endpoint.requests) == 3, within=60)
+            while not await daemon.metric("commits_total", 'result="ok"'):
+                assert daemon.running, daemon.log()
+            _, text = await daemon.get("/metrics")
+        finally:
+            await daemon.stop()
+    families = {family.name: family for family in text_string_to_metric_families(text.decode())}
+    for name, labels in PROMISED.items():
+        family = families[f"dispatcher_{name.removesuffix('_total')}"]
+        assert family.documentation, name
+        shown = [
+            set(sample.labels) - {"le"} for sample in family.samples if not sample.name.endswith("_created")
+        ]
+        assert all(each == labels for each in shown), name
+        assert shown or name in UNEVENTFUL, name
+    for family in families.values():
+        for sample in family.samples:
+            assert len(sample.labels) <= 2, sample
+            assert not any("http" in value or "sub_" in value for value in sample.labels.values()), sample
