@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import bench_transport, end_to_end, micro, scale
+from benchmarks import bench_transport, end_to_end, micro, retries, scale
 from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, require
 
 ALL = (
@@ -23,6 +23,7 @@ ALL = (
     "growth",
     "replicas",
     "memory",
+    "retries",
     "micro",
     "matching",
 )
@@ -86,6 +87,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: scale.run_replicas(command, **load_options)
             case "memory":
                 yield lambda: scale.run_memory(command, quick=given.quick)
+            case "retries":
+                yield lambda: retries.run(command, quick=given.quick)
             case "soak":
                 yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":
