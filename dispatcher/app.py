@@ -119,6 +119,8 @@ class App:
         await self.broker.connect()
         await self._ensure_topics()
         await self.plane.start()
+        # A hundred thousand subscriptions, perhaps: nothing that the collector has to look through again and again.
+        gc.freeze()
         self._engine = Engine(
             self.settings,
             self.broker,

@@ -44,7 +44,7 @@ def check_config(
 
 def _subscriptions(settings: Settings) -> str:
     if settings.subscriptions_file is None:
-        return "no subscriptions file (subscriptions_file is not set): nothing would be delivered"
+        return "no subscriptions file (subscriptions_file is not set): what the API has is delivered to"
     network = settings.network
     guard = Guard(network.allow, network.deny, network.https_only, network.ports)
     try:

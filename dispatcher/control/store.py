@@ -95,6 +95,7 @@ _RESEAL_DELAY: Final = (
 _HOUSEKEEPING: Final = 60.0  # seconds at the most between two looks at the clock
 _FORGET_DELETED: Final = 25 * 3600.0
 _LOGGED: Final = 20
+_LAST_WISHES: Final = 2.0
 _STOPPED: Final = "the dispatcher is stopping"
 
 
@@ -316,7 +317,11 @@ class Store:
         await self._loaded.wait()
 
     async def stop(self) -> None:
-        """Follow no more; writes under way end with Unavailable."""
+        """Follow no more; writes under way end with Unavailable. What was disabled just now is written before."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WISHES):
+                while self.loaded and any(wish.status for wish in self._wishes.values()):
+                    await self._granted.wait()
         self._problem = _STOPPED
         self._loaded.clear()
         await self._tasks.stop()
@@ -737,6 +742,7 @@ class Store:
     # Writing to the topic.
 
     def _check(self) -> None:
+        """Raise Unavailable before everything is read, and after the stop."""
         if not self.loaded:
             raise Unavailable(self.problem or "the subscriptions are still being read")
 
