@@ -285,7 +285,7 @@ class Deliveries:
         def settle() -> None:
             if written is not None:
                 written()
-            self._settled(tracker, offset, size)
+            self._settled(tracker, offset, size, "")
 
         self._outbox.put(message, settle)
 
@@ -593,16 +593,17 @@ class Deliveries:
         )
 
     def _settle(self, delivery: Delivery) -> None:
-        self._settled(delivery.tracker, delivery.offset, len(delivery.event.body))
+        size = len(delivery.event.body)
+        self._settled(delivery.tracker, delivery.offset, size, delivery.subscription.id)
 
     def _count(self, size: int) -> None:
         self.in_flight += 1
         self.bytes += size
 
-    def _settled(self, tracker: PartitionTracker, offset: int, size: int) -> None:
+    def _settled(self, tracker: PartitionTracker, offset: int, size: int, subscription_id: str) -> None:
         self.in_flight -= 1
         self.bytes -= size
-        tracker.settle(offset)
+        tracker.settle(offset, subscription_id)
         if self.full:
             self._check_room()
 

@@ -249,7 +249,9 @@ class Engine:
                     deliveries.refuse(record, tracker, error.reason, error.detail)
                 else:
                     wanted = self._registry.index.match(event.tenant, event.type)
-                    tracker.track(offset, len(wanted))
+                    if settled := tracker.settled_before(offset):
+                        wanted = tuple(each for each in wanted if each.id not in settled)
+                    tracker.track(offset, len(wanted), settled)
                     if not wanted:
                         metrics.unmatched += 1
                     for subscription in wanted:

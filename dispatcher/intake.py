@@ -175,7 +175,7 @@ class Intake:
 def _to_commit(tracker: PartitionTracker, limit: int) -> Position | None:
     """With a note of at most `limit` characters; None if it would say nothing new."""
     offset = tracker.committable
-    text = note(tracker.topic, tracker.partition, offset, tracker.completed(), limit)
+    text = note(tracker.topic, tracker.partition, offset, tracker.completed(), tracker.partly(), limit)
     if offset == tracker.committed and text == tracker.noted:
         return None
     return Position(offset, text)

@@ -10,10 +10,15 @@ cluster, where a mirror has brought it with offsets that are not the same. A not
 one that is not believed costs duplicates. So it is believed only if its checksum fits, and the checksum
 covers what the note is about: topic, partition and committed offset.
 
-The text is `1`, then base64 of: checksum (CRC-32, four bytes), kind (one byte), and deflated, either run lengths (`r`: owed, done, owed, done...
-from the committed offset on, in LEB128) or a bitmap (`b`: one bit per offset, lowest first, 1 for done), whichever is shorter.
-Deflating halves what many scattered retries take: 2,500 of them, one offset in twenty, fit where 1,500 would.
-What doesn't fit is left out from the end: the offsets that are read last.
+An event that several subscriptions want may be done for some of them and wait for another. So a note also says of such offsets for
+whom they are done: one endpoint that fails would else have its neighbours get everything twice.
+
+The text is `1`, then base64 of a checksum (CRC-32, four bytes) and sections, deflated. Each section begins with its length. The first has the offsets that
+are done, each further one a number of subscription ids and the offsets that are done for these. Offsets are written either as run lengths
+(`r`: owed, done, owed, done... from the committed offset on) or as a bitmap (`b`: one bit per offset, lowest first, 1
+for done), whichever is shorter. Numbers are LEB128. Deflating halves what many scattered retries take: 2,500 of them, one
+offset in twenty, fit where 1,500 would.
+What doesn't fit is left out, first what is done for some only, and of either the highest offsets: they are read last.
 """
 
 from __future__ import annotations
@@ -21,11 +26,14 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 Runs = Sequence[tuple[int, int]]
 """Offsets that are done: (first, one past the last), in ascending order, with something between one and the next."""
+
+Partly = Mapping[tuple[str, ...], Runs]
+"""Offsets that are done for these subscriptions and not for all that wanted them. Each offset stands once."""
 
 LIMIT: Final = 4096
 """Bytes of text, all of them ASCII: what a broker keeps unless it is configured otherwise (`offset.metadata.max.bytes`)."""
@@ -33,48 +41,66 @@ LIMIT: Final = 4096
 _VERSION: Final = "1"
 _RUN_LENGTHS: Final = b"r"
 _BITMAP: Final = b"b"
-_LARGEST: Final = 1 << 17  # bytes of the body that are written and read
+_LARGEST: Final = 1 << 17  # bytes that are written and read, inflated
 _MOST: Final = 20_000  # runs that are looked at: more have never fitted, and would only take time
 _WBITS: Final = -15  # deflate without a header: the checksum is ours
 _BITS: Final = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
 
 
-def note(topic: str, partition: int, committed: int, runs: Runs, limit: int = LIMIT) -> str:
-    """The text for `runs`, all of them beyond `committed`, of at most `limit` characters; empty if there are none."""
-    runs = runs[:_MOST]
-    while runs:
-        kind, body = _body(committed, runs)
-        if len(body) <= _LARGEST:
-            text = _text(topic, partition, committed, kind, body)
+class Note(NamedTuple):
+    """What is done beyond a commit."""
+
+    done: Runs
+    partly: Sequence[tuple[int, int, tuple[str, ...]]]
+    """(first, one past the last, subscriptions they are done for), in ascending order."""
+
+
+NOTHING: Final = Note((), ())
+
+
+def note(
+    topic: str, partition: int, committed: int, done: Runs, partly: Partly | None = None, limit: int = LIMIT
+) -> str:
+    """The text for what is done beyond `committed`, of at most `limit` characters; empty if that is nothing."""
+    done = done[:_MOST]
+    partly = {} if partly is None else {ids: runs[:_MOST] for ids, runs in partly.items()}
+    while done or partly:
+        content = _content(committed, done, partly)
+        if len(content) <= _LARGEST:
+            text = _text(topic, partition, committed, content)
             if len(text) <= limit:
                 return text
             share = limit / len(text)
         else:
-            share = _LARGEST / len(body)
-        runs = runs[: min(len(runs) - 1, int(len(runs) * share * 0.95))]
+            share = _LARGEST / len(content)
+        if partly:
+            partly = {ids: less for ids, runs in partly.items() if (less := runs[: len(runs) // 2])}
+        else:
+            done = done[: min(len(done) - 1, int(len(done) * share * 0.95))]
     return ""
 
 
-def read_note(topic: str, partition: int, committed: int, text: str) -> list[tuple[int, int]]:
-    """The runs of a note that belongs to this commit; none if it is anything else."""
+def read_note(topic: str, partition: int, committed: int, text: str) -> Note:
+    """What a note says that belongs to this commit; nothing if it is anything else."""
     if not text.startswith(_VERSION) or len(text) > LIMIT:
-        return []
+        return NOTHING
     try:
         data = base64.b64decode(text[1:].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        return []
-    checksum, content = data[:4], data[4:]
-    if checksum != _checksum(topic, partition, committed, content):
-        return []
+        return NOTHING
+    if data[:4] != _checksum(topic, partition, committed, data[4:]):
+        return NOTHING
     inflate = zlib.decompressobj(_WBITS)
     try:
-        body = inflate.decompress(content[1:], _LARGEST)
+        content = inflate.decompress(data[4:], _LARGEST)
     except zlib.error:
-        return []
+        return NOTHING
     if not inflate.eof:
-        return []
-    runs = {_RUN_LENGTHS: _from_lengths, _BITMAP: _from_bitmap}.get(content[:1])
-    return [] if runs is None else runs(committed, body)
+        return NOTHING
+    try:
+        return _read(committed, content)
+    except (IndexError, KeyError, UnicodeDecodeError):
+        return NOTHING
 
 
 def tells_more(told: Runs, known: Runs, committed: int) -> bool:
@@ -95,35 +121,86 @@ def tells_more(told: Runs, known: Runs, committed: int) -> bool:
     return False
 
 
-def _text(topic: str, partition: int, committed: int, kind: bytes, body: bytes) -> str:
+def _text(topic: str, partition: int, committed: int, content: bytes) -> str:
     deflate = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, _WBITS)
-    content = kind + deflate.compress(body) + deflate.flush()
-    return _VERSION + base64.b64encode(_checksum(topic, partition, committed, content) + content).decode()
+    data = deflate.compress(content) + deflate.flush()
+    return _VERSION + base64.b64encode(_checksum(topic, partition, committed, data) + data).decode()
 
 
-def _checksum(topic: str, partition: int, committed: int, content: bytes) -> bytes:
+def _checksum(topic: str, partition: int, committed: int, data: bytes) -> bytes:
     about = f"{topic}\0{partition}\0{committed}\0".encode()
-    return zlib.crc32(content, zlib.crc32(about)).to_bytes(4, "big")
+    return zlib.crc32(data, zlib.crc32(about)).to_bytes(4, "big")
 
 
-def _body(committed: int, runs: Runs) -> tuple[bytes, bytes]:
-    lengths = _lengths(committed, runs)
-    if runs[-1][1] - committed <= 8 * len(lengths):
-        return _BITMAP, _bitmap(committed, runs)
-    return _RUN_LENGTHS, lengths
+def _content(committed: int, done: Runs, partly: Partly) -> bytes:
+    content = bytearray()
+    body = _body(committed, done) if done else b""
+    _number(content, len(body))
+    content += body
+    for ids, runs in partly.items():
+        section = bytearray()
+        _number(section, len(ids))
+        for id_ in ids:
+            encoded = id_.encode()
+            _number(section, len(encoded))
+            section += encoded
+        section += _body(committed, runs)
+        _number(content, len(section))
+        content += section
+    return bytes(content)
 
 
-def _lengths(committed: int, runs: Runs) -> bytes:
-    body = bytearray()
+def _read(committed: int, content: bytes) -> Note:
+    length, at = _read_number(content, 0)
+    done = _runs(committed, content[at : at + length]) if length else ()
+    at += length
+    partly: list[tuple[int, int, tuple[str, ...]]] = []
+    while at < len(content):
+        length, at = _read_number(content, at)
+        end = at + length
+        count, at = _read_number(content, at)
+        ids = []
+        for _ in range(count):
+            size, at = _read_number(content, at)
+            ids.append(content[at : at + size].decode())
+            at += size
+        partly += [(first, past, tuple(ids)) for first, past in _runs(committed, content[at:end])]
+        at = end
+    if at > len(content):
+        raise IndexError
+    return Note(done, tuple(sorted(partly)))
+
+
+def _number(body: bytearray, number: int) -> None:
+    while number > 127:
+        body.append(number & 127 | 128)
+        number >>= 7
+    body.append(number)
+
+
+def _read_number(content: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while (byte := content[at]) > 127:
+        number |= (byte & 127) << shift
+        shift += 7
+        at += 1
+    return number | byte << shift, at + 1
+
+
+def _runs(committed: int, body: bytes) -> Runs:
+    return tuple({_RUN_LENGTHS: _from_lengths, _BITMAP: _from_bitmap}[body[:1]](committed, body[1:]))
+
+
+def _body(committed: int, runs: Runs) -> bytes:
+    lengths = bytearray()
     at = committed
     for first, end in runs:
-        for length in (first - at, end - first):
-            while length > 127:
-                body.append(length & 127 | 128)
-                length >>= 7  # noqa: PLW2901 - LEB128
-            body.append(length)
+        _number(lengths, first - at)
+        _number(lengths, end - first)
         at = end
-    return bytes(body)
+    if at - committed <= 8 * len(lengths):
+        return _BITMAP + _bitmap(committed, runs)
+    return _RUN_LENGTHS + lengths
 
 
 def _bitmap(committed: int, runs: Runs) -> bytes:

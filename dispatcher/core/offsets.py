@@ -8,16 +8,17 @@ The owed offsets stand in one dict. Offsets are tracked in ascending order and a
 the order of insertion, so its first key is the lowest one: no heap, no sorted structure, one
 store per record and one lookup per delivery (0.2 us together, benchmarks/micro.py).
 
-What is done beyond the position to commit (`completed`) is written down beside the commit, and whoever
-takes the partition over begins with it (`ahead`): those offsets are passed over. An offset is done or it is not: of an
-event that is acknowledged by three endpoints and waits for the fourth, all four deliveries are owed to the next owner.
+What is done beyond the position to commit (`completed`, `partly`) is written down beside the commit, and whoever
+takes the partition over begins with it (`ahead`): those offsets are passed over, and what is done for some of its
+subscriptions is owed to the others only. Who has settled an offset is noted when others still owe it: an event
+for one subscription alone costs nothing more.
 
 Rules:
 
 1. Offsets are tracked once each, in ascending order; `seen` tells which ones come again, or were done before.
 2. An offset that owes n deliveries takes exactly n calls of `settle`.
 3. `committable` never goes back, and never passes an offset that owes a delivery, or that was not read yet.
-4. `completed` are offsets that owe nothing and were read, by this tracker or by a former owner: nothing else is
+4. `completed` and `partly` are offsets that owe nothing (to those) and were read, by this tracker or by a former owner: nothing else is
    ever written down as done.
 5. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
    has settled or still owes is not tracked a second time. Otherwise the tracker is `lost`: late
@@ -27,8 +28,9 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
-from dispatcher.core.completed import Runs, tells_more
+from dispatcher.core.completed import NOTHING, Note, tells_more
 
 
 class PartitionTracker:
@@ -36,9 +38,11 @@ class PartitionTracker:
 
     __slots__ = (
         "_ahead",
+        "_ahead_partly",
         "_marks",
         "_next",
         "_owed",
+        "_settled",
         "_stuck_at",
         "_stuck_since",
         "committed",
@@ -50,13 +54,15 @@ class PartitionTracker:
         "topic",
     )
 
-    def __init__(self, topic: str, partition: int, start: int, ahead: Runs = ()) -> None:
+    def __init__(self, topic: str, partition: int, start: int, ahead: Note = NOTHING) -> None:
         """`start` is the offset that is read first: the committed position; `ahead` is done already, beyond it."""
         self.topic = topic
         self.partition = partition
         self._owed: dict[int, int] = {}
         self._next = start
-        self._ahead = deque(ahead)  # beyond `_next`
+        self._ahead = deque(ahead.done)  # beyond `_next`
+        self._ahead_partly = deque(ahead.partly)  # likewise
+        self._settled: dict[int, list[str]] = {}  # by whom, of those offsets that others still owe
         self.committed = start
         self.noted = ""
         """The note beside the commit."""
@@ -86,22 +92,41 @@ class PartitionTracker:
             self._next = ahead.popleft()[1]
         return offset < self._next
 
-    def track(self, offset: int, owed: int) -> None:
-        """The record at `offset` owes so many deliveries; 0 for one that nobody wants."""
+    def settled_before(self, offset: int) -> Sequence[str]:
+        """The subscriptions that need not get the record at `offset`, which was read: a former owner delivered it."""
+        ahead = self._ahead_partly
+        while ahead and ahead[0][1] <= offset:
+            ahead.popleft()
+        return ahead[0][2] if ahead and ahead[0][0] <= offset else ()
+
+    def track(self, offset: int, owed: int, settled: Sequence[str] = ()) -> None:
+        """The record at `offset` owes so many deliveries; 0 for one that nobody wants.
+
+        `settled` are the subscriptions that have had theirs before.
+        """
         if offset < self._next:
             raise ValueError(f"offset {offset} is tracked already (next is {self._next})")
         self._next = offset + 1
         if owed:
             self._owed[offset] = owed
+            if settled:
+                self._settled[offset] = list(settled)
 
-    def settle(self, offset: int) -> None:
-        """One delivery of the offset is done with."""
+    def settle(self, offset: int, subscription_id: str = "") -> None:
+        """One delivery of the offset is done with: that subscription's, where there are others."""
         owed = self._owed
         left = owed[offset] - 1
+        settled = self._settled
         if left:
             owed[offset] = left
+            if offset in settled:
+                settled[offset].append(subscription_id)
+            else:
+                settled[offset] = [subscription_id]
         else:
             del owed[offset]
+            if settled:
+                settled.pop(offset, None)
 
     @property
     def committable(self) -> int:
@@ -126,13 +151,21 @@ class PartitionTracker:
         if at is not None and at < self._next:
             runs.append((at, self._next))
         for first, end in self._ahead:
-            if runs and first <= runs[-1][1]:
-                runs[-1] = (runs[-1][0], end)
-            else:
-                runs.append((first, end))
+            _extend(runs, first, end)
         return runs
 
-    def resume_at(self, position: int, ahead: Runs = ()) -> bool:
+    def partly(self) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+        """What is done for some subscriptions only, by these: ascending runs of (first, one past the last)."""
+        groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        # Not in order of offsets: who settles first is written down first.
+        for offset in sorted(self._settled):
+            _extend(groups.setdefault(tuple(sorted(self._settled[offset])), []), offset, offset + 1)
+        for first, end, ids in self._ahead_partly:
+            if end > self._next:
+                _extend(groups.setdefault(ids, []), max(first, self._next), end)
+        return groups
+
+    def resume_at(self, position: int, ahead: Note = NOTHING) -> bool:
         """The partition is assigned again, with `position` committed and `ahead` done beyond it.
 
         True if the tracker goes on; False if it no longer describes the partition and a new one is needed: the offsets
@@ -140,7 +173,7 @@ class PartitionTracker:
         """
         if not self.committed <= position <= self.committable:
             return False
-        return not tells_more(ahead, self.completed(), self.committable)
+        return not tells_more(ahead.done, self.completed(), self.committable)
 
     def look(self, now: float, limit: float) -> bool:
         """Move `overdue_below` to what was tracked `limit` seconds before `now`; whether any of it is still owed.
@@ -165,3 +198,10 @@ class PartitionTracker:
             self._stuck_at = lowest
             self._stuck_since = now
         self.held = now - self._stuck_since
+
+
+def _extend(runs: list[tuple[int, int]], first: int, end: int) -> None:
+    if runs and runs[-1][1] == first:
+        runs[-1] = (runs[-1][0], end)
+    else:
+        runs.append((first, end))

@@ -6,34 +6,37 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dispatcher.core.completed import Runs, note, read_note
+from dispatcher.core.completed import NOTHING, Note, Runs, note, read_note
 from dispatcher.core.offsets import PartitionTracker
 
 
-def tracker(start: int = 0, ahead: Runs = ()) -> PartitionTracker:
+def tracker(start: int = 0, ahead: Note = NOTHING) -> PartitionTracker:
     return PartitionTracker("events", 0, start, ahead)
 
 
 class TrackerAgainstModel(RuleBasedStateMachine):
-    """The model keeps every offset ever tracked, with what it owes, through any number of owners."""
+    """The model keeps for every offset ever read who still wants it, through any number of owners."""
 
     @initialize(start=st.integers(0, 10**12))
     def start(self, start: int) -> None:
         self.tracker = tracker(start)
-        self.owed: dict[int, int] = {}
+        self.owed: dict[int, set[str]] = {}
+        self.wanted: dict[int, set[str]] = {}
         self.position = start
         self.unread: set[int] = set()
         self.last_committable = start
 
-    @rule(gap=st.integers(0, 3), owed=st.integers(0, 4))
-    def track(self, gap: int, owed: int) -> None:
+    @rule(gap=st.integers(0, 3), wanted=st.sets(st.sampled_from("abcd")))
+    def track(self, gap: int, wanted: set[str]) -> None:
         if self.unread:
             return
         offset = self.position + gap
         assert not self.tracker.seen(offset)
-        self.tracker.track(offset, owed)
+        assert not self.tracker.settled_before(offset)
+        self.tracker.track(offset, len(wanted))
         assert self.tracker.seen(offset)
-        self.owed[offset] = owed
+        self.wanted[offset] = wanted
+        self.owed[offset] = set(wanted)
         self.position = offset + 1
 
     @rule(data=st.data())
@@ -41,28 +44,32 @@ class TrackerAgainstModel(RuleBasedStateMachine):
         open_offsets = [offset for offset, owed in self.owed.items() if owed and offset not in self.unread]
         if open_offsets:
             offset = data.draw(st.sampled_from(open_offsets))
-            self.tracker.settle(offset)
-            self.owed[offset] -= 1
+            who = data.draw(st.sampled_from(sorted(self.owed[offset])))
+            self.tracker.settle(offset, who)
+            self.owed[offset].remove(who)
 
     @rule()
     def another_takes_over(self) -> None:
         """The last commit and its note are all that the next owner has."""
         committed = self.tracker.committable
-        text = note("events", 0, committed, self.tracker.completed())
+        text = note("events", 0, committed, self.tracker.completed(), self.tracker.partly())
         ahead = read_note("events", 0, committed, text)
         assert self.tracker.resume_at(committed, ahead), "it knows what it wrote itself"
         former, self.tracker = self.tracker, tracker(committed, ahead)
         assert self.tracker.completed() == former.completed()
+        assert self.tracker.partly() == former.partly()
         self.unread = {offset for offset in self.owed if offset >= committed}
 
     @rule(count=st.integers(1, 10))
     def read_again(self, count: int) -> None:
         """Records come again from the committed position on; those that are done are passed over."""
         for offset in sorted(self.unread)[:count]:
-            done = not self.owed[offset]
-            assert self.tracker.seen(offset) == done, "what is done is passed over, what is owed is not"
-            if not done:
-                self.tracker.track(offset, self.owed[offset])
+            owed = self.owed[offset]
+            assert self.tracker.seen(offset) == (not owed), "what is done is passed over, what is owed is not"
+            if owed:
+                settled = self.tracker.settled_before(offset)
+                assert set(settled) == self.wanted[offset] - owed, "and goes to nobody who has had it"
+                self.tracker.track(offset, len(owed), settled)
             self.unread.discard(offset)
 
     @invariant()
@@ -78,8 +85,16 @@ class TrackerAgainstModel(RuleBasedStateMachine):
         assert len(self.tracker) == len(read)
         done = {o for first, end in self.tracker.completed() for o in range(first, end)}
         assert done.isdisjoint(open_offsets), "nothing that is owed is ever written down as done"
-        tracked = {o for o, owed in self.owed.items() if not owed and o > self.tracker.committable}
-        assert tracked <= done, "all that is done is written down"
+        all_done = {o for o, owed in self.owed.items() if not owed and o > self.tracker.committable}
+        assert all_done <= done, "all that is done is written down"
+        partly = {
+            o: set(ids)
+            for ids, runs in self.tracker.partly().items()
+            for first, end in runs
+            for o in range(first, end)
+        }
+        some = {o: self.wanted[o] - owed for o, owed in self.owed.items() if owed and owed != self.wanted[o]}
+        assert partly == some, "likewise what is done for some"
         if not self.unread:
             assert self.tracker.committable == expected
 
@@ -125,11 +140,11 @@ def test_a_partition_that_comes_back_keeps_its_tracker_only_if_nobody_else_worke
     for offset in (4, 5, 7):
         partition.settle(offset)
     assert partition.committable == 6
-    assert partition.resume_at(position, ahead) is goes_on
+    assert partition.resume_at(position, Note(ahead, ())) is goes_on
 
 
 def test_what_a_former_owner_completed_is_passed_over_also_where_records_are_missing() -> None:
-    partition = tracker(10, ((12, 15), (16, 17), (30, 40)))
+    partition = tracker(10, Note(((12, 15), (16, 17), (30, 40)), ()))
     assert not partition.seen(10)
     partition.track(10, 1)
     assert partition.completed() == [(12, 15), (16, 17), (30, 40)], "11 was not read yet"

@@ -92,6 +92,7 @@ class Daemon:
     ) -> None:
         self.folder = folder
         self.port = free_port()
+        self.command = [sys.executable, "-m", "dispatcher"]
         self.output = folder / "daemon.log"
         self.subscriptions_file = folder / "subscriptions.yaml"
         self.settings_file = folder / "dispatcher.yaml"
@@ -118,7 +119,7 @@ class Daemon:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("DISPATCHER_")}
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "dispatcher", "run", "--config", str(self.settings_file)),
+                *(*self.command, "run", "--config", str(self.settings_file)),
                 cwd=self.folder,
                 env=environ,
                 stdout=output,
@@ -151,6 +152,12 @@ class Daemon:
         sample = f"dispatcher_{name}" + (f"{{{labels}}}" if labels else "")
         found = re.search(rf"^{re.escape(sample)} (\S+)$", body.decode(), re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+    async def total(self, name: str) -> float:
+        """The sum of a metric's samples, whatever their labels."""
+        _, body = await self.get("/metrics")
+        found = re.findall(rf"^dispatcher_{re.escape(name)}(?:\{{.*\}})? (\S+)$", body.decode(), re.MULTILINE)
+        return sum(map(float, found))
 
     @property
     def running(self) -> bool:

@@ -63,8 +63,8 @@ class Endpoints:
         site = self._sites[name] = web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True)
         await site.start()
 
-    def subscriptions(self) -> list[dict[str, Any]]:
-        """As they stand in the file."""
+    def subscriptions(self, life: str = "") -> list[dict[str, Any]]:
+        """As they stand in the file of a daemon in that life."""
         patient = {"schedule": ["200ms", "500ms", "1s", *["2s"] * 60], "jitter": 0.1}
         return [
             {
@@ -73,6 +73,7 @@ class Endpoints:
                 "url": f"http://127.0.0.1:{self._ports[name]}/{name}",
                 "event_types": ["*"],
                 "timeout": f"{TIMEOUT:g}s",
+                "headers": {"X-Life": life},
                 "retry": {"schedule": ["200ms"], "jitter": 0} if name == "picky" else patient,
             }
             for name in NAMES
@@ -86,10 +87,12 @@ class Endpoints:
             self._mood = phase.mood
             if phase.mood is Mood.DOWN:
                 await self._sites["moody"].stop()
-            await asyncio.sleep(phase.lasts)
-            if phase.mood is Mood.DOWN:
-                await self._listen("moody", self._ports["moody"])
-            self._mood = None
+            try:
+                await asyncio.sleep(phase.lasts)
+            finally:
+                if phase.mood is Mood.DOWN:
+                    await self._listen("moody", self._ports["moody"])
+                self._mood = None
 
     def heal(self) -> None:
         """All are well from now on (after `play` has ended)."""
@@ -100,11 +103,12 @@ class Endpoints:
         await request.read()
         event = request.headers["webhook-id"]
         self.last_request = asyncio.get_running_loop().time()
-        self.ledger.ask(f"sub_{name}", event)
+        debt, life = (f"sub_{name}", event), request.headers["x-life"]
+        self.ledger.ask(debt, life)
         status = await self._decide(name, event, request)
         if status == 200:
             # Noted before the answer leaves: what a dying process doesn't get to read counts as paid.
-            self.ledger.pay(f"sub_{name}", event, asyncio.get_running_loop().time())
+            self.ledger.pay(debt, life, asyncio.get_running_loop().time())
         return web.Response(status=status)
 
     async def _decide(self, name: str, event: str, request: web.Request) -> int:
@@ -117,6 +121,8 @@ class Endpoints:
         match self._mood:
             case Mood.FAIL:
                 return 503
+            case Mood.CHOOSE:
+                return 503 if int(event[-1]) % 2 else 200
             case Mood.HANG:
                 # Longer than anybody waits; the late answer pays for nothing.
                 await asyncio.sleep(TIMEOUT + 1)

@@ -5,7 +5,8 @@ relays cut replicas off from it. Then everything heals, and the run waits until 
 everything is committed. What counts:
 
 1. Nothing is lost (`ledger.lost`), however long it took; what picky refuses is in the dead-letter topic.
-2. No more duplicates than `ledger.bound` explains, and none that nothing explains.
+2. Every duplicate is explained, and there are no more of them than `ledger.bound`: what was in flight when trouble began,
+   and what was completed within the last commit interval before.
 3. No daemon ends by itself, none logs a traceback, each ends with 0 after SIGTERM.
 4. The group's committed positions reach the end, and a fresh start delivers nothing.
 
@@ -16,15 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
-from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -48,19 +50,21 @@ from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
 from tests.e2e.daemon import Daemon, envelope
 from tests.ports import free_port
-from tests.torture import ledger as books
+from tests.torture import ledger as books, mutants
 from tests.torture.endpoints import Endpoints, refused
-from tests.torture.ledger import Debt, Disturbance
+from tests.torture.ledger import COMMITTED, Debt, Payment, Trouble
 from tests.torture.relay import Relay, RelayedCluster
 from tests.torture.schedule import Fault, Kind, Schedule
 
 PARTITIONS = 4
 SESSION = 6.0
+DRAIN = 5.0
 STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
 COMPLETE_WITHIN = 150.0
-SILENT_FOR = 40.0  # then nothing more comes: longer than any session, retry or request to the broker
 COMMITTED_WITHIN = 30.0
+_LEAVES_WITHIN = 6.0  # at the end of a stop: what is left is written, committed, and the groups are left
 _HEARD_WITHIN = 10.0  # that its partitions are somebody else's
+_QUIET = 4.0  # seconds without anything to do, after which nothing is thought to come any more
 _ROOM = 12 << 20  # of the small disk
 
 
@@ -75,6 +79,8 @@ class Report:
     lost: int = 0
     duplicates: int = 0
     bound: int = 0
+    oldest: float = 0.0  # seconds before its trouble that the oldest duplicate had been paid
+    causes: Counter[str] = field(default_factory=Counter)  # of duplicates, by kind of trouble
     dead: int = 0
     healed_after: float = 0.0  # seconds from the end of the faults to the complete ledger
     seconds: float = 0.0
@@ -83,35 +89,52 @@ class Report:
     folder: Path = Path()
 
     HEAD = (
-        "| broker | seed | events | owed | lost | duplicates | bound | dead | healed s | all s | findings |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        "| broker | seed | events | owed | lost | duplicates | bound | explained by | oldest s | dead | healed s | all s"
+        " | findings |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
     )
 
     def __str__(self) -> str:
         return (
             f"| {self.broker} | {self.schedule.seed} | {self.events} | {self.owed} | {self.lost} | {self.duplicates}"
-            f" | {self.bound} | {self.dead} | {self.healed_after:.1f} | {self.seconds:.1f} | {len(self.findings)} |"
+            f" | {self.bound} | {', '.join(f'{kind} {n}' for kind, n in sorted(self.causes.items())) or '-'}"
+            f" | {self.oldest:.1f} | {self.dead} | {self.healed_after:.1f} | {self.seconds:.1f} | {len(self.findings)} |"
         )
 
 
 class Replica:
     """One daemon, however often it is started. `lock` is held by whoever is doing something to it."""
 
-    def __init__(self, name: str, daemon: Daemon, report: Report) -> None:
+    def __init__(self, name: str, number: int, daemon: Daemon, endpoints: Endpoints, report: Report) -> None:
         self.name = name
         self.daemon = daemon
         self.lock = asyncio.Lock()
         self.up = False
+        self.troubles: list[Trouble] = []
+        self.births: list[tuple[float, str]] = []
+        self._number = number
+        self._endpoints = endpoints
         self._report = report
 
+    @property
+    def life(self) -> str:
+        return f"{self._number}.{len(self.births)}"
+
     async def start(self) -> None:
+        self.births.append((now(), f"{self._number}.{len(self.births) + 1}"))
+        self.daemon.write_subscriptions(self._endpoints.subscriptions(self.life))
         await self.daemon.start(ready=False)
         self.up = True
+
+    def trouble(self, kind: str, begin: float, until: float, since: float | None = None) -> None:
+        self.troubles.append(Trouble(kind, self.life, begin, until, since))
 
     async def kill(self) -> None:
         self.check()
         self.up = False
+        begin = now()
         await self.daemon.kill()
+        self.trouble("kill", begin, math.inf)
 
     async def terminate(self) -> None:
         """SIGTERM, and wait for its end."""
@@ -120,7 +143,7 @@ class Replica:
         # Before it handles signals, one ends it as it ends any process.
         early = (await self._get("/healthz")) != 200
         self.up = False
-        begin = time.monotonic()
+        begin = now()
         self.daemon.signal(signal.SIGTERM)
         try:
             code = await self.daemon.ended(STOPS_WITHIN)
@@ -128,9 +151,12 @@ class Replica:
             self._report.findings.append(f"{self.name}: did not end within {STOPS_WITHIN:.0f} s of SIGTERM")
             await self.daemon.kill()
             return
+        finally:
+            # It commits what has ended; only what was cut off at the end of the drain may come again.
+            self.trouble("term", begin, math.inf, since=max(begin, now() - _LEAVES_WITHIN))
         if code != 0 and not (early and code == -signal.SIGTERM):
             self._report.findings.append(f"{self.name}: exit code {code} after SIGTERM")
-        self._report.notes.append(f"{self.name}: ended {time.monotonic() - begin:.1f} s after SIGTERM")
+        self._report.notes.append(f"{self.name}: ended {now() - begin:.1f} s after SIGTERM")
 
     def check(self) -> bool:
         """Whether it runs as it should; if it ended by itself that is a finding."""
@@ -140,12 +166,35 @@ class Replica:
             self._report.findings.append(f"{self.name}: ended by itself:\n    {tail}")
         return self.up
 
+    async def busy(self) -> bool:
+        """Whether it isn't ready, or has anything in flight or to read."""
+        if await self._get("/readyz") != 200:
+            return True
+        names = ("deliveries_in_flight", "partition_lag", "outbox_waiting")
+        return any([await self.daemon.total(name) for name in names])
+
     async def _get(self, path: str) -> int:
         try:
             async with asyncio.timeout(2.0):
                 return (await self.daemon.get(path))[0]
         except TimeoutError:
             return 0
+
+    def heard(self) -> list[Trouble]:
+        """What its log tells of: partitions that were taken from it, commits that came too late."""
+        ahead = time.time() - now()
+        found = []
+        for message, earlier in {"partitions revoked": 0.5, "commit refused": SESSION + COMMITTED}.items():
+            for line in self.daemon.log_lines(message):
+                at = datetime.fromisoformat(line["timestamp"]).timestamp() - ahead
+                life = ["", *(name for birth, name in self.births if birth <= at)][-1]
+                found.append(Trouble(message.split()[-1], life, at - earlier, at + _HEARD_WITHIN))
+        return found
+
+
+def now() -> float:
+    """Seconds of the loop's clock, by which everything here is noted."""
+    return asyncio.get_running_loop().time()
 
 
 class _Listener:
@@ -192,10 +241,9 @@ class Run:
         self.topic = f"{self.name}.events"
         self.dead_topic = f"{self.name}.dead"
         self.ids: list[str] = []
-        self.disturbances: list[Disturbance] = []
+        self.troubles: list[Trouble] = []
         self.committed: dict[int, int] = {}
-        self.history: list[tuple[float, Mapping[int, int]]] = [(0.0, {})]  # of `committed`, by time
-        self.clock = asyncio.get_running_loop().time
+        self.clock = now
         self.tasks = Tasks()
 
     def replica(self, number: int, broker: str) -> Replica:
@@ -210,7 +258,12 @@ class Run:
             http={"port": port},
             topics={"events": [self.topic], "prefix": f"{self.name}."},
             delivery={"max_in_flight": self.schedule.max_in_flight},
-            shutdown={"drain": "5s"},
+            retry={
+                "tiers": ["1s", "2s", "5s"],
+                "horizon": f"{self.schedule.horizon:g}s",
+                "hold_limit": "15s",
+            },
+            shutdown={"drain": f"{DRAIN:g}s"},
             kafka={
                 "session_timeout": f"{SESSION:g}s",
                 "heartbeat_interval": "1s",
@@ -219,7 +272,9 @@ class Run:
             },
         )
         daemon.port = port
-        return Replica(f"seed {self.schedule.seed} replica {number}", daemon, self.report)
+        return Replica(
+            f"seed {self.schedule.seed} replica {number}", number, daemon, self.endpoints, self.report
+        )
 
     def messages(self, count: int) -> list[Message]:
         messages = []
@@ -249,23 +304,6 @@ class Run:
             await asyncio.sleep(0.1)
         return True
 
-    def disturbed(self, begin: float, lasting: float = 0.0) -> None:
-        """Something began then, has ended now, and has its effect for `lasting` seconds more."""
-        now = self.clock()
-        self.disturbances.append(Disturbance(begin, now + lasting, self._as_of(begin)))
-
-    def _as_of(self, when: float) -> Mapping[int, int]:
-        """The committed positions as they were seen last before that time."""
-        return self.history[bisect_left(self.history, when, key=lambda each: each[0]) - 1][1]
-
-    def _assignments(self, replica: Replica) -> None:
-        """Add those that its log tells of."""
-        ahead = time.time() - self.clock()
-        for line in replica.daemon.log_lines("partitions assigned"):
-            at = datetime.fromisoformat(line["timestamp"]).timestamp() - ahead
-            # Half a second each way, for the clocks and for answers on their way.
-            self.disturbances.append(Disturbance(at - 0.5, at + 0.5, self._as_of(at - 0.5)))
-
     def judge(self, replicas: Sequence[Replica], records: Sequence[Record]) -> None:
         report, ledger = self.report, self.endpoints.ledger
         places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -291,16 +329,26 @@ class Run:
             shown = ", ".join(f"{debt[0]} {debt[1]} at {places[debt[1]]}" for debt in lost[:10])
             report.findings.append(f"lost {len(lost)} deliveries ({asked} of them attempted): {shown}")
         for replica in replicas:
-            self._assignments(replica)
-        self._write_down(places)
-        found = books.duplicates(ledger, copies)
+            self.troubles += replica.troubles
+            self.troubles += replica.heard()
         report.duplicates = books.excess(ledger, copies)
-        report.bound = books.bound(ledger, places, self.disturbances)
+        report.bound = books.bound(ledger, self.troubles)
+        strange: list[str] = []
+        for debt, payments in books.duplicates(ledger, copies):
+            found = books.causes(ledger, debt, payments, copies[debt[1]], self.troubles)
+            for number, cause in enumerate(found, start=len(payments) - len(found)):
+                if cause is None:
+                    strange.append(f"{debt[0]} {debt[1]} at {places[debt[1]]}: {payments}")
+                else:
+                    report.causes[cause.kind] += 1
+                    report.oldest = max(report.oldest, cause.begin - payments[number - 1].at)
         if report.duplicates > report.bound:
-            report.findings.append(f"{report.duplicates} duplicates, {report.bound} are explained")
-        if strange := books.unexplained(found, self.disturbances):
-            shown = ", ".join(f"{debt[0]} {debt[1]} {times}" for debt, times in strange[:5])
-            report.findings.append(f"{len(strange)} duplicates without a fault: {shown}")
+            report.findings.append(f"{report.duplicates} duplicates, and the bound is {report.bound}")
+        if strange:
+            report.findings.append(
+                f"{len(strange)} duplicates that nothing explains: {'; '.join(strange[:4])}"
+            )
+        self._write_down(places)
         for replica in replicas:
             self._read_log(replica)
 
@@ -309,18 +357,24 @@ class Run:
         ahead = time.time() - self.clock()
 
         def wall(at: float) -> str:
-            return datetime.fromtimestamp(at + ahead, UTC).isoformat()
+            return "" if math.isinf(at) else datetime.fromtimestamp(at + ahead, UTC).isoformat()
+
+        def told(payment: Payment) -> str:
+            return f"{wall(payment.at)} from {payment.life}"
 
         document = {
             "schedule": str(self.schedule),
+            "troubles": [
+                f"{wall(each.begin)} to {wall(each.until)}: {each}"
+                for each in sorted(self.troubles, key=lambda each: each.begin)
+            ],
             "paid": {
                 f"{subscription} {event}": {
                     "at": [f"{p}:{offset}" for p, offset in places.get(event, ())],
-                    "times": [wall(each) for each in times],
+                    "paid": [told(each) for each in payments],
                 }
-                for (subscription, event), times in self.endpoints.ledger.paid.items()
+                for (subscription, event), payments in self.endpoints.ledger.paid.items()
             },
-            "committed": [[wall(at), {str(p): n for p, n in each.items()}] for at, each in self.history[1:]],
         }
         (self.folder / f"{self.name}.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
@@ -332,19 +386,23 @@ class Run:
                 return
 
     async def settled(self, replicas: Sequence[Replica]) -> None:
-        """Wait for the ledger."""
+        """Wait for the ledger, and until nothing is in flight and the retry topics are empty: copies may wait there of what has
+        been paid. Where nothing is left to be done, nothing more will be paid.
+        """
         begin = self.clock()
-
-        def complete() -> bool:
-            for replica in replicas:
-                replica.check()
-            return not self.incomplete()
-
-        if not await self.until(complete, COMPLETE_WITHIN):
-            self.report.findings.append(
-                f"{self.incomplete()} debts open {COMPLETE_WITHIN:.0f} s after healing"
-            )
-        self.report.healed_after = self.clock() - begin
+        quiet = 0.0
+        while quiet < (_QUIET if self.incomplete() else _QUIET / 2):
+            if self.clock() - begin > COMPLETE_WITHIN:
+                self.report.findings.append(
+                    f"after {COMPLETE_WITHIN:.0f} s {self.incomplete()} debts are open, or it is still busy"
+                )
+                break
+            before = self.clock()
+            busy = [await replica.busy() for replica in replicas if replica.check()]
+            await asyncio.sleep(0.2)
+            quiet = quiet + self.clock() - before if busy and not any(busy) else 0.0
+            if self.incomplete():
+                self.report.healed_after = self.clock() - begin
 
     async def nothing_left(self, replica: Replica) -> None:
         """A fresh start delivers nothing."""
@@ -430,7 +488,6 @@ class KafkaRun(Run):
         for key, position in found.items():
             if key.topic == self.topic and position.offset >= 0:
                 self.committed[key.partition] = position.offset
-        self.history.append((self.clock(), dict(self.committed)))
 
     async def _committed(self) -> None:
         """Wait until the group has committed everything."""
@@ -470,7 +527,7 @@ class KafkaRun(Run):
                 await asyncio.to_thread(node.kill)
                 await asyncio.sleep(fault.lasts)
                 await asyncio.to_thread(node.start)
-                self.disturbed(begin, _HEARD_WITHIN)
+                self.troubles.append(Trouble("broker", None, begin, self.clock() + _HEARD_WITHIN))
             return
         async with replica.lock:
             begin = self.clock()
@@ -490,12 +547,12 @@ class KafkaRun(Run):
                     replica.daemon.signal(signal.SIGSTOP)
                     await asyncio.sleep(fault.lasts)
                     replica.daemon.signal(signal.SIGCONT)
-                    self.disturbed(begin, _HEARD_WITHIN)
+                    replica.trouble("stop", begin, self.clock() + _HEARD_WITHIN)
                 case Kind.CUT | Kind.STALL:
                     relay.cut() if fault.kind is Kind.CUT else relay.stall()
                     await asyncio.sleep(fault.lasts)
                     relay.heal()
-                    self.disturbed(begin, _HEARD_WITHIN)
+                    replica.trouble(fault.kind.value, begin, self.clock() + _HEARD_WITHIN)
                 case _:
                     raise AssertionError(f"no fault of a replica: {fault}")
 
@@ -503,12 +560,21 @@ class KafkaRun(Run):
 class EmbeddedRun(Run):
     """SQLite serves one process: the events are written between two lives of the daemon."""
 
-    def __init__(self, report: Report, endpoints: Endpoints, folder: Path, disk: Path | None) -> None:
+    def __init__(
+        self,
+        report: Report,
+        endpoints: Endpoints,
+        folder: Path,
+        disk: Path | None,
+        mutant: str | None,
+    ) -> None:
         super().__init__(report, endpoints, folder)
         self.disk = disk
         place = (disk or folder) / self.name
         self.url = f"sqlite:///{place}.db"
         self.one = self.replica(0, self.url)
+        if mutant is not None:
+            self.one.daemon.command = [sys.executable, mutants.__file__, mutant]
 
     async def __call__(self) -> None:
         playing = self.tasks.start(self.endpoints.play(self.schedule.phases), "play")
@@ -519,15 +585,17 @@ class EmbeddedRun(Run):
                 started = self.clock()
                 await self.one.start()
                 if fault.at >= 1.0:  # else somewhere while it starts
-                    await self.until(lambda: self.endpoints.last_request > started, 10.0)  # noqa: B023 - awaited here
+                    await self.until(lambda: self.endpoints.last_request > started, 60.0)  # noqa: B023 - awaited here
                 await asyncio.sleep(fault.at)
                 await self._inflict(fault)
                 await self._look()
-            await playing
+            playing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await playing
             self.endpoints.heal()
             await self.one.start()
             await self.settled([self.one])
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(1.5)
             await self.one.terminate()
             await self._look()
             await self.nothing_left(self.one)
@@ -560,7 +628,6 @@ class EmbeddedRun(Run):
             for info in await broker.topics(self.name):
                 if info.name == self.topic:
                     self.committed = {each.partition: each.committed or 0 for each in info.partitions}
-            self.history.append((self.clock(), dict(self.committed)))
         finally:
             await broker.close()
 
@@ -569,11 +636,13 @@ class EmbeddedRun(Run):
             if self.disk is None:
                 self.report.notes.append("no small disk here (it takes root): not filled")
             else:
+                begin = self.clock()
                 with _filled(self.disk):
                     await asyncio.sleep(fault.lasts)
                     self.one.check()
                 # Room again: it has to go on by itself, and then its end is as good as any.
                 await asyncio.sleep(1.0)
+                self.one.trouble("full", begin, self.clock() + _HEARD_WITHIN)
         if fault.kind is Kind.TERM:
             await self.one.terminate()
         else:
@@ -640,8 +709,10 @@ async def kafka_ground() -> AsyncIterator[Ground]:
             await relay.close()
 
 
-async def torture(schedule: Schedule, folder: Path, ground: Ground | None) -> Report:
-    """One run: on Kafka, or without a ground on the embedded broker."""
+async def torture(
+    schedule: Schedule, folder: Path, ground: Ground | None, *, mutant: str | None = None
+) -> Report:
+    """One run: on Kafka, or without a ground on the embedded broker; `mutant` names a daemon of mutants.py."""
     report = Report("sqlite" if ground is None else "kafka", schedule, folder=folder)
     begin = time.monotonic()
     async with Endpoints(schedule.seed) as endpoints:
@@ -650,6 +721,6 @@ async def torture(schedule: Schedule, folder: Path, ground: Ground | None) -> Re
         else:
             small = Path(tempfile.mkdtemp(prefix="torture-", dir=folder))
             with _small_disk(small) as disk:
-                await EmbeddedRun(report, endpoints, folder, disk)()
+                await EmbeddedRun(report, endpoints, folder, disk, mutant)()
     report.seconds = time.monotonic() - begin
     return report

@@ -1,95 +1,116 @@
-"""What arrived where and when, and what that says: lost, duplicate, explained.
+"""What arrived where, when and from whom, and what that says: lost, duplicate, explained.
 
-Names: a *debt* is one event owed to one subscription. It is paid when the endpoint has answered 2xx, or
-given up when it stands in the dead-letter topic.
+Names: a *debt* is one event owed to one subscription. It is paid when the endpoint has answered 2xx. A *life* is one process of a
+replica, from its start to its end; every request says in a header which life sent it.
 
-**Lost** is a debt that is neither. There must be none.
+**Lost** is a debt that is neither paid nor in the dead-letter topic. There must be none.
 
 **Duplicates** are payments of a debt beyond the number of records that carry the event (a producer whose
 broker dies before the acknowledgement writes again: its copies are no fault of the dispatcher). At least once
-means that there are some. Two things may cause them, each a *disturbance*:
+means that there are some, after *trouble*: a life was killed, frozen, cut off from its broker, had its partitions taken, or was
+stopped while an attempt was under way. What trouble may cost is bounded by what the promise says: what was in flight when it began, and
+what was completed within the last commit interval before. From that:
 
-- Partitions are assigned. Whoever gets them reads on from the committed position, and pays again what others (or
-  its own former life) had paid above it. Positions are committed about every second, each partition's lowest
-  owed offset: as long as commits carry no note of what is done beyond it, everything that was paid above an
-  offset which waits for a retry is paid again. Its share of the bound: the debts at or above the committed position,
-  as it was seen last before the assignment, that had been paid by then.
-- A replica is frozen or cut off. It goes on with what it has in memory until it hears that the partitions
-  are somebody else's, and attempts that were under way time out after they were answered. Its share: the debts at
-  or above the position committed when it began, that were paid by ten seconds after its end.
+- A debt is **at risk** from trouble that began at `b` if its life had asked for it, and it was paid after `b - COMMITTED`: in flight at
+  `b`, or completed since the last commit that is sure to have gone through.
+- A duplicate is **explained** if its debt is at risk from trouble that began before its last payment. Every other one is a finding.
+- The **bound** of a run is the number of debts at risk, summed over its troubles: one trouble makes a debt be paid again at most once.
 
-The bound is the sum of the shares: one disturbance makes a debt be paid again at most once. A duplicate
-without a disturbance between its first payment and its last is *unexplained*, and a finding whatever the sum says;
-where no fault was, there is none.
+What is completed earlier must never come again, whatever holds back the committed offset: the note beside the commit says so.
+This knows nothing of notes and commits. It goes by the clock alone, so that a daemon whose notes are wrong can't explain itself with them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Debt = tuple[str, str]  # subscription, event
 
+COMMITTED = 2.5
+"""Seconds after which what is done is surely committed: the commit interval of one, and a second and a half for a loaded machine."""
+
+
+class Payment(NamedTuple):
+    at: float
+    life: str
+
 
 @dataclass(frozen=True, slots=True)
-class Disturbance:
+class Trouble:
+    """Of one life, or of all (None). What it pays until `until` may be paid again because of it."""
+
+    kind: str
+    life: str | None
     begin: float
-    until: float  # what is paid by then may be paid again because of it
-    committed: Mapping[int, int]  # partition to position, as it was seen last before `begin`
+    until: float = math.inf
+    since: float | None = None  # what it paid from then on is at risk; None: from COMMITTED before `begin` on
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.life or 'all'}"
 
 
+@dataclass(slots=True)
 class Ledger:
     """What the endpoints got, and what they paid for."""
 
-    def __init__(self) -> None:
-        self.paid: dict[Debt, list[float]] = defaultdict(list)
-        self.requests: Counter[Debt] = Counter()
+    paid: defaultdict[Debt, list[Payment]] = field(default_factory=lambda: defaultdict(list))
+    asked: defaultdict[Debt, set[str]] = field(default_factory=lambda: defaultdict(set))  # lives
+    requests: Counter[Debt] = field(default_factory=Counter)
 
-    def ask(self, subscription: str, event: str) -> None:
-        self.requests[subscription, event] += 1
+    def ask(self, debt: Debt, life: str) -> None:
+        self.requests[debt] += 1
+        self.asked[debt].add(life)
 
-    def pay(self, subscription: str, event: str, now: float) -> None:
-        self.paid[subscription, event].append(now)
+    def pay(self, debt: Debt, life: str, now: float) -> None:
+        self.paid[debt].append(Payment(now, life))
 
 
 def lost(ledger: Ledger, owed: Iterable[Debt], dead: Collection[Debt]) -> list[Debt]:
     return sorted(debt for debt in owed if debt not in ledger.paid and debt not in dead)
 
 
-def duplicates(ledger: Ledger, copies: Mapping[str, int]) -> list[tuple[Debt, list[float]]]:
-    """Each debt that was paid too often, with the times."""
-    return [
-        (debt, times) for debt, times in sorted(ledger.paid.items()) if len(times) > max(1, copies[debt[1]])
-    ]
+def duplicates(ledger: Ledger, copies: Mapping[str, int]) -> Iterator[tuple[Debt, Sequence[Payment]]]:
+    """Each debt that was paid too often, with its payments: as many as there should be, and those beyond."""
+    for debt, payments in sorted(ledger.paid.items()):
+        if len(payments) > max(1, copies[debt[1]]):
+            yield debt, payments
 
 
 def excess(ledger: Ledger, copies: Mapping[str, int]) -> int:
-    return sum(len(times) - max(1, copies[debt[1]]) for debt, times in duplicates(ledger, copies))
+    return sum(len(payments) - max(1, copies[debt[1]]) for debt, payments in duplicates(ledger, copies))
 
 
-def unexplained(
-    found: Iterable[tuple[Debt, list[float]]], disturbances: Collection[Disturbance]
-) -> list[tuple[Debt, list[float]]]:
-    """Paid again without anything having happened between the payments."""
-    return [
-        (debt, times)
-        for debt, times in found
-        if not any(each.begin <= times[-1] and each.until >= times[0] for each in disturbances)
-    ]
+def at_risk(ledger: Ledger, debt: Debt, payment: Payment, trouble: Trouble) -> bool:
+    """Whether the trouble may have this payment made again."""
+    return (trouble.life is None or trouble.life in ledger.asked[debt]) and (
+        (trouble.begin - COMMITTED if trouble.since is None else trouble.since) <= payment.at <= trouble.until
+    )
 
 
-def bound(
-    ledger: Ledger, places: Mapping[str, Collection[tuple[int, int]]], disturbances: Iterable[Disturbance]
-) -> int:
-    """`places` says at which partitions and offsets an event stands."""
-    total = 0
-    for each in disturbances:
-        committed = each.committed
-        total += sum(
-            1
-            for (_, event), times in ledger.paid.items()
-            if times[0] <= each.until
-            and any(offset >= committed.get(partition, 0) for partition, offset in places.get(event, ()))
-        )
-    return total
+def causes(
+    ledger: Ledger, debt: Debt, payments: Sequence[Payment], copies: int, troubles: Collection[Trouble]
+) -> list[Trouble | None]:
+    """For each payment too many what explains it: of the troubles before it the one that began last, or None."""
+    found: list[Trouble | None] = []
+    for number in range(max(1, copies), len(payments)):
+        again = payments[number]
+        candidates = [
+            trouble
+            for trouble in troubles
+            if trouble.begin <= again.at
+            and any(at_risk(ledger, debt, earlier, trouble) for earlier in payments[:number])
+        ]
+        found.append(max(candidates, key=lambda each: each.begin, default=None))
+    return found
+
+
+def bound(ledger: Ledger, troubles: Iterable[Trouble]) -> int:
+    return sum(
+        any(at_risk(ledger, debt, payment, trouble) for payment in payments)
+        for trouble in troubles
+        for debt, payments in ledger.paid.items()
+    )

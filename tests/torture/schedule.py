@@ -24,6 +24,7 @@ class Kind(StrEnum):
 
 class Mood(StrEnum):
     FAIL = "fail"  # 503
+    CHOOSE = "choose"  # 503 to every other event
     HANG = "hang"  # no answer within any timeout
     DOWN = "down"  # connections reset and refused
 
@@ -57,13 +58,14 @@ class Schedule:
     events: int
     length: float
     max_in_flight: int
+    horizon: float  # seconds; what waits longer than this for its retry is in a tier
     replicas: int
     faults: Sequence[Fault]
     phases: Sequence[Phase]
 
     def __str__(self) -> str:
         return (
-            f"{self.events} events, cap {self.max_in_flight}, {self.replicas} at first; "
+            f"{self.events} events, cap {self.max_in_flight}, horizon {self.horizon:g}, {self.replicas} at first; "
             f"{' '.join(map(str, self.faults))}; endpoint {' '.join(map(str, self.phases)) or 'well'}"
         )
 
@@ -96,6 +98,7 @@ def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
         round(length * rate),
         length,
         draw.choice((150, 1000, 10_000)),
+        draw.choice((1.0, 10.0)),
         draw.choice((1, 2, 2)),
         faults,
         _phases(draw, length),
@@ -105,7 +108,7 @@ def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
 def plan_quiet(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
     """No fault at all, and so no duplicate: what the other numbers are compared with."""
     draw = random.Random(f"quiet {seed}")
-    return Schedule(seed, round(length * rate), length, 1000, 1, (), _phases(draw, length))
+    return Schedule(seed, round(length * rate), length, 1000, 10.0, 1, (), _phases(draw, length))
 
 
 def plan_embedded(seed: int, *, rounds: int = 6, rate: float = 60.0) -> Schedule:
@@ -121,9 +124,17 @@ def plan_embedded(seed: int, *, rounds: int = 6, rate: float = 60.0) -> Schedule
         round(length * rate),
         length,
         draw.choice((150, 1000, 10_000)),
+        draw.choice((1.0, 10.0)),
         1,
         faults,
         _phases(draw, length),
+    )
+
+
+def plan_mutant(horizon: float) -> Schedule:
+    """Short and merciless: one endpoint fails throughout, and the daemon is killed when commits had all the time they need."""
+    return Schedule(
+        0, 60, 4.0, 1000, horizon, 1, [Fault(4.0, Kind.KILL, 0, 0.0)], [Phase(0.0, Mood.CHOOSE, 600.0)]
     )
 
 
