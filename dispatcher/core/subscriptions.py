@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from dispatcher.core.netguard import Origin, Target
 from dispatcher.core.policy import RetryPolicy
@@ -46,8 +46,12 @@ from dispatcher.core.signing import make_signers
 
 EVERY_TENANT: Final = "*"
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 _SCANNED: Final = 64  # patterns of a group up to which scanning them is cheaper than keeping a trie
 _SHARD: Final = 512  # entries of a dictionary that are copied together
+_SPREAD: Final = 4 * _SHARD  # entries of one of them beyond which all are spread over more
 _ANSWERS: Final = 1 << 18  # answers kept, over all tenants
 _ANSWERS_OF_ONE: Final = 1 << 14  # answers kept of one tenant, and of all unknown ones together
 
@@ -481,6 +485,8 @@ class Index:
             del shard[id]
         else:
             shard[id] = subscription
+            if len(shard) > _SPREAD:
+                index._by_id = _spread(index._by_id)
         index._answers, index._strangers, index._kept = self._answers, self._strangers, self._kept
         self._forget()
         return index
@@ -512,10 +518,22 @@ class Index:
                 group = tuple(part for pair in pairs for part in pair)
         if group:
             shard[tenant] = group
+            if len(shard) > _SPREAD:
+                self._groups = _spread(self._groups)
         else:
             del shard[tenant]
         if tenant == EVERY_TENANT:
             self._everywhere = group
+
+
+def _spread(shards: list[dict[K, V]]) -> list[dict[K, V]]:
+    """As many shards as the entries have come to need: an index that grew one by one from nothing had one."""
+    spread: list[dict[K, V]] = [{} for _ in range(_shards(sum(map(len, shards))))]
+    mask = len(spread) - 1
+    for shard in shards:
+        for key, value in shard.items():
+            spread[hash(key) & mask][key] = value
+    return spread
 
 
 def _shards(entries: int) -> int:

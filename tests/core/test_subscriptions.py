@@ -240,3 +240,28 @@ def test_a_subscription_shows_its_url_and_hides_its_secrets() -> None:
     each = subscription(target="/in")
     assert each.url == "https://hooks.example.com/in"
     assert "whsec_" not in repr(each)
+
+
+def test_an_index_that_grows_one_by_one_from_nothing_stays_cheap_to_change(monkeypatch: Any) -> None:
+    """Whatever it grew from, a change copies no more than a few shards' worth."""
+    monkeypatch.setattr(module, "_SHARD", 8)
+    monkeypatch.setattr(module, "_SPREAD", 32)
+    index = Index()
+    for number in range(1000):
+        index = index.replaced(subscription(f"s{number}", tenant=f"t{number % 500}"))
+    assert max(map(len, index._by_id)) <= 32
+    assert max(map(len, index._groups)) <= 32
+    assert len(index) == 1000
+    assert ids(index) == ids(Index(index))
+    assert all(ids(index.match(f"t{n}", "a")) == sorted([f"s{n}", f"s{n + 500}"]) for n in range(500))
+    assert sorted(index.ids_of("t7") or ()) == ["s507", "s7"]
+    for number in range(1000):
+        index = index.without(f"s{number}")
+    assert len(index) == 0
+
+
+def test_the_ids_of_a_tenant_are_at_hand_unless_there_are_very_many() -> None:
+    index = Index([subscription(f"s{n}", tenant="large") for n in range(100)] + [subscription("s", "small")])
+    assert index.ids_of("large") is None
+    assert index.ids_of("small") == ("s",)
+    assert index.ids_of("none") == ()
