@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 
+from dispatcher.broker.base import Message, TopicPartition
+from dispatcher.broker.open import open_broker
+from dispatcher.settings import KafkaSettings
 from tests.api.real import running
 from tests.api.serving import KEY, Answer, Client
 from tests.e2e.daemon import Endpoint, eventually
@@ -326,3 +331,64 @@ async def test_a_subscription_waits_for_its_validation(tmp_path: Path, wanted: s
         else:
             assert answered.status == 409, answered.body
             assert (await shown(call, "a"))["status"] == "pending"
+
+
+async def multiply(folder: Path, count: int) -> None:
+    """Copies of the subscription `s000000` under other ids, written to the topic as a dispatcher writes it."""
+    broker = open_broker(f"sqlite:///{folder}/log.db", KafkaSettings())
+    await broker.connect()
+    try:
+        record = await broker.read(TopicPartition("dispatcher.subscriptions", 0), 0)
+        assert record is not None
+        topic, value, headers = "dispatcher.subscriptions", record.value, list(record.headers)
+        for start in range(1, count, 5000):
+            await broker.produce(
+                [
+                    Message(topic, value, f"s{number:06}".encode(), headers, partition=0)
+                    for number in range(start, min(start + 5000, count))
+                ]
+            )
+    finally:
+        await broker.close()
+
+
+@pytest.mark.timeout(600)
+async def test_many_subscriptions_are_read_and_paged(tmp_path: Path) -> None:
+    """How long it takes is printed (`-s`), and judged by nobody: the machine may be busy.
+
+    DISPATCHER_TEST_SUBSCRIPTIONS=100000 is what the promises are about.
+    """
+    count = int(os.environ.get("DISPATCHER_TEST_SUBSCRIPTIONS", "5000"))
+    clock = asyncio.get_running_loop().time
+    async with running(tmp_path) as (call, _):
+        made(await call("POST", "/v1/subscriptions", {**NEW, "id": "s000000", "tenant": "acme"}))
+    await multiply(tmp_path, count)
+    begun = clock()
+    async with running(tmp_path) as (call, app):
+        print(f"\nstart to ready: {clock() - begun:.2f} s")
+        assert len(app.registry.index) == count
+        seen, last, times = 0, "", []
+        cursor: str | None = ""
+        while cursor is not None:
+            begun = clock()
+            page = (await call("GET", f"/v1/subscriptions?limit=200{cursor and '&cursor=' + cursor}")).json
+            times.append(clock() - begun)
+            assert page["subscriptions"][0]["id"] == f"s{seen:06}"
+            seen += len(page["subscriptions"])
+            last = page["subscriptions"][-1]["id"]
+            cursor = page["next_cursor"]
+        assert seen == count
+        assert last == f"s{count - 1:06}"
+        print(f"pages of 200: median {median(times) * 1000:.1f} ms, slowest {max(times) * 1000:.1f} ms")
+        for query in (
+            "limit=50",
+            "limit=50&tenant=acme",
+            "limit=50&host=nobody.example",
+            "limit=50&status=disabled",
+        ):
+            times = []
+            for _ in range(20):
+                begun = clock()
+                assert (await call("GET", f"/v1/subscriptions?{query}")).status == 200
+                times.append(clock() - begun)
+            print(f"{query}: median {median(times) * 1000:.1f} ms, slowest {max(times) * 1000:.1f} ms")
