@@ -340,7 +340,8 @@ async def multiply(folder: Path, count: int) -> None:
     try:
         record = await broker.read(TopicPartition("dispatcher.subscriptions", 0), 0)
         assert record is not None
-        topic, value, headers = "dispatcher.subscriptions", record.value, list(record.headers)
+        topic, value = "dispatcher.subscriptions", record.value
+        headers = [(name, text) for name, text in record.headers if text is not None]
         for start in range(1, count, 5000):
             await broker.produce(
                 [
