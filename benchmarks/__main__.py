@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import bench_transport, end_to_end, micro, retries, scale
+from benchmarks import bench_transport, control, end_to_end, micro, retries, scale
 from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, require
 
 ALL = (
@@ -24,6 +24,7 @@ ALL = (
     "replicas",
     "memory",
     "retries",
+    "control",
     "micro",
     "matching",
 )
@@ -89,6 +90,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: scale.run_memory(command, quick=given.quick)
             case "retries":
                 yield lambda: retries.run(command, quick=given.quick)
+            case "control":
+                yield lambda: control.run(command, quick=given.quick)
             case "soak":
                 yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":

@@ -454,7 +454,8 @@ class Registry:
             self._managed = dict(managed)
             self._runtimes = dict(runtimes)
             self._tell_of_clashes([id_ for id_ in self._managed if id_ in self._entries])
-            breathe = self._breathing(_PAUSE)
+            # Nothing is delivered before all of it is there: no pauses for the loop's sake.
+            breathe = self._breathing(_PAUSE if len(self.index) > len(self._entries) else 0.0)
             self._touched = set()
             try:
                 built = await asyncio.to_thread(

@@ -611,7 +611,9 @@ class Store:
 
     def _parsed(self, id: str, state: State[bytes]) -> Stored:  # noqa: A002 - the field's name
         """As it is kept; what can't be opened is left out, and `unusable` says so."""
-        raw = orjson.loads(state.value or b"{}")
+        return self._opened(id, state.version, orjson.loads(state.value or b"{}"))
+
+    def _opened(self, id: str, version: int, raw: dict[str, Any]) -> Stored:  # noqa: A002 - the field's name
         unusable = self._unusable.get(id)
 
         def opened(kept: Mapping[str, Any], field: str) -> str | None:
@@ -638,7 +640,7 @@ class Store:
         request = raw.get("idempotency")
         return Stored(
             id,
-            state.version,
+            version,
             document,
             _live(secrets, self.now_ms()),
             raw["created_ms"],
@@ -651,7 +653,9 @@ class Store:
         """The subscription of a record, and whether its secrets should be sealed anew. Fills the indexes."""
         self._unusable.pop(id, None)
         try:
-            stored = self._parsed(id, state)
+            raw = orjson.loads(state.value or b"{}")
+            otherwise = self._sealed_otherwise(raw)
+            stored = self._opened(id, state.version, raw)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.error("a subscription in the topic can't be read", subscription=id, error=repr(error))  # noqa: TRY400 - nothing of ours is broken
             self._unusable[id] = "invalid"
@@ -668,8 +672,7 @@ class Store:
             return None, False
         # With another URL everything that became of it starts over, as with a changed entry of the file.
         tag = f"{stored.created_ms} {stored.document.get('url')}"
-        old = bool(self._sealer) and not stored.unusable and self._sealed_otherwise(state)
-        return Managed(subscription, tag), old
+        return Managed(subscription, tag), otherwise and not stored.unusable
 
     def _subscription(self, stored: Stored) -> Subscription | None:
         written = {**stored.document, "id": stored.id, "secrets": [each.secret for each in stored.secrets]}
@@ -696,9 +699,10 @@ class Store:
         subscription.secrets = ()  # whatever happens, nothing is sent in its name
         return subscription
 
-    def _sealed_otherwise(self, state: State[bytes]) -> bool:
-        """Whether anything in it was sealed with another key than the newest, or not at all."""
-        raw = orjson.loads(state.value or b"{}")
+    def _sealed_otherwise(self, raw: Mapping[str, Any]) -> bool:
+        """Whether anything in it was sealed with another key than the newest, or not at all, and could be."""
+        if not self._sealer:
+            return False
         kept = [*raw["secrets"], *(raw["document"].get("headers") or {}).values()]
         return any("sealed" not in each or not self._sealer.is_newest(each["sealed"]) for each in kept)
 
@@ -712,7 +716,7 @@ class Store:
             writes = []
             for id_ in some:
                 state = self._present(id_)
-                if state is None or not self._sealed_otherwise(state):
+                if state is None or not self._sealed_otherwise(orjson.loads(state.value or b"{}")):
                     continue
                 stored = self._parsed(id_, state)
                 if stored.unusable is None:
