@@ -17,7 +17,7 @@ from secrets import token_hex
 from typing import Any, Final
 
 import structlog
-from orjson import dumps
+from orjson import JSONEncodeError, dumps
 
 from dispatcher.broker.base import BrokerError, Message
 from dispatcher.core.subscriptions import EVERY_TENANT
@@ -87,7 +87,13 @@ class Announcer:
         if tenant is not None and tenant != EVERY_TENANT:
             document["tenant"] = tenant
         document["data"] = {"subscription_id": subscription_id, **data}
-        self._queue.append(Message(self._topic, dumps(document), subscription_id.encode()))
+        try:
+            value = dumps(document)
+        except JSONEncodeError:
+            # The outbox calls this: a notice must not end what delivers.
+            log.exception("an operational event could not be written", type=type)
+            return
+        self._queue.append(Message(self._topic, value, subscription_id.encode()))
         self._some.set()
 
     async def run(self) -> None:

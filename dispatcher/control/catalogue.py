@@ -65,13 +65,13 @@ class Catalogue:
 
     def list(self) -> Sequence[EventTypeView]:
         """All of them, by name."""
-        self._ready()
+        self.check_ready()
         table = self._store.event_types
         return [_view(row) for name in table.names() if (row := table.get(name)) is not None]
 
     def get(self, name: str) -> EventTypeView:
         """One by its name."""
-        self._ready()
+        self.check_ready()
         row = self._store.event_types.get(name)
         if row is None:
             raise NotFound(f"there is no event type {name[:256]}")
@@ -81,7 +81,7 @@ class Catalogue:
         self, name: str, document: Mapping[str, Any], *, if_match: int | None = None
     ) -> tuple[EventTypeView, bool]:
         """Add or replace it; True with it when it is new."""
-        self._ready()
+        self.check_ready()
         wanted = _read(name, document)
         table = self._store.event_types
         for _ in range(_TRIES):
@@ -158,7 +158,8 @@ class Catalogue:
             known = self._compiled[name] = (row.version, validator)
         return known[1]
 
-    def _ready(self) -> None:
+    def check_ready(self) -> None:
+        """Raise Unavailable until everything is read."""
         if not self._store.loaded:
             raise Unavailable("the catalogue is still being read: " + (self._store.problem or "wait"))
 

@@ -126,6 +126,7 @@ class Publisher:
         `tenant` None is an operator, whose events name their tenant; a tenant's events are its own. Fields are those of
         the JSON envelope: type, id, tenant, created or timestamp, data. Flaws of a batch begin with the event's number.
         """
+        self._catalogue.check_ready()  # the topics aren't there before that, nor the connection
         batch = len(events) != 1 if batch is None else batch
         if len(events) > MAX_BATCH:
             raise TooLarge(f"a batch has at most {MAX_BATCH} events, and this one {len(events)}")

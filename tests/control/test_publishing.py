@@ -136,6 +136,12 @@ async def test_a_broker_that_is_away_or_says_no_is_unavailable_and_the_event_can
     assert len(plane.events()) == 1
 
 
+async def test_nothing_is_published_before_the_topics_are_there(plane: Plane) -> None:
+    plane.store.reading = True
+    with pytest.raises(Unavailable):
+        await plane.publisher.publish([{"type": "a"}], tenant=None)
+
+
 async def test_a_broker_that_does_not_answer_is_not_waited_for_for_ever(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +261,13 @@ async def test_there_are_never_too_many_of_them_and_a_broker_that_is_away_loses_
     await asyncio.sleep(60)
     assert [event["data"]["event_id"] for event in plane.events()] == [f"evt_{n}" for n in range(500)]
     assert plane.metrics.announcements == {"published": 500, "dropped": 4500}
+
+
+async def test_one_that_cannot_be_written_harms_nothing(plane: Plane) -> None:
+    plane.plane.announcer.announce("dispatcher.x", "sub_1", None, {"text": "\ud800"})
+    plane.plane.announcer.announce("dispatcher.y", "sub_1", None, {})
+    await asyncio.sleep(5)
+    assert [event["type"] for event in plane.events()] == ["dispatcher.y"]
 
 
 async def test_they_are_left_out_where_the_setting_says_so(make: Make) -> None:
