@@ -30,8 +30,15 @@ _WORK: Final = (
     (r"core/request\.py:", "build the request"),
     (r"core/events\.py:", "decode"),
     (r"core/subscriptions\.py:", "match"),
-    (r"core/lanes\.py:|engine\.py:Engine\.(_queue|_pump|_owe)$|engine\.py:Delivery\.__init__$", "queue"),
-    (r"core/offsets\.py:|engine\.py:Engine\.(_settle|_check_room)$", "track and settle"),
+    (r"dispatcher/attempts\.py:|core/attempts\.py:|aiokafka/producer/|broker/kafka_producer\.py:", "attempt log"),
+    (
+        r"core/lanes\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe)$|deliveries\.py:Delivery\.__init__$",
+        "queue",
+    ),
+    (
+        r"core/offsets\.py:|core/completed\.py:|deliveries\.py:Deliveries\.(_settle|_settled|_check_room)$",
+        "track and settle",
+    ),
     (r"/metrics\.py:Histogram|^dispatcher/metrics\.py:Histogram", "count"),
     (r"prometheus_client/|metrics\.py:|aiohttp/|dispatcher/api/", "be scraped"),
     (r"transport/tls\.py:", "TLS"),
@@ -41,11 +48,11 @@ _WORK: Final = (
     ),
     (r"transport/", "send"),
     (r"dispatcher/logs\.py:|structlog/|logging/", "log"),
-    (r"engine\.py:Engine\._commit|aiokafka/.*commit|coordinator", "commit"),
+    (r"engine\.py:Engine\._commit|dispatcher/intake\.py:|aiokafka/.*commit|coordinator", "commit"),
     (r"aiokafka/|dispatcher/broker/|asyncio/streams\.py:", "consume"),
     (r"dispatcher/timers\.py:|core/wheel\.py:", "timers"),
     (r"engine\.py:Engine\.(_take_up|_consume|_room)$", "take up"),
-    (r"dispatcher/engine\.py:", "attempt, result"),
+    (r"dispatcher/(engine|deliveries)\.py:", "attempt, result"),
     (r"uvloop|asyncio/|dispatcher/(cli|app|__main__)\.py:|<module>", "event loop, sockets"),
 )
 
