@@ -30,7 +30,10 @@ _WORK: Final = (
     (r"core/request\.py:", "build the request"),
     (r"core/events\.py:", "decode"),
     (r"core/subscriptions\.py:", "match"),
-    (r"dispatcher/attempts\.py:|core/attempts\.py:|aiokafka/producer/|broker/kafka_producer\.py:", "attempt log"),
+    (
+        r"dispatcher/attempts\.py:|core/attempts\.py:|aiokafka/producer/|broker/kafka_producer\.py:",
+        "attempt log",
+    ),
     (
         r"core/lanes\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe)$|deliveries\.py:Delivery\.__init__$",
         "queue",
