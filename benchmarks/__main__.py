@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import bench_transport, control, end_to_end, micro, retries, scale
-from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, require
+from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, compile_daemon, require
 
 ALL = (
     "transport",
@@ -29,6 +29,7 @@ ALL = (
     "matching",
 )
 LONG = ("soak",)  # only when asked for by name
+_WITHOUT_DAEMON = {"transport", "micro", "matching"}
 
 
 def _arguments() -> argparse.Namespace:
@@ -43,6 +44,9 @@ def _arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="small counts, one run: a smoke test; RESULTS.md stays"
     )
     parser.add_argument("--runs", type=int, help="measurements in turns with wrk (5)")
+    parser.add_argument(
+        "--pure", action="store_true", help="run the daemon uncompiled, not as the container image has it"
+    )
     parser.add_argument("--minutes", type=float, help="of the soak (30)")
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
     parser.add_argument(
@@ -114,6 +118,9 @@ def main() -> int:
         Cores.choose()
         # Everything here but what is measured belongs on the server's core; children inherit it.
         os.sched_setaffinity(0, {CORES.server})
+        if not given.pure and not {*given.what} <= _WITHOUT_DAEMON:
+            print("compiling the daemon's hot path", flush=True)
+            compile_daemon()
         for section in _sections(given):
             section().report(results)
     except CannotRun as error:

@@ -47,6 +47,7 @@ from benchmarks.harness import (
     Table,
     beside_wrk,
     crossing,
+    daemon_environ,
     envelope,
     free_port,
     median,
@@ -285,8 +286,7 @@ class Daemon:
         """The process, until the block ends; `prefix` goes before its command."""
         run = [sys.executable, "-m", "dispatcher", "run", "--config", str(self._configure())]
         command = pinned(CORES.client, [*prefix, *run])
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
-        with process(command, log=self.log, cwd=self._folder, environ=environ) as child:
+        with process(command, log=self.log, cwd=self._folder, environ=daemon_environ()) as child:
             yield child
 
     def wait_until_ready(self) -> None:
