@@ -270,6 +270,7 @@ class Daemon:
             "topics": {"events": [self._topic]},
             "http": {"port": self._port},
             "network": {"allow": ["127.0.0.0/8"], "https_only": self._tls},
+            "api": {"operational_events": False},
             "delivery": {"connections_per_host": CONNECTIONS // len(HOSTS)},
             "log": {"format": "json"},
         }

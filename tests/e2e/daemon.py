@@ -103,6 +103,8 @@ class Daemon:
             "http": {"port": self.port},
             "network": {"allow": ["127.0.0.0/8", "::1/128"], "https_only": False},
             "log": {"format": "json"},
+            # They would come to whoever wants everything, beside what a test has published.
+            "api": {"operational_events": False},
         }
         for name, value in settings.items():
             document[name] = {**document[name], **value} if isinstance(document.get(name), dict) else value
