@@ -23,6 +23,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES = (
+    "attempts.py",
+    "core/attempts.py",
     "core/completed.py",
     "core/events.py",
     "core/lanes.py",

@@ -293,13 +293,13 @@ class KafkaProducer:
             async with asyncio.timeout(self._settings.request_timeout):
                 partitions = await self._partitions(topic)
                 shares: dict[int, list[Entry]] = {}
+                by_key: dict[bytes, list[Entry]] = {}  # the same lists: few keys come again and again
                 for entry in entries:
-                    number = partition_of(entry[0], partitions)
-                    share = shares.get(number)
+                    key = entry[0]
+                    share = by_key.get(key)
                     if share is None:
-                        shares[number] = [entry]
-                    else:
-                        share.append(entry)
+                        share = by_key[key] = shares.setdefault(partition_of(key, partitions), [])
+                    share.append(entry)
                 # All of them to their end, also when one fails: nothing of an ended call is sent any more.
                 ended = await asyncio.gather(
                     *(self._append(topic, number, share) for number, share in shares.items()),
