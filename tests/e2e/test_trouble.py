@@ -29,6 +29,9 @@ QUICK: dict[str, Any] = {
 }
 
 
+pytestmark = pytest.mark.timeout(420)  # starting and stopping a broker on a busy machine takes its time
+
+
 async def problems(daemon: Daemon) -> str:
     """What /readyz names; empty when it is ready."""
     status, body = await daemon.get("/readyz")
