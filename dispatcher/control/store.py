@@ -350,11 +350,14 @@ class Store:
     # Subscriptions of the API's.
 
     def get(self, id: str) -> Stored | None:  # noqa: A002 - the field's name
-        """One by its id: parsed and unsealed at each call, some 20 us."""
+        """One by its id: parsed and unsealed at each call, some 20 us. What can't be read (the log told) isn't there."""
         state = self._ledger.get(id)
         if state is None or state.value is None or ":" in id:
             return None
-        return self._parsed(id, state)
+        try:
+            return self._parsed(id, state)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def ids(self) -> Sequence[str]:
         """All ids, sorted, for paging by bisection. Not to be changed; a later change may show in it."""
@@ -796,7 +799,8 @@ class Store:
         finally:
             for nonce, future in futures.items():
                 self._waiting.pop(nonce, None)
-                if not future.cancel():
+                # Those that gather() had cancelled would raise that here, in the place of what is to be told.
+                if not future.cancel() and not future.cancelled():
                     future.exception()  # has been told, or nobody waits for it any more
 
     def _message(self, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Message:

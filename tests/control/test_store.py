@@ -11,15 +11,16 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from dispatcher.broker.base import BrokerUnavailable, MessageTooLarge, TopicPartition
+from dispatcher.broker.base import BrokerUnavailable, Message, MessageTooLarge, TopicPartition
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
 from dispatcher.control.store import Idempotency, Store, StoredSecret, subscriptions_topic
+from dispatcher.core.changes import Change, to_headers
 from dispatcher.core.event_types import EventType
 from dispatcher.core.keys import Key
 from dispatcher.core.netguard import Guard
 from dispatcher.registry import Registry
 from dispatcher.settings import ApiSettings, Settings
-from tests.fakes import MemoryBroker
+from tests.fakes import MemoryBroker, MemoryReader
 
 pytestmark = pytest.mark.looptime
 
@@ -235,6 +236,30 @@ async def test_a_broker_that_is_away_for_a_moment_is_waited_for_and_the_write_co
     world.broker.produce_errors += [BrokerUnavailable("away"), BrokerUnavailable("away")]
     assert (await create(one)).version == 1
     assert len(world.written()) == 1
+
+
+async def test_a_write_that_is_acknowledged_and_not_read_back_in_time_is_answered_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await world.replica()
+
+    async def hang(*_: object) -> None:
+        await asyncio.sleep(1e6)
+
+    monkeypatch.setattr(MemoryReader, "read", hang)
+    await asyncio.sleep(2)  # until the poll under way is over
+    with pytest.raises(Unavailable, match="may still take effect"):
+        await create(one)
+
+
+async def test_one_that_cannot_be_read_hides_no_other(world: World) -> None:
+    one = await world.replica()
+    await create(one)
+    await world.broker.produce([Message(TOPIC.topic, b"[]", b"t", to_headers(Change(0, 1, b"n")), 0)])
+    await asyncio.sleep(1)
+    assert list(one.store.ids()) == ["s", "t"]
+    assert one.store.get("t") is None
+    assert one.store.get("s") is not None
 
 
 async def test_a_broker_that_stays_away_is_told_and_the_store_recovers(world: World) -> None:
