@@ -608,11 +608,12 @@ class Subscriptions:
                 for one in live
             ]
             if overlap == 0:
-                kept = [one for one in kept if one.expires_ms is None]
+                kept = [one for one in kept if one.expires_ms != end]
             secrets = [StoredSecret(made), *kept]
-            while len(secrets) > MAX_SECRETS:
+            ending = [one for one in secrets if one.expires_ms is not None]
+            while len(secrets) > MAX_SECRETS and ending:
                 # Rotated more often than their overlap allows: the oldest go at once.
-                secrets.remove(next(one for one in reversed(secrets) if one.expires_ms is not None))
+                secrets.remove(ending.pop())
             flaws: builtins.list[Flaw] = []
             if secret is not None and any(one.secret == secret for one in live):
                 flaws.append(Flaw(("secret",), "is the one in use"))
@@ -661,8 +662,6 @@ class Subscriptions:
             if changed is None:
                 return self._view_of(stored)
             document, secrets = changed
-            if document.get("url") != stored.document.get("url"):
-                await self._forget_validation(id)
             try:
                 written = await self._store.put(
                     id, document, secrets, base=stored.version, idempotency=stored.idempotency
@@ -676,12 +675,6 @@ class Subscriptions:
                 self._validator.submit(subscription)
             return self._view_of(written)
         raise _contended(id)
-
-    async def _forget_validation(self, id: str) -> None:  # noqa: A002 - the field's name
-        """Another URL has to pass by itself: before it is written, so that nothing goes there in between."""
-        runtime = self._registry.runtime(id)
-        if runtime is not None and runtime.status is Status.ACTIVE:
-            await self._store.enable(id)
 
     # Ask.
 

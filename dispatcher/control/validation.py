@@ -130,8 +130,9 @@ class Validator:
             )
         for _ in range(_TRIES):
             stored = self._store.get(subscription.id)
-            if stored is None:
-                break
+            current = self._registry.index.get(subscription.id)
+            if stored is None or current is None or current.url != subscription.url:
+                return allowed  # deleted, or moved: what the old endpoint allows is no limit of the new one
             document = {**stored.document, "rate_limit": f"{allowed.rate}/m"}
             try:
                 await self._store.put(

@@ -22,12 +22,13 @@ from typing import Final
 
 from orjson import JSONDecodeError, dumps, loads
 
+from dispatcher.core import spec
 from dispatcher.core.events import JSON_HEAD, Event
 from dispatcher.core.request import Template, build
 from dispatcher.core.results import Failure, HandshakeResponse, Response, Result
 
 VALIDATION_TYPE: Final = "dispatcher.validation"
-MAX_RATE: Final = 1_000_000_000
+MAX_RATE: Final = int(spec.MAX_RATE * 60)
 """A minute; beyond it an allowed rate says nothing."""
 
 

@@ -122,7 +122,7 @@ class MemoryStore(Store):
         if old is None:
             insort(self.sorted, id)
         self.rows[id] = stored
-        self.registry.put_managed(subscription, "tag")
+        self.registry.put_managed(subscription, f"{stored.created_ms} {document['url']}")
         return stored
 
     async def fill(self, count: int, tenants: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -440,6 +441,28 @@ async def test_rotating_one_kind_leaves_the_other_alone(plane: Plane) -> None:
     assert created.secrets[0] not in kept
 
 
+async def test_a_rotation_without_an_overlap_leaves_the_other_kinds_old_secret_alone(plane: Plane) -> None:
+    old, new = (f"whsk_{b64encode(bytes([n]) * 32).decode()}" for n in (1, 2))
+    id_ = (await plane.create(signatures=["v1", "v1a"], secrets=[SECRET, old])).view.id
+    await plane.subscriptions.rotate(id_, tenant=None, secret=new)
+    await plane.subscriptions.rotate(id_, tenant=None, overlap=0)
+    stored = plane.store.get(id_)
+    assert stored is not None
+    kept = {one.secret: one.expires_ms for one in stored.secrets}
+    assert SECRET not in kept
+    assert kept[new] is None
+    assert kept[old] is not None
+
+
+async def test_a_rotation_that_would_leave_too_many_for_ever_is_refused(plane: Plane) -> None:
+    keys = [f"whsk_{b64encode(bytes([n]) * 32).decode()}" for n in range(7)]
+    id_ = (await plane.create(signatures=["v1", "v1a"], secrets=[SECRET, *keys])).view.id
+    rotating = plane.subscriptions.rotate(id_, tenant=None, secret=OTHER)
+    assert (await rotating).old_expires_ms
+    eight = (await plane.create(signatures=["v1a"], secrets=[*keys, f"whsk_{'Q' * 43}="])).view.id
+    assert set(await flaws(plane.subscriptions.rotate(eight, tenant=None, secret=OTHER))) == {"secret"}
+
+
 async def test_a_secret_that_cannot_be_used_is_refused(plane: Plane) -> None:
     created = await plane.create()
     id_ = created.view.id
@@ -552,6 +575,41 @@ async def test_another_url_has_to_pass_by_itself(plane: Plane) -> None:
     assert view.status == "pending"
     await plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None)
     assert plane.subscriptions.get(id_, tenant=None).status == "pending"
+
+
+async def test_a_change_of_the_url_that_fails_leaves_the_validation_as_it_was(plane: Plane) -> None:
+    plane.endpoints.allow()
+    id_ = (await plane.create(validate=True)).view.id
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+    version = plane.subscriptions.get(id_, tenant=None).version
+
+    def come_between() -> None:
+        stored = plane.store.rows[id_]
+        plane.store.write(id_, {**stored.document, "payload": "thin"}, stored.secrets)
+
+    plane.store.before_write = come_between
+    moving = plane.subscriptions.update(id_, {"url": "https://new.example/"}, tenant=None, if_match=version)
+    with pytest.raises(VersionMismatch):
+        await moving
+    assert plane.subscriptions.get(id_, tenant=None).status == "active"
+
+
+async def test_an_allowed_rate_beyond_any_limit_is_none(plane: Plane) -> None:
+    plane.endpoints.allow(rate="100000000")
+    id_ = (await plane.create(validate=True)).view.id
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+    assert "rate_limit" not in plane.subscriptions.get(id_, tenant=None).document
+
+
+async def test_what_the_old_endpoint_allows_is_no_limit_of_the_new_one(plane: Plane) -> None:
+    plane.endpoints.allow(rate="5")
+    plane.endpoints.delay = 1.0
+    id_ = (await plane.create(validate=True)).view.id
+    await until(lambda: bool(plane.endpoints.asked))
+    plane.endpoints.allow()
+    await plane.subscriptions.update(id_, {"url": "https://new.example/"}, tenant=None)
+    await until(lambda: plane.registry.counts()["pending"] == 0)
+    assert "rate_limit" not in plane.subscriptions.get(id_, tenant=None).document
 
 
 async def test_those_of_the_file_are_asked_too(make: Make) -> None:
