@@ -48,6 +48,9 @@ schema = schemathesis.openapi.from_dict(
 )
 
 
+# Hypothesis takes a move of the global generator during a draw for the strategy's doing; it is the jitter of the
+# dispatcher, which runs in another thread of this process.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @schema.parametrize()
 @settings(
     max_examples=EXAMPLES,
