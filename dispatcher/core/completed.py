@@ -200,7 +200,7 @@ def _body(committed: int, runs: Runs) -> bytes:
         at = end
     if at - committed <= 8 * len(lengths):
         return _BITMAP + _bitmap(committed, runs)
-    return _RUN_LENGTHS + lengths
+    return _RUN_LENGTHS + bytes(lengths)
 
 
 def _bitmap(committed: int, runs: Runs) -> bytes:

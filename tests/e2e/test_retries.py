@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
+from dispatcher.broker.open import open_broker
+from dispatcher.settings import KafkaSettings
 from tests.e2e.daemon import Endpoint, envelope, eventually
 from tests.e2e.test_delivery import Stage, broker_url, everything, stage
 
@@ -97,3 +101,44 @@ async def test_a_delivery_given_up_after_tiers_tells_all_its_attempts(stage: Sta
         assert len(endpoint.requests) == 3
         assert [line["attempt"] for line in daemon.log_lines("attempt failed")] == [1, 2, 3]
         assert len({line["delivery_id"] for line in daemon.log_lines("attempt failed")}) == 1
+
+
+@pytest.mark.kafka
+async def test_an_endpoint_that_hangs_for_ever_does_not_keep_the_commit_from_moving_on(
+    tmp_path: Path, kafka: str
+) -> None:
+    async def hang(_request: web.Request) -> web.Response:
+        await asyncio.sleep(3600)
+        return web.Response()
+
+    stage = Stage(tmp_path, f"kafka://{kafka}")
+    broker = open_broker(stage.broker_url, KafkaSettings())
+    await broker.connect()
+
+    async def uncommitted() -> int:
+        (topic,) = [each for each in await broker.topics(stage.name) if each.name == stage.topic]
+        return sum(each.latest - (each.committed or 0) for each in topic.partitions)
+
+    try:
+        async with Endpoint(hang) as hanging, Endpoint() as well:
+            events = dict(envelope(number) for number in range(100))
+            daemon = stage.make(
+                [
+                    everything(well),
+                    {**everything(hanging, timeout="8s", max_in_flight=2), "id": "sub_hanging"},
+                ],
+                delivery={"max_queue_wait": "1h"},
+                retry={"tiers": ["3s", "1h"], "horizon": "3s", "hold_limit": "3s"},
+            )
+            await stage.publish(list(events.values()))
+            await daemon.start()
+            await well.received(set(events), within=60)
+            async with asyncio.timeout(120):
+                while await uncommitted():
+                    await asyncio.sleep(0.2)
+            assert await daemon.metric("deliveries_parked_total", 'reason="hold_limit"') > 0
+            assert await daemon.metric("deliveries_total", 'outcome="delivered"') == 100
+    finally:
+        await broker.close()
+        if stage.daemon is not None:
+            await stage.daemon.kill()

@@ -16,7 +16,7 @@ import structlog
 
 from tests.kafka.server import Unavailable
 from tests.torture.harness import Ground, Report, kafka_ground, torture
-from tests.torture.schedule import Schedule, plan, plan_embedded, plan_quiet
+from tests.torture.schedule import Schedule, plan, plan_embedded, plan_quiet, plan_replicated
 
 
 def _seeds(text: str) -> list[int]:
@@ -30,7 +30,9 @@ def _seeds(text: str) -> list[int]:
 def _schedule(arguments: argparse.Namespace, seed: int) -> Schedule:
     if arguments.broker == "sqlite":
         return plan_embedded(seed, rounds=arguments.rounds, rate=arguments.rate)
-    make = plan_quiet if arguments.quiet else plan
+    make = {"replicated": plan_replicated}.get(arguments.broker, plan)
+    if arguments.quiet:
+        make = plan_quiet
     return make(seed, length=arguments.length, rate=arguments.rate)
 
 
@@ -39,8 +41,9 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
     begin = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         ground: Ground | None = None
-        if arguments.broker == "kafka":
-            ground = await stack.enter_async_context(kafka_ground())
+        if arguments.broker != "sqlite":
+            replicated = arguments.broker == "replicated"
+            ground = await stack.enter_async_context(kafka_ground(replicated=replicated))
         for seed in arguments.seeds:
             if arguments.minutes and time.monotonic() - begin > arguments.minutes * 60:
                 print(f"out of time before seed {seed}", flush=True)
@@ -66,7 +69,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--seeds", type=_seeds, default=_seeds("1-20"), help="such as 1-20 or 3,7,11-13")
-    parser.add_argument("--broker", choices=("kafka", "sqlite"), default="kafka")
+    parser.add_argument("--broker", choices=("kafka", "replicated", "sqlite"), default="kafka")
     parser.add_argument("--length", type=float, default=20.0, help="seconds of faults (kafka)")
     parser.add_argument("--rounds", type=int, default=6, help="lives of the daemon (sqlite)")
     parser.add_argument("--rate", type=float, default=60.0, help="events a second, each owed four times")

@@ -49,6 +49,7 @@ from dispatcher.broker.open import open_broker
 from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
 from tests.e2e.daemon import Daemon, envelope
+from tests.kafka.server import Cluster
 from tests.ports import free_port
 from tests.torture import ledger as books, mutants
 from tests.torture.endpoints import Endpoints, refused
@@ -57,6 +58,7 @@ from tests.torture.relay import Relay, RelayedCluster
 from tests.torture.schedule import Fault, Kind, Schedule
 
 PARTITIONS = 4
+REPLICAS = 2
 SESSION = 6.0
 DRAIN = 5.0
 STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
@@ -422,11 +424,10 @@ class KafkaRun(Run):
     def __init__(self, report: Report, endpoints: Endpoints, folder: Path, ground: Ground) -> None:
         super().__init__(report, endpoints, folder)
         self.ground = ground
-        self.broker = KafkaBroker([ground.cluster.bootstrap], KafkaSettings(request_timeout="10s"))
+        self.broker = KafkaBroker(ground.cluster.bootstrap.split(","), KafkaSettings(request_timeout="10s"))
         self.broker_lock = asyncio.Lock()
         self.replicas = [
-            self.replica(number, f"kafka://127.0.0.1:{relay.port}")
-            for number, relay in enumerate(ground.relays)
+            self.replica(number, f"kafka://{ground.address(number)}") for number in range(REPLICAS)
         ]
 
     async def __call__(self) -> None:
@@ -511,19 +512,21 @@ class KafkaRun(Run):
     async def _heal(self) -> None:
         self.ground.heal()
         self.endpoints.heal()
-        if self.ground.cluster.nodes[0].pid is None:
-            await asyncio.to_thread(self.ground.cluster.nodes[0].start)
+        for node in self.ground.cluster.nodes:
+            if node.pid is None:
+                await asyncio.to_thread(node.start)
         for replica in self.replicas:
             if not replica.check() and replica is self.replicas[0]:
                 await replica.start()
 
     async def _inflict(self, fault: Fault, started: float) -> None:
         await asyncio.sleep(max(0.0, started + fault.at - self.clock()))
-        relay, replica = self.ground.relays[fault.target], self.replicas[fault.target]
+        replica = self.replicas[fault.target % REPLICAS]
         if fault.kind is Kind.BROKER:
             async with self.broker_lock:
                 begin = self.clock()
-                node = self.ground.cluster.nodes[0]
+                nodes = self.ground.cluster.nodes
+                node = nodes[fault.target % len(nodes)]
                 await asyncio.to_thread(node.kill)
                 await asyncio.sleep(fault.lasts)
                 await asyncio.to_thread(node.start)
@@ -549,6 +552,7 @@ class KafkaRun(Run):
                     replica.daemon.signal(signal.SIGCONT)
                     replica.trouble("stop", begin, self.clock() + _HEARD_WITHIN)
                 case Kind.CUT | Kind.STALL:
+                    relay = self.ground.relays[fault.target]
                     relay.cut() if fault.kind is Kind.CUT else relay.stall()
                     await asyncio.sleep(fault.lasts)
                     relay.heal()
@@ -683,11 +687,15 @@ def _small_disk(folder: Path) -> Any:
 
 
 class Ground:
-    """One Kafka and a relay for each of two replicas, for any number of runs."""
+    """One Kafka for any number of runs: a node and a relay for each replica, or three nodes and replication 3."""
 
-    def __init__(self) -> None:
-        self.relays = [Relay(), Relay()]
-        self.cluster = RelayedCluster(self.relays)
+    def __init__(self, *, replicated: bool) -> None:
+        self.relays = [] if replicated else [Relay() for _ in range(REPLICAS)]
+        self.cluster = Cluster(3) if replicated else RelayedCluster(self.relays)
+
+    def address(self, replica: int) -> str:
+        """Where that replica finds the broker."""
+        return f"127.0.0.1:{self.relays[replica].port}" if self.relays else self.cluster.bootstrap
 
     def heal(self) -> None:
         for relay in self.relays:
@@ -695,9 +703,9 @@ class Ground:
 
 
 @contextlib.asynccontextmanager
-async def kafka_ground() -> AsyncIterator[Ground]:
+async def kafka_ground(*, replicated: bool = False) -> AsyncIterator[Ground]:
     """Raises tests.kafka.server.Unavailable where there is no Kafka."""
-    ground = Ground()
+    ground = Ground(replicated=replicated)
     for relay in ground.relays:
         await relay.start()
     try:
@@ -713,7 +721,7 @@ async def torture(
     schedule: Schedule, folder: Path, ground: Ground | None, *, mutant: str | None = None
 ) -> Report:
     """One run: on Kafka, or without a ground on the embedded broker; `mutant` names a daemon of mutants.py."""
-    report = Report("sqlite" if ground is None else "kafka", schedule, folder=folder)
+    report = Report(_kind(ground), schedule, folder=folder)
     begin = time.monotonic()
     async with Endpoints(schedule.seed) as endpoints:
         if ground is not None:
@@ -724,3 +732,9 @@ async def torture(
                 await EmbeddedRun(report, endpoints, folder, disk, mutant)()
     report.seconds = time.monotonic() - begin
     return report
+
+
+def _kind(ground: Ground | None) -> str:
+    if ground is None:
+        return "sqlite"
+    return "kafka" if ground.relays else "replicated"

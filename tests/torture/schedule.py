@@ -105,6 +105,32 @@ def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
     )
 
 
+def plan_replicated(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
+    """Two replicas on three brokers, of which one at a time is away; the topics have three copies."""
+    draw = random.Random(f"replicated {seed}")
+    faults: list[Fault] = []
+    away = draw.uniform(1.0, 4.0)
+    while away < length:
+        lasts = draw.uniform(3.0, 8.0)
+        faults.append(Fault(round(away, 2), Kind.BROKER, draw.randrange(3), round(lasts, 2)))
+        away += lasts + draw.uniform(8.0, 12.0)  # the node that was away catches up first
+    at = draw.uniform(0.5, 4.0)
+    while at < length:
+        kind = draw.choice((Kind.KILL, Kind.TERM, Kind.STOP))
+        faults.append(Fault(round(at, 2), kind, draw.randrange(2), round(draw.uniform(*_LASTS[kind]), 2)))
+        at += draw.uniform(2.0, 8.0)
+    return Schedule(
+        seed,
+        round(length * rate),
+        length,
+        draw.choice((150, 1000, 10_000)),
+        draw.choice((1.0, 10.0)),
+        2,
+        sorted(faults, key=lambda each: each.at),
+        _phases(draw, length),
+    )
+
+
 def plan_quiet(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
     """No fault at all, and so no duplicate: what the other numbers are compared with."""
     draw = random.Random(f"quiet {seed}")
