@@ -274,7 +274,10 @@ class KafkaBroker:
             while True:
                 for records in (await reader.getmany(key, timeout_ms=1000, max_records=1)).values():
                     record: Record = records[0]
-                    return record if record.offset == offset else None
+                    if record.offset >= offset:
+                        return record if record.offset == offset else None
+                    # The assignment's own look for where to start has come after the seek.
+                    reader.seek(key, offset)
                 if await reader.position(key) > offset:
                     return None  # compacted away, or a transaction's marker
         finally:
