@@ -108,9 +108,9 @@ def _lane() -> dict[str, Loop]:
     def loop(n: int) -> None:
         lane: Lane[object] = Lane(8)
         for _ in range(64):
-            lane.offer("sub_0", 16, item)
+            lane.offer("sub_0", 16, item, 0.0)
         for _ in itertools.repeat(None, n):
-            lane.offer("sub_0", 16, item)
+            lane.offer("sub_0", 16, item, 0.0)
             taken = lane.take(0.0)
             assert taken is not None
             lane.release(taken[1])
@@ -119,9 +119,9 @@ def _lane() -> dict[str, Loop]:
         lane: Lane[object] = Lane(8)
         keys = [f"sub_{number}" for number in range(100)]
         for key in keys:
-            lane.offer(key, 16, item)
+            lane.offer(key, 16, item, 0.0)
         for key in itertools.islice(itertools.cycle(keys), n):
-            lane.offer(key, 16, item)
+            lane.offer(key, 16, item, 0.0)
             taken = lane.take(0.0)
             assert taken is not None
             lane.release(taken[1])

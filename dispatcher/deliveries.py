@@ -23,16 +23,19 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
+from heapq import nlargest
 from typing import Final, assert_never
 
 import structlog
 
 from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Message, Record
+from dispatcher.core.breaker import Blame, State, blame, reached_host
 from dispatcher.core.events import Event
-from dispatcher.core.lanes import Lane, Share
+from dispatcher.core.lanes import Lane, Share, Valve
 from dispatcher.core.letters import (
     History,
     Letter,
@@ -46,11 +49,11 @@ from dispatcher.core.letters import (
 )
 from dispatcher.core.netguard import Blocked, Guard, Origin, Target
 from dispatcher.core.offsets import PartitionTracker
-from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide
+from dispatcher.core.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide, demand
 from dispatcher.core.request import build, retarget
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import EVERY_TENANT, Status, Subscription
-from dispatcher.core.tiers import Tiers
+from dispatcher.core.tiers import PARKED_AT_MOST, Tiers
 from dispatcher.core.wheel import Entry
 from dispatcher.metrics import Metrics
 from dispatcher.outbox import Outbox
@@ -194,7 +197,15 @@ class Deliveries:
         self._max_bytes = settings.delivery.max_in_flight_bytes
         self._success_sample = settings.log.success_sample
         self._horizon = settings.retry.horizon
+        self._max_wait = settings.delivery.max_queue_wait
+        self._breaker_threshold = settings.delivery.breaker_threshold
         self._lanes: dict[Origin, Lane[Delivery]] = {}
+        self._watched: list[Lane[Delivery]] = []  # that had something queued, and are measured
+        self._measured = self._clock()
+        self._open: dict[str, set[Valve]] = {"subscription": set(), "host": set()}  # breakers, by scope
+        self._parking: deque[tuple[Delivery, str]] = (
+            deque()
+        )  # withdrawn from their lanes, about to be written
         self._held: dict[Delivery, Entry[Callback]] = {}
 
     @property
@@ -215,8 +226,9 @@ class Deliveries:
     # Taking up.
 
     def owe(self, delivery: Delivery) -> None:
+        """Take on a delivery of an event that has just been read."""
         self._count(len(delivery.event.body))
-        self._queue(delivery, urgent=False)
+        self._queue(delivery, self._clock(), urgent=False)
 
     def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
         """A delivery has waited in the retry topics for all but the last of its wait."""
@@ -289,24 +301,32 @@ class Deliveries:
 
         self._outbox.put(message, settle)
 
-    def _queue(self, delivery: Delivery, *, urgent: bool) -> None:
+    def _queue(self, delivery: Delivery, now: float, *, urgent: bool) -> None:
         subscription = delivery.subscription
         lane = self._lanes.get(subscription.origin)
         if lane is None:
-            lane = self._lanes[subscription.origin] = Lane(self._connections_per_host)
+            lane = self._lanes[subscription.origin] = Lane(self._connections_per_host, self._max_wait)
         delivery.lane = lane
-        delivery.queued = self._clock()
+        delivery.queued = now
         lane.idle_since = None
-        lane.offer(
+        refusal = lane.offer(
             subscription.id,
             subscription.max_in_flight,
             delivery,
+            now,
             urgent=urgent,
             rate=subscription.rate_limit,
         )
+        if refusal is not None:
+            self._postpone(delivery, refusal.reason, refusal.valve, refusal.until, now)
+            self._park(delivery, refusal.reason)
+            return
         self.queued += 1
         if lane.in_flight < lane.limit:
-            self._pump(lane, self._clock())
+            self._pump(lane, now)
+        if lane.queued and not lane.watched:
+            lane.watched = True
+            self._watched.append(lane)
 
     def _pump(self, lane: Lane[Delivery], now: float) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
@@ -351,7 +371,7 @@ class Deliveries:
                 return False
             delivery.subscription = current
             if current.origin != subscription.origin:
-                self._queue(delivery, urgent=delivery.attempt > 0)
+                self._queue(delivery, now, urgent=delivery.attempt > 0)
                 return False
             subscription = current
         if subscription.status is not Status.ACTIVE:
@@ -390,9 +410,12 @@ class Deliveries:
         self.attempting -= 1
         delivery.request = b""
         lane = delivery.lane
-        lane.release(delivery.share)
         now = self._clock()
         if type(result) is Response and 200 <= result.status < 300:
+            share = delivery.share
+            if share.trouble is not None or lane.trouble is not None:
+                self._absolve(delivery, now)
+            lane.release(share)
             metrics = self._metrics
             metrics.delivered += 1
             unix = self._wall()
@@ -425,7 +448,9 @@ class Deliveries:
 
     def _failed(self, delivery: Delivery, result: Result, now: float) -> None:
         metrics = self._metrics
+        lane = delivery.lane
         if type(result) is Failure and result.reason is Reason.CANCELLED:
+            lane.release(delivery.share)
             # Stopping. Whether it has arrived is not known, so it is sent again.
             delivery.attempt -= 1
             delivery.due = now
@@ -436,11 +461,13 @@ class Deliveries:
             metrics.attempts["status", f"{result.status // 100}xx"] += 1
         elif type(result) is Failure:
             metrics.attempts[result.reason.value, "none"] += 1
+        unix = self._wall()
+        self._judge(delivery, result, now, unix)
+        lane.release(delivery.share)
         if delivery.tracker.lost:
             self._log_attempt(delivery, result, now, "left to another", None)
             self._settle(delivery)  # whoever has the partition now delivers it
             return
-        unix = self._wall()
         described = describe(result)
         delivery.history = remember(
             delivery.history,
@@ -485,7 +512,7 @@ class Deliveries:
         del self._held[delivery]
         self._metrics.retries_due["memory"] += 1
         self._metrics.retry_lateness.observe(self._clock() - delivery.due)
-        self._queue(delivery, urgent=True)
+        self._queue(delivery, self._clock(), urgent=True)
 
     def _hand_over(self, delivery: Delivery, reason: str) -> None:
         """Let it wait in a retry topic until it is due; settled when the broker has it."""
@@ -504,18 +531,20 @@ class Deliveries:
             due=unix + wait,
             parked=delivery.parked,
         )
-        topic = self._tiers.choose(wait).topic
+        tier = self._tiers.choose(wait) if reason == "retry" else self._tiers.park(wait)
         key = delivery.subscription.id.encode()
-        message = Message(topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
+        message = Message(tier.topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
         self._outbox.put(message, partial(self._settle, delivery))
 
     def leave_behind(self) -> None:
         """Hand what is queued or held to the retry topics: this process ends."""
         now = self._clock()
+        while self._parking:
+            self._park(*self._parking.popleft())
         left = list(self._held)
         self.forget_held()
         for lane in self._lanes.values():
-            queued = lane.withdraw(lambda _: True)
+            queued = lane.withdraw(_any)
             self.queued -= len(queued)
             for delivery in queued:
                 delivery.due = now
@@ -536,22 +565,19 @@ class Deliveries:
 
         An attempt under way is let end; what comes of it is handed over next time.
         """
-        overdue: list[Delivery] = []
+        overdue = 0
         for lane in self._lanes.values():
             queued = lane.withdraw(_is_overdue)
             for delivery in queued:
-                delivery.parked += 1
-                delivery.due = now + self._tiers.park_delay(delivery.parked)
-            self.queued -= len(queued)
-            overdue += queued
-        for delivery in [d for d in self._held if _is_overdue(d)]:
-            self._timers.cancel(self._held.pop(delivery))
-            overdue.append(delivery)
-        for delivery in overdue:
-            self._metrics.parked["hold_limit"] += 1
-            self._hand_over(delivery, "hold_limit")
+                share = lane.find(delivery.subscription.id)
+                self._postpone(delivery, "hold_limit", share or lane, now, now)
+            self._withdrawn(queued, "hold_limit")
+            overdue += len(queued)
+        held = [delivery for delivery in self._held if _is_overdue(delivery)]
+        self._give_up_holding(held, "hold_limit")
+        overdue += len(held)
         if overdue:
-            log.warning("held for too long: handed to the retry topics", deliveries=len(overdue))
+            log.warning("held for too long: handed to the retry topics", deliveries=overdue)
 
     def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
         """Write the dead letter; settled when the broker has it."""
@@ -638,6 +664,161 @@ class Deliveries:
             due=None if due is None else round(due, 3),
         )
 
+    # Keeping endpoints apart: breakers, demands, parking.
+
+    def _absolve(self, delivery: Delivery, now: float) -> None:
+        """It was delivered to an endpoint that has been in trouble."""
+        started = delivery.started
+        if delivery.lane.succeeded(started, now):
+            self._closed("host", delivery.lane, delivery)
+        if delivery.share.succeeded(started, now):
+            self._closed("subscription", delivery.share, delivery)
+
+    def _judge(self, delivery: Delivery, result: Result, now: float, unix: float) -> None:
+        """What a failed attempt means for the endpoint's other deliveries."""
+        lane, share, started = delivery.lane, delivery.share, delivery.started
+        threshold = self._breaker_threshold
+        gone = type(result) is Response and result.status == 410
+        match blame(result, own_certificate=delivery.subscription.certificate is not None):
+            case Blame.HOST:
+                if threshold is not None and lane.failed(started, now, self._chance(), threshold):
+                    self._opened("host", lane, delivery, lane.withdraw(_any), now)
+            case Blame.SUBSCRIPTION:
+                if reached_host(result) and lane.succeeded(started, now):
+                    self._closed("host", lane, delivery)
+                if gone or threshold is None:
+                    pass
+                elif share.failed(started, now, self._chance(), threshold):
+                    self._opened("subscription", share, delivery, lane.withdraw_share(share), now)
+            case Blame.NOBODY:
+                return
+        wanted = demand(result, unix)
+        if wanted.fewer:
+            share.throttled(started, now)
+        elif wanted.wait is not None and not gone:
+            until = now + wanted.wait
+            lane.postpone(share, until, now)
+            if wanted.wait > self._max_wait:
+                queued = lane.withdraw_share(share)
+                for each in queued:
+                    self._postpone(each, "retry_after", share, until, now)
+                self._withdrawn(queued, "retry_after")
+
+    def _opened(
+        self, scope: str, valve: Valve, delivery: Delivery, queued: list[Delivery], now: float
+    ) -> None:
+        if valve not in self._open[scope]:
+            self._open[scope].add(valve)
+            log.warning(
+                "breaker opened",
+                scope=scope,
+                host=delivery.subscription.origin.host,
+                subscription_id=delivery.subscription.id if scope == "subscription" else None,
+                cool_down=round(valve.open_until - now, 1),
+                queued=len(queued),
+            )
+        for each in queued:
+            self._postpone(each, "breaker", valve, valve.open_until, now)
+        self._withdrawn(queued, "breaker")
+
+    def _closed(self, scope: str, valve: Valve, delivery: Delivery) -> None:
+        self._open[scope].discard(valve)
+        log.info(
+            "breaker closed",
+            scope=scope,
+            host=delivery.subscription.origin.host,
+            subscription_id=delivery.subscription.id if scope == "subscription" else None,
+        )
+
+    def breakers_open(self) -> dict[tuple[str, ...], float]:
+        """How many, by scope."""
+        for scope, valves in self._open.items():
+            # A trouble may also be forgotten, with its breaker.
+            self._open[scope] = {valve for valve in valves if valve.state is not State.CLOSED}
+        return {(scope,): len(valves) for scope, valves in self._open.items()}
+
+    def _postpone(self, delivery: Delivery, reason: str, valve: Valve, until: float, now: float) -> None:
+        """Set when a delivery comes back that is to be parked."""
+        delivery.parked += 1
+        soonest = now + self._tiers.park_delay(delivery.parked)
+        latest = max(soonest, now + PARKED_AT_MOST)
+        if reason == "breaker":
+            soonest = max(soonest, until)
+            # Spread, by as much as the tier's precision allows without another write.
+            delivery.due = soonest + self._chance() * min(5.0, 0.1 * (soonest - now))
+        elif reason == "retry_after":
+            delivery.due = until + self._chance() * min(60.0, max(1.0, 0.05 * (until - now)))
+        else:
+            delivery.due = valve.appoint(soonest, latest)
+
+    def _park(self, delivery: Delivery, reason: str) -> None:
+        """Write it to a retry topic without having attempted it; its due time is set."""
+        if delivery.tracker.lost:
+            self._settle(delivery)
+            return
+        self._metrics.parked[reason] += 1
+        self._hand_over(delivery, reason)
+
+    def _withdrawn(self, deliveries: Sequence[Delivery], reason: str) -> None:
+        """Park what has been taken out of a lane. Thousands may be: not in one turn of the loop."""
+        self.queued -= len(deliveries)
+        self._park_soon(deliveries, reason)
+
+    def _park_soon(self, deliveries: Sequence[Delivery], reason: str) -> None:
+        if deliveries and not self._parking:
+            self._loop.call_soon(self._park_some)
+        self._parking.extend((delivery, reason) for delivery in deliveries)
+
+    def _park_some(self) -> None:
+        try:
+            for _ in range(min(_SLICE, len(self._parking))):
+                self._park(*self._parking.popleft())
+        except Exception as error:  # noqa: BLE001 - rule 4
+            self.broken("parking", error)
+        if self._parking:
+            self._loop.call_soon(self._park_some)
+
+    def _give_up_holding(self, deliveries: Sequence[Delivery], reason: str) -> None:
+        """Let what waits in memory for its retry wait in a topic."""
+        for delivery in deliveries:
+            self._timers.cancel(self._held.pop(delivery))
+        self._park_soon(deliveries, reason)
+
+    def measure(self, now: float) -> None:
+        """How fast the lanes are that have something queued; called some times a second."""
+        seconds = now - self._measured
+        self._measured = now
+        if not self.gate:
+            return  # nothing moves, through no fault of theirs
+        watched, self._watched = self._watched, []
+        for lane in watched:
+            lane.watched = lane.measure(seconds)
+            if lane.watched:
+                self._watched.append(lane)
+                self._trim(lane, 2.0, "queue_wait", now)
+        if self.full:
+            self._relieve(now)
+
+    def _trim(self, lane: Lane[Delivery], slack: float, reason: str, now: float) -> int:
+        """Park what a lane has queued beyond its room, the newest."""
+        trimmed = lane.trim(slack)
+        for delivery, valve in reversed(trimmed):  # the eldest gets the first appointment
+            self._postpone(delivery, reason, valve, now, now)
+        self._withdrawn([delivery for delivery, _ in trimmed], reason)
+        return len(trimmed)
+
+    def _relieve(self, now: float) -> None:
+        """A cap is reached: those give up who keep it full, so that the others need not wait for them."""
+        wanted = self.in_flight // 10 + 1
+        for lane in sorted(self._watched, key=_longest_wait, reverse=True):
+            if wanted <= 0 or lane.longest_wait <= self._max_wait:
+                break
+            wanted -= self._trim(lane, 1.0, "cap", now)
+        # An endpoint that fails now and then opens no breaker, but may have thousands wait for their retry.
+        surplus = len(self._held) - self.in_flight // 4
+        if wanted > 0 and surplus > 0:
+            self._give_up_holding(nlargest(surplus, self._held, key=_due), "cap")
+
     # Housekeeping.
 
     def forget_lost(self) -> None:
@@ -674,3 +855,15 @@ class Deliveries:
 
 def _is_overdue(delivery: Delivery) -> bool:
     return delivery.offset < delivery.tracker.overdue_below
+
+
+def _any(_: Delivery) -> bool:
+    return True
+
+
+def _due(delivery: Delivery) -> float:
+    return delivery.due
+
+
+def _longest_wait(lane: Lane[Delivery]) -> float:
+    return lane.longest_wait

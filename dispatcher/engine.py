@@ -61,6 +61,7 @@ _REVOKE_PATIENCE: Final = 1.0
 _LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the group
 _LOG_LIMIT: Final = 2.0  # seconds for the end of the attempt log
 _GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
+_MEASURE: Final = 0.5  # seconds between two measurements of how fast lanes are
 _LAG_INTERVAL: Final = 0.1
 
 
@@ -148,6 +149,7 @@ class Engine:
         self._tasks.start(self._limit_holding_regularly(), "limit holding")
         self._tasks.start(self._sweep(), "sweep lanes")
         self._tasks.start(self._measure_lag(), "measure loop lag")
+        self._tasks.start(self._measure_lanes(), "measure lanes")
         self._consuming = [
             self._tasks.start(self._consume(), "consume"),
             self._tasks.start(self._retries.run(), "retries"),
@@ -368,6 +370,11 @@ class Engine:
             await asyncio.sleep(_SWEEP)
             self._deliveries.sweep(self._clock())
 
+    async def _measure_lanes(self) -> None:
+        while True:
+            await asyncio.sleep(_MEASURE)
+            self._deliveries.measure(self._clock())
+
     async def _measure_lag(self) -> None:
         lag = self._metrics.event_loop_lag
         while True:
@@ -383,6 +390,7 @@ class Engine:
         reads("deliveries_queued", lambda: deliveries.queued)
         reads("deliveries_held", lambda: deliveries.held)
         reads("lanes", lambda: deliveries.lanes)
+        reads("breakers_open", deliveries.breakers_open)
         reads("outbox_waiting", lambda: len(self._outbox))
         reads("attempt_records_waiting", lambda: len(self._attempts))
         reads(

@@ -88,7 +88,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "deliveries_parked_total": (
         ("reason",),
-        "Deliveries written to a retry topic without an attempt: hold_limit (owed for too long), shutdown.",
+        "Deliveries written to a retry topic without an attempt: breaker, retry_after, queue_wait, cap, hold_limit, shutdown.",
     ),
     "retries_due_total": (
         ("level",),
@@ -123,6 +123,7 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "deliveries_queued": ((), "Deliveries waiting in their lane."),
     "deliveries_held": ((), "Deliveries waiting in memory for a near retry, their offset not committed."),
     "lanes": ((), "Origins (scheme, host, port) with anything queued or recently in flight."),
+    "breakers_open": (("scope",), "Circuit breakers that are open or probing, of a subscription or a host."),
     "connections": (("state",), "Connections to endpoints: idle, busy, connecting."),
     "partition_lag": (("topic", "partition"), "Records not yet read, per assigned partition."),
     "partition_held_seconds": (

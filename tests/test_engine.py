@@ -290,7 +290,7 @@ async def test_a_host_gets_no_more_at_a_time_than_its_limit_and_others_do_not_wa
         subscription("slow", "http://slow.test/", max_in_flight=100),
         subscription("fast", "http://fast.test/", max_in_flight=100),
     )
-    async with running(registry, connections_per_host=4) as world:
+    async with running(registry, connections_per_host=4, max_queue_wait=3600.0) as world:
         world.transport.answer = lambda origin, _: (
             10.0 if origin.host == "slow.test" else 0.01,
             Response(200),
@@ -306,7 +306,9 @@ async def test_a_host_gets_no_more_at_a_time_than_its_limit_and_others_do_not_wa
 
 
 async def test_at_the_cap_nothing_more_is_consumed_but_the_group_still_hears_from_this_member() -> None:
-    async with running(FixedRegistry(subscription(max_in_flight=1000)), max_in_flight=100) as world:
+    async with running(
+        FixedRegistry(subscription(max_in_flight=1000)), max_in_flight=100, max_queue_wait=3600.0
+    ) as world:
         world.transport.answer = lambda *_: (30.0, Response(200))
         for number in range(500):
             world.broker.append(event(number))
@@ -462,7 +464,7 @@ def as_their_names_say(origin: Origin, _: object) -> tuple[float, Result]:
 
 
 async def test_stopping_hands_what_waits_to_the_retry_topics_so_that_no_event_is_sent_again() -> None:
-    world = World(slow_and_failing())
+    world = World(slow_and_failing(), max_queue_wait=3600.0)
     world.engine.start()
     world.transport.answer = as_their_names_say
     for number in range(5):

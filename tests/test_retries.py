@@ -147,7 +147,9 @@ async def test_of_a_long_queue_only_the_head_is_in_memory() -> None:
 async def test_a_queue_that_cannot_come_out_keeps_the_membership() -> None:
     broker = MemoryBroker()
     waiting(broker, 1, due=1.0)
-    async with running(FixedRegistry(subscription()), broker, max_in_flight=100) as world:
+    async with running(
+        FixedRegistry(subscription()), broker, max_in_flight=100, max_queue_wait=3600.0
+    ) as world:
         world.transport.answer = lambda *_: (30.0, Response(200))
         for number in range(200):
             broker.append(event(1000 + number))
@@ -162,7 +164,7 @@ async def test_a_queue_that_cannot_come_out_keeps_the_membership() -> None:
 async def test_a_retry_goes_ahead_of_fresh_deliveries() -> None:
     broker = MemoryBroker()
     waiting(broker, 777, due=20.0)
-    async with running(FixedRegistry(subscription(max_in_flight=1)), broker) as world:
+    async with running(FixedRegistry(subscription(max_in_flight=1)), broker, max_queue_wait=3600.0) as world:
         world.transport.answer = lambda *_: (1.0, Response(200))
         for number in range(60):
             broker.append(event(number))
@@ -281,7 +283,7 @@ async def test_an_endpoint_that_hangs_forever_holds_no_offset_beyond_the_limit()
         subscription("hanging", "http://hanging.test/", max_in_flight=1, retry=RetryPolicy((5.0,) * 9, 0.0)),
         subscription("well", "http://well.test/"),
     )
-    async with running(registry) as world:
+    async with running(registry, max_queue_wait=3600.0, breaker_threshold=None) as world:
         world.transport.answer = lambda origin, _: (
             HANGING if origin.host == "hanging.test" else (0.001, Response(200))
         )
@@ -290,7 +292,7 @@ async def test_an_endpoint_that_hangs_forever_holds_no_offset_beyond_the_limit()
         await asyncio.sleep(50)
         assert world.committed == 0, "what the other has had is noted, nothing passed over"
         await until(lambda: world.committed == 50, within=60 + 15 + 3 - 50)
-        parked = world.written("dispatcher.retry.30s")
+        parked = world.parked()
         assert len(parked) == 50
         assert {letter["reason"] for letter in parked} == {"hold_limit"}
         attempts = [letter["attempt"] for letter in parked]
@@ -299,9 +301,9 @@ async def test_an_endpoint_that_hangs_forever_holds_no_offset_beyond_the_limit()
         assert [origin.host for _, origin, _ in world.transport.sent].count("well.test") == 50
 
 
-async def test_what_is_parked_again_and_again_waits_longer_each_time_and_arrives_in_the_end() -> None:
+async def test_what_the_limit_handed_over_comes_back_as_fast_as_the_endpoint_takes_it() -> None:
     registry = FixedRegistry(subscription(max_in_flight=1, retry=RetryPolicy((5.0,) * 9, 0.0)))
-    async with running(registry) as world:
+    async with running(registry, max_queue_wait=3600.0, breaker_threshold=None) as world:
         world.transport.answer = lambda *_: (4.0, Response(200))
         for number in range(60):
             world.broker.append(event(number))
@@ -310,22 +312,22 @@ async def test_what_is_parked_again_and_again_waits_longer_each_time_and_arrives
         assert len({request for _, _, request in world.transport.sent}) == 60
         assert world.value("deliveries_total", outcome="delivered") == 60
         assert world.value("deliveries_in_flight") == 0
-        assert {letter.get("parked") for letter in world.written("dispatcher.retry.2m")} >= {"2"}
-        assert len(world.broker.produced) < 3 * 60
+        assert len(world.broker.produced) < 60
 
 
 async def test_a_restart_goes_on_with_what_the_limit_handed_over() -> None:
     registry = FixedRegistry(subscription(max_in_flight=4, retry=RetryPolicy((5.0,) * 3, 0.0)))
-    async with running(registry) as world:
+    async with running(registry, max_queue_wait=3600.0, breaker_threshold=None) as world:
         world.transport.answer = lambda *_: HANGING
         for number in range(30):
             world.broker.append(event(number))
         await until(lambda: world.committed == 30, within=90)
-        attempted = {letter["event_id"]: int(letter["attempt"]) for letter in world.written(FIRST.topic)}
-    async with running(registry, world.broker) as again:
+        attempted = {letter["event_id"]: int(letter["attempt"]) for letter in world.parked()}
+        assert len(attempted) == 30
+    async with running(registry, world.broker, breaker_threshold=None) as again:
         again.transport.answer = lambda *_: (0.0, Response(500))
         before = len(again.broker.produced)
-        await until(lambda: len(again.dead()) == 30, within=200)
+        await until(lambda: len(again.dead()) == 30, within=1000)
         assert all(dead["attempt"] == "4" for dead in again.dead())
         assert len(again.broker.produced) == before + 30
         sent = Counter(

@@ -75,6 +75,14 @@ class World:
             if message.topic == topic
         ]
 
+    def parked(self) -> list[dict[str, str]]:
+        """The headers of what was written to any retry topic, in order."""
+        return [
+            {name: value.decode() for name, value in message.headers}
+            for message in self.broker.produced
+            if message.topic.startswith("dispatcher.retry.")
+        ]
+
     def dead(self) -> list[dict[str, str]]:
         return self.written("dispatcher.dead")
 

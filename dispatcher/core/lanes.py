@@ -1,4 +1,4 @@
-"""Everything one origin (scheme, host, port) is owed: who is next, and how many at a time.
+"""Everything one origin (scheme, host, port) is owed: who is next, how many at a time, and what is turned away.
 
 Two limits hold at once: the lane's (`connections_per_host`, for the sake of the host) and
 each subscription's own (`max_in_flight`, as its owner wrote). Between the subscriptions of a
@@ -10,19 +10,27 @@ A subscription may also be limited to a rate. That is kept by the generic cell r
 that needs one number, the time at which the bucket will be full again, and no refilling. A tenth of a second's worth may go
 at once, so that the limit holds for every second and not just on average.
 
-A subscription without anything queued or in flight leaves no trace in its lane, once its bucket is full again; a lane
+Memory is for what will be sent soon. What comes to a lane that is in trouble is turned away (`Refusal`), and the owner
+parks it: a breaker is open (`breaker.py`), the endpoint asked for time (Retry-After), or what is queued already will
+take too long (`pace.py`). The wait is judged where it arises. A subscription that is slow turns away its own deliveries only. One that
+shares a slow host waits for its turns: `n` deliveries before this one, in a lane of `m` subscriptions, are at most n * m turns, and no more
+than all that is queued; so a neighbour's flood turns nobody else's delivery away.
+
+The healthy case pays two comparisons for all of this: `trouble` is None and `room` is infinite wherever nothing is the matter, and a
+subscription without anything queued, in flight or to remember leaves no trace in its lane. A lane
 without any can be dropped by its owner.
 
 Rules:
 
 1. `take` hands out at most `limit` items that have not been released, and of each share at
-   most the share's `limit`, and no sooner than its rate allows.
+   most the share's `limit`, and no sooner than its rate allows. `limit` is the owner's, or less while a window is in force.
 2. A share stands in `_turns` at most once, and always if it could be served now, were the lane free
    (something queued, fewer in flight than its limit, not blocked).
 3. A share that is blocked and has something queued stands in `blocked` once it came up, until the owner takes it from there; the
    owner calls `unblock` at `blocked_until`.
 4. Within a share: what was offered as urgent (it waited before) first, then the rest, each in the order of arrival.
-5. Every item taken is released exactly once.
+5. Every item taken is released exactly once. What is offered is queued or turned away, never both.
+6. `failed`, `succeeded`, `throttled` are told before the item's `release`, so that this one already goes by the new limits.
 """
 
 from __future__ import annotations
@@ -30,15 +38,174 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
+
+from dispatcher.core.breaker import Breaker, State
+from dispatcher.core.pace import Pace, appointment
 
 T = TypeVar("T")
 
 BURST: Final = 0.1
 """Seconds' worth of a rate that may go at once; one delivery at the least."""
 
+_NO_WINDOW: Final = 1e9
+_FORGET: Final = 600.0
+"""Seconds of silence after which a trouble is forgotten that never came to a good end."""
 
-class Share(Generic[T]):
+ParkReason = Literal["breaker", "retry_after", "queue_wait"]
+
+
+class Trouble:
+    """What has been the matter with an endpoint lately. There is none while nothing is."""
+
+    __slots__ = ("breaker", "closed_until", "cut_at", "line", "rising", "window")
+
+    def __init__(self) -> None:
+        self.breaker: Breaker | None = None
+        self.closed_until = 0.0  # the endpoint asked for that (Retry-After)
+        self.window = _NO_WINDOW  # attempts at a time
+        self.rising = False  # the window doubles with each round of successes, instead of growing by one
+        self.cut_at = 0.0  # when the window was made smaller: attempts from before say nothing about it
+        self.line = 0.0  # when the last of those comes back that got an appointment
+
+
+class Valve:
+    """What lanes and shares have in common: how much at a time, and how much may wait."""
+
+    __slots__ = ("done", "in_flight", "limit", "own", "pace", "queued", "room", "trouble")
+
+    def __init__(self, limit: int) -> None:
+        self.own = limit  # as its owner says
+        self.limit = limit  # and while a window is in force
+        self.in_flight = 0
+        self.queued = 0
+        self.done = 0
+        self.room = float("inf")  # deliveries that it may have queued
+        self.pace: Pace | None = None
+        self.trouble: Trouble | None = None
+
+    def _adapt(self) -> None:
+        trouble = self.trouble
+        self.limit = self.own if trouble is None else min(self.own, int(trouble.window))
+
+    def _narrow(self, trouble: Trouble, window: float, now: float, *, rising: bool) -> None:
+        trouble.window = window
+        trouble.rising = rising
+        trouble.cut_at = now
+        self._adapt()
+
+    def _in_trouble(self) -> Trouble:
+        if self.trouble is None:
+            self.trouble = Trouble()
+        return self.trouble
+
+    @property
+    def state(self) -> State:
+        """Of its breaker."""
+        trouble = self.trouble
+        return State.CLOSED if trouble is None or trouble.breaker is None else trouble.breaker.state
+
+    @property
+    def open_until(self) -> float:
+        """When its breaker lets the next attempt through; in the past if that has been, or never opened."""
+        trouble = self.trouble
+        return 0.0 if trouble is None or trouble.breaker is None else trouble.breaker.until
+
+    def failed(self, started: float, now: float, random: float, threshold: float) -> bool:
+        """An attempt that began at `started` failed; whether that opened the breaker. `random` in [0, 1).
+
+        `threshold` is the share of failures that opens it.
+        """
+        trouble = self._in_trouble()
+        if trouble.breaker is None:
+            trouble.breaker = Breaker(now, threshold)
+        if not trouble.breaker.failed(started, now, random):
+            return False
+        self._narrow(trouble, 1.0, now, rising=True)
+        return True
+
+    def succeeded(self, started: float, now: float) -> bool:
+        """An attempt that began at `started` succeeded; whether that closed the breaker. Not needed without `trouble`."""
+        trouble = self.trouble
+        if trouble is None:
+            return False
+        closed = trouble.breaker is not None and trouble.breaker.succeeded(started, now)
+        if trouble.window < _NO_WINDOW and started >= trouble.cut_at:
+            trouble.window += 1.0 if trouble.rising else 1.0 / trouble.window
+            if trouble.window >= self.own:
+                trouble.window = _NO_WINDOW
+                if trouble.breaker is not None:
+                    trouble.breaker.recovered()
+            self._adapt()
+        return closed
+
+    def throttled(self, started: float, now: float) -> None:
+        """The endpoint is overloaded: half as many at a time, once for each round."""
+        trouble = self._in_trouble()
+        if started >= trouble.cut_at:
+            self._narrow(trouble, max(1.0, min(self.limit, self.in_flight) // 2), now, rising=False)
+
+    def appoint(self, earliest: float, latest: float) -> float:
+        """When the next of those that were turned away shall come back."""
+        rate = self.rate_of_completion
+        if rate is None:
+            return min(earliest, latest)
+        trouble = self._in_trouble()
+        at, trouble.line = appointment(trouble.line, earliest, latest, rate)
+        return at
+
+    @property
+    def rate_of_completion(self) -> float | None:
+        """A second, while busy; None while there is too little evidence."""
+        return None if self.pace is None else self.pace.rate
+
+    @property
+    def wait(self) -> float:
+        """Seconds that what is queued last will wait, as far as that is known."""
+        rate = self.rate_of_completion
+        return 0.0 if rate is None or not self.queued else self.queued / max(rate, 1e-6)
+
+    def _roomy(self, max_wait: float) -> float:  # noqa: ARG002 - a share has an answer
+        """The room while nothing is known."""
+        return float("inf")
+
+    def _gauge(self, seconds: float, max_wait: float, *, busy: bool) -> bool:
+        """Keep pace and room current; whether there is any need to. `busy`: more could not have been done."""
+        pace = self.pace
+        if pace is None:
+            if busy:
+                self.pace = Pace(self.done)
+        elif busy:
+            pace.busy(self.done, self.in_flight, seconds)
+            if pace.rate is not None:
+                self.room = max(1.0, pace.rate * max_wait)
+        elif pace.idle(self.done, seconds):
+            self.pace = None
+            self.room = self._roomy(max_wait)
+        return self.pace is not None
+
+    def _settle_down(self, now: float) -> None:
+        """Forget the trouble if it is over."""
+        trouble = self.trouble
+        if trouble is None:
+            return
+        breaker = trouble.breaker
+        over = (
+            (breaker is None or breaker.spotless(now))
+            and trouble.window >= _NO_WINDOW
+            and max(trouble.closed_until, trouble.line) <= now
+        )
+        if not over and not self.queued and not self.in_flight:
+            last = max(trouble.closed_until, trouble.line, trouble.cut_at)
+            if breaker is not None:
+                last = max(last, breaker.since, breaker.until)
+            over = now - last > _FORGET
+        if over:
+            self.trouble = None
+            self._adapt()
+
+
+class Share(Valve, Generic[T]):
     """One subscription's part of a lane."""
 
     __slots__ = (
@@ -48,20 +215,19 @@ class Share(Generic[T]):
         "_waiting_turn",
         "blocked_until",
         "full_at",
-        "in_flight",
         "key",
-        "limit",
-        "queued",
         "rate",
     )
 
-    def __init__(self, key: str, limit: int, rate: float | None) -> None:
-        """`rate` is in deliveries a second; None for any."""
+    def __init__(self, key: str, limit: int) -> None:
+        # The parent's, written out: a share is made for most deliveries of a quiet subscription.
+        self.own = self.limit = limit
+        self.in_flight = self.queued = self.done = 0
+        self.room = float("inf")
+        self.pace = None
+        self.trouble = None
         self.key = key
-        self.limit = limit
-        self.in_flight = 0
-        self.queued = 0
-        self.rate = rate
+        self.rate: float | None = None  # deliveries a second
         self.blocked_until = 0.0
         self.full_at = 0.0  # when the bucket is full again; only with a rate
         self._fresh: deque[T] = deque()
@@ -77,38 +243,82 @@ class Share(Generic[T]):
     def _spend(self, rate: float, now: float) -> None:
         """One has been taken: the next may go when the bucket allows."""
         self.full_at = max(self.full_at, now) + 1 / rate
-        next_one = self.full_at - max(BURST - 1 / rate, 0.0)
-        self.blocked_until = max(self.blocked_until, next_one)
+        self.blocked_until = max(self.blocked_until, self.full_at - max(BURST - 1 / rate, 0.0))
 
     def _queue(self) -> Iterator[T]:
         return chain(self._urgent or (), self._fresh)
 
+    def _newest(self) -> T:
+        self.queued -= 1
+        return (self._fresh or self._urgent or self._fresh).pop()
 
-class Lane(Generic[T]):
+    def _roomy(self, max_wait: float) -> float:
+        return float("inf") if self.rate is None else max(1.0, self.rate * max_wait)
+
+    @property
+    def rate_of_completion(self) -> float | None:
+        """A second, while busy: as measured, or as it is limited to."""
+        measured = None if self.pace is None else self.pace.rate
+        return self.rate if measured is None else measured
+
+    def _nothing_left(self) -> bool:
+        return (
+            not self.queued
+            and not self.in_flight
+            and self.rate is None
+            and self.trouble is None
+            and self.pace is None
+        )
+
+
+class Refusal(NamedTuple):
+    """Why something was not queued, who knows when it may come back, and when that is at the earliest."""
+
+    reason: ParkReason
+    valve: Valve
+    until: float
+
+
+class Lane(Valve, Generic[T]):
     """The queue and the concurrency of one origin. Owned by the engine. All times are seconds of any one clock."""
 
-    __slots__ = ("_shares", "_turns", "blocked", "idle_since", "in_flight", "limit", "queued")
+    __slots__ = ("_max_wait", "_shares", "_turns", "blocked", "idle_since", "watched")
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.in_flight = 0
-        self.queued = 0
+    def __init__(self, limit: int, max_wait: float = float("inf")) -> None:
+        """`max_wait` is how long what is queued may have to wait, in seconds."""
+        super().__init__(limit)
         self.idle_since: float | None = None  # kept by the owner, who drops idle lanes
+        self.watched = False  # likewise: it calls `measure`
         self.blocked: list[Share[T]] = []  # see rule 3
+        self._max_wait = max_wait
         self._shares: dict[str, Share[T]] = {}
         self._turns: deque[Share[T]] = deque()
 
     def offer(
-        self, key: str, limit: int, item: T, *, urgent: bool = False, rate: float | None = None
-    ) -> None:
-        """Queue `item` for the subscription `key`, whose own limits are `limit` and `rate` by now."""
+        self, key: str, limit: int, item: T, now: float, *, urgent: bool = False, rate: float | None = None
+    ) -> Refusal | None:
+        """Queue `item` for the subscription `key`, whose own limits are `limit` and `rate` by now; or say why not."""
         share = self._shares.get(key)
         if share is None:
-            share = self._shares[key] = Share(key, limit, rate)
-        share.limit = limit
+            share = self._shares[key] = Share(key, limit)
+        if limit != share.own:
+            share.own = limit
+            share._adapt()
         if rate != share.rate:
             share.rate = rate
             share.full_at = share.blocked_until = 0.0
+            share.room = share._roomy(self._max_wait)
+        if (
+            share.trouble is not None
+            or self.trouble is not None
+            or share.queued >= share.room
+            or self.queued >= self.room
+        ):
+            refusal = self._refusal(share, now, urgent=urgent)
+            if refusal is not None:
+                if share._nothing_left():
+                    del self._shares[key]
+                return refusal
         if urgent:
             if share._urgent is None:
                 share._urgent = deque()
@@ -117,9 +327,26 @@ class Lane(Generic[T]):
             share._fresh.append(item)
         share.queued += 1
         self.queued += 1
-        if not share._waiting_turn and share.in_flight < limit:
+        if not share._waiting_turn and share.in_flight < share.limit:
             share._waiting_turn = True
             self._turns.append(share)
+        return None
+
+    def _refusal(self, share: Share[T], now: float, *, urgent: bool) -> Refusal | None:
+        for valve in (self, share):
+            trouble = valve.trouble
+            if trouble is None:
+                continue
+            if trouble.breaker is not None and not trouble.breaker.admits(now):
+                return Refusal("breaker", valve, trouble.breaker.until)
+            if trouble.closed_until > now:
+                return Refusal("retry_after", valve, trouble.closed_until)
+        before = len(share._urgent or ()) if urgent else share.queued
+        if before >= share.room:
+            return Refusal("queue_wait", share, now)
+        if self.queued >= self.room and (before + 1) * len(self._shares) >= self.room:
+            return Refusal("queue_wait", self, now)
+        return None
 
     def take(self, now: float) -> tuple[T, Share[T]] | None:
         """The next item to send, with the share to `release` when it is over; None if none may be sent."""
@@ -153,10 +380,12 @@ class Lane(Generic[T]):
     def release(self, share: Share[T]) -> None:
         """An item taken is over, whatever came of it."""
         self.in_flight -= 1
+        self.done += 1
         share.in_flight -= 1
+        share.done += 1
         if share.queued:
             self._line_up(share)
-        elif share.in_flight == 0 and share.rate is None:
+        elif share.in_flight == 0 and share.rate is None and share.trouble is None and share.pace is None:
             del self._shares[share.key]
 
     def unblock(self, share: Share[T]) -> None:
@@ -169,6 +398,60 @@ class Lane(Generic[T]):
         if not share._waiting_turn and share.in_flight < share.limit:
             share._waiting_turn = True
             self._turns.append(share)
+
+    def postpone(self, share: Share[T], until: float, now: float) -> None:
+        """The subscription's endpoint wants nothing before `until`.
+
+        Not long: what is queued stays. Else everything that comes is turned away until then; what is queued is the
+        owner's to withdraw. Either way it then begins with one at a time.
+        """
+        trouble = share._in_trouble()
+        share._narrow(trouble, 1.0, now, rising=True)
+        if until - now <= self._max_wait:
+            share.blocked_until = max(share.blocked_until, until)
+        else:
+            trouble.closed_until = max(trouble.closed_until, until)
+
+    def measure(self, seconds: float) -> bool:
+        """The last measurement was so many `seconds` ago; whether there is any need for another one."""
+        # With a slot free, what is queued waits for something else: its own limits, or the time its endpoint asked for.
+        full = self.in_flight >= self.limit
+        needed = self._gauge(seconds, self._max_wait, busy=full and self.queued > 0)
+        for share in list(self._shares.values()):
+            if share.queued or share.pace is not None:
+                busy = share.queued > 0 and (full or share.in_flight >= share.limit)
+                needed |= share._gauge(seconds, self._max_wait, busy=busy)
+                if share._nothing_left():
+                    del self._shares[share.key]
+        return needed
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that the last of a queue in here will wait, as far as that is known."""
+        return max(self.wait, *(share.wait for share in self._shares.values()), 0.0)
+
+    def trim(self, slack: float) -> list[tuple[T, Valve]]:
+        """Take out, newest first, what is queued beyond `slack` times the room, until the room is kept.
+
+        With each, who knows when it may come back. The subscriptions that have most queued give most.
+        """
+        trimmed: list[tuple[T, Valve]] = []
+        for share in list(self._shares.values()):
+            if share.queued > slack * share.room:
+                self._cut(share, int(share.room), share, trimmed)
+        if self.queued > slack * self.room:
+            level = _level(sorted(share.queued for share in self._shares.values()), int(self.room))
+            for share in list(self._shares.values()):
+                if share.queued > level:
+                    self._cut(share, level, self, trimmed)
+        return trimmed
+
+    def _cut(self, share: Share[T], left: int, valve: Valve, trimmed: list[tuple[T, Valve]]) -> None:
+        before = share.queued
+        while share.queued > left:
+            trimmed.append((share._newest(), valve))
+        share.queued = before
+        self._shrunk(share, before - left)
 
     def withdraw(self, unwanted: Callable[[T], bool]) -> list[T]:
         """Take out of the queue what is `unwanted`, in the order it would have been served within each share."""
@@ -184,6 +467,14 @@ class Lane(Generic[T]):
             self._shrunk(share, len(found))
         return withdrawn
 
+    def withdraw_share(self, share: Share[T]) -> list[T]:
+        """Take out all that one subscription has queued, in the order it would have been served."""
+        withdrawn = list(share._queue())
+        share._urgent = None
+        share._fresh.clear()
+        self._shrunk(share, len(withdrawn))
+        return withdrawn
+
     def _shrunk(self, share: Share[T], count: int) -> None:
         self.queued -= count
         share.queued -= count
@@ -191,19 +482,39 @@ class Lane(Generic[T]):
             if share._waiting_turn:
                 share._waiting_turn = False
                 self._turns.remove(share)
-            if share.in_flight == 0 and share.rate is None:
-                del self._shares[share.key]
+            if share._nothing_left():
+                self._shares.pop(share.key, None)
+
+    def find(self, key: str) -> Share[T] | None:
+        """The subscription's share, if there is anything to say of it."""
+        return self._shares.get(key)
+
+    def shares(self) -> Iterator[Share[T]]:
+        """All of them."""
+        return iter(self._shares.values())
 
     def tidy(self, now: float) -> None:
-        """Forget the shares that have nothing to remember any more; called now and then."""
-        for share in [
-            share
-            for share in self._shares.values()
-            if not share.queued and not share.in_flight and share.full_at <= now
-        ]:
-            del self._shares[share.key]
+        """Forget what there is no need to remember any more; called now and then."""
+        self._settle_down(now)
+        for share in list(self._shares.values()):
+            share._settle_down(now)
+            if share.rate is not None and share.full_at <= now and not share.queued and not share.in_flight:
+                share.rate = None  # said again with the next offer
+            if share._nothing_left():
+                del self._shares[share.key]
 
     @property
     def empty(self) -> bool:
         """Nothing queued, nothing in flight, nothing to remember."""
-        return not self._shares
+        return not self._shares and self.trouble is None
+
+
+def _level(amounts: list[int], total: int) -> int:
+    """To what each of the ascending `amounts` must be cut, so that together they are at most `total`."""
+    left = total
+    for number, amount in enumerate(amounts):
+        level = left // (len(amounts) - number)
+        if amount > level:
+            return level
+        left -= amount
+    return amounts[-1] if amounts else 0

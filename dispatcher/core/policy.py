@@ -44,8 +44,6 @@ class Hold:
     """Try again at `due` (Unix seconds); near enough to wait in memory, with the offset owed."""
 
     due: float
-    asked: bool = False  # the endpoint asked for the wait (Retry-After)
-    throttled: bool = False  # the endpoint is overloaded: fewer at a time
     counted: bool = True  # False: the attempt never got as far as the endpoint, and doesn't count
 
 
@@ -54,8 +52,6 @@ class Retry:
     """Try again at `due` (Unix seconds), by way of a retry topic."""
 
     due: float
-    asked: bool = False
-    throttled: bool = False
     counted: bool = True
 
 
@@ -78,6 +74,28 @@ Decision = Delivered | Hold | Retry | DeadLetter | Disable
 DELIVERED: Final = Delivered()
 
 
+class Demand(NamedTuple):
+    """What an endpoint wants for everything that it is owed, besides the fate of one delivery."""
+
+    wait: float | None
+    """Seconds for which it wants nothing (Retry-After)."""
+    fewer: bool
+    """It is overloaded, and names no time."""
+
+
+NO_DEMAND: Final = Demand(None, False)
+
+
+def demand(result: Result, now: float) -> Demand:
+    """What a failed attempt says about the subscription's other deliveries; `now` in Unix seconds."""
+    if isinstance(result, Failure):
+        return NO_DEMAND
+    wait = None if result.retry_after is None else parse_retry_after(result.retry_after, now)
+    if wait:
+        return Demand(wait, False)
+    return Demand(None, result.status in _THROTTLING)
+
+
 def decide(
     result: Result, attempt: int, policy: RetryPolicy, now: float, random: float, horizon: float
 ) -> Decision:
@@ -87,31 +105,27 @@ def decide(
     held in memory.
     """
     match result:
-        case Response(status=status, retry_after=retry_after):
+        case Response(status=status):
             if 200 <= status < 300:
                 return DELIVERED
             if status == 410:
                 return Disable("gone")
-            asked = None if retry_after is None else parse_retry_after(retry_after, now)
-            throttled = asked is None and status in _THROTTLING
+            asked = demand(result, now).wait
         case Failure(reason=Reason.PROXY_ERROR):
             # The deployment's own proxy: no endpoint is to blame, so no schedule is used up by it.
             return Hold(now + PROXY_PAUSE * (1 + random), counted=False)
         case Failure():
             asked = None
-            throttled = False
         case _:
             assert_never(result)
     if attempt > len(policy.schedule):
         return DeadLetter("exhausted")
     wait = policy.schedule[attempt - 1]
     wait *= 1 + policy.jitter * (2 * random - 1)
-    if asked is not None and asked >= wait:
-        wait = asked
-    else:
-        asked = None
+    if asked is not None:
+        wait = max(wait, asked)
     make = Hold if wait <= horizon else Retry
-    return make(now + wait, asked is not None, throttled)
+    return make(now + wait)
 
 
 def parse_retry_after(value: str, now: float) -> float | None:

@@ -20,7 +20,7 @@ time); topics of powers of two (twice the topics, and no fewer writes for the us
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -33,6 +33,7 @@ PARKED_AT_MOST: Final = 3600.0
 """Seconds; an endpoint that recovers should not be left alone for longer, unless the smallest tier is longer."""
 
 _LEAD_SHARE: Final = 0.1
+_MOMENT: Final = 5.0  # seconds that what comes out of a tier may wait in memory, however many do
 
 
 class Tier(NamedTuple):
@@ -71,6 +72,17 @@ class Tiers:
         """
         delay = self._delays[min(parkings, len(self._delays)) - 1]
         return max(self._delays[0], min(delay, PARKED_AT_MOST))
+
+    def park(self, wait: float) -> Tier:
+        """The smallest tier that lasts for `wait` seconds, to within a moment; the largest where none does.
+
+        What is parked is written once, so the tier has to be long enough. It comes out when it is due, unless other
+        records of its partition wait ahead of it, and after the tier's delay at the latest. (`choose` is exact to the
+        millisecond, and may take several writes.)
+        """
+        return self._all[
+            min(bisect_left(self._delays, wait - min(_MOMENT, wait * _LEAD_SHARE)), len(self._all) - 1)
+        ]
 
     def choose(self, wait: float) -> Tier:
         """The largest tier of at most `wait` seconds; the smallest where each is larger."""

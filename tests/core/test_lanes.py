@@ -74,7 +74,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
     def offer(self, key: str, limit: int, urgent: bool) -> None:
         self.count += 1
         self.limits[key] = limit
-        self.lane.offer(key, limit, (key, self.count), urgent=urgent, rate=self.rates[key])
+        self.lane.offer(key, limit, (key, self.count), self.now, urgent=urgent, rate=self.rates[key])
         (self.urgent if urgent else self.queues)[key].append(self.count)
 
     @rule()
@@ -142,10 +142,10 @@ TestLaneAgainstModel = LaneAgainstModel.TestCase
 def test_a_flood_to_one_subscription_costs_its_neighbour_one_turn() -> None:
     lane: Lane[str] = Lane(limit=1)
     for i in range(1000):
-        lane.offer("flood", 16, f"flood {i}")
+        lane.offer("flood", 16, f"flood {i}", 0.0)
     first = lane.take(0.0)
     assert first is not None
-    lane.offer("neighbour", 16, "the neighbour's")
+    lane.offer("neighbour", 16, "the neighbour's", 0.0)
     lane.release(first[1])
     served = []
     for _ in range(2):
@@ -159,8 +159,8 @@ def test_a_flood_to_one_subscription_costs_its_neighbour_one_turn() -> None:
 def test_a_subscription_at_its_own_limit_leaves_the_slots_to_others() -> None:
     lane: Lane[str] = Lane(limit=10)
     for i in range(5):
-        lane.offer("narrow", 2, f"narrow {i}")
-        lane.offer("wide", 8, f"wide {i}")
+        lane.offer("narrow", 2, f"narrow {i}", 0.0)
+        lane.offer("wide", 8, f"wide {i}", 0.0)
     taken = []
     while (next_one := lane.take(0.0)) is not None:
         taken.append(next_one[0].split()[0])
@@ -170,8 +170,8 @@ def test_a_subscription_at_its_own_limit_leaves_the_slots_to_others() -> None:
 
 def test_what_waited_before_goes_ahead_of_what_is_new() -> None:
     lane: Lane[str] = Lane(limit=10)
-    lane.offer("a", 10, "new")
-    lane.offer("a", 10, "retry", urgent=True)
+    lane.offer("a", 10, "new", 0.0)
+    lane.offer("a", 10, "retry", 0.0, urgent=True)
     order = [taken[0] for _ in range(2) if (taken := lane.take(0.0)) is not None]
     assert order == ["retry", "new"]
 
@@ -179,10 +179,10 @@ def test_what_waited_before_goes_ahead_of_what_is_new() -> None:
 def test_a_lowered_limit_holds_at_once() -> None:
     lane: Lane[str] = Lane(limit=10)
     for i in range(4):
-        lane.offer("a", 3, str(i))
+        lane.offer("a", 3, str(i), 0.0)
     first = lane.take(0.0)
     assert first is not None
-    lane.offer("a", 1, "with the new limit")
+    lane.offer("a", 1, "with the new limit", 0.0)
     assert lane.take(0.0) is None
     lane.release(first[1])
     assert lane.take(0.0) is not None
@@ -190,9 +190,9 @@ def test_a_lowered_limit_holds_at_once() -> None:
 
 def test_what_came_back_is_served_in_the_order_in_which_it_came_back() -> None:
     lane: Lane[str] = Lane(limit=10)
-    lane.offer("a", 10, "new")
+    lane.offer("a", 10, "new", 0.0)
     for number in range(3):
-        lane.offer("a", 10, f"retry {number}", urgent=True)
+        lane.offer("a", 10, f"retry {number}", 0.0, urgent=True)
     order = [taken[0] for _ in range(4) if (taken := lane.take(0.0)) is not None]
     assert order == ["retry 0", "retry 1", "retry 2", "new"]
 
@@ -200,7 +200,7 @@ def test_what_came_back_is_served_in_the_order_in_which_it_came_back() -> None:
 def test_a_rate_is_kept_within_every_second_and_wastes_nothing() -> None:
     lane: Lane[int] = Lane(limit=1000)
     for number in range(1000):
-        lane.offer("a", 1000, number, rate=50.0)
+        lane.offer("a", 1000, number, 0.0, rate=50.0)
     times: list[float] = []
     now = 0.0
     while now < 10.0:
@@ -218,8 +218,8 @@ def test_a_rate_is_kept_within_every_second_and_wastes_nothing() -> None:
 def test_a_share_at_its_rate_leaves_the_slots_to_others() -> None:
     lane: Lane[str] = Lane(limit=10)
     for _ in range(5):
-        lane.offer("limited", 10, "limited", rate=1.0)
-        lane.offer("free", 10, "free")
+        lane.offer("limited", 10, "limited", 0.0, rate=1.0)
+        lane.offer("free", 10, "free", 0.0)
     taken = [item for _ in range(10) if (item := lane.take(0.0)) is not None]
     assert [item for item, _ in taken].count("limited") == 1
     assert [item for item, _ in taken].count("free") == 5
@@ -227,12 +227,12 @@ def test_a_share_at_its_rate_leaves_the_slots_to_others() -> None:
 
 def test_a_rate_is_remembered_while_nothing_is_owed() -> None:
     lane: Lane[str] = Lane(limit=10)
-    lane.offer("a", 10, "first", rate=0.1)
+    lane.offer("a", 10, "first", 0.0, rate=0.1)
     first = lane.take(0.0)
     assert first is not None
     lane.release(first[1])
     lane.tidy(5.0)
-    lane.offer("a", 10, "second", rate=0.1)
+    lane.offer("a", 10, "second", 0.0, rate=0.1)
     assert lane.take(5.0) is None
     assert lane.take(10.0) is None, "the owner unblocks it"
     lane.unblock(lane.blocked[0])
@@ -242,8 +242,8 @@ def test_a_rate_is_remembered_while_nothing_is_owed() -> None:
 def test_a_rate_that_is_lifted_lets_everything_go() -> None:
     lane: Lane[str] = Lane(limit=10)
     for _ in range(3):
-        lane.offer("a", 10, "limited", rate=0.001)
+        lane.offer("a", 10, "limited", 0.0, rate=0.001)
     assert lane.take(0.0) is not None
     assert lane.take(0.0) is None
-    lane.offer("a", 10, "free")
+    lane.offer("a", 10, "free", 0.0)
     assert sum(lane.take(0.0) is not None for _ in range(4)) == 3

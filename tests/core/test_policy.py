@@ -12,11 +12,13 @@ from dispatcher.core.policy import (
     DELIVERED,
     RETRY_AFTER_CAP,
     DeadLetter,
+    Demand,
     Disable,
     Hold,
     Retry,
     RetryPolicy,
     decide,
+    demand,
     parse_retry_after,
 )
 from dispatcher.core.results import Failure, Reason, Response, Result
@@ -58,8 +60,21 @@ def test_what_the_egress_proxy_stopped_uses_up_no_schedule(attempt: int) -> None
 
 @pytest.mark.parametrize("status", [429, 502, 504])
 def test_an_overloaded_endpoint_is_throttled_unless_it_names_a_time(status: int) -> None:
-    assert after(Response(status)) == Hold(NOW + 5.0, throttled=True)
-    assert after(Response(status, retry_after="20")) == Hold(NOW + 20.0, asked=True)
+    assert after(Response(status)) == Hold(NOW + 5.0)
+    assert after(Response(status, retry_after="20")) == Hold(NOW + 20.0)
+    assert demand(Response(status), NOW) == Demand(None, fewer=True)
+    assert demand(Response(status, retry_after="0"), NOW) == Demand(None, fewer=True)
+    assert demand(Response(status, retry_after="soon"), NOW) == Demand(None, fewer=True)
+    assert demand(Response(status, retry_after="20"), NOW) == Demand(20.0, fewer=False)
+
+
+@pytest.mark.parametrize("result", [Response(500), Response(503), Response(404), Failure(Reason.TIMEOUT)])
+def test_an_ordinary_failure_says_nothing_about_the_other_deliveries(result: Result) -> None:
+    assert demand(result, NOW) == Demand(None, fewer=False)
+
+
+def test_any_failure_may_ask_for_time() -> None:
+    assert demand(Response(500, retry_after="99999999"), NOW) == Demand(RETRY_AFTER_CAP, fewer=False)
 
 
 def test_attempts_end_with_the_schedule() -> None:
@@ -74,14 +89,13 @@ def test_a_schedule_without_waits_makes_one_attempt() -> None:
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_retry_after_puts_off_but_never_hastens(status: int) -> None:
-    throttled = status == 429
-    assert after(Response(status, retry_after="600")) == Retry(NOW + 600.0, asked=True)
+    assert after(Response(status, retry_after="600")) == Retry(NOW + 600.0)
     assert after(Response(status, retry_after="2")) == Hold(NOW + 5.0)
-    assert after(Response(status, retry_after="soon")) == Hold(NOW + 5.0, throttled=throttled)
+    assert after(Response(status, retry_after="soon")) == Hold(NOW + 5.0)
 
 
 def test_retry_after_is_capped_at_a_day() -> None:
-    assert after(Response(503, retry_after="99999999")) == Retry(NOW + RETRY_AFTER_CAP, asked=True)
+    assert after(Response(503, retry_after="99999999")) == Retry(NOW + RETRY_AFTER_CAP)
 
 
 @given(st.floats(0, 1, exclude_max=True))

@@ -1,0 +1,472 @@
+"""Endpoints that can't hurt each other: breakers, demands, parking. On virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from dispatcher.broker.base import BrokerUnavailable, TopicPartition
+from dispatcher.core.netguard import Origin
+from dispatcher.core.policy import RetryPolicy
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.subscriptions import Index, Status
+from dispatcher.tasks import Tasks
+from dispatcher.transport.base import Exchange
+from tests.fakes import FixedRegistry, MemoryBroker, subscription
+from tests.test_retries import waiting
+from tests.world import EVENTS, World, event, running, until
+
+pytestmark = [pytest.mark.looptime]
+
+PATIENT = RetryPolicy((30.0,) * 40, 0.0)
+REFUSED = Failure(Reason.CONNECT_REFUSED, "nobody listens")
+
+
+TOPICS = {"events", *(f"dispatcher.retry.{level}" for level in ("30s", "2m", "10m", "1h", "6h"))}
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def id_of(request: bytes) -> str:
+    return request.split(b"webhook-id: ")[1].split(b"\r")[0].decode()
+
+
+def sent_ids(world: World) -> list[str]:
+    return [id_of(request) for _, _, request in world.transport.sent]
+
+
+async def publish(world: World, rate: float, seconds: float, first: int = 0, **fields: Any) -> int:
+    """So many events a second; returns how many."""
+    count = round(rate * seconds)
+    begin = now()
+    for number in range(count):
+        world.broker.append(event(first + number, **fields))
+        if (wait := begin + (number + 1) / rate - now()) > 0.05:
+            await asyncio.sleep(wait)
+    return count
+
+
+class Queueing:
+    """An endpoint that takes so many a second, one after the other, however many come."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.free_at = 0.0
+
+    def __call__(self, _origin: Origin, _exchange: Exchange) -> tuple[float, Result]:
+        self.free_at = max(self.free_at, now()) + 1 / self.rate
+        return self.free_at - now(), Response(200)
+
+
+async def accounted(world: World) -> None:
+    """Nothing is in flight, and everything that was read is committed."""
+    assert world.value("deliveries_in_flight") == 0
+    assert world.value("deliveries_in_flight_bytes") == 0
+    assert world.value("deliveries_queued") == 0
+    logs = {p: len(log) for p, log in world.broker.log.items() if log and p.topic in TOPICS}
+    await until(lambda: all(world.broker.committed.get(p) == length for p, length in logs.items()), within=5)
+
+
+# Too slow for what it is owed.
+
+
+async def write_for_others(broker: MemoryBroker) -> None:
+    """Records that wait out the whole delay of their tier, one every five seconds: nothing passes them."""
+    delays = {"30s": 30, "2m": 120, "10m": 600, "1h": 3600}
+    number = 0
+    while True:
+        for tier, delay in delays.items():
+            number += 1
+            where = TopicPartition(f"dispatcher.retry.{tier}", 0)
+            waiting(
+                *(broker, number), due=now() + delay, written=now(), where=where, subscription_id="sub_gone"
+            )
+        await asyncio.sleep(5)
+
+
+@pytest.mark.parametrize("minutes", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("shared", [False, True], ids=["alone in its tiers", "behind others in its tiers"])
+async def test_a_host_owed_ten_times_what_it_takes_gets_everything_in_order_for_few_writes(
+    shared: bool, minutes: int
+) -> None:
+    """5/s, owed 50/s: 3,000 deliveries a minute, of which each minute's take ten."""
+    registry = FixedRegistry(subscription("slow", "http://slow.test/", retry=PATIENT))
+    broker = MemoryBroker()
+    others = Tasks()
+    async with running(registry, broker) as world:
+        if shared:
+            others.start(write_for_others(broker), "others")
+        world.transport.answer = Queueing(5.0)
+        count = await publish(world, 50, 60 * minutes)
+        while world.metrics.delivered < count and now() < 20_000:
+            await asyncio.sleep(5)
+        took = now()
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        assert Counter(sent_ids(world)) == {f"evt_{number}": 1 for number in range(count)}
+        writes = len(world.parked()) / count
+        print(f"{writes:.2f} writes per delivery, done after {took:.0f} s, {dict(world.metrics.parked)}")
+        await others.stop()
+        assert writes < 3
+        assert took < (2 if shared else 1.25) * count / 5
+        # The order in which they arrived, against the order in which they came.
+        late = [abs(place - int(id_[4:])) for place, id_ in enumerate(sent_ids(world))]
+        print(f"displaced by {sum(late) / count:.0f} places on average")
+
+
+async def test_a_busy_but_fast_host_is_never_parked() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=32)), max_in_flight=4000) as world:
+        world.transport.answer = Queueing(2000.0)
+        for number in range(6000):
+            world.broker.append(event(number))
+        await until(lambda: world.metrics.delivered == 6000)
+        assert world.parked() == []
+        assert len(world.transport.sent) == 6000
+
+
+async def test_a_slow_host_that_fills_the_cap_gives_up_its_newest_and_the_others_go_on() -> None:
+    registry = FixedRegistry(
+        subscription("slow", "http://slow.test/", event_types=("test.slow",), max_in_flight=4),
+        subscription("well", "http://well.test/", event_types=("test.well",)),
+    )
+    async with running(registry, max_in_flight=300) as world:
+        world.transport.answer = lambda origin, _: (
+            1.0 if origin.host == "slow.test" else 0.01,
+            Response(200),
+        )
+        for number in range(1000):
+            world.broker.append(typed(number, "slow"))
+        for number in range(100):
+            world.broker.append(typed(number, "well"))
+        await until(lambda: world.metrics.delivered >= 100, within=20)
+        assert [origin.host for _, origin, _ in world.transport.sent].count("well.test") == 100
+        first_parked = world.parked()[0]
+        assert first_parked["reason"] in {"queue_wait", "cap"}
+        assert int(first_parked["event_id"][4:]) > 10, "the eldest stay"
+        while world.metrics.delivered < 1100 and now() < 2000:
+            await asyncio.sleep(5)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+        assert Counter(sent_ids(world)) == {f"evt_{number}": 1 + (number < 100) for number in range(1000)}
+
+
+async def test_what_waits_in_memory_for_a_retry_does_not_keep_a_cap_full() -> None:
+    """Half of everything fails: no breaker opens, but each failure waits five seconds in memory."""
+    registry = FixedRegistry(
+        subscription("flaky", "http://flaky.test/", event_types=("test.flaky",), retry=PATIENT),
+        subscription("well", "http://well.test/", event_types=("test.well",)),
+    )
+    failed = 0
+
+    def answer(origin: Origin, _: Exchange) -> tuple[float, Result]:
+        nonlocal failed
+        failed += origin.host == "flaky.test"
+        return 0.001, Response(500 if origin.host == "flaky.test" and failed % 2 else 200)
+
+    async with running(registry, max_in_flight=200) as world:
+        world.transport.answer = answer
+        for number in range(2000):
+            world.broker.append(typed(number, "flaky"))
+        world.broker.append(typed(0, "well"))
+        await until(lambda: any(o.host == "well.test" for _, o, _ in world.transport.sent), within=20)
+        assert world.metrics.parked["cap"] > 0
+        await until(lambda: world.metrics.delivered == 2001, within=2000)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
+def typed(number: int, kind: str) -> bytes:
+    return f'{{"id": "evt_{number}", "type": "test.{kind}"}}'.encode()
+
+
+async def test_a_flood_to_one_subscription_parks_nothing_of_its_neighbours_on_the_same_host() -> None:
+    registry = FixedRegistry(
+        subscription("flood", "http://host.test/a", event_types=("test.flood",)),
+        subscription("calm", "http://host.test/b", event_types=("test.calm",)),
+    )
+    async with running(registry, connections_per_host=2) as world:
+        world.transport.answer = lambda *_: (0.2, Response(200))  # 10/s together
+        for number in range(1000):
+            world.broker.append(typed(number, "flood"))
+        await asyncio.sleep(5)
+        for number in range(10):
+            world.broker.append(typed(number, "calm"))
+            await asyncio.sleep(1)
+        await asyncio.sleep(1)
+        assert {letter["subscription_id"] for letter in world.parked()} == {"flood"}
+        calm = [request for _, _, request in world.transport.sent if b" /b " in request]
+        assert len(calm) == 10
+
+
+async def test_a_rate_limit_parks_what_it_cannot_send_soon_and_sends_everything_in_the_end() -> None:
+    async with running(FixedRegistry(subscription(rate_limit=2.0))) as world:
+        for number in range(200):
+            world.broker.append(event(number))
+        while world.metrics.delivered < 200 and now() < 1000:
+            await asyncio.sleep(1)
+        assert now() < 200
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+        assert len(world.parked()) < 300
+        times = [time for time, _, _ in world.transport.sent]
+        assert all(times[number + 20] - times[number] > 9.4 for number in range(180))
+
+
+# Failing.
+
+
+async def test_a_dead_host_is_left_alone_and_costs_no_attempts_of_the_schedule() -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicy((5.0, 10.0), 0.0)))) as world:
+        world.transport.answer = lambda *_: (0.01, REFUSED)
+        for number in range(100):
+            world.broker.append(event(number))
+        await until(lambda: world.value("breakers_open", scope="host") == 1)
+        assert len(world.transport.sent) <= 16 + 10, "those that were under way"
+        await asyncio.sleep(3)
+        assert world.value("deliveries_queued") == 0
+        assert {letter["reason"] for letter in world.parked()} == {"breaker"}
+        untouched = [letter for letter in world.parked() if letter["attempt"] == "0"]
+        assert len(untouched) >= 70
+        world.transport.answer = lambda *_: (0.01, Response(200))
+        await until(lambda: world.metrics.delivered == 100, within=1000)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        assert world.value("breakers_open", scope="host") == 0
+        assert world.dead() == []
+        await accounted(world)
+
+
+async def test_an_endpoint_that_comes_back_is_met_by_one_then_by_few_then_by_all() -> None:
+    async with running(FixedRegistry(subscription(retry=PATIENT))) as world:
+        world.transport.answer = lambda *_: (0.1, Response(500))
+        await publish(world, 50, 2)
+        await until(lambda: world.value("breakers_open", scope="subscription") == 1)
+        await asyncio.sleep(1)
+        world.transport.answer = lambda *_: (0.5, Response(200))
+        world.transport.sent.clear()
+        world.transport.peak.clear()
+        await until(lambda: len(world.transport.sent) >= 1, within=60)
+        begin = world.transport.sent[0][0]
+        for number in range(100):
+            world.broker.append(event(1000 + number))
+        await until(lambda: world.metrics.delivered >= 100, within=300)
+        rounds = [
+            sum(begin + at <= time < begin + at + 0.5 for time, _, _ in world.transport.sent)
+            for at in (0, 0.5, 1, 1.5)
+        ]
+        assert rounds[0] == 1, "the probe"
+        assert rounds == sorted(rounds)
+        assert rounds[2] <= 4
+        assert rounds[3] <= 8
+        await until(lambda: world.metrics.delivered == 200, within=2000)
+        assert max(world.transport.peak.values()) <= 16
+
+
+async def test_the_neighbours_of_a_failing_subscription_on_the_same_host_notice_nothing() -> None:
+    registry = FixedRegistry(
+        subscription("failing", "http://host.test/bad"), subscription("well", "http://host.test/good")
+    )
+    async with running(registry) as world:
+        world.transport.answer = lambda _, exchange: (
+            0.01,
+            Response(500 if b" /bad " in exchange.request else 200),
+        )
+        for number in range(200):
+            world.broker.append(event(number))
+        await asyncio.sleep(5)
+        assert world.value("breakers_open", scope="subscription") == 1
+        assert world.value("breakers_open", scope="host") == 0
+        assert world.metrics.delivered == 200
+        assert {letter["subscription_id"] for letter in world.parked()} == {"failing"}
+
+
+async def test_what_is_parked_again_and_again_waits_longer_each_time() -> None:
+    async with running(FixedRegistry(subscription(retry=PATIENT))) as world:
+        world.transport.answer = lambda *_: (0.01, Response(500))
+        for number in range(50):
+            world.broker.append(event(number))
+        await asyncio.sleep(900)
+        waited: dict[str, list[tuple[int, str]]] = {}
+        for message in world.broker.produced:
+            headers = {name: value.decode() for name, value in message.headers}
+            if headers["reason"] == "breaker":
+                waited.setdefault(headers["event_id"], []).append((int(headers["parked"]), message.topic))
+        assert any(len(turns) > 2 for turns in waited.values())
+        levels = ["30s", "2m", "10m", "1h"]
+        for turns in waited.values():
+            for parked, topic in turns:
+                level = topic.rpartition(".")[2]
+                assert levels.index(level) >= min(parked, 4) - 1
+        assert len(world.broker.produced) < 50 * 8
+
+
+async def test_no_breaker_where_it_is_switched_off() -> None:
+    async with running(FixedRegistry(subscription()), breaker_threshold=None) as world:
+        world.transport.answer = lambda *_: (0.01, Response(500))
+        for number in range(50):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 50)
+        await asyncio.sleep(1)
+        assert world.value("breakers_open", scope="subscription") == 0
+        assert world.parked() == []
+
+
+async def test_the_deployments_own_proxy_opens_no_breaker() -> None:
+    async with running(FixedRegistry(subscription())) as world:
+        world.transport.answer = lambda *_: (0.01, Failure(Reason.PROXY_ERROR))
+        for number in range(50):
+            world.broker.append(event(number))
+        await asyncio.sleep(30)
+        assert len(world.transport.sent) >= 150
+        assert world.parked() == []
+
+
+# Asking for time.
+
+
+async def test_a_short_retry_after_stops_the_subscription_and_parks_nothing() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=2))) as world:
+        answers = iter([Response(503, retry_after="3"), Response(503, retry_after="3")])
+        world.transport.answer = lambda *_: (0.1, next(answers, Response(200)))
+        for number in range(20):
+            world.broker.append(event(number))
+        await until(lambda: world.metrics.delivered == 20, within=30)
+        times = [time for time, _, _ in world.transport.sent]
+        assert times[2] - times[1] == pytest.approx(3.1, abs=0.05)
+        assert world.parked() == []
+
+
+async def test_a_long_retry_after_parks_the_others_until_then() -> None:
+    registry = FixedRegistry(
+        subscription("asking", "http://host.test/a", max_in_flight=1),
+        subscription("other", "http://host.test/b"),
+    )
+    async with running(registry) as world:
+        world.transport.answer = lambda _, exchange: (
+            0.1,
+            Response(429, retry_after="300") if b" /a " in exchange.request else Response(200),
+        )
+        for number in range(50):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 50, within=10)
+        assert sum(b" /a " in request for _, _, request in world.transport.sent) == 1
+        assert sum(b" /b " in request for _, _, request in world.transport.sent) == 50
+        assert Counter(letter["reason"] for letter in world.parked()) == {"retry_after": 49, "retry": 1}
+        for number in range(50, 60):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 60, within=10)
+        assert world.metrics.parked["retry_after"] == 59
+        world.transport.sent.clear()
+        world.transport.answer = lambda *_: (0.1, Response(200))
+        await until(lambda: world.metrics.delivered == 120, within=1000)
+        times = [time for time, _, _ in world.transport.sent]
+        assert min(times) >= 300.0
+        assert max(times) < 340.0
+        assert [letter["reason"] for letter in world.parked()].count("retry_after") == 59, "one write each"
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
+@pytest.mark.parametrize("status", [429, 502, 504])
+async def test_an_overloaded_endpoint_gets_fewer_at_a_time_and_more_again_step_by_step(status: int) -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=16, retry=PATIENT))) as world:
+        world.transport.answer = lambda origin, _: (
+            0.5,
+            Response(status if world.transport.busy[origin] > 8 else 200),
+        )
+        for number in range(600):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) >= 400, within=300)
+        origin = Origin("http", "endpoint.test", 80)
+        world.transport.peak.clear()
+        before = world.metrics.attempts["status", f"{status // 100}xx"]
+        await until(lambda: len(world.transport.sent) >= 500, within=300)
+        assert world.transport.peak[origin] <= 10, "it hovers where the endpoint can follow"
+        assert world.metrics.attempts["status", f"{status // 100}xx"] - before < 30
+        await until(lambda: world.metrics.delivered == 600, within=3000)
+        assert world.dead() == []
+
+
+# What must not get lost or be left behind.
+
+
+async def test_parking_waits_for_the_broker_and_settles_each_once() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=1))) as world:
+        world.transport.answer = lambda *_: (20.0, Response(200))
+        world.broker.produce_errors = [BrokerUnavailable("away")] * 5
+        for number in range(100):
+            world.broker.append(event(number))
+        await asyncio.sleep(6)
+        assert world.committed is None
+        assert world.value("outbox_waiting") or world.parked()
+        await until(lambda: len(world.parked()) >= 90, within=60)
+        while world.metrics.delivered < 100 and now() < 10_000:
+            await asyncio.sleep(5)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+        assert Counter(sent_ids(world)) == {f"evt_{number}": 1 for number in range(100)}
+
+
+async def test_of_a_lost_partition_nothing_is_parked() -> None:
+    other = TopicPartition("events", 1)
+    async with running(FixedRegistry(subscription(max_in_flight=1)), MemoryBroker(EVENTS, other)) as world:
+        world.transport.answer = lambda *_: (1.0, Response(429, retry_after="600"))
+        for number in range(500):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 1)
+        await world.broker.consumers[0].assign([other])
+        await asyncio.sleep(5)
+        assert world.parked() == []
+        assert world.value("deliveries_in_flight") == 0
+        assert world.value("deliveries_queued") == 0
+
+
+async def test_what_a_deleted_or_paused_subscription_has_parked_is_dropped_when_it_comes_back() -> None:
+    registry = FixedRegistry(
+        subscription("deleted", "http://a.test/", max_in_flight=1),
+        subscription("paused", "http://b.test/", max_in_flight=1),
+    )
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.1, Response(503, retry_after="100"))
+        for number in range(10):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 10, within=10)
+        world.registry.index = Index([subscription("paused", "http://b.test/", status=Status.PAUSED)])
+        await until(lambda: world.value("deliveries_in_flight") == 0 and now() > 140, within=200)
+        assert world.metrics.deliveries["dropped_deleted"] == 10
+        assert world.metrics.deliveries["dropped_paused"] == 10
+        assert len(world.transport.sent) == 2
+        await accounted(world)
+
+
+async def test_a_new_address_of_a_failing_subscription_starts_without_its_breaker() -> None:
+    async with running(FixedRegistry(subscription(retry=PATIENT))) as world:
+        world.transport.answer = lambda origin, _: (0.01, Response(200 if origin.host == "new.test" else 500))
+        for number in range(50):
+            world.broker.append(event(number))
+        await until(lambda: world.value("breakers_open", scope="subscription") == 1)
+        world.registry.index = Index([subscription(url="http://new.test/", retry=PATIENT)])
+        for number in range(50, 100):
+            world.broker.append(event(number))
+        await until(lambda: world.metrics.delivered >= 50, within=5)
+        await until(lambda: world.metrics.delivered == 100, within=200)
+
+
+async def test_a_host_that_only_failed_leaves_no_trace() -> None:
+    registry = FixedRegistry(
+        *(subscription(f"s{n}", f"http://h{n}.test/", rate_limit=1.0) for n in range(200))
+    )
+    async with running(registry, max_in_flight=10_000) as world:
+        world.transport.answer = lambda *_: (0.0, REFUSED)
+        for number in range(20):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 20, within=100)
+        assert world.value("breakers_open", scope="host") == 200
+        world.registry.index = Index()
+        await asyncio.sleep(1500)
+        assert world.value("lanes") == 0
+        assert world.value("breakers_open", scope="host") == 0
+        assert world.engine._deliveries._watched == []
