@@ -198,7 +198,7 @@ class Deliveries:
         self._success_sample = settings.log.success_sample
         self._horizon = settings.retry.horizon
         self._max_wait = settings.delivery.max_queue_wait
-        self._breaker_threshold = settings.delivery.breaker_threshold
+        self._breaker_threshold = settings.delivery.breaker_threshold or None
         self._lanes: dict[Origin, Lane[Delivery]] = {}
         self._watched: list[Lane[Delivery]] = []  # that had something queued, and are measured
         self._measured = self._clock()

@@ -412,7 +412,7 @@ class DeliverySettings(Group):
     max_in_flight: Annotated[Int, Field(ge=1, le=1_000_000)] = 10_000
     max_in_flight_bytes: Annotated[Size, size_between("1MiB", "1TiB")] = 256 << 20
     max_queue_wait: Annotated[Duration, duration_between("100ms", "1h")] = 5.0
-    breaker_threshold: Annotated[Share, Field(gt=0)] | None = 0.8
+    breaker_threshold: Share = 0.8
     response_cap: Annotated[Size, size_between("1KiB", "64MiB")] = 64 << 10
     idle_timeout: Annotated[Duration, duration_between("100ms", "1h")] = 60.0
     connection_max_age: Annotated[Duration, duration_between("1s", "7d")] = 600.0

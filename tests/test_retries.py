@@ -283,7 +283,7 @@ async def test_an_endpoint_that_hangs_forever_holds_no_offset_beyond_the_limit()
         subscription("hanging", "http://hanging.test/", max_in_flight=1, retry=RetryPolicy((5.0,) * 9, 0.0)),
         subscription("well", "http://well.test/"),
     )
-    async with running(registry, max_queue_wait=3600.0, breaker_threshold=None) as world:
+    async with running(registry, max_queue_wait=3600.0, breaker_threshold=0.0) as world:
         world.transport.answer = lambda origin, _: (
             HANGING if origin.host == "hanging.test" else (0.001, Response(200))
         )
@@ -303,7 +303,7 @@ async def test_an_endpoint_that_hangs_forever_holds_no_offset_beyond_the_limit()
 
 async def test_what_the_limit_handed_over_comes_back_as_fast_as_the_endpoint_takes_it() -> None:
     registry = FixedRegistry(subscription(max_in_flight=1, retry=RetryPolicy((5.0,) * 9, 0.0)))
-    async with running(registry, max_queue_wait=3600.0, breaker_threshold=None) as world:
+    async with running(registry, max_queue_wait=3600.0, breaker_threshold=0.0) as world:
         world.transport.answer = lambda *_: (4.0, Response(200))
         for number in range(60):
             world.broker.append(event(number))
@@ -317,14 +317,14 @@ async def test_what_the_limit_handed_over_comes_back_as_fast_as_the_endpoint_tak
 
 async def test_a_restart_goes_on_with_what_the_limit_handed_over() -> None:
     registry = FixedRegistry(subscription(max_in_flight=4, retry=RetryPolicy((5.0,) * 3, 0.0)))
-    async with running(registry, max_queue_wait=3600.0, breaker_threshold=None) as world:
+    async with running(registry, max_queue_wait=3600.0, breaker_threshold=0.0) as world:
         world.transport.answer = lambda *_: HANGING
         for number in range(30):
             world.broker.append(event(number))
         await until(lambda: world.committed == 30, within=90)
         attempted = {letter["event_id"]: int(letter["attempt"]) for letter in world.parked()}
         assert len(attempted) == 30
-    async with running(registry, world.broker, breaker_threshold=None) as again:
+    async with running(registry, world.broker, breaker_threshold=0.0) as again:
         again.transport.answer = lambda *_: (0.0, Response(500))
         before = len(again.broker.produced)
         await until(lambda: len(again.dead()) == 30, within=1000)

@@ -241,6 +241,9 @@ def demo_settings(config: Path | None, overrides: dict[str, Any], directory: Pat
         "network.https_only": False,
         # What is announced of the dead endpoint would be owed to those who want everything.
         "api.operational_events": False,
+        # Its endpoints fail on purpose, and nobody wants to watch them being left alone for minutes.
+        "delivery.breaker_threshold": 0.0,
+        "delivery.max_queue_wait": "1h",
         "shutdown.drain": "5s",
         "log.level": "error",
     }

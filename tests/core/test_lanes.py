@@ -247,3 +247,70 @@ def test_a_rate_that_is_lifted_lets_everything_go() -> None:
     assert lane.take(0.0) is None
     lane.offer("a", 10, "free", 0.0)
     assert sum(lane.take(0.0) is not None for _ in range(4)) == 3
+
+
+def test_an_overloaded_endpoint_gets_half_as_many_at_a_time_once_a_round_and_one_more_for_each_round() -> (
+    None
+):
+    lane: Lane[str] = Lane(limit=100)
+    for number in range(100):
+        lane.offer("a", 16, str(number), 0.0)
+    shares = [taken[1] for _ in range(16) if (taken := lane.take(0.0)) is not None]
+    share = shares[0]
+    for _ in range(4):
+        share.throttled(0.0, 1.0)
+    assert share.limit == 8, "once for all that were under way"
+    share.throttled(2.0, 3.0)
+    assert share.limit == 4
+    for _ in range(4):
+        share.succeeded(4.0, 5.0)
+    assert share.limit in {4, 5}
+    for _ in range(300):
+        share.succeeded(6.0, 7.0)
+    assert share.limit == 16
+    lane.tidy(8.0)
+    assert share.trouble is None
+
+
+def test_what_comes_to_an_open_breaker_is_turned_away_and_the_first_after_it_is_the_only_one() -> None:
+    lane: Lane[str] = Lane(limit=100)
+    for number in range(20):
+        lane.offer("a", 16, str(number), 0.0)
+    taken = lane.take(0.0)
+    assert taken is not None
+    share = taken[1]
+    opened = [share.failed(0.0, 1.0, 0.5, 0.8) for _ in range(10)]
+    assert opened == [False] * 9 + [True]
+    assert len(lane.withdraw_share(share)) == 19
+    lane.release(share)
+    refusal = lane.offer("a", 16, "too early", 2.0)
+    assert refusal is not None
+    assert (refusal.reason, refusal.until) == ("breaker", share.open_until)
+    assert lane.offer("a", 16, "probe", 10.0) is None
+    assert lane.offer("a", 16, "waits for the probe", 10.0) is None
+    probe = lane.take(10.0)
+    assert probe is not None
+    assert probe[0] == "probe"
+    assert lane.take(10.0) is None
+    assert share.succeeded(10.0, 11.0)
+    assert lane.take(11.0) is None
+    lane.release(share)
+    assert lane.take(11.0) is not None
+
+
+def test_nothing_is_turned_away_where_nothing_is_known_and_the_newest_go_first() -> None:
+    lane: Lane[int] = Lane(limit=4, max_wait=5.0)
+    for number in range(1000):
+        assert lane.offer("a", 4, number, 0.0) is None
+    for _ in range(4):
+        lane.take(0.0)
+    for _ in range(40):  # twenty seconds in which nothing comes back
+        lane.measure(0.5)
+    refusal = lane.offer("a", 4, 1000, 20.0)
+    assert refusal is not None
+    assert refusal.reason == "queue_wait"
+    trimmed = [item for item, _ in lane.trim(1.0)]
+    assert trimmed == sorted(trimmed, reverse=True)
+    assert trimmed[0] == 999
+    assert lane.queued == 996 - len(trimmed)
+    assert lane.queued < 20

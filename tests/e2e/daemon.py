@@ -105,6 +105,8 @@ class Daemon:
             "log": {"format": "json"},
             # They would come to whoever wants everything, beside what a test has published.
             "api": {"operational_events": False},
+            # Endpoints that fail or dawdle to show something else are to be attempted all the same.
+            "delivery": {"breaker_threshold": 0, "max_queue_wait": "1h"},
         }
         for name, value in settings.items():
             document[name] = {**document[name], **value} if isinstance(document.get(name), dict) else value
