@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from dispatcher.broker.base import BrokerUnavailable, TopicPartition
 from dispatcher.core.netguard import Origin
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Index, Status
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
-from tests.world import EVENTS, World, event, running, until
+from tests.world import World, event, running, until
 
 pytestmark = [pytest.mark.looptime]
 
@@ -318,85 +316,3 @@ async def test_a_long_retry_after_parks_the_others_until_then() -> None:
         assert [letter["reason"] for letter in world.parked()].count("retry_after") == 59, "one write each"
         await until(lambda: world.value("deliveries_in_flight") == 0)
         await accounted(world)
-
-
-# What must not get lost or be left behind.
-
-
-async def test_parking_waits_for_the_broker_and_settles_each_once() -> None:
-    async with running(FixedRegistry(subscription(max_in_flight=1))) as world:
-        world.transport.answer = lambda *_: (20.0, Response(200))
-        world.broker.produce_errors = [BrokerUnavailable("away")] * 5
-        for number in range(100):
-            world.broker.append(event(number))
-        await asyncio.sleep(6)
-        assert world.committed is None
-        assert world.value("outbox_waiting") or world.parked()
-        await until(lambda: len(world.parked()) >= 90, within=60)
-        while world.metrics.delivered < 100 and now() < 10_000:
-            await asyncio.sleep(5)
-        await until(lambda: world.value("deliveries_in_flight") == 0)
-        await accounted(world)
-        assert Counter(sent_ids(world)) == {f"evt_{number}": 1 for number in range(100)}
-
-
-async def test_of_a_lost_partition_nothing_is_parked() -> None:
-    other = TopicPartition("events", 1)
-    async with running(FixedRegistry(subscription(max_in_flight=1)), MemoryBroker(EVENTS, other)) as world:
-        world.transport.answer = lambda *_: (1.0, Response(429, retry_after="600"))
-        for number in range(500):
-            world.broker.append(event(number))
-        await until(lambda: len(world.transport.sent) == 1)
-        await world.broker.consumers[0].assign([other])
-        await asyncio.sleep(5)
-        assert world.parked() == []
-        assert world.value("deliveries_in_flight") == 0
-        assert world.value("deliveries_queued") == 0
-
-
-async def test_what_a_deleted_or_paused_subscription_has_parked_is_dropped_when_it_comes_back() -> None:
-    registry = FixedRegistry(
-        subscription("deleted", "http://a.test/", max_in_flight=1),
-        subscription("paused", "http://b.test/", max_in_flight=1),
-    )
-    async with running(registry) as world:
-        world.transport.answer = lambda *_: (0.1, Response(503, retry_after="100"))
-        for number in range(10):
-            world.broker.append(event(number))
-        await until(lambda: world.committed == 10, within=10)
-        world.registry.index = Index([subscription("paused", "http://b.test/", status=Status.PAUSED)])
-        await until(lambda: world.value("deliveries_in_flight") == 0 and now() > 140, within=200)
-        assert world.metrics.deliveries["dropped_deleted"] == 10
-        assert world.metrics.deliveries["dropped_paused"] == 10
-        assert len(world.transport.sent) == 2
-        await accounted(world)
-
-
-async def test_a_new_address_of_a_failing_subscription_starts_without_its_breaker() -> None:
-    async with running(FixedRegistry(subscription(retry=PATIENT))) as world:
-        world.transport.answer = lambda origin, _: (0.01, Response(200 if origin.host == "new.test" else 500))
-        for number in range(50):
-            world.broker.append(event(number))
-        await until(lambda: world.value("breakers_open", scope="subscription") == 1)
-        world.registry.index = Index([subscription(url="http://new.test/", retry=PATIENT)])
-        for number in range(50, 100):
-            world.broker.append(event(number))
-        await until(lambda: world.metrics.delivered >= 50, within=5)
-        await until(lambda: world.metrics.delivered == 100, within=200)
-
-
-async def test_a_host_that_only_failed_leaves_no_trace() -> None:
-    registry = FixedRegistry(
-        *(subscription(f"s{n}", f"http://h{n}.test/", rate_limit=1.0) for n in range(200))
-    )
-    async with running(registry, max_in_flight=10_000) as world:
-        world.transport.answer = lambda *_: (0.0, REFUSED)
-        for number in range(20):
-            world.broker.append(event(number))
-        await until(lambda: world.committed == 20, within=100)
-        assert world.value("breakers_open", scope="host") == 200
-        world.registry.index = Index()
-        await asyncio.sleep(1500)
-        assert world.value("lanes") == 0
-        assert world.value("breakers_open", scope="host") == 0
-        assert world.engine._deliveries._watched == []
