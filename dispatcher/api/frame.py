@@ -18,6 +18,7 @@ import math
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -38,6 +39,8 @@ from dispatcher.core.spec import Flaw
 log = structlog.get_logger(__name__)
 
 BODY_TIMEOUT: Final = 20.0
+_LARGE: Final = 64 << 10  # bytes of JSON
+_MAX_FLAWS: Final = 100  # that are told; explaining hundreds of thousands would take minutes
 HANDLER_TIMEOUT: Final = 90.0
 """Seconds; the operations have bounds of their own, this is for one that forgets."""
 
@@ -206,23 +209,34 @@ class Frame:
         if not body and not wanted.required:
             return None, None
         _check_type(request, wanted.types)
-        if request.content_type == NDJSON:
-            parsed = parse_lines(body, wanted.many)
-            if not parsed:
-                raise Problem(Kind.MALFORMED, "there is no line with an event")
+        lines = request.content_type == NDJSON
+        if len(body) > _LARGE:  # beside the loop: deliveries go on meanwhile
+            parsed = await asyncio.to_thread(_parsed, body, wanted.many if lines else 0)
         else:
-            parsed = parse_json(body)
+            parsed = _parsed(body, wanted.many if lines else 0)
         if wanted.many and isinstance(parsed, list):
             if not 0 < len(parsed) <= wanted.many:
                 flaw = Flaw((), f"the list has {len(parsed)} events; 1 to {wanted.many} are taken at once")
                 raise problems.invalid([flaw])
-            flaws = [
-                flaw for number, one in enumerate(parsed) for flaw in _flaws(wanted.model, one, (number,))
-            ]
+            flaws: list[Flaw] = []
+            for number, one in enumerate(parsed):
+                flaws += _flaws(wanted.model, one, (number,))
+                if len(flaws) >= _MAX_FLAWS:
+                    break
             if flaws:
-                raise problems.invalid(flaws[:100])
+                raise problems.invalid(flaws[:_MAX_FLAWS])
             return parsed, None
         return parsed, _checked(wanted.model, parsed)
+
+
+def _parsed(body: bytes, lines: int) -> Any:
+    """The JSON of a body; with `lines` NDJSON of at most so many. Raises Problem."""
+    if not lines:
+        return parse_json(body)
+    found = parse_lines(body, lines)
+    if not found:
+        raise Problem(Kind.MALFORMED, "there is no line with an event")
+    return found
 
 
 def refuse_foreign(request: web.Request) -> None:
@@ -292,6 +306,8 @@ def _query(route: Route, request: web.Request) -> Any:
     for name in dict.fromkeys(request.query):
         if name not in known:
             flaws.append(Flaw((name,), f"there is no such parameter{did_you_mean(name, known)}"))
+            if len(flaws) == _MAX_FLAWS:
+                break
         elif len(request.query.getall(name)) > 1:
             flaws.append(Flaw((name,), "is given twice"))
     if flaws:
@@ -312,24 +328,33 @@ def _check_type(request: web.Request, types: tuple[str, ...]) -> None:
 
 def _checked(model: type[BaseModel], value: Any) -> BaseModel:
     try:
-        return model.model_validate(value)
+        return model.model_validate(_trimmed(model, value))
     except ValidationError as invalid:
         raise problems.invalid(_told(invalid, model, ())) from None
 
 
 def _flaws(model: type[BaseModel], value: Any, place: tuple[int, ...]) -> list[Flaw]:
     try:
-        model.model_validate(value)
+        model.model_validate(_trimmed(model, value))
     except ValidationError as invalid:
         return _told(invalid, model, place)
     return []
+
+
+def _trimmed(model: type[BaseModel], value: Any) -> Any:
+    """Without most of the members that the model doesn't have, where there are very many: some are enough to refuse it."""
+    if not isinstance(value, dict) or len(value) <= _MAX_FLAWS:
+        return value
+    known = {info.alias or name for name, info in model.model_fields.items()}
+    unknown = islice((name for name in value if name not in known), _MAX_FLAWS)
+    return {name: value[name] for name in (*known.intersection(value), *unknown)}
 
 
 def _told(invalid: ValidationError, model: type[BaseModel], place: tuple[int, ...]) -> list[Flaw]:
     aliases = {name: info.alias for name, info in model.model_fields.items() if info.alias}
     known = [info.alias or name for name, info in model.model_fields.items()]
     flaws: dict[Flaw, None] = {}
-    for error in invalid.errors(include_url=False):
+    for error in invalid.errors(include_url=False)[:_MAX_FLAWS]:
         # Unions and dictionaries put steps of their own into the place.
         steps = [aliases.get(str(step), step) for step in error["loc"] if not _internal(step)]
         path = (*place, *steps)

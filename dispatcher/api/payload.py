@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -21,6 +21,10 @@ from dispatcher.api.problems import Kind, Problem, invalid
 from dispatcher.core.spec import Flaw
 
 MAX_DEPTH: Final = 64
+MAX_BRACKETS: Final = 200_000
+"""Opening ones in a body, those in strings too. Three megabytes of JSON may be a million empty arrays: hundreds of
+megabytes once parsed, and seconds of work."""
+
 _I64: Final = range(-(1 << 63), 1 << 63)
 
 
@@ -55,6 +59,7 @@ def parse_json(body: bytes, place: tuple[int, ...] = ()) -> Any:
     """The value of a JSON text. `place` is where it stands, for messages: the number of its line. Raises Problem."""
     if not body.strip():
         _refuse("there is no body: send JSON", place)
+    _check_brackets(body)
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -78,17 +83,27 @@ def parse_json(body: bytes, place: tuple[int, ...] = ()) -> Any:
     if duplicates:
         flaws = [Flaw((*place, name), "stands twice in one object") for name in dict.fromkeys(duplicates)]
         raise Problem(Kind.MALFORMED, "; ".join(map(str, flaws[:3])), errors=flaws[:20])
-    for flaw in _beyond(value, place):
+    if (flaw := _beyond(value, place)) is not None:
         raise Problem(Kind.MALFORMED, str(flaw), errors=[flaw])
     return value
 
 
 def parse_lines(body: bytes, limit: int) -> list[Any]:
     """The values of NDJSON, one a line; empty lines don't count. Raises Problem."""
-    lines = [line for line in body.split(b"\n") if line.strip()]
+    _check_brackets(body)
+    # Of empty lines there may be some, but not millions: splitting at each of them would hold the loop up.
+    lines = [line for line in body.split(b"\n", 10 * limit) if line.strip()]
     if len(lines) > limit:
         raise invalid([Flaw((), f"there are {len(lines)} lines; 1 to {limit} are taken at once")])
     return [parse_json(line, (number,)) for number, line in enumerate(lines)]
+
+
+def _check_brackets(body: bytes) -> None:
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise Problem(
+            Kind.TOO_LARGE,
+            f"the body has more than {MAX_BRACKETS} arrays and objects: send less of it at once",
+        )
 
 
 def _refuse(said: str, place: tuple[int, ...]) -> NoReturn:
@@ -104,21 +119,44 @@ def _words(body: bytes, error: orjson.JSONDecodeError) -> str:
     return f"the body is not JSON: {error.msg}"
 
 
-def _beyond(value: Any, place: tuple[str | int, ...]) -> Iterator[Flaw]:
+def _beyond(value: Any, place: tuple[str | int, ...]) -> Flaw | None:
     """What is JSON and still not taken: too deep, or a number that other readers would round."""
-    level: list[tuple[tuple[str | int, ...], Any]] = [(place, value)]
+    level = [value]
     for depth in range(MAX_DEPTH + 2):
+        following: list[Any] = []
+        for item in level:
+            # In the order of how often they come; a boolean is an integer, and in the range.
+            if isinstance(item, str):
+                continue
+            if isinstance(item, dict):
+                following += item.values()
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, int) and item not in _I64:
+                return Flaw(
+                    _place_of(value, item, place), "is an integer beyond 64 bits: send it as a string"
+                )
+        if depth > MAX_DEPTH and level:
+            return Flaw(place, f"is nested deeper than {MAX_DEPTH} levels")
+        if not following:
+            return None
+        level = following
+    return None
+
+
+def _place_of(value: Any, wanted: object, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Where in the value this very object stands. Looked for only when it is told: every path costs memory."""
+    level = [(place, value)]
+    while level:
         following: list[tuple[tuple[str | int, ...], Any]] = []
         for path, item in level:
+            if item is wanted:
+                return path
+            inner: Iterable[tuple[str | int, Any]] = ()
             if isinstance(item, dict):
-                following += [((*path, name), inner) for name, inner in item.items()]
+                inner = item.items()
             elif isinstance(item, list):
-                following += [((*path, number), inner) for number, inner in enumerate(item)]
-            elif isinstance(item, int) and item not in _I64:
-                yield Flaw(path, "is an integer beyond 64 bits: send it as a string")
-            if depth > MAX_DEPTH:
-                yield Flaw(place, f"is nested deeper than {MAX_DEPTH} levels")
-                return
-        if not following:
-            return
+                inner = enumerate(item)
+            following += (((*path, step), one) for step, one in inner)
         level = following
+    return place

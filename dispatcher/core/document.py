@@ -376,5 +376,7 @@ def explain(error: ErrorDetails, *, secret: bool = False) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing when no known name is near."""
+    if len(name) > 64:
+        return ""  # nobody's typing error, and comparing takes long
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""

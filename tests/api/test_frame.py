@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any
 
@@ -139,6 +140,45 @@ async def test_a_body_has_a_size_and_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         problem(slow, 408, "too-slow")
         assert slow.headers["Connection"] == "close"
         assert not plane.subscriptions.views
+
+
+async def test_of_very_many_mistakes_some_are_told_and_no_time_is_spent_on_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up: list[str] = []
+
+    def did_you_mean(name: str, _known: object) -> str:
+        looked_up.append(name)
+        return ""
+
+    monkeypatch.setattr(frame, "did_you_mean", did_you_mean)
+    many = {f"evnt_types{number}": 1 for number in range(5000)}
+    async with serving(KEY) as (client, _):
+        told = problem(
+            await client("POST", "/v1/subscriptions", json={**many, **NEW, "id": 5}), 422, "invalid"
+        )
+        assert "id" in {error["field"] for error in told["errors"]}
+        assert "url" not in {error["field"] for error in told["errors"]}
+        assert 50 < len(told["errors"]) <= 101
+        answer = await client("POST", "/v1/events", json=[{"type": "a", **many}] * 20)
+        assert len(problem(answer, 422, "invalid")["errors"]) == 100
+        query = "&".join(f"a{number}=1" for number in range(500))
+        answer = await client("GET", f"/v1/subscriptions?{query}")
+        assert len(problem(answer, 422, "invalid")["errors"]) == 100
+    assert len(looked_up) <= 300
+
+
+async def test_large_bodies_are_read_like_small_ones() -> None:
+    async with serving(KEY) as (client, _):
+        large = {"type": "a", "data": "x" * 100_000}
+        assert (await client("POST", "/v1/events", json=large)).status == 202
+        lines = "\n".join([json.dumps(large)] * 2)
+        headers = {"Content-Type": "application/x-ndjson"}
+        assert (await client("POST", "/v1/events", data=lines, headers=headers)).status == 202
+        blank = await client("POST", "/v1/events", data=b"\n" * 100_000, headers=headers)
+        problem(blank, 400, "malformed")
+        wrong = await client("POST", "/v1/events", data=lines[:-1], headers=headers)
+        assert [error["field"] for error in problem(wrong, 400, "malformed")["errors"]] == ["[1]"]
 
 
 async def test_a_compressed_body_is_not_unpacked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.api.payload import MAX_DEPTH, parse_json, parse_lines
+from dispatcher.api.payload import MAX_BRACKETS, MAX_DEPTH, parse_json, parse_lines
 from dispatcher.api.problems import Kind, Problem
 
 
@@ -61,3 +61,18 @@ def test_lines_are_read_each_by_itself_and_a_wrong_one_is_named() -> None:
     assert [flaw.field for flaw in caught.value.errors] == ["[1]"]
     with pytest.raises(Problem, match="3 lines; 1 to 2"):
         parse_lines(b"1\n2\n3", 2)
+
+
+def test_what_would_be_huge_once_it_is_parsed_is_refused_before() -> None:
+    body = b"[" + b"[]," * MAX_BRACKETS + b"1]"
+    for parse in (parse_json, lambda body: parse_lines(b"1\n" + body, 5)):
+        with pytest.raises(Problem) as caught:
+            parse(body)
+        assert caught.value.kind is Kind.TOO_LARGE
+    assert parse_json(body.replace(b"[]", b"1", MAX_BRACKETS))
+
+
+def test_millions_of_empty_lines_are_not_looked_at_one_by_one() -> None:
+    assert parse_lines(b"\n" * 4_000_000, 5) == []
+    with pytest.raises(Problem):
+        parse_lines(b"\n" * 4_000_000 + b"1\n2", 5)
