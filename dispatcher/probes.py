@@ -32,6 +32,9 @@ from dispatcher.transport.base import Exchange
 
 _PER_HOST: Final = 4
 _ALL: Final = 64
+# Seconds, whatever the subscription's timeout: it may be ten minutes, and the slots are everybody's.
+_PING: Final = 60.0
+_VALIDATION: Final = 20.0  # each of the two ways
 _FOLLOWED: Final = frozenset({307, 308})
 _MAX_HOPS: Final = 3
 
@@ -91,7 +94,7 @@ class Probes:
         """Deliver the event to it, once, whatever its status. Raises Busy."""
         request = build(subscription, event, int(self._wall()))
         started = self._loop.time()
-        deadline = started + subscription.timeout
+        deadline = started + min(subscription.timeout, _PING)
         origin = subscription.origin
         base = Target(origin, subscription.target, origin.host_header)
         for _ in range(_MAX_HOPS):
@@ -118,12 +121,12 @@ class Probes:
     ) -> Allowed | Refused:
         """Ask the endpoint whether it wants these events. `rate` is what is asked for, a minute. Raises Busy."""
         parts = subscription.request
-        deadline = self._loop.time() + subscription.timeout
+        deadline = self._loop.time() + min(subscription.timeout, _VALIDATION)
         request = handshake_request(parts, self._origin, rate)
         verdict = judge_handshake(await self._send(subscription, request, deadline, alone=True), self._origin)
         if not isinstance(verdict, Unknown):
             return verdict
-        deadline = self._loop.time() + subscription.timeout
+        deadline = self._loop.time() + min(subscription.timeout, _VALIDATION)
         request = challenge_request(parts, event_id, challenge, int(self._wall()))
         answer = judge_challenge(await self._send(subscription, request, deadline), challenge)
         if isinstance(answer, Refused):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from orjson import loads
 
+from dispatcher import probes
 from dispatcher.core.events import JSON_HEAD, Event
 from dispatcher.core.handshake import Allowed, Refused
 from dispatcher.core.netguard import Guard
@@ -123,6 +124,20 @@ async def test_a_ping_to_a_forbidden_address_is_blocked_as_a_delivery_is(stand: 
     assert isinstance(verdict, Refused)
     assert isinstance(result, Failure)
     assert result.reason is Reason.BLOCKED
+
+
+async def test_a_long_timeout_of_the_subscription_keeps_no_slot_for_long(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "_PING", 0.2)
+    monkeypatch.setattr(probes, "_VALIDATION", 0.2)
+    endpoint = await stand.endpoint(lambda _method, _body: None)
+    async with asyncio.timeout(60):
+        result, _ = await stand.probes.ping(to(endpoint, timeout=600.0), EVENT)
+        verdict = await stand.probes.validate(to(endpoint, timeout=600.0), "evt_v", "c0ffee")
+    assert isinstance(result, Failure)
+    assert result.reason is Reason.TIMEOUT
+    assert isinstance(verdict, Refused)
 
 
 async def test_only_few_at_a_time_go_to_one_host_and_one_given_up_makes_room(stand: Stand) -> None:
