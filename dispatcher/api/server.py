@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -28,6 +29,17 @@ Problems = Callable[[], Sequence[str]]
 
 _SERVER = f"dispatcher/{__version__}"
 _IDLE: Final = 75.0  # seconds; longer than the idle timeout of common reverse proxies
+
+
+class _NotTheirs(logging.Filter):
+    """Leaves out what any stranger's garbage or broken connection would fill the log with, a traceback each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, (HttpProcessingError, ConnectionError))
+
+
+_NOT_THEIRS: Final = _NotTheirs()
 
 
 class CannotListen(Exception):
@@ -67,11 +79,13 @@ class ApiServer:
         if self._services is not None:
             _add_api(app, Frame(self._services, events_limit=self._events_limit))
         app.on_response_prepare.append(_complete)
+        logger = logging.getLogger("dispatcher.api")
+        logger.addFilter(_NOT_THEIRS)
         self._runner = web.AppRunner(
             app,
             access_log=None,
             handle_signals=False,
-            logger=logging.getLogger("dispatcher.api"),
+            logger=logger,
             keepalive_timeout=_IDLE,
             auto_decompress=False,
         )
