@@ -17,7 +17,8 @@ import ipaddress
 import math
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ from dispatcher.core.spec import Flaw
 log = structlog.get_logger(__name__)
 
 BODY_TIMEOUT: Final = 20.0
+BODIES: Final = 64 << 20
+"""Bytes of events that may be on their way from callers to the broker, in all requests together."""
 _LARGE: Final = 64 << 10  # bytes of JSON
 _MAX_FLAWS: Final = 100  # that are told; explaining hundreds of thousands would take minutes
 HANDLER_TIMEOUT: Final = 90.0
@@ -83,7 +86,7 @@ def answer(problem: Problem, request_id: str) -> web.Response:
     """A problem as an answer."""
     response = json_response(problem.document(request_id), problem.kind.status, problems.MEDIA_TYPE)
     response.headers.update(problem.headers)
-    if problem.kind in (Kind.TOO_LARGE, Kind.TOO_SLOW):
+    if problem.kind in (Kind.TOO_LARGE, Kind.TOO_SLOW) or "Connection" in problem.headers:
         response.force_close()  # the rest of the body is not worth reading
     return response
 
@@ -137,6 +140,7 @@ class Frame:
         """`events_limit` is how many bytes a request with events may have."""
         self._services = services
         self._events_limit = events_limit
+        self._bodies = 0  # bytes of all requests with events that are under way
 
     def serve(self, route: Route) -> Handler:
         """The handler of one route."""
@@ -153,21 +157,45 @@ class Frame:
         principal = self.admit(route.allowed, request)
         path = _path(route, request)
         query = _query(route, request)
-        body, model = await self._body(route, request)
-        call = Call(
-            services=self._services,
-            principal=principal,
-            path=path,
-            query=query,
-            body=body,
-            model=model,
-            if_match=request.headers.get("If-Match") if route.if_match else None,
-            idempotency_key=_idempotency_key(request) if route.idempotent else None,
-            audit=_auditor(request, principal),
-        )
-        async with asyncio.timeout(HANDLER_TIMEOUT):
-            reply = await route.handler(call)
+        with self._room(route) as take:
+            body, model = await self._body(route, request, take)
+            call = Call(
+                services=self._services,
+                principal=principal,
+                path=path,
+                query=query,
+                body=body,
+                model=model,
+                if_match=request.headers.get("If-Match") if route.if_match else None,
+                idempotency_key=_idempotency_key(request) if route.idempotent else None,
+                audit=_auditor(request, principal),
+            )
+            async with asyncio.timeout(HANDLER_TIMEOUT):
+                reply = await route.handler(call)
         return _response(reply)
+
+    @contextmanager
+    def _room(self, route: Route) -> Iterator[Callable[[int], None]]:
+        """What takes room for so many bytes of a body with events, until the end. Raises Problem when it is all taken."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if route.body is None or not route.body.many:
+                return
+            if self._bodies > taken and self._bodies + size > BODIES:
+                raise Problem(
+                    Kind.OVERLOADED,
+                    "too many bytes of events are under way: send it again soon",
+                    headers={**_retry_after(1.0), "Connection": "close"},
+                )
+            taken += size
+            self._bodies += size
+
+        try:
+            yield take
+        finally:
+            self._bodies -= taken
 
     def admit(self, allowed: Allowed, request: web.Request) -> Principal | None:
         """Who asks, if they may; None where nobody is asked. Raises Problem, or what `Access` raises."""
@@ -198,10 +226,10 @@ class Frame:
             raise Problem(Kind.FORBIDDEN, "this takes an operator's key; this one is a tenant's")
         return principal
 
-    async def _body(self, route: Route, request: web.Request) -> tuple[Any, Any]:
+    async def _body(self, route: Route, request: web.Request, take: Callable[[int], None]) -> tuple[Any, Any]:
         wanted = route.body
         limit = BODY_LIMIT if wanted is None or not wanted.many else self._events_limit
-        body = await read_body(request, limit, BODY_TIMEOUT)
+        body = await read_body(request, limit, BODY_TIMEOUT, take)
         if wanted is None:
             if body.strip() not in (b"", b"{}"):
                 raise Problem(Kind.MALFORMED, "there is a body, and this takes none: leave it out")

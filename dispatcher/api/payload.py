@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -28,8 +28,11 @@ megabytes once parsed, and seconds of work."""
 _I64: Final = range(-(1 << 63), 1 << 63)
 
 
-async def read_body(request: web.Request, limit: int, timeout: float) -> bytes:
-    """The whole body, of at most `limit` bytes, within `timeout` seconds. Raises Problem."""
+async def read_body(request: web.Request, limit: int, timeout: float, take: Callable[[int], None]) -> bytes:
+    """The whole body, of at most `limit` bytes, within `timeout` seconds. Raises Problem, or what `take` raises.
+
+    `take` is told of each part how many bytes there are.
+    """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(
             Kind.UNSUPPORTED_MEDIA_TYPE, "send the body as it is: Content-Encoding is not supported here"
@@ -40,6 +43,7 @@ async def read_body(request: web.Request, limit: int, timeout: float) -> bytes:
     try:
         async with asyncio.timeout(timeout):
             while chunk := await request.content.readany():
+                take(len(chunk))
                 body += chunk
                 if len(body) > limit:
                     raise _too_large(limit)

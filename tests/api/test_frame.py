@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dispatcher.api import frame
 from dispatcher.api.routes import BODY_LIMIT, Allowed, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.control.errors import Overloaded, TooLarge, Unavailable, WrongState
+from dispatcher.tasks import Tasks
 from tests.api.fakes import Plane
 from tests.api.serving import KEY, Answer, serving
 
@@ -166,6 +168,31 @@ async def test_of_very_many_mistakes_some_are_told_and_no_time_is_spent_on_the_o
         answer = await client("GET", f"/v1/subscriptions?{query}")
         assert len(problem(answer, 422, "invalid")["errors"]) == 100
     assert len(looked_up) <= 300
+
+
+async def test_bodies_with_events_have_so_much_room_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "BODIES", 100_000)
+    async with serving(KEY) as (client, _):
+        started, more = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b'{"type": "a", "data": "' + b"x" * 90_000
+            started.set()
+            await more.wait()
+            yield b'"}'
+
+        headers = {"Content-Type": "application/json"}
+        first = Tasks().start(client("POST", "/v1/events", data=slow(), headers=headers), "first")
+        await started.wait()
+        event = {"type": "a", "data": "x" * 20_000}
+        while (answer := await client("POST", "/v1/events", json=event)).status == 202:
+            await asyncio.sleep(0.01)  # the first one's bytes are still on their way
+        assert problem(answer, 429, "overloaded")
+        assert answer.headers["Retry-After"] == "1"
+        assert (await client("POST", "/v1/subscriptions", json=NEW)).status == 201
+        more.set()
+        assert (await first).status == 202
+        assert (await client("POST", "/v1/events", json=event)).status == 202
 
 
 async def test_large_bodies_are_read_like_small_ones() -> None:
