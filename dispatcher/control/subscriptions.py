@@ -500,7 +500,7 @@ class Subscriptions:
             wanted = changes
             if isinstance(headers := changes.get("headers"), Mapping):
                 known = stored.document.get("headers", {})
-                wanted = {**changes, "headers": unmask_headers(headers, known)}
+                wanted = {**changes, "headers": unmask_headers(_as_known(headers, known), known)}
             merged = merge(stored.document, wanted)
             if merged.get("status") == Status.ACTIVE.value:
                 merged.pop("status")
@@ -764,6 +764,12 @@ class Subscriptions:
                 "status": subscription.status.value,
             },
         )
+
+
+def _as_known(headers: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Headers under the names that they are known by: upper and lower case make no difference in a header's name."""
+    names = {name.lower(): name for name in known if name not in headers}
+    return {names.pop(name.lower(), name): value for name, value in headers.items()}
 
 
 def _sees(tenant: str | None, owner: Any) -> bool:

@@ -321,6 +321,22 @@ async def test_a_masked_header_that_comes_back_keeps_its_value(plane: Plane) -> 
     assert stored["headers"] == {"Authorization": token, "X-Api-Key": "short", "X-Env": "prod"}
 
 
+async def test_a_patch_finds_a_header_however_its_name_is_written(plane: Plane) -> None:
+    id_ = (await plane.create(headers={"X-Env": "prod", "X-Token": "t" * 24})).view.id
+    view = await plane.subscriptions.update(
+        id_, {"headers": {"x-env": None, "x-token": "u" * 24}}, tenant=None
+    )
+    assert list(view.document["headers"]) == ["X-Token"]
+    stored = plane.store.get(id_)
+    assert stored is not None
+    assert stored.document["headers"] == {"X-Token": "u" * 24}
+    both = {"headers": {"X-Token": None, "x-token": "v" * 24}}
+    await plane.subscriptions.update(id_, both, tenant=None)
+    stored = plane.store.get(id_)
+    assert stored is not None
+    assert stored.document["headers"] == {"x-token": "v" * 24}
+
+
 async def test_what_a_patch_may_not_touch_is_named(plane: Plane) -> None:
     created = await plane.create()
     wrong = await flaws(
