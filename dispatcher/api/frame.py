@@ -439,11 +439,10 @@ def _response(reply: Reply) -> web.Response:
     if reply.body is None:
         response = web.Response(status=reply.status)
     else:
-        response = web.Response(
-            body=reply.body.model_dump_json(by_alias=True).encode(),
-            status=reply.status,
-            content_type="application/json",
-        )
+        body = reply.body
+        if not isinstance(body, bytes):
+            body = body.model_dump_json(by_alias=True).encode()
+        response = web.Response(body=body, status=reply.status, content_type="application/json")
     response.headers.update(reply.headers)
     response.headers["Cache-Control"] = "no-store"
     return response

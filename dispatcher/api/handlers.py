@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dispatcher.api import models
 from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.routes import Call, Reply
+from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.subscriptions import OVERLAP, View
 from dispatcher.core.keys import Key
 from dispatcher.core.spec import Flaw
@@ -186,9 +187,12 @@ async def get_health(call: Call) -> Reply:
 
 
 async def list_event_types(call: Call) -> Reply:
-    return Reply(
-        models.EventTypeList(event_types=[models.event_type(view) for view in call.services.catalogue.list()])
-    )
+    return Reply(call.services.catalogue.written(_event_types))
+
+
+def _event_types(views: Sequence[EventTypeView]) -> bytes:
+    listed = models.EventTypeList(event_types=[models.event_type(view) for view in views])
+    return listed.model_dump_json(by_alias=True).encode()
 
 
 async def get_event_type(call: Call) -> Reply:

@@ -77,7 +77,7 @@ class Call:
 class Reply:
     """What a handler answers."""
 
-    body: BaseModel | None = None
+    body: BaseModel | bytes | None = None  # bytes are JSON, written already
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -14,7 +14,8 @@ No schema is ever fetched: `$ref` may lead into its own document only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import builtins
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -57,6 +58,8 @@ class EventTypeView:
 class Catalogue:
     """The event types that are known."""
 
+    _written: tuple[builtins.list[tuple[str, int, int]], bytes] | None = None
+
     def __init__(self, store: Store, settings: ApiSettings) -> None:
         self._store = store
         self._only_known = settings.event_types == "catalogued"
@@ -68,6 +71,14 @@ class Catalogue:
         self.check_ready()
         table = self._store.event_types
         return [_view(row) for name in table.names() if (row := table.get(name)) is not None]
+
+    def written(self, write: Callable[[Sequence[EventTypeView]], bytes]) -> bytes:
+        """All of them as `write` writes them, which is called only where any has changed since: anybody may ask."""
+        views = self.list()
+        state = [(view.type.name, view.version, view.updated_ms) for view in views]
+        if self._written is None or self._written[0] != state:
+            self._written = state, write(views)
+        return self._written[1]
 
     def get(self, name: str) -> EventTypeView:
         """One by its name."""

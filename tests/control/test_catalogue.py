@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import Invalid, NotFound, VersionMismatch
 from dispatcher.core.event_types import EventType
 from tests.control.conftest import Make, Plane
@@ -36,6 +38,22 @@ async def test_an_entry_is_added_replaced_listed_and_forgotten(plane: Plane) -> 
     await plane.catalogue.delete("a.b")
     with pytest.raises(NotFound):
         plane.catalogue.get("a.b")
+
+
+async def test_the_listing_is_written_anew_only_when_it_has_changed(plane: Plane) -> None:
+    calls: list[list[str]] = []
+
+    def write(views: Sequence[EventTypeView]) -> bytes:
+        calls.append([view.type.name for view in views])
+        return b"%d" % len(calls)
+
+    await plane.catalogue.put("a.b", {})
+    assert [plane.catalogue.written(write) for _ in range(3)] == [b"1"] * 3
+    await plane.catalogue.put("a.b", {"deprecated": True})
+    assert plane.catalogue.written(write) == b"2"
+    await plane.catalogue.delete("a.b")
+    assert [plane.catalogue.written(write) for _ in range(2)] == [b"3"] * 2
+    assert calls == [["a.b"], ["a.b"], []]
 
 
 async def test_the_same_again_writes_nothing(plane: Plane) -> None:
