@@ -170,8 +170,15 @@ class Frame:
                 idempotency_key=_idempotency_key(request) if route.idempotent else None,
                 audit=_auditor(request, principal),
             )
-            async with asyncio.timeout(HANDLER_TIMEOUT):
-                reply = await route.handler(call)
+            try:
+                async with asyncio.timeout(HANDLER_TIMEOUT):
+                    reply = await route.handler(call)
+            except (errors.Unavailable, TimeoutError):
+                # It may have taken effect all the same, and no other line would tell.
+                if route.method != "GET" and route.tag != "events":
+                    subject = next(iter(path.values()), "")
+                    call.audit(route.operation, subject, outcome="unknown")
+                raise
         return _response(reply)
 
     @contextmanager

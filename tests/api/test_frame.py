@@ -390,6 +390,23 @@ async def test_a_change_leaves_a_line_in_the_audit_log_without_any_value() -> No
         assert created.json["secret"] not in str(logs)
 
 
+async def test_a_change_that_may_have_taken_effect_is_in_the_audit_log_too() -> None:
+    async with serving(KEY) as (client, plane):
+        plane.subscriptions.add("sub_1")
+        with capture_logs() as logs:
+            plane.subscriptions.failure = Unavailable("the broker did not answer in time")
+            assert (await client("DELETE", "/v1/subscriptions/sub_1")).status == 503
+            plane.publisher.failure = Unavailable("the broker is away")
+            assert (await client("POST", "/v1/events", json={"type": "a"})).status == 503
+        [line] = [line for line in logs if line["event"] == "audit"]
+        assert (line["action"], line["subject"], line["outcome"]) == (
+            "deleteSubscription",
+            "sub_1",
+            "unknown",
+        )
+        assert line["principal"] == "settings"
+
+
 async def test_wrong_keys_cost_time_and_are_logged_without_the_key() -> None:
     async with serving(KEY) as (call, _):
         with capture_logs() as logs:
