@@ -15,6 +15,7 @@ No schema is ever fetched: `$ref` may lead into its own document only.
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +31,6 @@ from dispatcher.control.store import Row, Store
 from dispatcher.core.event_types import EventType
 from dispatcher.core.events import valid_type
 from dispatcher.core.spec import Flaw
-from dispatcher.core.subscriptions import matches
 from dispatcher.settings import ApiSettings
 
 log = structlog.get_logger(__name__)
@@ -132,15 +132,16 @@ class Catalogue:
         """What is wrong with patterns of a subscription, where the setting wants them to name known types."""
         if not self._only_known:
             return []
-        known = [*_BUILT_IN, *self._store.event_types.names()]
-        return [
+        known = "\n".join((*_BUILT_IN, *self._store.event_types.names()))
+        wrong = (
             Flaw(
                 ("event_types", number),
                 f"matches no event type of the catalogue (GET /v1/event-types): {pattern[:256]}",
             )
             for number, pattern in enumerate(patterns)
-            if not any(matches(pattern, name) for name in known)
-        ]
+            if not _any_line_matches(pattern, known)
+        )
+        return list(islice(wrong, _MAX_FLAWS))
 
     def validate_payload(self, type: str, data: Any) -> Sequence[Flaw]:  # noqa: A002 - the field's name
         """Where a payload differs from its type's schema; nothing for a type without one."""
@@ -173,6 +174,19 @@ class Catalogue:
         """Raise Unavailable until everything is read."""
         if not self._store.loaded:
             raise Unavailable("the catalogue is still being read: " + (self._store.problem or "wait"))
+
+
+def _any_line_matches(pattern: str, names: str) -> bool:
+    """Whether a pattern (`core.subscriptions.matches`) fits any of the names, one a line.
+
+    One search in C: name by name 256 patterns and 2,000 names took 1.5 s.
+    """
+    if pattern == "*":
+        return True
+    *front, last = pattern.split(".")
+    steps = [r"[^.\n]+" if step == "*" else re.escape(step) for step in front]
+    steps.append(r"[^\n]+" if last == "*" else re.escape(last))
+    return re.search("^" + r"\.".join(steps) + "$", names, re.MULTILINE) is not None
 
 
 def _view(row: Row[EventType]) -> EventTypeView:

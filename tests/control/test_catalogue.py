@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
 
+from dispatcher.control.announcements import TYPES
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import Invalid, NotFound, VersionMismatch
 from dispatcher.core.event_types import EventType
+from dispatcher.core.subscriptions import matches
 from tests.control.conftest import Make, Plane
 
 SCHEMA = {
@@ -148,3 +151,20 @@ async def test_a_pattern_that_has_become_unknown_stops_no_other_change(make: Mak
     await plane.catalogue.delete("invoice.paid")
     view = await plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None)
     assert view.version == 2
+
+
+async def test_patterns_are_checked_as_subscriptions_match(make: Make) -> None:
+    plane = await make(event_types="catalogued")
+    names = ("a.b", "a.b.c", "x-y.z_1", "ab")
+    for name in names:
+        await plane.catalogue.put(name, {})
+    known = (*names, "ping", *TYPES)
+    patterns = [
+        ".".join(steps)
+        for count in (1, 2, 3, 4)
+        for steps in product(("*", "a", "b", "c", "x-y", "z_1", "zz", "dispatcher"), repeat=count)
+    ]
+    for pattern in patterns:
+        fits = any(matches(pattern, name) for name in known)
+        assert bool(plane.catalogue.check_patterns([pattern])) != fits, pattern
+    assert len(plane.catalogue.check_patterns([f"no.{number}" for number in range(256)])) == 20
