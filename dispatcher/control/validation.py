@@ -11,6 +11,7 @@ left alone until somebody asks for it or its URL changes. What it said last is k
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex, token_urlsafe
@@ -36,6 +37,7 @@ PAUSES: Final = (30.0, 300.0, 1800.0, 7200.0)
 _LOOK: Final = 1.0  # seconds between two looks at what is pending
 _FIRST: Final = (3.0, 15.0)  # seconds, of which chance takes one, until others' are asked
 _AT_A_TIME: Final = 8
+_PER_TENANT: Final = 4  # so that one whose endpoints are silent leaves room for the others
 _SLICE: Final = 5000  # subscriptions looked at between two turns of the loop
 _TRIES: Final = 3  # to write the allowed rate into a subscription that changes meanwhile
 
@@ -204,9 +206,20 @@ class Validator:
         due = sorted(
             (one.due, id_) for id_, one in self._pending.items() if one.due <= now and not one.running
         )
-        for _, id_ in due[: max(0, _AT_A_TIME - len(self._tasks))]:
+        running = Counter(self._tenant_of(id_) for id_, one in self._pending.items() if one.running)
+        for _, id_ in due:
+            if len(self._tasks) >= _AT_A_TIME:
+                break
+            tenant = self._tenant_of(id_)
+            if tenant is not None and running[tenant] >= _PER_TENANT:
+                continue
+            running[tenant] += 1
             self._pending[id_].running = True
             self._tasks.start(self._try(id_, self._pending[id_]), "validate")
+
+    def _tenant_of(self, id: str) -> str | None:  # noqa: A002 - the field's name
+        subscription = self._registry.index.get(id)
+        return None if subscription is None else subscription.tenant
 
     async def _try(self, id: str, one: _Pending) -> None:  # noqa: A002 - the field's name
         try:

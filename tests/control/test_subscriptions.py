@@ -628,6 +628,15 @@ async def test_what_the_old_endpoint_allows_is_no_limit_of_the_new_one(plane: Pl
     assert "rate_limit" not in plane.subscriptions.get(id_, tenant=None).document
 
 
+async def test_a_tenant_whose_endpoints_are_silent_leaves_room_for_others(plane: Plane) -> None:
+    plane.endpoints.delay = 1000.0
+    for number in range(12):
+        await plane.create(tenant="slow", validate=True, url=f"https://slow{number}.example/")
+    await plane.create(tenant="acme", validate=True, url="https://acme.example/")
+    await until(lambda: any("Host: acme.example" in head for head, _ in plane.endpoints.asked))
+    assert sum("Host: slow" in head for head, _ in plane.endpoints.asked) == 4
+
+
 async def test_those_of_the_file_are_asked_too(make: Make) -> None:
     plane = await make([{**IN_FILE, "validate": True}])
     assert plane.registry.counts()["pending"] == 1
