@@ -533,8 +533,7 @@ class Store:
         self._problem = f"putting {len(self._ledger)} entries of the control plane in place"
         await self._sliced(list(self._ledger), load)
         self._ids.sorted = sorted(ids)
-        if self._settings.api.keys or ids:
-            self._warn_unsealed()
+        self._warn_unsealed()
         if self._unusable:
             log.error(
                 "subscriptions that can't be used are disabled",
@@ -740,7 +739,8 @@ class Store:
             return
         self._warned = True
         log.warning(
-            "SECRETS ARE NOT ENCRYPTED AT REST: whoever can read the topic can read every subscriber's signing secret",
+            "SECRETS ARE NOT ENCRYPTED AT REST: whoever can read the topic can read the signing secret of every"
+            " subscription that the API manages",
             topic=self._topic,
             hint="set api.secrets_keys (DISPATCHER_API__SECRETS_KEYS) to 32 random bytes: `openssl rand -base64 32`; "
             "what is there already is sealed at the next start",
