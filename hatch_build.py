@@ -35,6 +35,7 @@ MODULES = (
     "core/results.py",
     "core/signing.py",
     "core/tiers.py",
+    "core/vitals.py",
     "core/wheel.py",
     "deliveries.py",
     "metrics.py",

@@ -93,6 +93,9 @@ class _Registry:
     def __init__(self, index: Index) -> None:
         self.index = index
 
+    def failing(self, _: str) -> None:
+        return None
+
 
 def _subscriptions(fan_out: int) -> list[Subscription]:
     return [

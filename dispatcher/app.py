@@ -134,6 +134,7 @@ class App:
             on_given_up=self.plane.exhausted,
         )
         self._engine.start()
+        self.plane.attach(self._engine)
 
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics

@@ -54,6 +54,7 @@ from dispatcher.core.request import build, retarget
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.core.subscriptions import EVERY_TENANT, Status, Subscription
 from dispatcher.core.tiers import PARKED_AT_MOST, Tiers
+from dispatcher.core.vitals import NOTED_AFTER, SILENCE, Health, Roster, Vitals
 from dispatcher.core.wheel import Entry
 from dispatcher.metrics import Metrics
 from dispatcher.outbox import Outbox
@@ -72,6 +73,8 @@ _LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
 _LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
 _FOLLOWED: Final = frozenset({307, 308})  # the redirects that keep method and body (RFC 9110 15.4)
 _MAX_HOPS: Final = 3
+_AGING: Final = 3600.0  # seconds after which the health of a silent subscription is forgotten, or twice that
+_BREAKERS: Final = {State.CLOSED: "closed", State.OPEN: "open", State.PROBING: "half-open"}
 
 
 class Delivery:
@@ -207,6 +210,8 @@ class Deliveries:
             deque()
         )  # withdrawn from their lanes, about to be written
         self._held: dict[Delivery, Entry[Callback]] = {}
+        self._roster = Roster()
+        self._aged = self._clock()
 
     @property
     def held(self) -> int:
@@ -222,6 +227,26 @@ class Deliveries:
     def lanes(self) -> int:
         """Origins with anything queued or recently in flight."""
         return len(self._lanes)
+
+    def health(self, subscription_id: str) -> Health:
+        """How deliveries to it go; nothing, of one that nothing is known of."""
+        subscription = self._registry.index.get(subscription_id)
+        if subscription is None:
+            return Health()
+        vitals = self._roster.find(subscription_id)
+        if vitals is not None and vitals.tenant != subscription.tenant:
+            # What went wrong for the id's former owner is none of the new one's business.
+            self._roster.forget(subscription_id)
+            vitals = None
+        lane = self._lanes.get(subscription.origin)
+        share = None if lane is None else lane.find(subscription_id)
+        states = [valve.state for valve in (share, lane) if valve is not None]
+        state = next((state for state in (State.OPEN, State.PROBING) if state in states), State.CLOSED)
+        if vitals is None and share is None and state is State.CLOSED:
+            return Health()
+        return (vitals or Vitals(subscription.tenant)).health(
+            _BREAKERS[state], 0 if share is None else share.queued, 0 if share is None else share.in_flight
+        )
 
     # Taking up.
 
@@ -419,7 +444,14 @@ class Deliveries:
             metrics = self._metrics
             metrics.delivered += 1
             unix = self._wall()
-            metrics.attempt_duration.observe(now - delivery.started)
+            took = now - delivery.started
+            subscription = delivery.subscription
+            vitals = self._roster.young.get(subscription.id)
+            if vitals is None:
+                vitals = self._roster.admit(subscription.id, subscription.tenant)
+            if vitals.succeeded(took, unix):
+                self._well(subscription.id)
+            metrics.attempt_duration.observe(took)
             metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
             if self._attempts.successes:
                 self._attempts.note(delivery, result, "delivered", now, unix)
@@ -692,6 +724,7 @@ class Deliveries:
                     self._opened("subscription", share, delivery, lane.withdraw_share(share), now)
             case Blame.NOBODY:
                 return
+        self._ail(delivery, result, now, unix)
         wanted = demand(result, unix)
         if wanted.fewer:
             share.throttled(started, now)
@@ -703,6 +736,28 @@ class Deliveries:
                 for each in queued:
                     self._postpone(each, "retry_after", share, until, now)
                 self._withdrawn(queued, "retry_after")
+
+    def _well(self, subscription_id: str) -> None:
+        """Something was delivered to it: whoever noted that everything fails, that is over."""
+        if self._registry.failing(subscription_id) is not None:
+            self._registry.note_recovered(subscription_id)
+
+    def _ail(self, delivery: Delivery, result: Result, now: float, unix: float) -> None:
+        """An attempt failed, and the endpoint or its host is to blame."""
+        subscription = delivery.subscription
+        id_ = subscription.id
+        registry = self._registry
+        vitals = self._roster.young.get(id_)
+        if vitals is None:
+            vitals = self._roster.admit(id_, subscription.tenant)
+        silence = max(SILENCE, 2 * max(subscription.retry.schedule, default=0.0))
+        streak = vitals.failed(
+            now - delivery.started, describe(result), unix, registry.failing(id_), NOTED_AFTER, silence
+        )
+        if streak.struck:
+            registry.note_recovered(id_)
+        if streak.worth_noting:
+            registry.note_failing(id_, streak.since)
 
     def _opened(
         self, scope: str, valve: Valve, delivery: Delivery, queued: list[Delivery], now: float
@@ -841,7 +896,7 @@ class Deliveries:
             self._pump(lane, now)
 
     def sweep(self, now: float) -> None:
-        """Drop the lanes of origins that fell silent."""
+        """Drop the lanes of origins that fell silent, and what is known of silent subscriptions."""
         for origin, lane in list(self._lanes.items()):
             if not lane.empty:
                 lane.tidy(now)
@@ -851,6 +906,9 @@ class Deliveries:
                 lane.idle_since = now
             elif now - lane.idle_since >= _LANE_IDLE:
                 del self._lanes[origin]
+        if now - self._aged >= _AGING:
+            self._aged = now
+            self._roster.age()
 
 
 def _is_overdue(delivery: Delivery) -> bool:

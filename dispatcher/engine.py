@@ -36,6 +36,7 @@ from dispatcher.core.events import InvalidEvent, decode
 from dispatcher.core.netguard import Guard
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.tiers import Tiers
+from dispatcher.core.vitals import Health
 from dispatcher.core.wheel import Entry
 from dispatcher.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.intake import Intake
@@ -167,6 +168,10 @@ class Engine:
         if self._stopping:
             found.append("the dispatcher is stopping")
         return [problem for problem in found if problem is not None]
+
+    def health(self, subscription_id: str) -> Health:
+        """How deliveries to it go, as this process sees it; of one that it knows nothing of, nothing."""
+        return self._deliveries.health(subscription_id)
 
     async def stop(self, drain: float) -> None:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
