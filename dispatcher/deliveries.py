@@ -711,6 +711,9 @@ class Deliveries:
         lane, share, started = delivery.lane, delivery.share, delivery.started
         threshold = self._breaker_threshold
         gone = type(result) is Response and result.status == 410
+        wanted = demand(result, unix)
+        # What is said again of a round that has been heeded counts for nothing (`Valve.throttled`).
+        repeated = wanted.fewer and not share.throttled(started, now)
         match blame(result, own_certificate=delivery.subscription.certificate is not None):
             case Blame.HOST:
                 if threshold is not None and lane.failed(started, now, self._chance(), threshold):
@@ -718,17 +721,14 @@ class Deliveries:
             case Blame.SUBSCRIPTION:
                 if reached_host(result) and lane.succeeded(started, now):
                     self._closed("host", lane, delivery)
-                if gone or threshold is None:
+                if gone or repeated or threshold is None:
                     pass
                 elif share.failed(started, now, self._chance(), threshold):
                     self._opened("subscription", share, delivery, lane.withdraw_share(share), now)
             case Blame.NOBODY:
                 return
         self._ail(delivery, result, now, unix)
-        wanted = demand(result, unix)
-        if wanted.fewer:
-            share.throttled(started, now)
-        elif wanted.wait is not None and not gone:
+        if wanted.wait is not None and not gone:
             until = now + wanted.wait
             lane.postpone(share, until, now)
             if wanted.wait > self._max_wait:

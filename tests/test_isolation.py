@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -13,59 +12,12 @@ from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
-from tests.world import World, event, running, until
+from tests.world import Queueing, accounted, event, now, publish, running, sent_ids, typed, until
 
 pytestmark = [pytest.mark.looptime]
 
 PATIENT = RetryPolicy((30.0,) * 40, 0.0)
 REFUSED = Failure(Reason.CONNECT_REFUSED, "nobody listens")
-
-
-TOPICS = {"events", *(f"dispatcher.retry.{level}" for level in ("30s", "2m", "10m", "1h", "6h"))}
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def id_of(request: bytes) -> str:
-    return request.split(b"webhook-id: ")[1].split(b"\r")[0].decode()
-
-
-def sent_ids(world: World) -> list[str]:
-    return [id_of(request) for _, _, request in world.transport.sent]
-
-
-async def publish(world: World, rate: float, seconds: float, first: int = 0, **fields: Any) -> int:
-    """So many events a second; returns how many."""
-    count = round(rate * seconds)
-    begin = now()
-    for number in range(count):
-        world.broker.append(event(first + number, **fields))
-        if (wait := begin + (number + 1) / rate - now()) > 0.05:
-            await asyncio.sleep(wait)
-    return count
-
-
-class Queueing:
-    """An endpoint that takes so many a second, one after the other, however many come."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.free_at = 0.0
-
-    def __call__(self, _origin: Origin, _exchange: Exchange) -> tuple[float, Result]:
-        self.free_at = max(self.free_at, now()) + 1 / self.rate
-        return self.free_at - now(), Response(200)
-
-
-async def accounted(world: World) -> None:
-    """Nothing is in flight, and everything that was read is committed."""
-    assert world.value("deliveries_in_flight") == 0
-    assert world.value("deliveries_in_flight_bytes") == 0
-    assert world.value("deliveries_queued") == 0
-    logs = {p: len(log) for p, log in world.broker.log.items() if log and p.topic in TOPICS}
-    await until(lambda: all(world.broker.committed.get(p) == length for p, length in logs.items()), within=5)
 
 
 # Too slow for what it is owed.
@@ -125,10 +77,6 @@ async def test_what_waits_in_memory_for_a_retry_does_not_keep_a_cap_full() -> No
         await until(lambda: world.metrics.delivered == 2001, within=2000)
         await until(lambda: world.value("deliveries_in_flight") == 0)
         await accounted(world)
-
-
-def typed(number: int, kind: str) -> bytes:
-    return f'{{"id": "evt_{number}", "type": "test.{kind}"}}'.encode()
 
 
 async def test_a_flood_to_one_subscription_parks_nothing_of_its_neighbours_on_the_same_host() -> None:

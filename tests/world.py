@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dispatcher.broker.base import TopicPartition
-from dispatcher.core.netguard import Guard
+from dispatcher.core.netguard import Guard, Origin
+from dispatcher.core.results import Response, Result
 from dispatcher.engine import Engine
 from dispatcher.metrics import Metrics
 from dispatcher.settings import AttemptsSettings, DeliverySettings, RetrySettings, Settings
 from dispatcher.timers import Timers
+from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport
 
 EVENTS = TopicPartition("events", 0)
@@ -106,3 +108,54 @@ async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.05)
+
+
+TOPICS = {"events", *(f"dispatcher.retry.{level}" for level in ("30s", "2m", "10m", "1h", "6h"))}
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def id_of(request: bytes) -> str:
+    return request.split(b"webhook-id: ")[1].split(b"\r")[0].decode()
+
+
+def sent_ids(world: World) -> list[str]:
+    return [id_of(request) for _, _, request in world.transport.sent]
+
+
+async def publish(world: World, rate: float, seconds: float, first: int = 0, **fields: Any) -> int:
+    """So many events a second; returns how many."""
+    count = round(rate * seconds)
+    begin = now()
+    for number in range(count):
+        world.broker.append(event(first + number, **fields))
+        if (wait := begin + (number + 1) / rate - now()) > 0.05:
+            await asyncio.sleep(wait)
+    return count
+
+
+class Queueing:
+    """An endpoint that takes so many a second, one after the other, however many come."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.free_at = 0.0
+
+    def __call__(self, _origin: Origin, _exchange: Exchange) -> tuple[float, Result]:
+        self.free_at = max(self.free_at, now()) + 1 / self.rate
+        return self.free_at - now(), Response(200)
+
+
+async def accounted(world: World) -> None:
+    """Nothing is in flight, and everything that was read is committed."""
+    assert world.value("deliveries_in_flight") == 0
+    assert world.value("deliveries_in_flight_bytes") == 0
+    assert world.value("deliveries_queued") == 0
+    logs = {p: len(log) for p, log in world.broker.log.items() if log and p.topic in TOPICS}
+    await until(lambda: all(world.broker.committed.get(p) == length for p, length in logs.items()), within=5)
+
+
+def typed(number: int, kind: str) -> bytes:
+    return f'{{"id": "evt_{number}", "type": "test.{kind}"}}'.encode()

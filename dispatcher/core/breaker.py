@@ -12,7 +12,8 @@ neighbours by answering 500. Only what is troubled has one at all: with a hundre
 
 An endpoint that comes back, or says that it is overloaded (429, 502, 504), is not met by everything that waited for it: its
 *window*, the attempts at a time, begins at one and doubles with each round of successes (slow start), or was halved
-and grows by one a round, as TCP does since Jacobson (Congestion Avoidance and Control, 1988).
+and grows by one a round, as TCP does since Jacobson (Congestion Avoidance and Control, 1988). Of a round that is answered so, one answer counts
+as a failure: the window is the remedy, and the breaker is for those whom it does not help.
 
 The share of failures that opens one is high by default (four of five) on purpose: of an endpoint behind a balancer with one of two machines broken half of
 all attempts fail, and plain retries serve it better than parking.

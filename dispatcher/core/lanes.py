@@ -139,11 +139,17 @@ class Valve:
             self._adapt()
         return closed
 
-    def throttled(self, started: float, now: float) -> None:
-        """The endpoint is overloaded: half as many at a time, once for each round."""
+    def throttled(self, started: float, now: float) -> bool:
+        """The endpoint is overloaded: half as many at a time, once for each round; whether that was news.
+
+        What it says to the others of the round has been heeded: to call that a failure too would open the breaker of
+        one that takes four at a time and was sent sixteen.
+        """
         trouble = self._in_trouble()
-        if started >= trouble.cut_at:
-            self._narrow(trouble, max(1.0, min(self.limit, self.in_flight) // 2), now, rising=False)
+        if started < trouble.cut_at:
+            return False
+        self._narrow(trouble, max(1.0, min(self.limit, self.in_flight) // 2), now, rising=False)
+        return True
 
     def appoint(self, earliest: float, latest: float) -> float:
         """When the next of those that were turned away shall come back."""
