@@ -224,6 +224,11 @@ class Deliveries:
         return self.in_flight - len(self._held)
 
     @property
+    def unsettled(self) -> int:
+        """Those that will be settled before long: attempted, about to be parked, or being written."""
+        return self.attempting + len(self._parking) + len(self._outbox)
+
+    @property
     def lanes(self) -> int:
         """Origins with anything queued or recently in flight."""
         return len(self._lanes)
@@ -544,6 +549,10 @@ class Deliveries:
         del self._held[delivery]
         self._metrics.retries_due["memory"] += 1
         self._metrics.retry_lateness.observe(self._clock() - delivery.due)
+        current = self._registry.index.get(delivery.subscription.id)
+        if current is not None and current.tenant == delivery.subscription.tenant:
+            # Its lane is that of the address by now: what is the matter with the former one is not its concern.
+            delivery.subscription = current
         self._queue(delivery, self._clock(), urgent=True)
 
     def _hand_over(self, delivery: Delivery, reason: str) -> None:
@@ -712,8 +721,14 @@ class Deliveries:
         threshold = self._breaker_threshold
         gone = type(result) is Response and result.status == 410
         wanted = demand(result, unix)
-        # What is said again of a round that has been heeded counts for nothing (`Valve.throttled`).
-        repeated = wanted.fewer and not share.throttled(started, now)
+        # What the others of a round say again counts for nothing: it has been heeded (`Valve.throttled`).
+        repeated = withdraw = False
+        until = now + (wanted.wait or 0.0)
+        if wanted.fewer:
+            repeated = not share.throttled(started, now)
+        elif wanted.wait is not None and not gone:
+            withdraw, news = lane.postpone(share, started, until, now)
+            repeated = not news
         match blame(result, own_certificate=delivery.subscription.certificate is not None):
             case Blame.HOST:
                 if threshold is not None and lane.failed(started, now, self._chance(), threshold):
@@ -728,14 +743,11 @@ class Deliveries:
             case Blame.NOBODY:
                 return
         self._ail(delivery, result, now, unix)
-        if wanted.wait is not None and not gone:
-            until = now + wanted.wait
-            lane.postpone(share, until, now)
-            if wanted.wait > self._max_wait:
-                queued = lane.withdraw_share(share)
-                for each in queued:
-                    self._postpone(each, "retry_after", share, until, now)
-                self._withdrawn(queued, "retry_after")
+        if withdraw:
+            queued = lane.withdraw_share(share)
+            for each in queued:
+                self._postpone(each, "retry_after", share, until, now)
+            self._withdrawn(queued, "retry_after")
 
     def _well(self, subscription_id: str) -> None:
         """Something was delivered to it: whoever noted that everything fails, that is over."""
@@ -802,6 +814,8 @@ class Deliveries:
             # Spread, by as much as the tier's precision allows without another write.
             delivery.due = soonest + self._chance() * min(5.0, 0.1 * (soonest - now))
         elif reason == "retry_after":
+            if delivery.parked > 1:  # it said so before, and it was not the last time
+                until = max(until, now + self._tiers.park_delay(delivery.parked - 1))
             delivery.due = until + self._chance() * min(60.0, max(1.0, 0.05 * (until - now)))
         else:
             delivery.due = valve.appoint(soonest, latest)
@@ -881,6 +895,11 @@ class Deliveries:
         for delivery in [d for d in self._held if d.tracker.lost]:
             self._timers.cancel(self._held.pop(delivery))
             self._settle(delivery)
+        for lane in self._lanes.values():
+            queued = lane.withdraw(_is_lost)
+            self.queued -= len(queued)
+            for delivery in queued:
+                self._settle(delivery)
 
     def forget_held(self) -> None:
         """The process ends: nothing of them is done any more."""
@@ -913,6 +932,10 @@ class Deliveries:
 
 def _is_overdue(delivery: Delivery) -> bool:
     return delivery.offset < delivery.tracker.overdue_below
+
+
+def _is_lost(delivery: Delivery) -> bool:
+    return delivery.tracker.lost
 
 
 def _any(_: Delivery) -> bool:

@@ -326,17 +326,21 @@ class Engine:
             self._deliveries.hand_over_overdue(now)
 
     async def before_revocation(self, intake: Intake) -> None:
-        """Partitions are about to move: let attempts end, start none."""
+        """Partitions are about to move: let attempts end and what came of them be written, start none.
+
+        A retry that is written after the commit would be a duplicate: the next owner reads its event again.
+        """
         self._deliveries.gate = False
         self._moving.add(intake)
         now = since = self._clock()
         deadline = now + _REVOKE_DRAIN
-        fewest = self._deliveries.attempting
+        fewest = self._deliveries.unsettled
         while fewest and now < deadline and now - since < _REVOKE_PATIENCE:
             await asyncio.sleep(0.01)
             now = self._clock()
-            if self._deliveries.attempting < fewest:
-                fewest = self._deliveries.attempting
+            left = self._deliveries.unsettled
+            if left < fewest:
+                fewest = left
                 since = now
 
     async def after_revocation(self, intake: Intake) -> None:

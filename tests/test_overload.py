@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections import Counter
 
 import pytest
 
+from dispatcher.broker.base import BrokerUnavailable
 from dispatcher.core.netguard import Origin
 from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Response, Result
+from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.subscriptions import Index, Status
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, subscription
-from tests.world import World, accounted, event, now, running, until
+from tests.world import (
+    Queueing,
+    World,
+    accounted,
+    event,
+    id_of,
+    now,
+    publish,
+    running,
+    sent_ids,
+    typed,
+    until,
+)
 
 pytestmark = [pytest.mark.looptime]
 
@@ -61,3 +77,259 @@ async def test_an_endpoint_that_is_overloaded_even_by_one_at_a_time_is_left_alon
         assert world.value("deliveries_queued") == 0
         world.transport.answer = Narrow(world, 16, 429)
         await until(lambda: world.metrics.delivered == 400, within=1000)
+
+
+async def test_an_endpoint_that_asks_for_a_little_time_again_and_again_keeps_nobody_waiting() -> None:
+    """Every four seconds one attempt: too few for its breaker, and each wait short enough to be waited for."""
+    registry = FixedRegistry(
+        subscription(
+            "asking", "http://asking.test/", event_types=("test.asking",), max_in_flight=1, retry=PATIENT
+        ),
+        subscription("well", "http://well.test/", event_types=("test.well",)),
+    )
+    async with running(registry, max_in_flight=200) as world:
+        world.transport.answer = lambda origin, _: (
+            0.01,
+            Response(503, retry_after="4") if origin.host == "asking.test" else Response(200),
+        )
+        for number in range(1000):
+            world.broker.append(typed(number, "asking"))
+        world.broker.append(typed(1000, "well"))
+        await until(lambda: world.metrics.delivered == 1, within=5)
+        await asyncio.sleep(120)
+        writes = Counter(letter["event_id"] for letter in world.parked())
+        assert max(writes.values()) <= 4, "for longer each time"
+        assert world.value("deliveries_queued") == 0
+        world.transport.answer = lambda *_: (0.01, Response(200))
+        await until(lambda: world.metrics.delivered == 1001, within=1000)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
+# Changes meanwhile.
+
+
+async def test_what_came_of_an_attempt_that_ends_within_a_rebalance_is_written_before_its_commit() -> None:
+    """Written after it, it would be sent twice: the next owner reads its event again."""
+    async with running(FixedRegistry(subscription(max_in_flight=1, retry=PATIENT))) as world:
+        world.transport.answer = lambda *_: (0.1, Response(429, retry_after="300"))
+        for number in range(50):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 1)
+        await world.broker.consumers[0].assign([])
+        assert world.committed == 50
+        assert Counter(letter["reason"] for letter in world.parked()) == {"retry": 1, "retry_after": 49}
+        assert world.value("deliveries_in_flight") == 0
+
+
+async def test_of_a_partition_that_was_lost_nothing_is_parked_and_nothing_kept() -> None:
+    async with running(FixedRegistry(subscription(max_in_flight=1, retry=PATIENT))) as world:
+        world.transport.answer = lambda *_: (7.0, Response(429, retry_after="300"))
+        for number in range(50):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 1)
+        await world.broker.consumers[0].assign([])
+        assert world.value("deliveries_in_flight") == 1, "the attempt under way"
+        assert world.value("deliveries_queued") == 0
+        await asyncio.sleep(8)
+        assert world.value("deliveries_in_flight") == 0
+        assert world.parked() == []
+        assert world.broker.commits == []
+
+
+@pytest.mark.parametrize("change", ["deleted", "paused"])
+async def test_what_is_queued_and_parked_for_a_subscription_that_takes_nothing_more_is_dropped(
+    change: str,
+) -> None:
+    gone = subscription("gone", "http://host.test/gone", retry=PATIENT)
+    stays = subscription("stays", "http://host.test/stays", retry=PATIENT)
+    registry = FixedRegistry(gone, stays)
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (2.0, Response(200))  # eight a second, each
+        for number in range(300):
+            world.broker.append(event(number))
+        await until(lambda: world.metrics.parked["queue_wait"] > 300, within=10)
+        assert world.engine._deliveries.queued > 40
+        registry.index = Index(
+            [stays] if change == "deleted" else [gone.with_status(Status.PAUSED, ""), stays]
+        )
+        world.transport.sent.clear()
+        delivered = world.metrics.delivered
+        await until(lambda: world.value("deliveries_in_flight") == 0, within=60)
+        await until(
+            lambda: world.metrics.deliveries[f"dropped_{change}"] + world.metrics.delivered == 600, 600
+        )
+        paths = Counter(request.split()[1] for _, _, request in world.transport.sent)
+        assert paths.keys() == {b"/stays"}
+        assert world.metrics.delivered - delivered >= paths[b"/stays"]
+        assert world.metrics.deliveries[f"dropped_{change}"] > 200
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
+async def test_what_is_owed_goes_to_the_new_address_of_a_subscription_that_moved() -> None:
+    """Queued, parked, waiting for a retry: none of it minds the breaker of the old address."""
+    moving = subscription(url="http://old.test/", retry=RetryPolicy((20.0,) * 9, 0.0))
+    registry = FixedRegistry(moving)
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.5, Response(200))  # 32 a second
+        for number in range(500):
+            world.broker.append(event(number))
+        await until(lambda: world.metrics.parked["queue_wait"] > 0, within=10)
+        world.transport.answer = lambda *_: (0.5, Response(500))
+        await until(lambda: world.value("breakers_open", scope="subscription") == 1, within=10)
+        assert world.engine._deliveries.held >= 10
+        for number in range(500, 510):
+            world.broker.append(event(number))
+        moved = subscription(url="http://new.test/", retry=moving.retry)
+        registry.index = registry.index.replaced(moved)
+        world.transport.answer = lambda origin, _: (0.01, Response(200 if origin.host == "new.test" else 500))
+        world.transport.sent.clear()
+        begin = now()
+        parked = len(world.parked())
+        await until(lambda: world.value("deliveries_held") == 0, within=25)
+        assert now() - begin < 21, "its retries were not put off"
+        await until(lambda: world.metrics.delivered == 510, within=300)
+        assert {origin.host for _, origin, _ in world.transport.sent} == {"new.test"}
+        assert len(world.parked()) <= parked + 500
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
+# Caps and the broker.
+
+
+async def test_a_slow_host_that_fills_the_cap_gives_up_its_newest_so_that_others_go_on() -> None:
+    registry = FixedRegistry(
+        subscription("slow", "http://slow.test/", event_types=("test.slow",), retry=PATIENT),
+        subscription("well", "http://well.test/", event_types=("test.well",)),
+    )
+    # The queue's own limit is what would otherwise come first: eight seconds' worth is let wait.
+    async with running(registry, max_in_flight=100, max_queue_wait=8.0) as world:
+        world.transport.answer = lambda origin, _: (
+            2.0 if origin.host == "slow.test" else 0.01,
+            Response(200),
+        )
+        for number in range(300):
+            world.broker.append(typed(number, "slow"))
+        for number in range(20):
+            world.broker.append(typed(1000 + number, "well"))
+        await until(lambda: sum(o.host == "well.test" for _, o, _ in world.transport.sent) == 20, within=60)
+        assert world.metrics.parked["cap"] > 0
+        first = [int(letter["event_id"][4:]) for letter in world.parked() if letter["reason"] == "cap"]
+        slow = [int(id_[4:]) for id_ in sent_ids(world) if int(id_[4:]) < 1000]
+        assert min(first) > max(number for number in slow if number < min(first)), "the newest first"
+        await until(lambda: world.metrics.delivered == 320, within=1000)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
+async def test_while_the_broker_is_away_what_is_to_be_parked_stays_owed() -> None:
+    registry = FixedRegistry(
+        subscription("dead", "http://dead.test/", retry=PATIENT), subscription("well", "http://well.test/")
+    )
+    async with running(registry) as world:
+        world.transport.answer = lambda origin, _: (
+            0.01,
+            Failure(Reason.CONNECT_REFUSED) if origin.host == "dead.test" else Response(200),
+        )
+        world.broker.produce_errors = [BrokerUnavailable("away")] * 20
+        for number in range(200):
+            world.broker.append(event(number))
+        await until(lambda: world.metrics.delivered == 200, within=10)
+        await until(lambda: world.value("breakers_open", scope="host") == 1, within=10)
+        assert world.engine.problems() == ["can't write to the broker: away"]
+        await asyncio.sleep(5)
+        assert not world.committed, "what is not written is owed"
+        assert world.parked() == []
+        await until(lambda: not world.broker.produce_errors, within=200)
+        world.transport.answer = lambda *_: (0.01, Response(200))
+        await until(lambda: world.metrics.delivered == 400, within=1000)
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        assert world.engine.problems() == []
+        first = [
+            (letter["subscription_id"], letter["event_id"])
+            for letter in world.parked()
+            if letter.get("parked") == "1"
+        ]
+        assert len(first) == len(set(first)) > 150, "written once"
+        await accounted(world)
+
+
+# Afterwards.
+
+
+@pytest.mark.parametrize("hosts", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_nothing_is_left_in_memory_of_trouble_that_is_over(hosts: int) -> None:
+    registry = FixedRegistry(
+        *(
+            subscription(f"s{n}", f"http://h{n}.test/", event_types=(f"test.e{n % 100}",), retry=PATIENT)
+            for n in range(hosts)
+        )
+    )
+    async with running(registry, max_in_flight=50_000) as world:
+        ill = True
+
+        def answer(origin: Origin, _: Exchange) -> tuple[float, Result]:
+            if not ill:
+                return 0.01, Response(200)
+            number = int(origin.host[1:-5])
+            kinds: list[Result] = [
+                Response(500),
+                Response(429),
+                Response(503, retry_after="3"),
+                Response(503, retry_after="100"),
+                Failure(Reason.CONNECT_REFUSED),
+            ]
+            return 0.01, kinds[number % 5]
+
+        world.transport.answer = answer
+        for number in range(100):
+            world.broker.append(typed(number, f"e{number}"))
+        await asyncio.sleep(5)
+        assert len(world.transport.sent) >= hosts
+        assert world.value("lanes") == hosts
+        ill = False
+        await asyncio.sleep(1000)
+        assert world.metrics.delivered == hosts
+        assert world.value("lanes") == 0
+        assert world.value("deliveries_in_flight") == 0
+        deliveries = world.engine._deliveries
+        assert not deliveries._watched
+        assert not deliveries._held
+        assert len(world.engine._timers) == 0
+        gc.collect()
+        left = Counter(type(each).__name__ for each in gc.get_objects())
+        assert not {
+            name: left[name] for name in ("Lane", "Share", "Trouble", "Breaker", "Pace") if left[name]
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "minutes"), [(1, 10), (3, 2)])
+async def test_hosts_that_are_owed_ten_times_what_they_take_get_everything_oldest_roughly_first(
+    hosts: int, minutes: int
+) -> None:
+    """Each takes 5/s and is owed 50/s; they share the tiers."""
+    registry = FixedRegistry(
+        *(subscription(f"slow{n}", f"http://slow{n}.test/", retry=PATIENT) for n in range(hosts))
+    )
+    async with running(registry) as world:
+        servers = {f"slow{number}.test": Queueing(5.0) for number in range(hosts)}
+        world.transport.answer = lambda origin, exchange: servers[origin.host](origin, exchange)
+        count = await publish(world, 50, 60 * minutes)
+        limit = 1.5 * count / 5
+        while world.metrics.delivered < hosts * count and now() < limit:
+            await asyncio.sleep(5)
+        took = now()
+        await asyncio.sleep(5)
+        writes = len(world.parked()) / (hosts * count)
+        assert writes < 3
+        displaced = []
+        for host in servers:
+            ids = [id_of(request) for _, origin, request in world.transport.sent if origin.host == host]
+            assert Counter(ids) == {f"evt_{number}": 1 for number in range(count)}
+            displaced.append(sum(abs(place - int(id_[4:])) for place, id_ in enumerate(ids)) / count)
+        print(f"{writes:.2f} writes per delivery, {took:.0f} s to drain, displaced by {displaced} on average")
+        assert max(displaced) < 0.1 * count
+        await accounted(world)

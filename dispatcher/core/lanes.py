@@ -58,11 +58,12 @@ ParkReason = Literal["breaker", "retry_after", "queue_wait"]
 class Trouble:
     """What has been the matter with an endpoint lately. There is none while nothing is."""
 
-    __slots__ = ("breaker", "closed_until", "cut_at", "line", "rising", "window")
+    __slots__ = ("asked", "breaker", "closed_until", "cut_at", "line", "rising", "window")
 
     def __init__(self) -> None:
         self.breaker: Breaker | None = None
-        self.closed_until = 0.0  # the endpoint asked for that (Retry-After)
+        self.asked = 0.0  # for so many seconds has it asked (Retry-After) since it last took anything
+        self.closed_until = 0.0  # likewise: nothing before then
         self.window = _NO_WINDOW  # attempts at a time
         self.rising = False  # the window doubles with each round of successes, instead of growing by one
         self.cut_at = 0.0  # when the window was made smaller: attempts from before say nothing about it
@@ -131,6 +132,7 @@ class Valve:
             return False
         closed = trouble.breaker is not None and trouble.breaker.succeeded(started, now)
         if trouble.window < _NO_WINDOW and started >= trouble.cut_at:
+            trouble.asked = 0.0
             trouble.window += 1.0 if trouble.rising else 1.0 / trouble.window
             if trouble.window >= self.own:
                 trouble.window = _NO_WINDOW
@@ -405,18 +407,25 @@ class Lane(Valve, Generic[T]):
             share._waiting_turn = True
             self._turns.append(share)
 
-    def postpone(self, share: Share[T], until: float, now: float) -> None:
-        """The subscription's endpoint wants nothing before `until`.
+    def postpone(self, share: Share[T], started: float, until: float, now: float) -> tuple[bool, bool]:
+        """The subscription's endpoint, asked at `started`, wants nothing before `until`.
 
         Not long: what is queued stays. Else everything that comes is turned away until then; what is queued is the
-        owner's to withdraw. Either way it then begins with one at a time.
+        owner's to withdraw. Either way it then begins with one at a time. One that asks for a little time again and
+        again, and takes nothing in between, has asked for a long time: what waits for it would fill the memory.
+
+        Returns whether to withdraw, and whether it was news: the others of its round only say it again.
         """
         trouble = share._in_trouble()
+        news = started >= trouble.cut_at
+        wait = until - now
+        trouble.asked = trouble.asked + wait if news else max(trouble.asked, wait)
         share._narrow(trouble, 1.0, now, rising=True)
-        if until - now <= self._max_wait:
+        if trouble.asked <= self._max_wait:
             share.blocked_until = max(share.blocked_until, until)
-        else:
-            trouble.closed_until = max(trouble.closed_until, until)
+            return False, news
+        trouble.closed_until = max(trouble.closed_until, until)
+        return True, news
 
     def measure(self, seconds: float) -> bool:
         """The last measurement was so many `seconds` ago; whether there is any need for another one."""
