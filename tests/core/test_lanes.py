@@ -314,3 +314,22 @@ def test_nothing_is_turned_away_where_nothing_is_known_and_the_newest_go_first()
     assert trimmed[0] == 999
     assert lane.queued == 996 - len(trimmed)
     assert lane.queued < 20
+
+
+def test_who_asks_for_a_little_time_time_after_time_has_asked_for_a_long_one_until_something_is_taken() -> (
+    None
+):
+    lane: Lane[int] = Lane(limit=4, max_wait=5.0)
+    lane.offer("a", 4, 0, 0.0)
+    lane.offer("a", 4, 1, 0.0)
+    taken = lane.take(0.0)
+    assert taken is not None
+    share = taken[1]
+    assert lane.postpone(share, 0.0, 4.0, 1.0) == (False, True)
+    assert lane.postpone(share, 0.0, 4.0, 1.0) == (False, False), "said again within the round"
+    assert lane.postpone(share, 4.0, 7.0, 4.0) == (True, True)
+    refusal = lane.offer("a", 4, 2, 5.0)
+    assert refusal is not None
+    assert (refusal.reason, refusal.until) == ("retry_after", 7.0)
+    share.succeeded(8.0, 9.0)
+    assert lane.postpone(share, 9.0, 13.0, 9.0) == (False, True)
