@@ -202,6 +202,8 @@ class Deliveries:
         self._horizon = settings.retry.horizon
         self._max_wait = settings.delivery.max_queue_wait
         self._breaker_threshold = settings.delivery.breaker_threshold or None
+        self._disable_after = settings.retry.disable_after or None
+        self._patience = min(NOTED_AFTER, self._disable_after or NOTED_AFTER)
         self._lanes: dict[Origin, Lane[Delivery]] = {}
         self._watched: list[Lane[Delivery]] = []  # that had something queued, and are measured
         self._measured = self._clock()
@@ -348,6 +350,8 @@ class Deliveries:
             rate=subscription.rate_limit,
         )
         if refusal is not None:
+            if not delivery.tracker.lost and self._unwanted(delivery):
+                return
             self._postpone(delivery, refusal.reason, refusal.valve, refusal.until, now)
             self._park(delivery, refusal.reason)
             return
@@ -394,19 +398,13 @@ class Deliveries:
             return False
         subscription = delivery.subscription
         current = self._registry.index.get(subscription.id)
-        if current is not subscription:
-            if current is None or current.tenant != subscription.tenant:
-                # An id that went to another tenant is another subscription: what the one was owed isn't the other's.
-                self._drop(delivery, "deleted")
+        if current is not subscription or current.status is not Status.ACTIVE:
+            if self._unwanted(delivery):
                 return False
-            delivery.subscription = current
-            if current.origin != subscription.origin:
+            if delivery.subscription.origin != subscription.origin:
                 self._queue(delivery, now, urgent=delivery.attempt > 0)
                 return False
-            subscription = current
-        if subscription.status is not Status.ACTIVE:
-            self._drop(delivery, subscription.status.value)
-            return False
+            subscription = delivery.subscription
         unix = self._wall()
         try:
             delivery.request = build(subscription, delivery.event, int(unix))
@@ -415,7 +413,7 @@ class Deliveries:
             log.exception(
                 "request could not be built", subscription_id=subscription.id, event_id=delivery.event.id
             )
-            self._bury(delivery, "unsendable", Failure(Reason.PROTOCOL_ERROR, repr(error)))
+            self._bury(delivery, "unsendable", describe(Failure(Reason.PROTOCOL_ERROR, repr(error))))
             return False
         delivery.attempt += 1
         if delivery.first_attempt_ms is None:
@@ -534,11 +532,11 @@ class Deliveries:
                     self._hand_over(delivery, "retry")
             case DeadLetter(reason=reason):
                 self._log_attempt(delivery, result, now, "dead letter", None)
-                self._bury(delivery, reason, result)
+                self._bury(delivery, reason, described)
             case Disable(reason=reason):
                 self._log_attempt(delivery, result, now, "disable", None)
                 self._registry.disable(delivery.subscription.id, reason)
-                self._bury(delivery, reason, result)
+                self._bury(delivery, reason, described)
             case _:
                 assert_never(decision)
 
@@ -620,7 +618,27 @@ class Deliveries:
         if overdue:
             log.warning("held for too long: handed to the retry topics", deliveries=overdue)
 
-    def _bury(self, delivery: Delivery, reason: str, result: Result) -> None:
+    def _unwanted(self, delivery: Delivery) -> bool:
+        """Deal with it if its subscription takes nothing now; if it does, go by what the subscription is now."""
+        subscription = delivery.subscription
+        current = self._registry.index.get(subscription.id)
+        if current is None or current.tenant != subscription.tenant:
+            # An id that went to another tenant is another subscription: what the one was owed isn't the other's.
+            self._drop(delivery, "deleted")
+            return True
+        delivery.subscription = current
+        status = current.status
+        if status is Status.ACTIVE:
+            return False
+        # Its event came while the subscription was active, or has been tried: that was promised, and is not just dropped.
+        owed = delivery.place is not None or delivery.attempt > 0 or subscription.status is Status.ACTIVE
+        if status is Status.DISABLED and owed:
+            self._bury(delivery, "gone" if current.reason == "gone" else "disabled", delivery.last_result)
+        else:
+            self._drop(delivery, status.value)
+        return True
+
+    def _bury(self, delivery: Delivery, reason: str, last_result: str | None) -> None:
         """Write the dead letter; settled when the broker has it."""
         event = delivery.event
         headers = delivery_headers(
@@ -629,7 +647,7 @@ class Deliveries:
             delivery.origin,
             attempt=delivery.attempt,
             first_attempt_ms=delivery.first_attempt_ms,
-            last_result=describe(result),
+            last_result=last_result,
             history=delivery.history,
             reason=reason,
         )
@@ -638,7 +656,7 @@ class Deliveries:
             self._metrics.dead_letters[reason] += 1
             self._metrics.deliveries["dead_lettered"] += 1
             if self.on_given_up is not None:
-                self.on_given_up(delivery.subscription, event, reason, delivery.attempt, describe(result))
+                self.on_given_up(delivery.subscription, event, reason, delivery.attempt, last_result)
             self._settle(delivery)
 
         key = delivery.subscription.id.encode()
@@ -742,7 +760,7 @@ class Deliveries:
                     self._opened("subscription", share, delivery, lane.withdraw_share(share), now)
             case Blame.NOBODY:
                 return
-        self._ail(delivery, result, now, unix)
+        self._ail(delivery, result, now, unix, gone=gone)
         if withdraw:
             queued = lane.withdraw_share(share)
             for each in queued:
@@ -754,7 +772,7 @@ class Deliveries:
         if self._registry.failing(subscription_id) is not None:
             self._registry.note_recovered(subscription_id)
 
-    def _ail(self, delivery: Delivery, result: Result, now: float, unix: float) -> None:
+    def _ail(self, delivery: Delivery, result: Result, now: float, unix: float, *, gone: bool) -> None:
         """An attempt failed, and the endpoint or its host is to blame."""
         subscription = delivery.subscription
         id_ = subscription.id
@@ -764,12 +782,27 @@ class Deliveries:
             vitals = self._roster.admit(id_, subscription.tenant)
         silence = max(SILENCE, 2 * max(subscription.retry.schedule, default=0.0))
         streak = vitals.failed(
-            now - delivery.started, describe(result), unix, registry.failing(id_), NOTED_AFTER, silence
+            now - delivery.started, describe(result), unix, registry.failing(id_), self._patience, silence
         )
         if streak.struck:
             registry.note_recovered(id_)
         if streak.worth_noting:
             registry.note_failing(id_, streak.since)
+        longest = self._disable_after
+        if (
+            longest is not None
+            and not gone
+            and unix - streak.since >= longest
+            and unix - streak.own >= self._patience
+        ):
+            log.warning(
+                "nothing but failures",
+                subscription_id=id_,
+                host=subscription.origin.host,
+                seconds=round(unix - streak.since),
+                last_result=describe(result),
+            )
+            registry.disable(id_, "failing")
 
     def _opened(
         self, scope: str, valve: Valve, delivery: Delivery, queued: list[Delivery], now: float

@@ -467,6 +467,7 @@ class RetrySettings(Group):
     ] = (30.0, 120.0, 600.0, 3600.0, 21600.0)
     horizon: Annotated[Duration, duration_between("1s", "1h")] = 30.0
     hold_limit: Annotated[Duration, duration_between("1s", "1h")] = 60.0
+    disable_after: Annotated[Duration, duration_between("0s", "3650d")] | None = 5 * 86400.0
 
     def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
         if any(shorter >= longer for shorter, longer in zip(self.tiers, self.tiers[1:], strict=False)):
