@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections import Counter
 
 import pytest
@@ -32,6 +33,14 @@ from tests.world import (
 pytestmark = [pytest.mark.looptime]
 
 PATIENT = RetryPolicy((30.0,) * 40, 0.0)
+
+LONG = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(
+        "DISPATCHER_TEST_LONG" not in os.environ, reason="takes minutes: DISPATCHER_TEST_LONG=1"
+    ),
+]
 
 
 class Narrow:
@@ -259,8 +268,16 @@ async def test_while_the_broker_is_away_what_is_to_be_parked_stays_owed() -> Non
 # Afterwards.
 
 
-@pytest.mark.parametrize("hosts", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def traces() -> Counter[str]:
+    """What there is in memory of endpoints."""
+    gc.collect()
+    names = Counter(type(each).__name__ for each in gc.get_objects())
+    return Counter({name: names[name] for name in ("Lane", "Share", "Trouble", "Breaker", "Pace")})
+
+
+@pytest.mark.parametrize("hosts", [1000, pytest.param(10_000, marks=LONG)])
 async def test_nothing_is_left_in_memory_of_trouble_that_is_over(hosts: int) -> None:
+    before = traces()  # of other tests
     registry = FixedRegistry(
         *(
             subscription(f"s{n}", f"http://h{n}.test/", event_types=(f"test.e{n % 100}",), retry=PATIENT)
@@ -298,15 +315,13 @@ async def test_nothing_is_left_in_memory_of_trouble_that_is_over(hosts: int) -> 
         assert not deliveries._watched
         assert not deliveries._held
         assert len(world.engine._timers) == 0
-        gc.collect()
-        left = Counter(type(each).__name__ for each in gc.get_objects())
-        assert not {
-            name: left[name] for name in ("Lane", "Share", "Trouble", "Breaker", "Pace") if left[name]
-        }
+        left = traces()
+        assert {name: left[name] - before[name] for name in left if left[name] > before[name]} == {}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("hosts", "minutes"), [(1, 10), (3, 2)])
+@pytest.mark.parametrize(
+    ("hosts", "minutes"), [(1, 2), pytest.param(1, 10, marks=LONG), pytest.param(3, 2, marks=LONG)]
+)
 async def test_hosts_that_are_owed_ten_times_what_they_take_get_everything_oldest_roughly_first(
     hosts: int, minutes: int
 ) -> None:
