@@ -240,7 +240,9 @@ class Cluster:
         ),
     ) -> None:
         """`properties` go into every server.properties; `jvm` is made for quick starts, not for throughput."""
-        self.id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # One that begins with a dash would be taken for an option, one time in 64: the first bit is never set.
+        number = uuid.uuid4().bytes
+        self.id = base64.urlsafe_b64encode(bytes([number[0] & 0x7F]) + number[1:]).decode().rstrip("=")
         self.properties = dict(properties or {})
         self.protocol = protocol
         self.format_arguments = list(format_arguments)
