@@ -81,7 +81,7 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
             case "end-to-end":
                 yield lambda: end_to_end.run(command, **end_to_end_options)
             case "end-to-end-tls":
-                yield lambda: end_to_end.run_tls(command, **end_to_end_options)
+                yield lambda: end_to_end.run(command, **end_to_end_options, tls=True)
             case "fan-out":
                 yield lambda: scale.run_fan_out(command, **load_options)
             case "latency":

@@ -490,39 +490,27 @@ def measure(
 
 
 def run(
-    command: str, *, quick: bool, profile: bool, count: int | None = None, runs: int | None = None
+    command: str,
+    *,
+    quick: bool,
+    profile: bool,
+    count: int | None = None,
+    runs: int | None = None,
+    tls: bool = False,
 ) -> Section:
-    """From Kafka."""
+    """From Kafka. With `tls` to endpoints with TLS, compared with wrk over TLS."""
     with kafka() as url:
         return measure(
-            "End to end",
+            "End to end, TLS" if tls else "End to end",
             command,
             url,
             count=count or (40_000 if quick else EVENTS),
             runs=runs or (1 if quick else 5),
-            least=_RATE,
-            share=_SHARE,
+            least=None if tls else _RATE,
+            share=_SHARE_TLS if tls else _SHARE,
             profile=profile,
             quick=quick,
-        )
-
-
-def run_tls(
-    command: str, *, quick: bool, profile: bool, count: int | None = None, runs: int | None = None
-) -> Section:
-    """From Kafka, to endpoints with TLS; compared with wrk over TLS."""
-    with kafka() as url:
-        return measure(
-            "End to end, TLS",
-            command,
-            url,
-            count=count or (40_000 if quick else EVENTS),
-            runs=runs or (1 if quick else 5),
-            least=None,
-            share=_SHARE_TLS,
-            profile=profile,
-            quick=quick,
-            tls=True,
+            tls=tls,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from dispatcher.api import models
@@ -115,29 +115,21 @@ async def delete_subscription(call: Call) -> Reply:
 
 
 async def pause_subscription(call: Call) -> Reply:
-    view = _view(call)
-    view = await call.services.subscriptions.pause(
-        view.id, tenant=call.tenant, if_match=_if_match(call, view.version)
-    )
-    call.audit("subscription.pause", view.id)
-    return _shown(view)
+    return await _switch(call, "pause", call.services.subscriptions.pause)
 
 
 async def resume_subscription(call: Call) -> Reply:
-    view = _view(call)
-    view = await call.services.subscriptions.resume(
-        view.id, tenant=call.tenant, if_match=_if_match(call, view.version)
-    )
-    call.audit("subscription.resume", view.id)
-    return _shown(view)
+    return await _switch(call, "resume", call.services.subscriptions.resume)
 
 
 async def enable_subscription(call: Call) -> Reply:
+    return await _switch(call, "enable", call.services.subscriptions.enable)
+
+
+async def _switch(call: Call, action: str, operation: Callable[..., Awaitable[View]]) -> Reply:
     view = _view(call)
-    view = await call.services.subscriptions.enable(
-        view.id, tenant=call.tenant, if_match=_if_match(call, view.version)
-    )
-    call.audit("subscription.enable", view.id)
+    view = await operation(view.id, tenant=call.tenant, if_match=_if_match(call, view.version))
+    call.audit(f"subscription.{action}", view.id)
     return _shown(view)
 
 
