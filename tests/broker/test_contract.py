@@ -37,6 +37,9 @@ from tests.broker.backends import (
 from tests.kafka.server import Cluster
 from tests.ports import free_port
 
+# When the records of these tests were made, ms: lately, for a broker deletes what is older than its retention.
+STAMP = int(time.time() * 1000)
+
 SQLITE = pytest.param("sqlite", id="sqlite")
 KAFKA = pytest.param("kafka", id="kafka", marks=pytest.mark.kafka)
 MOCK = pytest.param("mock", id="mock")
@@ -77,13 +80,13 @@ async def test_a_record_comes_back_as_it_was_written(backend: Backend) -> None:
     broker = await backend.connect()
     topic = await backend.topic(broker)
     headers = [("type", b"a.b"), ("empty", b""), ("type", b"again"), ("\u00fc", bytes(range(256)))]
-    await broker.produce([Message(topic, b"\x00value", b"key", headers, 2, 1_700_000_000_123)])
+    await broker.produce([Message(topic, b"\x00value", b"key", headers, 2, STAMP)])
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
     await member.poll_for(1)
     (record,) = member.all
     assert (record.topic, record.partition, record.offset) == (topic, 2, 0)
-    assert (record.key, record.value, record.timestamp) == (b"key", b"\x00value", 1_700_000_000_123)
+    assert (record.key, record.value, record.timestamp) == (b"key", b"\x00value", STAMP)
     assert [tuple(header) for header in record.headers] == headers
 
 
@@ -134,7 +137,7 @@ async def test_many_small_records_go_in_bulk_by_their_keys_and_in_their_order(ba
     broker = await backend.connect()
     topic = await backend.topic(broker)
     # Over a megabyte: more than a batch, in each partition that has keys.
-    entries = [(b"key-%d" % (n % 7), b"%d " % n + bytes(1000), 1_700_000_000_000 + n) for n in range(1400)]
+    entries = [(b"key-%d" % (n % 7), b"%d " % n + bytes(1000), STAMP + n) for n in range(1400)]
     await broker.produce_bulk(topic, entries)
     await broker.produce_bulk(topic, [])
     await broker.produce([Message(topic, b"last", b"key-3")])
@@ -156,7 +159,7 @@ async def test_bulk_for_a_topic_that_is_not_there_is_refused_and_no_other_write_
     broker = await backend.connect()
     topic = await backend.topic(broker)
     with pytest.raises(BrokerError):
-        await broker.produce_bulk(backend.unique("nowhere"), [(b"key", b"value", 1_700_000_000_000)])
+        await broker.produce_bulk(backend.unique("nowhere"), [(b"key", b"value", STAMP)])
     await broker.produce([Message(topic, b"0", partition=0)])
     assert broker.problem is None
 
@@ -165,11 +168,10 @@ async def test_bulk_for_a_topic_that_is_not_there_is_refused_and_no_other_write_
 async def test_bulk_is_split_where_the_topic_takes_small_batches_only(backend: Backend) -> None:
     broker = await backend.connect()
     topic = await backend.topic(broker, max_message_bytes="10000")
-    now = 1_700_000_000_000
-    await broker.produce_bulk(topic, [(b"key", b"%d " % n + bytes(1000), now) for n in range(100)])
+    await broker.produce_bulk(topic, [(b"key", b"%d " % n + bytes(1000), STAMP) for n in range(100)])
     with pytest.raises(MessageTooLarge):
-        await broker.produce_bulk(topic, [(b"key", bytes(20_000), now)])
-    await broker.produce_bulk(topic, [(b"key", b"100 ", now)])
+        await broker.produce_bulk(topic, [(b"key", bytes(20_000), STAMP)])
+    await broker.produce_bulk(topic, [(b"key", b"100 ", STAMP)])
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
     await member.poll_for(101)
@@ -295,7 +297,7 @@ async def test_one_record_can_be_read_by_its_offset(backend: Backend) -> None:
     broker = await backend.connect()
     topic = await backend.topic(broker)
     await broker.produce(
-        [Message(topic, b"%d" % n, b"k", [("h", b"%d" % n)], 0, 1_700_000_000_000 + n) for n in range(20)]
+        [Message(topic, b"%d" % n, b"k", [("h", b"%d" % n)], 0, STAMP + n) for n in range(20)]
     )
     for offset in (7, 0, 19, 8):
         record = await broker.read(TopicPartition(topic, 0), offset)
@@ -304,7 +306,7 @@ async def test_one_record_can_be_read_by_its_offset(backend: Backend) -> None:
         assert (record.value, record.key, record.timestamp) == (
             b"%d" % offset,
             b"k",
-            1_700_000_000_000 + offset,
+            STAMP + offset,
         )
         assert [tuple(header) for header in record.headers] == [("h", b"%d" % offset)]
 

@@ -151,6 +151,7 @@ class Node:
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1000,
             "log.retention.check.interval.ms": 1000,
+            "log.retention.ms": -1,  # a topic that is to lose its old records says so
             "log.cleaner.backoff.ms": 500,
             "log.cleaner.dedupe.buffer.size": 8 << 20,
             "log.index.size.max.bytes": 1 << 20,
