@@ -5,7 +5,8 @@
 - After a batch failed, its sequence numbers are never used again, and the idempotent producer gets
   "out of order" for that partition for good. It can't be told whether a batch that failed after
   retries was written, so rolling the numbers back could make the broker drop new data as
-  duplicates. Hence a failed batch retires the library's producer: the next one gets a fresh producer id.
+  duplicates. Hence a failed batch retires the library's producer: the next one gets a fresh producer id. Should that
+  not help, the pauses between fresh ones grow, and `problem` names what is wrong.
 - The library waits for a broker that is away for ever. `produce` gives up after `request_timeout`.
 - It also repeats what a broker refuses for now (too few replicas in sync, a full disk), and says so in log lines only. So the
   answers are looked at on their way to it (`_watch`): `problem` names what is refused while it is.
@@ -42,7 +43,7 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
 )
-from dispatcher.broker.kafka_client import TOO_LARGE, describe, mapped, reason_of
+from dispatcher.broker.kafka_client import TOO_LARGE, describe, mapped, pause_after, reason_of
 from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
@@ -112,7 +113,7 @@ class _Chunk:
 class _Lane:
     """The way into one partition."""
 
-    __slots__ = ("busy", "limit", "partition", "queue", "topic")
+    __slots__ = ("busy", "fenced", "limit", "partition", "queue", "topic", "why")
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
@@ -120,6 +121,8 @@ class _Lane:
         self.queue: deque[_Chunk] = deque()
         self.limit = BATCH_BYTES  # smaller once the topic has refused a batch
         self.busy = False
+        self.fenced = 0  # batches one after the other, each of which took a fresh producer
+        self.why = ""  # the last of them was refused
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.partition}"
@@ -154,7 +157,13 @@ class KafkaProducer:
         """What a partition refuses for now, in one sentence."""
         now = time.monotonic()
         # What is no longer repeated was given up by whoever wrote it.
-        return next((r.why for r in self._refused.values() if r.told and now - r.last < _REPEATED), None)
+        for refused in self._refused.values():
+            if refused.told and now - refused.last < _REPEATED:
+                return refused.why
+        for lane in self._lanes.values():
+            if lane.fenced > 1 and lane.queue:
+                return f"writing to {lane}: {lane.why}"
+        return None
 
     @property
     def client(self) -> AIOKafkaClient | None:
@@ -313,6 +322,7 @@ class KafkaProducer:
 
     async def _append(self, topic: str, partition: int, entries: Sequence[Entry]) -> None:
         at, most = 0, len(entries)
+        fenced = 0
         while at < len(entries):
             producer = await self._live_producer()
             batch = producer.create_batch()
@@ -332,8 +342,12 @@ class KafkaProducer:
                     most = (end - at) // 2
                 elif not isinstance(error, _FRESH_PRODUCER):
                     raise mapped(error, f"writing to {topic}-{partition}") from error
+                elif fenced:  # the last fresh one was no better
+                    await asyncio.sleep(pause_after(fenced - 1))
+                fenced += 1
             else:
                 at = end
+                fenced = 0
 
     async def _partitions(self, topic: str) -> int:
         """How many partitions it has."""
@@ -383,11 +397,14 @@ class KafkaProducer:
         except (errors.KafkaError, OSError, TimeoutError, AssertionError) as error:
             self._retire(producer)
             self._not_written(lane, batch.size(), taken, error)
+            if lane.fenced > 1 and isinstance(error, _FRESH_PRODUCER):  # the last one was no better
+                await asyncio.sleep(pause_after(lane.fenced - 2))
         except asyncio.CancelledError:
             for chunk, _ in taken:
                 chunk.call.fail(BrokerUnavailable("the connection was closed"))
             raise
         else:
+            lane.fenced = 0
             for chunk, count in taken:
                 call = chunk.call
                 call.pending -= count
@@ -452,6 +469,9 @@ class KafkaProducer:
                 "batch refused as too large, splitting it", partition=str(lane), bytes=size, records=count
             )
         if not split and isinstance(error, _FRESH_PRODUCER):
+            if not isinstance(error, errors.ProducerClosed):  # that was another partition's fault
+                lane.fenced += 1
+                lane.why = reason_of(error)
             log.warning("a fresh producer is needed", partition=str(lane), error=reason_of(error))
         if split or isinstance(error, _FRESH_PRODUCER):
             for chunk, number in reversed(taken):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from dispatcher.broker.base import (
 from dispatcher.broker.kafka import KafkaBroker
 from dispatcher.settings import KafkaSettings
 from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, OnMock, eventually
+from tests.kafka.fencing import fence
 from tests.kafka.mock import MockCluster
 from tests.kafka.server import Cluster, Unavailable
 from tests.ports import free_port
@@ -238,12 +240,14 @@ async def test_a_write_that_is_not_allowed_is_refused(on_mock: OnMock) -> None:
     await broker.produce([Message(topic, b"v", partition=0)])
 
 
-async def test_lost_sequence_numbers_cost_a_fresh_producer_and_no_record(on_mock: OnMock) -> None:
+# 59 is what brokers before 2.5 said once they had forgotten a producer; since then they take whatever number comes next.
+@pytest.mark.parametrize("code", [45, 59], ids=["out of order", "unknown producer"])
+async def test_lost_sequence_numbers_cost_a_fresh_producer_and_no_record(on_mock: OnMock, code: int) -> None:
     broker: Any = await on_mock.connect()
     topic = await on_mock.topic(broker)
     await broker.produce([Message(topic, b"0", partition=0)])
     producer = broker._producer._live
-    on_mock.cluster.fail_next(PRODUCE, 45)
+    on_mock.cluster.fail_next(PRODUCE, code)
     await broker.produce([Message(topic, b"1", partition=0)])
     assert broker._producer._live is not producer
     record = await broker.read(TopicPartition(topic, 0), 1)
@@ -295,6 +299,42 @@ async def test_a_fenced_producer_is_replaced_and_told_of(
     assert broker._producer._live is not producer
     assert "another producer was given its id" in capsys.readouterr().out
     assert broker.problem is None
+
+
+async def test_a_producer_that_is_fenced_again_and_again_is_named_until_one_is_not(
+    on_mock: OnMock,
+) -> None:
+    broker: Any = await on_mock.connect()
+    topic = await on_mock.topic(broker)
+    await broker.produce([Message(topic, b"0", partition=0)])
+    on_mock.cluster.fail_next(PRODUCE, *[47] * 4)
+    call = asyncio.get_running_loop().create_task(broker.produce([Message(topic, b"1", partition=0)]))
+    await eventually(lambda: broker.problem is not None)
+    assert f"writing to {topic}-0: " in broker.problem
+    assert "another producer was given its id" in broker.problem
+    await call
+    assert broker.problem is None
+    record = await broker.read(TopicPartition(topic, 0), 1)
+    assert record is not None
+    assert record.value == b"1"
+
+
+async def test_a_producer_that_a_real_broker_fences_is_replaced_and_every_record_written_once(
+    on_kafka: OnKafka,
+) -> None:
+    broker: Any = await on_kafka.connect()
+    topic = await on_kafka.topic(broker, partitions=2)
+    await broker.produce([Message(topic, b"0", partition=0), Message(topic, b"0", partition=1)])
+    producer = broker._producer._live
+    await fence(on_kafka.address, topic, 0)
+    await broker.produce([Message(topic, b"%d" % n, partition=n % 2) for n in range(1, 100)])
+    assert broker._producer._live is not producer
+    assert broker.problem is None
+    member = Member(broker, [topic], on_kafka.unique("group"))
+    await member.consumer.start()
+    await member.poll_for(102)  # the impostor's is among them
+    assert Counter(member.values) == Counter([b"0", None, *(b"%d" % n for n in range(100))])
+    await member.consumer.stop()
 
 
 async def test_a_bad_message_fails_its_own_call_only(on_mock: OnMock) -> None:
