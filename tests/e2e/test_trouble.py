@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import orjson
 import pytest
 from aiohttp import web
 
-from dispatcher.broker.base import Message
+from dispatcher.broker.base import Message, Record, TopicPartition
+from dispatcher.broker.open import open_broker
+from dispatcher.settings import KafkaSettings
 from tests.e2e.daemon import Daemon, Endpoint, envelope, eventually, publish
-from tests.e2e.test_delivery import everything
+from tests.e2e.test_delivery import Stage, everything
 from tests.e2e.test_retries import SHORT
+from tests.kafka.fencing import fence
 from tests.kafka.server import Cluster
 
 QUICK: dict[str, Any] = {
@@ -46,6 +50,31 @@ async def named(daemon: Daemon, what: str, within: float = 60.0) -> None:
         assert daemon.running, daemon.log()
         assert asyncio.get_running_loop().time() < deadline, f"{what!r} not in {said!r}"
         await asyncio.sleep(0.1)
+
+
+async def reaches(daemon: Daemon, metric: str, labels: str, value: float, within: float = 60.0) -> None:
+    """Wait until the metric has this value."""
+    deadline = asyncio.get_running_loop().time() + within
+    while (now := await daemon.metric(metric, labels)) != value:
+        assert daemon.running, daemon.log()
+        assert asyncio.get_running_loop().time() < deadline, f"{metric} is {now}"
+        await asyncio.sleep(0.1)
+
+
+async def read_topic(url: str, topic: str) -> list[Record]:
+    """All that is in it; not much."""
+    broker = open_broker(url, KafkaSettings())
+    await broker.connect()
+    try:
+        (info,) = [info for info in await broker.topics() if info.name == topic]
+        places = [
+            (TopicPartition(topic, each.partition), offset)
+            for each in info.partitions
+            for offset in range(each.earliest, each.latest)
+        ]
+        return [record for place in places if (record := await broker.read(*place)) is not None]
+    finally:
+        await broker.close()
 
 
 @pytest.fixture
@@ -165,3 +194,81 @@ async def test_a_broker_that_goes_away_is_named_and_waited_for_while_what_is_in_
             assert await daemon.stop() == 0
         finally:
             await daemon.kill()
+
+
+async def test_too_few_replicas_in_sync_hold_what_cannot_be_written_until_they_are_back(
+    tmp_path: Path, kafka_cluster: Callable[..., Cluster]
+) -> None:
+    # One controller, which stays: somebody has to notice that the others' replicas are out of sync.
+    sessions = {"broker.session.timeout.ms": 3000, "broker.heartbeat.interval.ms": 500}
+    cluster = kafka_cluster(3, controllers=1, properties=sessions)
+    url = f"kafka://{cluster.bootstrap}"
+    answering = asyncio.Event()
+    seen: Counter[str] = Counter()
+
+    async def second_time_lucky(request: web.Request) -> web.Response:
+        await answering.wait()
+        id_ = request.headers["webhook-id"]
+        seen[id_] += 1
+        return web.Response(status=200 if seen[id_] > 1 else 503)
+
+    events = dict(envelope(number) for number in range(30))
+    await publish(url, [Message("events", body) for body in events.values()])
+    async with Endpoint(second_time_lucky) as endpoint:
+        retry = {"schedule": ["2s"] * 5, "jitter": 0}
+        subscription = everything(endpoint, retry=retry, max_in_flight=30, timeout="10m")
+        waiting = {"timeout": "10m"}
+        daemon = Daemon(tmp_path, url, [subscription], retry=SHORT, kafka=QUICK, delivery=waiting)
+        await daemon.start()
+        try:
+            await endpoint.received(set(events), within=60)
+            for node in cluster.nodes[1:]:
+                node.kill()
+            answering.set()  # every delivery fails, and its retry can't be written
+            await named(daemon, "too few replicas are in sync", within=120)
+            assert seen == Counter(events.keys())
+            assert await daemon.metric("outbox_waiting") == 30
+            assert await daemon.metric("deliveries_in_flight") == 30, "nothing is settled"
+            assert (await daemon.get("/healthz"))[0] == 200
+            for node in cluster.nodes[1:]:
+                await asyncio.to_thread(node.start)
+            await eventually(lambda: all(seen[id_] > 1 for id_ in events), within=120)
+            await daemon.ready(within=120)
+            await reaches(daemon, "deliveries_in_flight", "", 0)
+            assert await daemon.metric("outbox_waiting") == 0
+            assert await daemon.metric("dead_letters_total", 'reason="exhausted"') == 0
+            assert await daemon.stop() == 0
+        finally:
+            await daemon.kill()
+
+
+async def test_a_fenced_producer_is_replaced_and_what_it_was_to_write_is_written_once(
+    tmp_path: Path, kafka: str
+) -> None:
+    url = f"kafka://{kafka}"
+    stage = Stage(tmp_path, url)
+    events = dict(envelope(number) for number in range(21))
+    first, *others = events.values()
+
+    async def refuse(_request: web.Request) -> web.Response:
+        return web.Response(status=500)
+
+    async with Endpoint(refuse) as endpoint:
+        daemon = stage.make([everything(endpoint, retry={"schedule": []})], kafka=QUICK)
+        dead = f"{stage.name}.d.dead"
+        await stage.publish([first])
+        await daemon.start()
+        try:
+            await reaches(daemon, "dead_letters_total", 'reason="exhausted"', 1)
+            (letter,) = await read_topic(url, dead)
+            await fence(kafka, dead, letter.partition)
+            await stage.publish(others)
+            await reaches(daemon, "dead_letters_total", 'reason="exhausted"', 21)
+            (line,) = daemon.log_lines("a fresh producer is needed")
+            assert "another producer was given its id" in line["error"]
+            assert await problems(daemon) == ""
+            assert await daemon.stop() == 0
+        finally:
+            await daemon.kill()
+        letters = [dict(each.headers)["event_id"] for each in await read_topic(url, dead) if each.headers]
+        assert Counter(letters) == Counter(id_.encode() for id_ in events)

@@ -87,7 +87,7 @@ def fetch() -> None:
 
 
 class Node:
-    """One process, broker and controller in one. Stopped and started again it keeps its ports and its data."""
+    """One process, a broker and usually a controller too. Stopped and started again it keeps its ports and its data."""
 
     def __init__(self, cluster: Cluster, number: int) -> None:
         self.number = number
@@ -125,14 +125,17 @@ class Node:
     def _properties(self) -> dict[str, object]:
         cluster = self._cluster
         copies = min(3, len(cluster.nodes))
-        voters = ",".join(f"{node.number}@{HOST}:{node.controller_port}" for node in cluster.nodes)
+        quorum = cluster.nodes[: cluster.controllers]
+        voters = ",".join(f"{node.number}@{HOST}:{node.controller_port}" for node in quorum)
         protocol = cluster.protocol
+        clients = f"{protocol}://{HOST}:{self.port}"
+        controls = f"CONTROLLER://{HOST}:{self.controller_port}"
         return {
-            "process.roles": "broker,controller",
+            "process.roles": "broker,controller" if self in quorum else "broker",
             "node.id": self.number,
             "controller.quorum.voters": voters,
-            "listeners": f"{protocol}://{HOST}:{self.port},CONTROLLER://{HOST}:{self.controller_port}",
-            "advertised.listeners": f"{protocol}://{HOST}:{self.port}",
+            "listeners": f"{clients},{controls}" if self in quorum else clients,
+            "advertised.listeners": clients,
             "inter.broker.listener.name": protocol,
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,{protocol}:{protocol}",
@@ -229,6 +232,7 @@ class Cluster:
         self,
         nodes: int = 1,
         *,
+        controllers: int | None = None,
         properties: Mapping[str, object] | None = None,
         protocol: str = "PLAINTEXT",
         format_arguments: Sequence[str] = (),
@@ -240,7 +244,11 @@ class Cluster:
             "-Xshare:auto",
         ),
     ) -> None:
-        """`properties` go into every server.properties; `jvm` is made for quick starts, not for throughput."""
+        """`properties` go into every server.properties; `jvm` is made for quick starts, not for throughput.
+
+        The first `controllers` nodes are the quorum (all of them unless given): most of those must run, or no leader
+        moves and no replica is ever found out of sync.
+        """
         # One that begins with a dash would be taken for an option, one time in 64: the first bit is never set.
         number = uuid.uuid4().bytes
         self.id = base64.urlsafe_b64encode(bytes([number[0] & 0x7F]) + number[1:]).decode().rstrip("=")
@@ -251,6 +259,7 @@ class Cluster:
         self.jvm = list(jvm)
         self.directory = Path()
         self.nodes: list[Node] = []
+        self.controllers = nodes if controllers is None else controllers
         self._count = nodes
 
     @property
