@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import bench_transport, control, end_to_end, micro, retries, scale
+from benchmarks import bench_transport, control, end_to_end, isolation, micro, retries, scale
 from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, compile_daemon, require
 
 ALL = (
@@ -22,6 +22,7 @@ ALL = (
     "latency",
     "growth",
     "replicas",
+    "isolation",
     "memory",
     "retries",
     "control",
@@ -90,6 +91,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: scale.run_growth(command, **load_options)
             case "replicas":
                 yield lambda: scale.run_replicas(command, **load_options)
+            case "isolation":
+                yield lambda: isolation.run(command, **load_options)
             case "memory":
                 yield lambda: scale.run_memory(command, quick=given.quick)
             case "retries":

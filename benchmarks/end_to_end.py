@@ -135,7 +135,7 @@ class Broker:
                 await broker.produce(messages)
                 self.produce += (time.process_time() - begin) / self._count
                 self.ids.update(event_id for event_id, _ in batch)
-            consumer = broker.consumer([TOPIC], f"bench-{os.getpid()}-{next(_groups)}", _Listener())
+            consumer = broker.consumer([TOPIC], f"bench-{os.getpid()}-{next(_groups)}", Listener())
             await consumer.start()
             left = self._count
             while left == self._count:
@@ -150,7 +150,9 @@ class Broker:
             await broker.close()
 
 
-class _Listener:
+class Listener:
+    """Of a group that has one member and commits nothing."""
+
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         pass
 
@@ -203,6 +205,7 @@ class Run:
     rss: int  # bytes, the peak
     lag: float  # seconds, p99 of the event loop's lag, as a bucket's bound
     connections: int  # opened
+    parked: int  # deliveries
 
 
 class Endpoint(Protocol):
@@ -362,6 +365,7 @@ class Daemon:
             rss=usage.peak,
             lag=seen[-1].quantile("event_loop_lag_seconds", 0.99, seen[first]),
             connections=int(seen[-1]["connections_opened_total"]),
+            parked=int(sum(seen[-1].starting("deliveries_parked_total").values())),
         )
 
 

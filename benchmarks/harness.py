@@ -805,6 +805,7 @@ TITLES: Final = (
     "Latency",
     "Growth",
     "Replicas",
+    "Isolation",
     "Memory",
     "Soak",
     "Transport",

@@ -75,7 +75,7 @@ _SOAK: Final = 0.7  # of the rate that was reached
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
-def _produce(
+def fill(
     broker: str, topic: str, messages: Iterator[Message], config: Mapping[str, str] | None = None
 ) -> int:
     """Make the topic and fill it; how many there were."""
@@ -97,7 +97,7 @@ def _produce(
         return uvloop.run(work())
 
 
-def _subscription(number: int, host: str, port: int, tenant: str | None, pattern: str) -> dict[str, Any]:
+def subscription_for(number: int, host: str, port: int, tenant: str | None, pattern: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": f"sub_{number}",
         "url": f"http://{host}:{port}/hook",
@@ -132,8 +132,8 @@ def run_fan_out(command: str, *, quick: bool, count: int | None = None, runs: in
     runs = runs or (1 if quick else 5)
     section = Section("Fan-out", command)
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name, Nginx(HOSTS) as endpoint:
-        _produce(broker, TOPIC, (message for _, message in events(count)))
-        _produce(
+        fill(broker, TOPIC, (message for _, message in events(count)))
+        fill(
             broker,
             "bench-fan-out",
             (
@@ -150,7 +150,7 @@ def run_fan_out(command: str, *, quick: bool, count: int | None = None, runs: in
             _folder(name, "wide"),
             topic="bench-fan-out",
             subscriptions=[
-                _subscription(n, HOSTS[n % len(HOSTS)], endpoint.port, "wide", "fan.*")
+                subscription_for(n, HOSTS[n % len(HOSTS)], endpoint.port, "wide", "fan.*")
                 for n in range(_FAN_OUT)
             ],
         )
@@ -188,10 +188,10 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
         _remark(section, compared, what)
 
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
-        _produce(broker, TOPIC, (message for _, message in events(count)))
+        fill(broker, TOPIC, (message for _, message in events(count)))
         for topic, width in (("bench-many", many), ("bench-hosts", hosts)):
             # 7919 is prime to both: one after the other, but no two neighbours.
-            _produce(
+            fill(
                 broker,
                 topic,
                 (
@@ -206,7 +206,7 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
         with Nginx(HOSTS) as endpoint:
             plain = Daemon(broker, endpoint, _folder(name, "plain"))
             subscriptions = [
-                _subscription(n, HOSTS[n % len(HOSTS)], endpoint.port, f"tenant-{n}", "order.*")
+                subscription_for(n, HOSTS[n % len(HOSTS)], endpoint.port, f"tenant-{n}", "order.*")
                 for n in range(many)
             ]
             wide = Daemon(
@@ -221,7 +221,7 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
             far = addresses(hosts)
             with Nginx(far) as farther:
                 subscriptions = [
-                    _subscription(n, host, farther.port, f"tenant-{n}", "order.*")
+                    subscription_for(n, host, farther.port, f"tenant-{n}", "order.*")
                     for n, host in enumerate(far)
                 ]
                 wide = Daemon(
@@ -244,16 +244,21 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
 # At a given pace.
 
 
-async def _publish(broker: str, topic: str, pace: float, seconds: float) -> list[str]:
-    """So many events a second, evenly; the id of each is when it was handed over. Returns the ids."""
+async def publish(
+    broker: str, topic: str, pace: float, seconds: float, kinds: Sequence[tuple[str, str]] | None = None
+) -> list[str]:
+    """So many events a second, evenly; the id of each begins with when it was handed over. Returns the ids.
+
+    `kinds` are the events' types and tenants, in turns: those of the plain case unless given. For each of them the partitions come in turns.
+    """
     port = open_broker(broker, KafkaSettings())
     await port.connect()
     loop = asyncio.get_running_loop()
     ids: list[str] = []
     sending: set[asyncio.Task[None]] = set()
     bodies = [
-        orjson.loads(envelope(turn, BODY_BYTES - 16, message_type, f"tenant-{turn}")[1])
-        for turn, message_type in _kinds()
+        orjson.loads(envelope(turn, BODY_BYTES - 16, kind, tenant)[1])
+        for turn, (kind, tenant) in enumerate(kinds or [(kind, f"tenant-{turn}") for turn, kind in _kinds()])
     ]
     try:
         begin = loop.time()
@@ -286,7 +291,7 @@ def _kinds() -> list[tuple[int, str]]:
     ]
 
 
-def _percentile(values: Sequence[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
@@ -303,14 +308,14 @@ def run_latency(command: str, *, quick: bool, runs: int | None = None) -> Sectio
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
         for number in range(runs):
             topic = f"bench-latency-{number}"
-            _produce(broker, topic, iter(()))
+            fill(broker, topic, iter(()))
             with Nginx(HOSTS, count=True) as endpoint:
                 daemon = Daemon(broker, endpoint, _folder(name, topic), topic=topic)
                 with daemon.started():
                     daemon.wait_until_ready()
-                    uvloop.run(_publish(broker, topic, _PACE, 2))  # connections are open, code is warm
+                    uvloop.run(publish(broker, topic, _PACE, 2))  # connections are open, code is warm
                     before = daemon.scrape()
-                    ids = uvloop.run(_publish(broker, topic, _PACE, seconds))
+                    ids = uvloop.run(publish(broker, topic, _PACE, seconds))
                     _wait_for(daemon, len(ids) + before.delivered)
                     after = daemon.scrape()
                 arrived = dict(endpoint.arrivals())
@@ -318,8 +323,8 @@ def run_latency(command: str, *, quick: bool, runs: int | None = None) -> Sectio
             if missing:
                 raise Wrong(f"{len(missing)} of {len(ids)} events did not arrive, the first: {missing[0]}")
             taken = [arrived[event_id] - float(event_id.partition("-")[0]) for event_id in ids]
-            halves.append(_percentile(taken, 0.5))
-            tails.append(_percentile(taken, 0.99))
+            halves.append(percentile(taken, 0.5))
+            tails.append(percentile(taken, 0.99))
             worst.append(max(taken))
             lags.append(after.quantile("event_loop_lag_seconds", 0.99, before))
             print(f"  p50 {halves[-1] * 1000:.1f} ms, p99 {tails[-1] * 1000:.1f} ms", flush=True)
@@ -394,7 +399,7 @@ def run_replicas(command: str, *, quick: bool, count: int | None = None, runs: i
     section = Section("Replicas", command)
     rates: dict[int, list[float]] = {1: [], 2: []}
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name, Nginx(HOSTS) as endpoint:
-        _produce(broker, TOPIC, (message for _, message in events(count)))
+        fill(broker, TOPIC, (message for _, message in events(count)))
         for number in range(runs):
             for replicas in (1, 2):
                 rate = _replicas(broker, endpoint, _folder(name, f"{number}-{replicas}"), replicas, count)
@@ -451,7 +456,7 @@ def run_memory(command: str, *, quick: bool) -> Section:
         tempfile.TemporaryDirectory(prefix="bench-") as name,
         _Slow(seconds=3.0) as endpoint,
     ):
-        _produce(broker, TOPIC, (message for _, message in events(in_flight * 4)))
+        fill(broker, TOPIC, (message for _, message in events(in_flight * 4)))
         daemon = Daemon(
             broker,
             endpoint,
@@ -489,7 +494,7 @@ def run_memory(command: str, *, quick: bool) -> Section:
 
 def _slow_subscriptions(endpoint: _Slow) -> list[dict[str, Any]]:
     return [
-        _subscription(turn, host, endpoint.port, f"tenant-{turn}", kind)
+        subscription_for(turn, host, endpoint.port, f"tenant-{turn}", kind)
         for (turn, kind), host in zip(_kinds(), HOSTS, strict=True)
     ]
 
@@ -540,11 +545,11 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None, rate: f
     # The broker's disk needn't hold it all.
     limits = {"retention.bytes": str(256 << 20), "segment.bytes": str(64 << 20), "retention.ms": "120000"}
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name, Nginx(HOSTS) as endpoint:
-        _produce(broker, topic, iter(()), limits)
+        fill(broker, topic, iter(()), limits)
         daemon = Daemon(broker, endpoint, _folder(name, "soak"), topic=topic)
         with daemon.started() as child, Sampler(child.pid, interval=1.0) as usage:
             daemon.wait_until_ready()
-            ids = uvloop.run(_publish(broker, topic, pace, minutes * 60))
+            ids = uvloop.run(publish(broker, topic, pace, minutes * 60))
             last = _wait_for(daemon, len(ids))
     began = usage.samples[0][0]
     points = [((at - began) / 60, seen.rss / (1 << 20)) for at, seen in usage.samples]
