@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import chain, repeat
+from typing import Final
 
 import structlog
 
@@ -38,6 +39,11 @@ from dispatcher.timers import Timers
 from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
+
+COLLECTOR: Final = (50_000, 20, 100)
+"""Thresholds of the garbage collector. Thousands of deliveries and fetched records are alive at any time, none of them
+garbage: at Python's own thresholds looking through them again and again cost a fifth of the throughput (0.17 of
+wrk's against 0.21, benchmarks/end_to_end.py)."""
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
@@ -109,11 +115,8 @@ class App:
         # What lives now lives until the end: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        # Thousands of deliveries and fetched records are alive at any time, none of them garbage: at Python's own
-        # thresholds looking through them again and again cost a fifth of the throughput (0.17 of wrk's against 0.21,
-        # benchmarks/end_to_end.py).
         self._gc_threshold = gc.get_threshold()
-        gc.set_threshold(50_000, 20, 100)
+        gc.set_threshold(*COLLECTOR)
 
     async def _run(self) -> None:
         await self.broker.connect()

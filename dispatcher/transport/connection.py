@@ -15,6 +15,9 @@ speed, and the endpoints belong to strangers, so it is written for suspicion. Ho
   fields. What it read is kept until the head is complete, and a second one (`_Look`) goes over the same
   bytes where a field matters: a status that isn't 2xx (Retry-After, Location), the first response of
   a connection (Keep-Alive), more lines than a head may have. Being the same parser, it reads the same.
+- **One parser for all.** Nearly every response comes in one piece; those are read by one parser (`_Whole`), and a connection
+  gets its own when something of it wasn't so plain. Over 4,000 connections that is some 5 % of the CPU time of an
+  exchange, and 0.8 KiB of each idle connection.
 - **Requests leave together.** A system call that finds the other side asleep also wakes it, and
   that costs more than the sending. So what a turn of the loop sends on pooled connections is written at
   its end, one after the other: 46 us became 37 us a delivery where nginx had the other core to
@@ -115,6 +118,7 @@ class Shared:
         "resent",
         "response_cap",
         "timers",
+        "whole",
     )
 
     def __init__(
@@ -139,6 +143,7 @@ class Shared:
         self.opened = 0
         self.closed = 0
         self.resent = 0
+        self.whole = _Whole()
         self._leaving: list[Connection] = []  # those whose request is still to be written in this turn
         self._scheduled = False
 
@@ -264,6 +269,59 @@ def keep_alive(value: bytes) -> tuple[float, int | None]:
     return seconds, int(most[1]) if most is not None else None
 
 
+class _Whole:
+    """Reads the responses that come in one piece, which is nearly all of them, for every connection.
+
+    One parser for all, because it stays in the CPU's caches while a connection's own does not: where thousands
+    of connections take turns, each response would wait for the memory of its parser first. It is between two messages
+    whenever somebody uses it; as soon as anything isn't as it should be it is replaced, and the connection reads the same
+    bytes again with a parser of its own, so that only one place decides what they mean.
+    """
+
+    __slots__ = ("body", "complete", "keep", "odd", "parser", "status")
+
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self.parser = _parser(self)
+
+    def read(self, data: bytes) -> bool:
+        """Whether it is exactly one final response, strictly parsed, with a body of at most `KEPT_BODY` in one part."""
+        self.complete = False
+        self.odd = False
+        self.body = b""
+        try:
+            self.parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            self._renew()
+            return False
+        if self.complete and not self.odd:
+            if not self.keep:
+                self._renew()
+            return True
+        self._renew()
+        return False
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.odd = True
+
+    def on_body(self, chunk: bytes) -> None:
+        if self.body or len(chunk) > KEPT_BODY:
+            self.odd = True
+        else:
+            self.body = chunk
+
+    def on_message_complete(self) -> None:
+        parser = self.parser
+        self.status = status = parser.get_status_code()
+        self.keep = parser.should_keep_alive()
+        self.complete = True
+        if status < 200:
+            self.odd = True
+
+
 class Connection(asyncio.Protocol):
     """A connection without TLS; `secure.py` adds it."""
 
@@ -316,7 +374,7 @@ class Connection(asyncio.Protocol):
         self._retire_at = shared.loop.time() + shared.max_age
         self._idle_for = shared.idle_timeout
         self._responses = shared.max_requests  # how many more this connection may bring
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser: httptools.HttpResponseParser | None = None  # if `_Whole` doesn't do
         self._reset()
 
     def _reset(self) -> None:
@@ -383,7 +441,6 @@ class Connection(asyncio.Protocol):
         """Begin with the first exchange: connected, TLS established. `opened`: what that took."""
         self._opening = None
         self._opened = opened
-        self._parser = _parser(self)
         self._exchange = exchange
         if exchange.deadline < self._armed:
             self._arm(exchange.deadline)
@@ -470,6 +527,20 @@ class Connection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         """Parse what came for the exchange; sets `_complete` when there is a result."""
         size = len(data)
+        if self._parser is None:
+            if self._complete:
+                self._keep = False  # something follows the response
+                return
+            whole = self._shared.whole
+            if size <= _SLICE and whole.read(data):
+                self._status = whole.status
+                self._keep = whole.keep
+                self._head = data
+                self._body = whole.body
+                self._complete = True
+                return
+            # This endpoint's responses come in pieces, or aren't plain otherwise: from now on, one of its own.
+            self._parser = _parser(self)
         if size > _SLICE:
             for start in range(0, size, _SLICE):
                 if self._exchange is None:
@@ -490,7 +561,7 @@ class Connection(asyncio.Protocol):
             # Chunk sizes and trailers aren't body, but they aren't free either.
             self._raw += size
         try:
-            self._parser.feed_data(data)  # type: ignore[union-attr]
+            self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._refused(error)
         if not self._complete:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.transport import connection
 from dispatcher.transport.connection import KEPT_BODY, MAX_HEAD, keep_alive
 from tests.zoo.wire import CAP, Wire
 
@@ -142,6 +143,56 @@ def test_valid_responses_are_read_however_they_are_cut_and_keep_the_connection(
         wire.again()
     assert wire.sent == wire.request * (len(responses) + 1)
     assert wire.gone == 0
+
+
+PLAIN = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 204 No\r\n\r\n",
+        b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ]
+)
+
+
+def _outcome(wire: Wire) -> tuple[object, ...]:
+    return wire.told, bool(wire.idle), wire.closed, wire.resent
+
+
+@given(PLAIN | TALK.map(b"".join), st.binary(max_size=4))
+@settings(max_examples=500)
+def test_a_response_in_one_piece_means_the_same_to_the_parser_of_all_and_to_one_of_its_own(
+    raw: bytes, more: bytes
+) -> None:
+    one, other = Wire(), Wire()
+    other.connection._parser = connection._parser(other.connection)
+    for wire in (one, other):
+        wire.receive(raw + more)
+    assert _outcome(one) == _outcome(other)
+    for wire in (one, other):
+        wire.end()
+    assert _outcome(one) == _outcome(other)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), PLAIN | PIECES | st.binary(max_size=9)), max_size=30))
+@settings(max_examples=500)
+@example([(0, b"HTTP/1.1 204 No\r\n"), (1, b"\r\n")])
+@example([(0, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), (1, b"hello")])
+@example([(0, b"HTTP/1.1 204 No\r\n\r\nHTTP/1.1 204 No\r\n"), (1, b"\r\n")])
+@example([(0, b"HTTP/1.1 103 Early\r\n\r\n"), (1, b"HTTP/1.1 204 No\r\n\r\n")])
+def test_nothing_that_one_connection_receives_changes_what_another_one_reads(
+    talk: list[tuple[int, bytes]],
+) -> None:
+    together, alone = [Wire() for _ in range(4)], [Wire() for _ in range(4)]
+    for wire in together:
+        wire.shared.whole = together[0].shared.whole
+    for number, chunk in talk:
+        for wires in (together, alone):
+            wire = wires[number]
+            wire.receive(chunk)
+            if wire.idle:
+                wire.again()
+        assert _outcome(together[number]) == _outcome(alone[number])
 
 
 def test_fields_of_interest_are_read_from_any_response() -> None:
