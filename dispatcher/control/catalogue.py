@@ -9,7 +9,9 @@ milliseconds for a payload of a megabyte, on the loop that delivers, and its reg
 Python's, which a pattern such as `^(a+)+$` keeps busy for as long as the payload's author likes. Here patterns
 run in linear time, and what can't (look-around) is refused with the schema.
 
-No schema is ever fetched: `$ref` may lead into its own document only.
+No schema is ever fetched: `$ref` may lead into its own document only. And none is compared with a payload
+before it is known what that can take (`core/schemas.py`): a schema that multiplies work by itself is refused,
+a payload that makes one multiply it differs from the schema.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, 
 from dispatcher.control.store import Row, Store
 from dispatcher.core.event_types import EventType
 from dispatcher.core.events import valid_type
+from dispatcher.core.schemas import Cost
 from dispatcher.core.spec import Flaw
 from dispatcher.settings import ApiSettings
 
@@ -44,6 +47,12 @@ _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 _BUILT_IN: Final = (*TYPES, "ping")
 _TRIES: Final = 5
 _MAX_PATTERN: Final = 1 << 20  # bytes that a compiled pattern may take
+_SHALLOW: Final = range(4)  # levels of a payload's nesting for which the schema itself has to answer...
+_DEEP: Final = range(4, 65)  # ...and those beyond, as deep as the API takes any
+_MAX_COMPARED: Final = 10_000  # subschemas with which a place there may be compared
+_MAX_WORK: Final = (
+    50_000  # comparisons that any payload may take, half a second at the worst; more where it is large
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ class Catalogue:
         self._store = store
         self._only_known = settings.event_types == "catalogued"
         # By name, of which version; None where there is no schema, or none that can be used.
-        self._compiled: dict[str, tuple[int, jsonschema_rs.Validator | None]] = {}
+        self._compiled: dict[str, tuple[int, _Schema | None]] = {}
 
     def list(self) -> Sequence[EventTypeView]:
         """All of them, by name."""
@@ -145,29 +154,26 @@ class Catalogue:
 
     def validate_payload(self, type: str, data: Any) -> Sequence[Flaw]:  # noqa: A002 - the field's name
         """Where a payload differs from its type's schema; nothing for a type without one."""
-        validator = self._validator(type)
-        if validator is None:
-            return []
-        errors = islice(validator.iter_errors(data), _MAX_FLAWS)
-        return [Flaw(("data", *error.instance_path), error.message[:500]) for error in errors]
+        schema = self._schema(type)
+        return [] if schema is None else schema.differences(data, "data")
 
-    def _validator(self, name: str) -> jsonschema_rs.Validator | None:
+    def _schema(self, name: str) -> _Schema | None:
         row = self._store.event_types.get(name)
         if row is None:
             self._compiled.pop(name, None)
             return None
         known = self._compiled.get(name)
         if known is None or known[0] != row.version:
-            validator = None
+            schema = None
             if row.value.schema is not None:
                 try:
-                    validator = _compile(row.value.schema)
+                    schema = _Schema(row.value.schema)
                 except ValueError as error:
                     # Another release took it; a schema must not stop what is published.
                     log.warning(
                         "the schema of an event type can't be used", type=name, error=str(error)[:500]
                     )
-            known = self._compiled[name] = (row.version, validator)
+            known = self._compiled[name] = (row.version, schema)
         return known[1]
 
     def check_ready(self) -> None:
@@ -237,13 +243,41 @@ def _check_schema(schema: Any, example: Any, *, has_example: bool) -> Iterator[F
         yield Flaw(("schema", "$schema"), f"must be {_DRAFT}, or left out")
         return
     try:
-        validator = _compile(schema)
+        compiled = _Schema(schema)
     except ValueError as error:
         yield Flaw(("schema",), f"can't be used: {str(error).splitlines()[0][:500]}")
         return
     if has_example and example is not None:
-        for wrong in islice(validator.iter_errors(example), _MAX_FLAWS):
-            yield Flaw(("example", *wrong.instance_path), wrong.message[:500])
+        yield from compiled.differences(example, "example")
+
+
+class _Schema:
+    """A schema that is compiled, and of which it is known what it costs. Raises ValueError for one that can't be used."""
+
+    def __init__(self, schema: dict[str, Any] | bool) -> None:
+        # First: what is compiled may be walked through, too.
+        self._cost = Cost(schema)
+        self._shallow = max(self._cost.at(depth) for depth in _SHALLOW)
+        if self._shallow > _MAX_COMPARED:
+            raise ValueError(
+                f"a single value may have to be compared with more than {_MAX_COMPARED} subschemas, because definitions "
+                "that refer to others more than once multiply: refer to each once, or write the schema flatter"
+            )
+        self._multiplies = max(self._cost.at(depth) for depth in _DEEP) > self._shallow
+        self._validator = _compile(schema)
+
+    def differences(self, value: Any, field: str) -> builtins.list[Flaw]:
+        """Where the value differs from it; `field` is what the value is called."""
+        if self._multiplies:
+            places, work = self._cost.of(value)
+            if work > max(_MAX_WORK, places * self._shallow):
+                said = (
+                    "is nested too deeply for its schema, in which something refers to itself more than once: each level"
+                    " multiplies the work of comparing them"
+                )
+                return [Flaw((field,), said)]
+        errors = islice(self._validator.iter_errors(value), _MAX_FLAWS)
+        return [Flaw((field, *error.instance_path), error.message[:500]) for error in errors]
 
 
 def _nothing_fetched(_uri: str) -> Any:

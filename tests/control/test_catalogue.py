@@ -105,6 +105,62 @@ async def test_what_cannot_be_used_is_refused_with_its_field(
     assert len(plane.store.event_types) == 0
 
 
+def doubling(count: int) -> dict[str, Any]:
+    """Each definition refers twice to the next: 2 ** count comparisons of one value."""
+    definitions: dict[str, Any] = {
+        f"d{number}": {"allOf": [{"$ref": f"#/$defs/d{number + 1}"}] * 2} for number in range(count)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{count}": {"type": "integer"}}}
+
+
+async def test_a_schema_that_multiplies_work_is_refused(plane: Plane) -> None:
+    """A definition more, and comparing one number with it would take for ever."""
+    await plane.catalogue.put("a.b", {"schema": doubling(8), "example": 1})
+    assert plane.catalogue.validate_payload("a.b", 1) == []
+    found = await flaws(plane.catalogue.put("c.d", {"schema": doubling(40), "example": 1}))
+    assert "refer to each once" in found["schema"]
+    below = {"properties": {"x": {"items": {"$id": "https://a.example/x", **doubling(40)}}}}
+    assert "schema" in await flaws(plane.catalogue.put("c.d", {"schema": below}))
+    assert list(plane.store.event_types.names()) == ["a.b"]
+
+
+async def test_a_schema_that_multiplies_work_and_is_in_the_topic_stops_nothing(plane: Plane) -> None:
+    """Another release has taken it."""
+    await plane.store.event_types.put("a.b", EventType("a.b", schema=doubling(60)), base=0)
+    assert plane.catalogue.validate_payload("a.b", "x") == []
+
+
+def nested(levels: int, leaf: Any = 1) -> Any:
+    value = leaf
+    for _ in range(levels):
+        value = {"op": "add", "left": value, "right": 1}
+    return value
+
+
+async def test_what_a_payload_multiplies_is_bounded(plane: Plane) -> None:
+    """An expression refers to itself in each alternative, so every level of one doubles the work."""
+    alternatives = [
+        {
+            "properties": {"op": {"const": op}, "left": {"$ref": "#"}, "right": {"$ref": "#"}},
+            "required": ["op"],
+        }
+        for op in ("add", "multiply")
+    ]
+    schema = {"if": {"type": "object"}, "then": {"oneOf": alternatives}, "else": {"type": "integer"}}
+    await plane.catalogue.put("a.b", {"schema": schema, "example": nested(3)})
+    assert plane.catalogue.validate_payload("a.b", nested(8)) == []
+    assert "data" in {flaw.field for flaw in plane.catalogue.validate_payload("a.b", nested(8, "x"))}
+    [flaw] = plane.catalogue.validate_payload("a.b", nested(40))
+    assert (flaw.field, "nested too deeply" in flaw.message) == ("data", True)
+
+
+async def test_a_tree_that_refers_to_itself_may_be_as_deep_as_any_payload(plane: Plane) -> None:
+    schema = {"properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}, "op": {"type": "string"}}}
+    await plane.catalogue.put("a.b", {"schema": schema})
+    assert plane.catalogue.validate_payload("a.b", nested(63)) == []
+    assert len(plane.catalogue.validate_payload("a.b", {"left": {"op": 1}})) == 1
+
+
 async def test_a_payload_is_compared_with_the_schema_in_force(plane: Plane) -> None:
     validate = plane.catalogue.validate_payload
     assert validate("invoice.paid", {}) == []
