@@ -258,6 +258,13 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _IPV4_STRICT = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?", re.ASCII)
+# A URL that is in its canonical spelling already, but for a port that needn't be there: a name that is no number and
+# not internationalised, a path in which nothing needs an escape. What doesn't fit is not wrong: it is read step by step.
+_CANONICAL = re.compile(
+    r"(https?)://((?:(?!xn--)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?!xn--)[a-z_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)"
+    r"(?::([1-9][0-9]{0,4}))?(/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*(?:\?[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*)?)",
+    re.ASCII,
+)
 
 
 def _loose_ipv4(host: str) -> str | None:
@@ -320,6 +327,7 @@ class Guard:
         self._ports = _port_ranges(ports)
         # On the connect path: parsing an address costs some microseconds, a hit a twentieth of that.
         self._verdict = lru_cache(maxsize=8192)(self._judge)
+        self._origin = lru_cache(maxsize=8192)(self._make_origin)
 
     def check_address(self, address: str) -> None:
         """Raise Blocked unless the address, which is about to be connected to, may be contacted."""
@@ -383,6 +391,21 @@ class Guard:
         """
         if len(url) > MAX_URL:
             raise Blocked("length", f"the URL is longer than {MAX_URL} characters")
+        # Nearly every URL: a third of the time, which a hundred thousand subscriptions at the start are worth.
+        if (match := _CANONICAL.fullmatch(url)) is not None and len(match[2]) <= MAX_HOST:
+            scheme, host, port_text, target = match.groups()
+            if scheme == "https" or not self._https_only:
+                origin, header = self._origin(scheme, host, port_text)
+                return Target(origin, target, header)
+        return self._read_url(url)
+
+    def _make_origin(self, scheme: str, host: str, port: str | None) -> tuple[Origin, str]:
+        """The origin of parts that are right, but for the port perhaps; with its Host header."""
+        origin = Origin(scheme, host, self._port(port, scheme))
+        return origin, origin.host_header
+
+    def _read_url(self, url: str) -> Target:
+        """Step by step, with the reason for which it is refused."""
         if (bad := _FORBIDDEN.search(url)) is not None:
             raise Blocked(
                 "characters",
@@ -491,9 +514,10 @@ class Guard:
                     "port", "the port must be a decimal number from 1 to 65535 without leading zeros"
                 )
             port = int(text)
-        if not any(port in allowed for allowed in self._ports):
-            raise Blocked("port", f"port {port} is not allowed here (setting network.ports)")
-        return port
+        for allowed in self._ports:
+            if port in allowed:
+                return port
+        raise Blocked("port", f"port {port} is not allowed here (setting network.ports)")
 
     def _ipv6(self, literal: str) -> str:
         if "%" in literal:

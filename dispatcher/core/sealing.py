@@ -16,8 +16,8 @@ A sealed value is text: `<key id>.<base64url of nonce, ciphertext and tag>`.
 
 from __future__ import annotations
 
-from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as NotBase64
+from base64 import b64decode, urlsafe_b64encode
+from binascii import Error as NotBase64, a2b_base64
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Final
@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
+_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 
 
 class CannotOpen(ValueError):
@@ -56,6 +57,7 @@ class Sealer:
         """`chance` gives so many random bytes, never the same ones (`os.urandom`)."""
         self._keys = {key_id(key): AESGCM(key) for key in keys}
         self._newest = next(iter(self._keys), None)
+        self._newest_prefix = f"{self._newest}."
         self._chance = chance
 
     def __bool__(self) -> bool:
@@ -77,11 +79,11 @@ class Sealer:
         if key is None:
             raise CannotOpen(f"sealed with the key {name[:8]!r}, which api.secrets_keys does not have")
         try:
-            data = urlsafe_b64decode(text)
+            data = a2b_base64(text.encode("ascii").translate(_STANDARD))
             return key.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], context.encode()).decode()
         except (InvalidTag, ValueError) as error:
             raise CannotOpen(f"not what was sealed with the key {name!r} for {context}") from error
 
     def is_newest(self, sealed: str) -> bool:
         """Whether the first key has sealed it."""
-        return self._newest is not None and sealed.partition(".")[0] == self._newest
+        return self._newest is not None and sealed.startswith(self._newest_prefix)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import example, given, strategies as st
 
+from dispatcher.core import netguard
 from dispatcher.core.netguard import MAX_URL, RULES, Blocked, Guard, Origin, Target
 
 # Address, and a part of the reason that is given.
@@ -838,6 +839,22 @@ def test_any_string_is_either_refused_or_has_a_canonical_form(url: str) -> None:
     except ValueError:
         return
     guard.check_address(str(literal))
+
+
+@given(st.from_regex(netguard._CANONICAL, fullmatch=True) | URLS)
+@example("https://a.example:22/")
+@example("http://a.example/")
+@example("https://" + "a" * 63 + ".example/")
+@example("https://" + "a" * 64 + ".example/")
+@example("https://" + "a." * 127 + "example/")
+def test_a_url_in_its_canonical_spelling_is_read_as_any_other(url: str) -> None:
+    for guard in (Guard(), Guard(https_only=False, ports=(80, 443))):
+        found, expected = outcome(guard.check_url, url), outcome(guard._read_url, url)
+        if isinstance(expected, Blocked) and len(url) <= MAX_URL:
+            assert isinstance(found, Blocked)
+            assert (found.rule, str(found)) == (expected.rule, str(expected))
+        elif len(url) <= MAX_URL:
+            assert found == expected
 
 
 @given(URLS)

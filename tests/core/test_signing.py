@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given, strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from dispatcher.core.signing import MAX_SECRETS, make_signers
+from dispatcher.core.signing import MAX_SECRETS, make_signers, usual_secrets
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "standard-webhooks.json").read_text())
 MESSAGE = (
@@ -203,3 +203,25 @@ def test_the_repr_shows_schemes_and_no_secret() -> None:
     signers = make_signers([V1, V1A], ["v1", "v1a", "github"])
     signers.header_lines(*MESSAGE)
     assert repr(signers) == "<Signers v1 v1a github>"
+
+
+ALMOST = st.text("Aa0/+-_=Qg9", max_size=4).flatmap(
+    lambda end: st.sampled_from([28, 32, 40, 41, 42, 43, 44, 88]).map(
+        lambda length: "whsec_" + "A" * (length - len(end)) + end
+    )
+)
+
+
+@given(st.lists(st.binary(min_size=24, max_size=32).map(whsec) | ALMOST, max_size=MAX_SECRETS + 1))
+def test_what_is_found_usual_can_sign(secrets: list[str]) -> None:
+    if usual_secrets(secrets):
+        make_signers(secrets, ["v1"])
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_keys_of_the_usual_sizes_are_found_usual(size: int) -> None:
+    secrets = [whsec(bytes([number] * size)) for number in range(MAX_SECRETS)]
+    assert usual_secrets(secrets)
+    assert not usual_secrets([])
+    assert not usual_secrets([*secrets, whsec(bytes(30))])
+    assert not usual_secrets(secrets[:1] * 2)

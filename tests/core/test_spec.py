@@ -4,7 +4,7 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
@@ -264,3 +264,130 @@ def test_nothing_but_a_spec_error_comes_of_junk(junk: Any) -> None:
     with pytest.raises(SpecError) as caught:
         reader({}).read(spec(id="not valid", **{name: value for name, value in junk.items() if name != "id"}))
     assert "id" in {flaw.field for flaw in caught.value.flaws}
+
+
+PLAIN = "a secret without a prefix".replace(" ", "-")
+# What each field may hold: the usual, the unusual that is right, and what is wrong or nearly right.
+VALUES: dict[str, list[Any]] = {
+    "id": ["sub_2", "a" * 64, "a" * 65, "", "s\n", "\xe9", 5, None],
+    "tenant": ["acme", "*", "Zo\xeb", "", "a\nb", "\ud800", "x" * 257, 5, None],
+    "url": [
+        "https://hooks.acme.example",
+        "HTTPS://Hooks.Acme.example:443/in?a=%20",
+        "https://hooks.acme.example:8443/in?a=b/c?d",
+        "https://hooks.acme.example:22/",
+        "https://xn--bcher-kva.example/",
+        "https://b\xfccher.example/",
+        "https://hooks.acme.example./",
+        "https://1.2.3/",
+        "https://8.8.8.8/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://a@b.example/",
+        "https://a.example/#x",
+        "https://a.example/\u200b",
+        "https://a_b.example/x y",
+        "http://a.example/",
+        "https://a.example/" + "x" * 2048,
+        "https://" + "a." * 127 + "example/",
+        "",
+        5,
+        None,
+    ],
+    "event_types": [
+        ["*"], ["a", "a", "b.*"], ["a.*.b"], [], ["a..b"], ["a*"], ["a", 5], ["a", None], ["x"] * 257, "a", ("a",), None,
+    ],
+    "secrets": [
+        [OTHER], [SECRET, OTHER], [SECRET, SECRET], [ED25519], [SECRET, ED25519], [PLAIN], [SECRET[:-1]],
+        [SECRET[:-1] + "-"], [OTHER[:-2] + "9="], ["whsec_" + "A" * 84], ["${A}"], ["${B}"], ["whsk_" + "A" * 88],
+        [f"whsec_{str(number) * 32}" for number in range(9)], [], [5], [None], SECRET, None,
+    ],
+    "signatures": [["v1"], ["v1a"], ["github"], ["v1", "github"], ["v1", "v1"], ["v2"], [], [5], "v1", ("v1",), None],
+    "headers": [
+        {}, {"X-Env": "prod"}, {"Authorization": "Bearer abc"}, {"X-A": "1", "x-a": "2"}, {"Host": "x"}, {"X": "${A}"},
+        {"X": "${B}"}, {"X": ""}, {"X": "\ud800"}, {"X": 5}, {5: "x"}, {f"X-{n}": "x" for n in range(33)}, [], "x", None,
+    ],
+    "payload": ["full", "thin", "fat", 5, [], None],
+    "status": ["active", "paused", "pending", "disabled", "gone", 5, [], None],
+    "validate": [True, False, "true", 1, 0, [], None],
+    "redirects": ["never", "same-origin", "always", 5, None],
+    "client_certificate": [{"cert_file": "c.pem"}, {}, 5, None],
+    "timeout": ["2s", "10ms", "9ms", "10m", "601s", "5", "", 5, 5.0, True, None],
+    "max_in_flight": [1, 10_000, 0, 10_001, -1, 3.0, 3.5, "3", True, None],
+    "rate_limit": ["90/m", "1/h", "100000/s", "0/s", "100001/s", "x", 5, None],
+    "retry": [
+        {}, {"schedule": []}, {"schedule": ["1s", "1m30s"]}, {"schedule": None, "jitter": None}, {"jitter": 0},
+        {"jitter": 1}, {"jitter": 0.25}, {"jitter": 1.5}, {"jitter": True}, {"jitter": "0.5"}, {"jitter": float("nan")},
+        {"schedule": ["1ms"]}, {"schedule": [5]}, {"schedule": "5s"}, {"schedule": ("5s",)}, {"schedule": ["5s"] * 101},
+        {"shedule": []}, {5: 5}, [], None,
+    ],
+    "nonsense": [None, 1],
+    "validated": [True],
+}  # fmt: skip
+FIELD = st.one_of(
+    [st.tuples(st.just(name), st.sampled_from(values) | JUNK) for name, values in VALUES.items()]
+)
+
+
+def outcome(read: Any, raw: Any, *, validated: bool) -> Any:
+    try:
+        found = read(raw, validated=validated)
+    except SpecError as error:
+        return error.flaws
+    return {
+        name: (type(value), value)
+        for name in found.__slots__
+        if name != "request" and (value := getattr(found, name),)
+    }
+
+
+@pytest.mark.parametrize("environ", [None, {}, {"A": SECRET}])
+@pytest.mark.parametrize("field", VALUES)
+def test_each_value_of_a_field_is_read_the_short_way_as_by_the_model(field: str, environ: Any) -> None:
+    found = reader(environ)
+    for value in VALUES[field]:
+        raw = spec(**{field: value})
+        assert outcome(found.read, raw, validated=False) == outcome(found._checked, raw, validated=False)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(FIELD, max_size=4),
+    st.lists(st.sampled_from(list(spec())), max_size=1),
+    st.sampled_from([None, {}, {"A": SECRET}]),
+    st.booleans(),
+)
+def test_what_is_read_the_short_way_is_what_the_model_makes_of_it(
+    changes: Any, missing: Any, environ: Any, validated: bool
+) -> None:
+    """For any document: the same subscription, to the types of its parts, or the same mistakes."""
+    raw = spec(**dict(changes))
+    for name in missing:
+        raw.pop(name, None)
+    found = reader(environ)
+    assert outcome(found.read, raw, validated=validated) == outcome(found._checked, raw, validated=validated)
+    # Once more, with all that it remembers by now.
+    assert outcome(found.read, raw, validated=validated) == outcome(found._checked, raw, validated=validated)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"secrets": [SECRET, OTHER]},
+        {"secrets": [ED25519], "signatures": ["v1a"]},
+        {"url": "https://hooks.acme.example:8443/in?customer=5"},
+        {
+            "tenant": "acme",
+            "status": "paused",
+            "payload": "thin",
+            "redirects": "same-origin",
+            "validate": True,
+        },
+        {"timeout": "2s", "max_in_flight": 3, "rate_limit": "90/m", "headers": {"X-Env": "prod"}},
+        {"retry": {"schedule": ["1s", "1m30s"], "jitter": 0.2}},
+        {"tenant": None, "retry": None, "headers": None},
+    ],
+)
+def test_the_usual_is_read_the_short_way(changes: Any) -> None:
+    assert reader()._usual(spec(**changes), validated=False) is not None
