@@ -624,7 +624,7 @@ class Store:
                 return self._sealer.open(kept["sealed"], f"{id} {field}")
             except CannotOpen as error:
                 if unusable is None:
-                    log.error("a secret can't be opened", subscription=id, field=field, error=str(error))  # noqa: TRY400 - the message says it
+                    self._complain("a secret can't be opened", subscription=id, field=field, error=str(error))
                 unusable = "sealed"
                 return None
 
@@ -657,7 +657,7 @@ class Store:
             otherwise = self._sealed_otherwise(raw)
             stored = self._opened(id, state.version, raw)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.error("a subscription in the topic can't be read", subscription=id, error=repr(error))  # noqa: TRY400 - nothing of ours is broken
+            self._complain("a subscription in the topic can't be read", subscription=id, error=repr(error))
             self._unusable[id] = "invalid"
             return None, False
         request = stored.idempotency
@@ -683,13 +683,18 @@ class Store:
         try:
             return self._specs.read(written)
         except SpecError as error:
-            self._unusable[stored.id] = "invalid"
-            log.error(  # noqa: TRY400 - the flaws are the message
+            self._complain(
                 "a subscription is not valid any more",
                 subscription=stored.id,
                 flaws=[str(flaw) for flaw in error.flaws],
             )
+            self._unusable[stored.id] = "invalid"
             return self._disabled(written, "invalid")
+
+    def _complain(self, what: str, **about: object) -> None:
+        """A line for each, but of the first ones only while loading: a key that is missing is all subscriptions'."""
+        if self.loaded or len(self._unusable) < _LOGGED:
+            log.error(what, **about)
 
     def _disabled(self, written: dict[str, Any], reason: str) -> Subscription | None:
         try:

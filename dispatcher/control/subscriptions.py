@@ -567,7 +567,7 @@ class Subscriptions:
         if runtime is None or runtime.status is not Status.DISABLED:
             if view.managed == "file":
                 raise FileManaged(id)
-            raise WrongState(f"{id} can't be used as it is kept ({view.reason}): delete it and make it anew")
+            raise _unusable(view)
         await self._store.enable(id)
         subscription = self._registry.index.get(id)
         if subscription is not None and subscription.status is Status.PENDING:
@@ -657,7 +657,7 @@ class Subscriptions:
             stored = self._changeable(id, tenant, if_match)
             if stored.unusable == "sealed":
                 # What can't be read can't be written again either: its secrets would be lost for good.
-                raise WrongState(f"{id} is sealed with a key that is not there (api.secrets_keys)")
+                raise _unusable(self._view_of(stored))
             changed = change(stored)
             if changed is None:
                 return self._view_of(stored)
@@ -737,7 +737,7 @@ class Subscriptions:
         view = self.get(id, tenant=tenant)
         subscription = self._registry.index.get(id)
         if subscription is None or not subscription.secrets:
-            raise WrongState(f"{id} can't be used as it is kept ({view.reason})")
+            raise _unusable(view)
         return subscription
 
     # Inside.
@@ -778,6 +778,15 @@ def _sees(tenant: str | None, owner: Any) -> bool:
 
 def _unknown(id: str) -> NotFound:  # noqa: A002 - the field's name
     return NotFound(f"there is no subscription {id[:64]}")
+
+
+def _unusable(view: View) -> WrongState:
+    """What can't be delivered to as it is kept, and what to do about it."""
+    if view.reason == "sealed":
+        remedy = "its secrets are sealed with a key that api.secrets_keys doesn't have: put that back"
+    else:
+        remedy = "the settings refuse it by now (the log says why): change it, or them"
+    return WrongState(f"{view.id} can't be used as it is kept ({view.reason}): {remedy}")
 
 
 def _contended(id: str) -> Unavailable:  # noqa: A002 - the field's name

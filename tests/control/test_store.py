@@ -352,6 +352,19 @@ async def test_a_subscription_whose_key_is_missing_is_disabled_and_named_and_not
     assert three.status() == ("active", None)
 
 
+async def test_a_key_that_is_missing_fills_no_log(world: World) -> None:
+    """It is all subscriptions' that it has sealed: the first ones are named, and how many there are."""
+    one = await world.replica(OLD_KEY)
+    for number in range(50):
+        await create(one, f"s{number}")
+    for keys, said in (((NEW_KEY,), "a secret can't be opened"), ((), "a secret can't be opened")):
+        with capture_logs() as logs:
+            await world.replica(*keys)
+        assert len([each for each in logs if each["event"] == said]) == 20
+        (told,) = [each for each in logs if "can't be used" in each["event"]]
+        assert (told["total"], len(told["subscriptions"])) == (50, 20)
+
+
 async def test_what_an_old_key_sealed_or_none_is_sealed_with_the_newest_after_the_start(world: World) -> None:
     one = await world.replica()
     await create(one, "plain")
