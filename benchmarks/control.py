@@ -1,7 +1,8 @@
-"""The control plane at a hundred thousand subscriptions: from the start to ready, memory, and whether the loop turns.
+"""The control plane at a hundred thousand subscriptions: from the start to ready, memory, whether the loop turns, pages.
 
 The topic is filled with records as the API writes them (secrets sealed), then the real daemon is started on it.
 While it loads, `/healthz` is asked again and again: how long an answer takes is how long the loop was held up.
+Pages are listed over HTTP, of one tenant that has all of them: the most that a filter can have to look through.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import http.client
 import itertools
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
+
+import orjson
 
 from benchmarks.end_to_end import Daemon, kafka
-from benchmarks.harness import SECRET, CannotRun, Nginx, Sampler, Section, Table, Usage, mib, require
+from benchmarks.harness import SECRET, CannotRun, Nginx, Sampler, Section, Table, Usage, median, mib, require
 from dispatcher.app import topic_specs
 from dispatcher.broker.base import Message
 from dispatcher.broker.open import open_broker
@@ -35,10 +40,19 @@ _KEY: Final = base64.b64encode(bytes(range(32))).decode()
 _EVENTS: Final = "bench-control"
 _HOSTS: Final = 2000
 _TENANTS: Final = 10_000
+_PAGE_WANTED: Final = 0.050  # seconds
+_PAGES: Final = 200  # of each kind
+_LISTED: Final[tuple[tuple[str, dict[str, object]], ...]] = (
+    ("page of 50", {"limit": 50}),
+    ("page of 200", {"limit": 200}),
+    ("of an event type that one in 50 wants", {"limit": 200, "event_type": "kind.7"}),
+    ("of a host that one in 2,000 has", {"limit": 200, "host": "hooks-7.example.com"}),
+    ("of a status that none has", {"limit": 200, "status": "disabled"}),
+)
 
 
 def run(command: str, *, quick: bool) -> Section:
-    """Start to ready, on both brokers."""
+    """Start to ready, on both brokers; pages of one tenant's, on the embedded one."""
     require("taskset")
     count = COUNT // 50 if quick else COUNT
     section = Section("Control plane", command)
@@ -49,8 +63,14 @@ def run(command: str, *, quick: bool) -> Section:
             folder = Path(name, f"daemon-{number}")
             folder.mkdir()
             empty = _start(broker, endpoint, folder, "none.")
-            asyncio.run(_fill(broker, count))
+            asyncio.run(_fill(broker, count, "many.", _TENANTS))
             found.append((empty, _start(broker, endpoint, folder, "many.")))
+        folder = Path(name, "daemon-pages")
+        folder.mkdir()
+        broker = f"sqlite:///{name}/pages.db"
+        asyncio.run(_fill(broker, count, "one.", 1))
+        pages: dict[str, list[float]] = {}
+        _start(broker, endpoint, folder, "one.", lambda port: pages.update(_list(port)))
     (_, embedded), (_, real) = found
     slowest = max(embedded["ready"], real["ready"])
     wanted = f"< {_WANTED:g} s {'✓' if slowest < _WANTED else '✗ missed'}"
@@ -70,8 +90,16 @@ def run(command: str, *, quick: bool) -> Section:
         "",
     )
     section.add(table)
+    listed = Table(("pages of one tenant that has all of them", "median", "p99", "wanted"))
+    for label, _ in _LISTED:
+        times = sorted(pages[label])
+        p99 = times[int(len(times) * 0.99)]
+        good = f"< {_PAGE_WANTED * 1000:g} ms {'✓' if p99 < _PAGE_WANTED else '✗ missed'}"
+        listed.add(label, f"{median(times) * 1000:.1f} ms", f"{p99 * 1000:.1f} ms", good)
+    section.add(listed)
     section.add(
-        f"{count:,} subscriptions of {_TENANTS:,} tenants, secrets sealed, in a topic that was not compacted."
+        f"{count:,} subscriptions of {_TENANTS:,} tenants, secrets sealed, in a topic that was not compacted. "
+        f"{_PAGES} pages of each kind one after the other over HTTP, one connection, their cursors followed; embedded broker."
     )
     return section
 
@@ -83,7 +111,10 @@ def _settings(prefix: str) -> dict[str, Any]:
     }
 
 
-def _start(broker: str, endpoint: Nginx, folder: Path, prefix: str) -> dict[str, float]:
+def _start(
+    broker: str, endpoint: Nginx, folder: Path, prefix: str, then: Callable[[int], object] | None = None
+) -> dict[str, float]:
+    """How it started; `then` is called with the port when it is ready."""
     daemon = Daemon(broker, endpoint, folder, subscriptions=(), **_settings(prefix))
     began = time.monotonic()
     stall = 0.0
@@ -103,32 +134,57 @@ def _start(broker: str, endpoint: Nginx, folder: Path, prefix: str) -> dict[str,
         ready = time.monotonic() - began
         cpu = Usage.of(child.pid).cpu
         time.sleep(1.0)
+        if then is not None:
+            then(daemon._port)
     if child.returncode != 0:
         raise CannotRun(f"the daemon ended with {child.returncode}:\n{daemon.log.read_text()[-4000:]}")
     return {"ready": ready, "stall": stall, "rss": float(usage.peak), "cpu": cpu}
 
 
-async def _fill(broker: str, count: int) -> None:
+def _list(port: int) -> dict[str, list[float]]:
+    """Seconds of each page, of each kind."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    found: dict[str, list[float]] = {}
+    for label, query in _LISTED:
+        times = found[label] = []
+        cursor: dict[str, object] = {}
+        while len(times) < _PAGES:
+            began = time.perf_counter()
+            connection.request(
+                "GET", "/v1/subscriptions?" + urlencode({"tenant": "tenant-0", **query, **cursor})
+            )
+            response = connection.getresponse()
+            page = response.read()
+            times.append(time.perf_counter() - began)
+            if response.status != 200:
+                raise CannotRun(f"a page was answered with {response.status}: {page[:1000].decode()}")
+            following = orjson.loads(page)["next_cursor"]
+            cursor = {} if following is None else {"cursor": following}
+    connection.close()
+    return found
+
+
+async def _fill(broker: str, count: int, prefix: str, tenants: int) -> None:
     settings = Settings.model_validate(
-        {"topics": TopicsSettings(events=(_EVENTS,), prefix="many."), "api": {"secrets_keys": [_KEY]}}
+        {"topics": TopicsSettings(events=(_EVENTS,), prefix=prefix), "api": {"secrets_keys": [_KEY]}}
     )
     port = open_broker(broker, KafkaSettings())
     await port.connect()
     try:
         await port.ensure_topics(topic_specs(settings), create=True)
         store = Store(settings, port, Registry(settings, Guard(), {}), Guard())
-        messages = _messages(store, settings, count)
+        messages = _messages(store, settings, count, tenants)
         while batch := list(itertools.islice(messages, 2000)):
             await port.produce(batch)
     finally:
         await port.close()
 
 
-def _messages(store: Store, settings: Settings, count: int) -> Iterator[Message]:
+def _messages(store: Store, settings: Settings, count: int, tenants: int) -> Iterator[Message]:
     for number in range(count):
         id_ = f"sub_{number:08d}"
         document = {
-            "tenant": f"tenant-{number % _TENANTS}",
+            "tenant": f"tenant-{number % tenants}",
             "url": f"https://hooks-{number % _HOSTS}.example.com/customers/{number}",
             "event_types": ["billing.*", "invoice.paid", f"kind.{number % 50}"],
             "status": "active",
