@@ -66,7 +66,7 @@ async def create_subscription(call: Call) -> Reply:
 
 async def list_subscriptions(call: Call) -> Reply:
     query: models.SubscriptionQuery = call.query
-    page = call.services.subscriptions.list(
+    found = call.services.subscriptions.list(
         tenant=call.tenant,
         of_tenant=query.tenant,
         status=query.status,
@@ -75,11 +75,7 @@ async def list_subscriptions(call: Call) -> Reply:
         cursor=query.cursor,
         limit=query.limit,
     )
-    return Reply(
-        models.SubscriptionPage(
-            subscriptions=[models.subscription(view) for view in page.items], next_cursor=page.next_cursor
-        )
-    )
+    return Reply(models.page(found.items, found.next_cursor))
 
 
 def _view(call: Call) -> View:

@@ -8,7 +8,7 @@ the id taken) is the control plane's to say, with the same fields in its flaws. 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.publishing import Published as PublishedEvent
-from dispatcher.control.subscriptions import MAX_PAGE, OVERLAP, PAGE, Health, PingResult, SecretView, View
+from dispatcher.control.subscriptions import MAX_PAGE, OVERLAP, PAGE, Health, PingResult, View
 from dispatcher.core.events import valid_type
 from dispatcher.core.subscriptions import check_pattern
 from dispatcher.core.units import format_duration, parse_duration, parse_rate
@@ -560,10 +560,16 @@ def detail(view: View, health: Health) -> SubscriptionDetail:
     return SubscriptionDetail(**_fields(view), health=delivery_health(health))
 
 
+def page(views: Iterable[View], next_cursor: str | None) -> SubscriptionPage:
+    """A page of them, checked in one go: one by one takes half as long again."""
+    return SubscriptionPage.model_validate(
+        {"subscriptions": [_fields(view) for view in views], "next_cursor": next_cursor}
+    )
+
+
 def _fields(view: View) -> dict[str, Any]:
-    document = view.document
-    retry = document.get("retry")
-    given = {name: value for name, value in document.items() if value is not None}
+    given = {name: value for name, value in view.document.items() if value is not None}
+    retry = given.get("retry")
     certificate = given.get("client_certificate")
     return {
         "id": view.id,
@@ -574,7 +580,9 @@ def _fields(view: View) -> dict[str, Any]:
         "tenant": given.get("tenant"),
         "url": given["url"],
         "event_types": list(given["event_types"]),
-        "secrets": [masked(secret) for secret in view.secrets],
+        "secrets": [
+            {"masked": secret.masked, "expires_at": time_of(secret.expires_ms)} for secret in view.secrets
+        ],
         "signatures": list(given.get("signatures", ("v1",))),
         "headers": dict(given.get("headers", {})),
         "payload": given.get("payload", "full"),
@@ -600,11 +608,6 @@ def _retry(retry: dict[str, Any]) -> RetryPolicy:
         schedule=None if schedule is None else [duration_of(wait) for wait in schedule],
         jitter=retry.get("jitter"),
     )
-
-
-def masked(secret: SecretView) -> MaskedSecret:
-    """A secret as it is shown."""
-    return MaskedSecret(masked=secret.masked, expires_at=time_of(secret.expires_ms))
 
 
 def delivery_health(health: Health) -> DeliveryHealth:
