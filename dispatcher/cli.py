@@ -25,7 +25,7 @@ from dispatcher.commands.event_types import event_types
 from dispatcher.commands.group import Commands
 from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
-from dispatcher.commands.options import load_settings, settings_options
+from dispatcher.commands.options import given, load_settings, settings_options
 from dispatcher.commands.publish import publish
 from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
@@ -63,13 +63,8 @@ def run(
     """Run the dispatcher until SIGTERM or Ctrl-C; a second one exits at once. SIGHUP reads the
     subscriptions file again.
     """
-    flags = {
-        **overrides,
-        "http.host": http_host,
-        "http.port": http_port,
-        "subscriptions_file": subscriptions_file,
-    }
-    settings = load_settings(config, flags)
+    own = {"http.host": http_host, "http.port": http_port, "subscriptions_file": subscriptions_file}
+    settings = load_settings(config, {**overrides, **given(own)})
     configure(settings.log)
     _allow_many_sockets()
     sys.exit(uvloop.run(_run(settings)))

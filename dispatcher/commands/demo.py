@@ -247,7 +247,7 @@ def demo_settings(config: Path | None, overrides: dict[str, Any], directory: Pat
         "shutdown.drain": "5s",
         "log.level": "error",
     }
-    return load_settings(config, {**own, **{k: v for k, v in overrides.items() if v is not None}})
+    return load_settings(config, {**own, **overrides})
 
 
 class Demo:

@@ -47,19 +47,23 @@ def settings_options(command: F) -> F:
             if not equals or not key:
                 raise click.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
             overrides[key] = value
-        overrides |= {"broker": broker, "group": group}
+        overrides |= given({"broker": broker, "group": group})
         return command(*args, overrides=overrides, **kwargs)
 
     return wrapped  # type: ignore[return-value] # wraps() forgets that the command is called with fewer options
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given. The others must not take the place of what `--set` says."""
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """The settings of file, environment and flags; ends the process with 2, listing every error."""
     if config is None and _DEFAULT_FILE.exists():
         config = _DEFAULT_FILE
-    given = {key: value for key, value in flags.items() if value is not None}
     try:
-        return load(config, os.environ, given)
+        return load(config, os.environ, flags)
     except SettingsError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -40,6 +40,24 @@ def test_what_is_right_is_shown_with_its_source_and_no_secret(tmp_path: Path) ->
     assert SECRET not in ended.stdout + ended.stderr
 
 
+def test_what_has_a_flag_of_its_own_can_be_set_like_any_other(tmp_path: Path) -> None:
+    """The flag that was not given must not take it back."""
+    (tmp_path / "subscriptions.yaml").write_text(ENDPOINT)
+    ended = dispatcher(
+        *("check-config", "--set", "broker=kafka://set.example:9092", "--set", "group=mine"),
+        *("--set", "subscriptions_file=subscriptions.yaml"),
+        cwd=tmp_path,
+        HOOK_SECRET=SECRET,
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = {line.split()[0]: line for line in ended.stdout.splitlines() if line.strip()}
+    assert "kafka://set.example:9092" in rows["broker"]
+    assert "mine" in rows["group"]
+    assert "1 subscriptions in subscriptions.yaml" in ended.stdout
+    ended = dispatcher("check-config", "--set", "group=mine", "--group", "yours", cwd=tmp_path)
+    assert "yours" in next(line for line in ended.stdout.splitlines() if line.split()[:1] == ["group"])
+
+
 def test_every_mistake_of_every_source_is_listed_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("delivery:\n  timeout: forever\n  conections_per_host: 3\n")
     ended = dispatcher(
