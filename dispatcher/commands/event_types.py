@@ -105,11 +105,11 @@ def put(
         given["deprecated"] = deprecated
     path = f"/v1/event-types/{part(name)}"
     known = {each["name"]: each for each in api.get("/v1/event-types")["event_types"]}.get(name)
-    headers = {}
+    headers = {"If-None-Match": "*"}  # nobody else's change is undone
     if known is not None:
         kept = {field: known[field] for field in ("description", "schema", "example", "deprecated")}
         given = {**kept, **given}
-        headers = {"If-Match": f'"{known["version"]}"'}  # nobody else's change is undone
+        headers = {"If-Match": f'"{known["version"]}"'}
     answer = api.call("PUT", path, given, headers=headers)
     if as_json:
         print_json(answer.json)
@@ -124,7 +124,8 @@ def _read(text: str, option: str) -> Any:
     except OSError as error:
         raise ConfigError(f"{option}: can't read {text[1:]}: {error.strerror or error}") from error
     except orjson.JSONDecodeError as error:
-        raise ConfigError(f"{option}: not JSON: {error}") from error
+        file = "" if text.startswith("@") or not Path(text).is_file() else f"; @{text} reads the file {text}"
+        raise ConfigError(f"{option}: not JSON: {error}{file}") from error
 
 
 @event_types.command()

@@ -17,6 +17,7 @@ from dispatcher.core import document
 from dispatcher.core.document import DocumentError
 
 _PAGE: Final = 200
+_BRIEF: Final = 48  # characters of a status in a column
 # What has a default, and so can be given it again.
 _UNSET: Final = (
     "tenant",
@@ -98,13 +99,19 @@ def list_(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None
     elif found:
         print_rows(
             ("id", "tenant", "status", "event types", "url"),
-            ((each["id"], each["tenant"], _status(each), each["event_types"], each["url"]) for each in found),
+            ((each["id"], each["tenant"], _brief(each), each["event_types"], each["url"]) for each in found),
             folded="url",
         )
     else:
         click.echo("there are none" + (" like that" if any(filters.values()) else ""), err=True)
     if cursor is not None:
         click.echo(f"there are more: --limit {limit * 10}", err=True)
+
+
+def _brief(each: Mapping[str, Any]) -> str:
+    """For a column: the reason may be what an endpoint has said, and `show` tells all of it."""
+    status = _status(each)
+    return status if len(status) <= _BRIEF else f"{status[: _BRIEF - 3]}..."
 
 
 def _status(each: Mapping[str, Any]) -> str:

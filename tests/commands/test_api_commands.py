@@ -201,9 +201,20 @@ def test_event_types_are_added_changed_and_forgotten(api: Api, tmp_path: Path) -
     assert '"amount": 1' in api("event-types", "show", "invoice.paid").stdout
     assert "invoice.paid" in api("event-types", "list").stdout
     one_line(api("event-types", "put", "a", "--schema", "{"), "--schema: not JSON", code=2)
+    one_line(api("event-types", "put", "a", "--schema", str(schema)), f"@{schema} reads the file", code=2)
     one_line(api("event-types", "put", "a..b"), "name", code=2)
     assert api("event-types", "delete", "invoice.paid").exit_code == 0
     one_line(api("event-types", "delete", "invoice.paid"), "no event type")
+
+
+def test_a_long_reason_leaves_room_for_the_other_columns(api: Api) -> None:
+    reason = "not validated: " + "the endpoint said so " * 20
+    api.plane.subscriptions.add("sub_1", status="pending", reason=reason)
+    listed = api("subscriptions", "list").stdout
+    assert "pending (not validated" in listed
+    assert reason not in listed
+    assert "https://" in listed
+    assert "the endpoint said so the endpoint" in api("subscriptions", "show", "sub_1").stdout
 
 
 def test_keys_are_made_listed_and_revoked(api: Api) -> None:
