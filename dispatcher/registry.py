@@ -472,7 +472,7 @@ class Registry:
                 "subscriptions of the API's stand in the subscriptions file too: the file's are in force",
                 subscriptions=ids[:_LOGGED],
                 total=len(ids),
-                hint="delete them through the API, or take them out of the file",
+                hint="take them out of the file; what is to be deleted through the API can be when it isn't in the file",
             )
 
     # The snapshot.

@@ -58,6 +58,13 @@ PARAMETERS: Final = {
     ("event types", "name"): r"^(?=.{1,256}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
 }
 
+# Fields that are changed otherwise.
+_ELSEWHERE: Final = {
+    (models.SubscriptionPatch, "status"): "is changed by POST .../pause, .../resume and .../enable",
+    (models.SubscriptionPatch, "secrets"): "are changed by rotating them: POST .../secret/rotate",
+    (models.SubscriptionPatch, "id"): "can't be changed: make a new subscription",
+}
+
 # Fields whose values no message quotes.
 _CREDENTIALS: Final = frozenset({"secrets", "secret", "headers", "url"})
 
@@ -86,6 +93,7 @@ def answer(problem: Problem, request_id: str) -> web.Response:
     """A problem as an answer."""
     response = json_response(problem.document(request_id), problem.kind.status, problems.MEDIA_TYPE)
     response.headers.update(problem.headers)
+    response.headers["Cache-Control"] = "no-store"  # a cache may keep a 404 by itself
     if problem.kind in (Kind.TOO_LARGE, Kind.TOO_SLOW) or "Connection" in problem.headers:
         response.force_close()  # the rest of the body is not worth reading
     return response
@@ -167,6 +175,7 @@ class Frame:
                 body=body,
                 model=model,
                 if_match=request.headers.get("If-Match") if route.if_match else None,
+                only_new=_only_new(request) if route.method == "PUT" else False,
                 idempotency_key=_idempotency_key(request) if route.idempotent else None,
                 audit=_auditor(request, principal),
             )
@@ -312,6 +321,8 @@ def _problem(error: Exception) -> Problem:
     match error:
         case errors.Invalid():
             return problems.invalid(error.flaws)
+        case errors.TooLarge():
+            return Problem(Kind.TOO_LARGE, str(error), errors=error.flaws)
         case errors.Overloaded() | errors.Unavailable():
             return Problem(_KINDS[type(error)], str(error), headers=_retry_after(error.retry_after))
         case errors.ControlError():
@@ -393,7 +404,11 @@ def _told(invalid: ValidationError, model: type[BaseModel], place: tuple[int, ..
         # Unions and dictionaries put steps of their own into the place.
         steps = [aliases.get(str(step), step) for step in error["loc"] if not _internal(step)]
         path = (*place, *steps)
-        if error["type"] == "extra_forbidden":
+        if error["input"] is None and error["type"] != "missing":
+            said = "must not be null"
+        elif error["type"] == "extra_forbidden" and len(steps) == 1 and (model, steps[0]) in _ELSEWHERE:
+            said = _ELSEWHERE[model, steps[0]]
+        elif error["type"] == "extra_forbidden":
             read_only = steps[-1] in models.Subscription.model_fields and len(steps) == 1
             said = (
                 "can't be set here: leave it out"
@@ -412,6 +427,15 @@ def _told(invalid: ValidationError, model: type[BaseModel], place: tuple[int, ..
 
 def _internal(step: str | int) -> bool:
     return isinstance(step, str) and (step == "[key]" or step.startswith("function-"))
+
+
+def _only_new(request: web.Request) -> bool:
+    """Whether `If-None-Match: *` says that nothing may be there yet. It has no other meaning here."""
+    given = request.headers.get("If-None-Match")
+    if given not in (None, "*"):
+        flaw = Flaw(("If-None-Match",), "must be * (only if it is new), or left out")
+        raise Problem(Kind.MALFORMED, str(flaw), errors=[flaw])
+    return given is not None
 
 
 def _idempotency_key(request: web.Request) -> str | None:

@@ -10,6 +10,7 @@ from dispatcher.api import models
 from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.routes import Call, Reply
 from dispatcher.control.catalogue import EventTypeView
+from dispatcher.control.errors import NotFound
 from dispatcher.control.subscriptions import OVERLAP, View
 from dispatcher.core.keys import Key
 from dispatcher.core.spec import Flaw
@@ -192,8 +193,14 @@ async def put_event_type(call: Call) -> Reply:
     name, catalogue = call.path["name"], call.services.catalogue
     if_match = None
     if call.if_match is not None:
-        if_match = _if_match(call, catalogue.get(name).version)
-    view, new = await catalogue.put(name, _given(call.body), if_match=if_match)
+        try:
+            current = catalogue.get(name).version
+        except NotFound:
+            raise Problem(
+                Kind.VERSION_MISMATCH, f"If-Match is {call.if_match}, and there is no {name}"
+            ) from None
+        if_match = _if_match(call, current)
+    view, new = await catalogue.put(name, _given(call.body), if_match=if_match, only_new=call.only_new)
     call.audit("event-type.put", name, new=new, fields=sorted(call.body))
     return Reply(models.event_type(view), 201 if new else 200, _etag(view.version))
 

@@ -614,9 +614,9 @@ def delivery_health(health: Health) -> DeliveryHealth:
     """The health of a subscription's deliveries."""
     return DeliveryHealth(
         instance=health.instance,
-        success_rate=health.success_rate,
-        latency_mean=health.latency_mean,
-        latency_p95=health.latency_p95,
+        success_rate=_rounded(health.success_rate),
+        latency_mean=_rounded(health.latency_mean),
+        latency_p95=_rounded(health.latency_p95),
         breaker=health.breaker,
         queued=health.queued,
         in_flight=health.in_flight,
@@ -624,6 +624,10 @@ def delivery_health(health: Health) -> DeliveryHealth:
         last_failure_at=time_of(health.last_failure_ms),
         failing_since=time_of(health.failing_since_ms),
     )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def ping(result: PingResult) -> Ping:

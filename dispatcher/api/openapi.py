@@ -205,20 +205,23 @@ def _not_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headers(route: Route) -> list[dict[str, Any]]:
-    wanted = []
+    wanted: list[tuple[str, str, dict[str, Any]]] = []
     if route.if_match:
-        wanted.append(("If-Match", "The version to change, as its ETag says.", _ETAGS))
+        wanted.append(("If-Match", "The version to change, as its ETag says.", {"pattern": _ETAGS}))
+    if route.method == "PUT":
+        wanted.append(("If-None-Match", "Only if there is none of this name yet.", {"enum": ["*"]}))
     if route.idempotent:
-        wanted.append(("Idempotency-Key", "The same in a repeated request.", r"^[\x21-\x7e]{1,255}$"))
+        pattern = r"^[\x21-\x7e]{1,255}$"
+        wanted.append(("Idempotency-Key", "The same in a repeated request.", {"pattern": pattern}))
     return [
         {
             "name": name,
             "in": "header",
             "required": False,
             "description": said,
-            "schema": {"type": "string", "pattern": pattern},
+            "schema": {"type": "string", **form},
         }
-        for name, said, pattern in wanted
+        for name, said, form in wanted
     ]
 
 

@@ -58,6 +58,7 @@ class Call:
     body: Any  # the parsed JSON, of which the route's model found nothing wrong; None without a body
     model: Any  # the same as an instance of the route's model
     if_match: str | None
+    only_new: bool
     idempotency_key: str | None
     audit: Callable[..., None]
 

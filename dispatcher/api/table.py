@@ -204,7 +204,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         },
         handlers.put_event_type,
         body=Body(models.EventTypePut),
-        problems=(Kind.NOT_FOUND, Kind.VERSION_MISMATCH),
+        problems=(Kind.VERSION_MISMATCH,),
         if_match=True,
     ),
     Route(

@@ -98,9 +98,14 @@ class Catalogue:
         return _view(row)
 
     async def put(
-        self, name: str, document: Mapping[str, Any], *, if_match: int | None = None
+        self,
+        name: str,
+        document: Mapping[str, Any],
+        *,
+        if_match: int | None = None,
+        only_new: bool = False,
     ) -> tuple[EventTypeView, bool]:
-        """Add or replace it; True with it when it is new."""
+        """Add it or, unless `only_new`, replace it; True with it when it is new."""
         self.check_ready()
         wanted = _read(name, document)
         table = self._store.event_types
@@ -108,6 +113,8 @@ class Catalogue:
             row = table.get(name)
             if if_match is not None and (row is None or row.version != if_match):
                 raise VersionMismatch(None if row is None else row.version)
+            if only_new and row is not None:
+                raise VersionMismatch(row.version)
             if row is None and len(table) >= MAX_TYPES:
                 raise TooLarge(f"the catalogue is full: {MAX_TYPES} event types")
             if row is not None and row.value == wanted:

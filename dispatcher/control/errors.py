@@ -54,7 +54,11 @@ class VersionMismatch(ControlError):
 
 
 class TooLarge(ControlError):
-    """Beyond a limit of size."""
+    """Beyond a limit of size; `flaws` say which part of it, where that is known."""
+
+    def __init__(self, message: str, flaws: Sequence[Flaw] = ()) -> None:
+        super().__init__(message)
+        self.flaws = tuple(flaws)
 
 
 class Invalid(ControlError):

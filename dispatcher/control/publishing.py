@@ -202,10 +202,11 @@ class Publisher:
         except (JSONEncodeError, RecursionError):
             raise Invalid([Flaw((*at, "data"), "is nested too deeply, or not JSON")]) from None
         if len(value) > self._max_event:
-            raise TooLarge(
-                f"an event has at most {format_size(self._max_event)} (api.max_event_bytes), and this one "
-                f"{len(value)} bytes"
+            flaw = Flaw(
+                at,
+                f"has {len(value)} bytes; {format_size(self._max_event)} are the most (api.max_event_bytes)",
             )
+            raise TooLarge(str(flaw) if at else f"the event {flaw.message}", [flaw] if at else ())
         try:
             # As whoever consumes it will read it, so that nothing gets in that becomes a dead letter.
             decode(StoredRecord(self._topic, 0, 0, 0, None, value))

@@ -114,7 +114,7 @@ class Validator:
         if current is not None and current.status is Status.PENDING and current.url == subscription.url:
             await self._store.set_validated(subscription.id)
             self._announcer.announce(
-                VALIDATED, subscription.id, subscription.tenant, {"url": subscription.url}
+                VALIDATED, subscription.id, subscription.tenant, {"host": subscription.origin.host}
             )
             log.info("subscription validated", subscription_id=subscription.id)
         return verdict

@@ -211,9 +211,16 @@ class MemoryCatalogue(Catalogue):
         return self.views[name]
 
     async def put(
-        self, name: str, document: Mapping[str, Any], *, if_match: int | None = None
+        self,
+        name: str,
+        document: Mapping[str, Any],
+        *,
+        if_match: int | None = None,
+        only_new: bool = False,
     ) -> tuple[EventTypeView, bool]:
         before = self.views.get(name)
+        if only_new and before is not None:
+            raise VersionMismatch(before.version)
         view = EventTypeView(EventType.of(name, dict(document)), before.version + 1 if before else 1, NOW)
         self.views[name] = view
         return view, before is None

@@ -278,6 +278,45 @@ async def test_etags_guard_changes() -> None:
         problem(await call("GET", "/v1/subscriptions/sub_1"), 404, "not-found")
 
 
+async def test_an_event_type_is_put_on_its_version_or_only_where_there_is_none() -> None:
+    async with serving(KEY) as (call, _):
+
+        async def put(**headers: str) -> Answer:
+            return await call(
+                "PUT",
+                "/v1/event-types/a.b",
+                {},
+                headers={name.replace("_", "-"): v for name, v in headers.items()},
+            )
+
+        for tag in ('"1"', "*"):
+            problem(await put(If_Match=tag), 412, "version-mismatch")
+        problem(await put(If_None_Match='"1"'), 400, "malformed")
+        assert (await put(If_None_Match="*")).status == 201
+        problem(await put(If_None_Match="*"), 412, "version-mismatch")
+        assert (await put(If_Match="*")).headers["ETag"] == '"2"'
+        assert (await put(If_Match='"2"')).headers["ETag"] == '"3"'
+
+
+async def test_a_patch_says_how_else_a_field_is_changed() -> None:
+    async with serving(KEY) as (call, plane):
+        plane.subscriptions.add("sub_1")
+        wrong = {
+            "status": "paused",
+            "secrets": ["x"],
+            "id": "sub_2",
+            "version": 5,
+            "url": None,
+            "event_types": None,
+        }
+        refused = problem(await call("PATCH", "/v1/subscriptions/sub_1", wrong), 422, "invalid")
+        said = {each["field"]: each["message"] for each in refused["errors"]}
+        assert set(said) == set(wrong)
+        assert "/pause" in said["status"]
+        assert "/secret/rotate" in said["secrets"]
+        assert {said["url"], said["event_types"]} == {"must not be null"}
+
+
 async def test_what_is_sent_reaches_the_control_plane_as_it_was_meant() -> None:
     async with serving(KEY) as (call, plane):
         created = await call(

@@ -77,6 +77,14 @@ async def test_a_change_of_another_version_is_refused_and_of_two_at_once_one_win
         await plane.catalogue.delete("a.b", if_match=1)
     with pytest.raises(VersionMismatch):
         await plane.catalogue.put("new.one", {}, if_match=1)
+    with pytest.raises(VersionMismatch):
+        await plane.catalogue.put("a.b", {}, only_new=True)
+    results = await asyncio.gather(
+        plane.catalogue.put("new.one", {"description": "1"}, only_new=True),
+        plane.catalogue.put("new.one", {"description": "2"}, only_new=True),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, VersionMismatch) for result in results) == 1
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,9 @@ async def test_what_is_too_large_is_refused(make: Make) -> None:
     ):
         with pytest.raises(TooLarge):
             await plane.publisher.publish(events, tenant=None)
+    with pytest.raises(TooLarge) as caught:
+        await plane.publisher.publish([{"type": "a"}, {"type": "a", "data": "x" * 2000}], tenant=None)
+    assert [flaw.field for flaw in caught.value.flaws] == ["[1]"]
     plane.broker.produce_errors.append(MessageTooLarge("1 MB at most"))
     with pytest.raises(TooLarge):
         await plane.publisher.publish([{"type": "a"}], tenant=None)
@@ -227,6 +230,8 @@ async def test_what_happens_to_a_subscription_is_published(plane: Plane) -> None
     assert {event["tenant"] for event in plane.events()} == {"acme"}
     assert {event["data"]["subscription_id"] for event in plane.events()} == {id_}
     assert plane.events()[2]["data"]["reason"] == "gone"
+    # The path of a URL is often what lets somebody in.
+    assert {event["data"]["host"] for event in plane.events()} == {"hooks.acme.example"}
     assert [read(message).type for message in plane.messages()] == [e["type"] for e in plane.events()]
 
 
