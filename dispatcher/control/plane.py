@@ -71,7 +71,7 @@ class ControlPlane:
             self._validator,
             self.announcer,
             # Without the environment: nobody on the network gets at the daemon's.
-            Reader(guard, timeout=settings.delivery.timeout, retry=retry),
+            Reader(guard, timeout=settings.delivery.timeout, retry=retry, keeps=False),
             wall,
         )
         self.publisher = Publisher(broker.produce, topic, self.catalogue, api, metrics, wall)

@@ -273,6 +273,7 @@ class Store:
         )
         self._guard = guard
         self._specs = self._spec_reader(guard)
+        self._checks = self._spec_reader(guard, keeps=False)  # of what may never be written
         # For what the settings have come to refuse: it is not delivered to, but there.
         self._lenient = self._spec_reader(Guard(("0.0.0.0/0", "::/0"), https_only=False, ports=("1-65535",)))
         self._reader: TopicReader | None = None
@@ -297,9 +298,9 @@ class Store:
         self._tasks = Tasks(on_failure)
         registry.on_status = self._decided
 
-    def _spec_reader(self, guard: Guard) -> SpecReader:
+    def _spec_reader(self, guard: Guard, *, keeps: bool = True) -> SpecReader:
         retry = RetryPolicy(self._settings.retry.schedule, self._settings.retry.jitter)
-        return SpecReader(guard, timeout=self._settings.delivery.timeout, retry=retry)
+        return SpecReader(guard, timeout=self._settings.delivery.timeout, retry=retry, keeps=keeps)
 
     # Starting, stopping, and what others may ask.
 
@@ -381,7 +382,7 @@ class Store:
         self._check()
         now = self.now_ms()
         try:
-            self._specs.read({**document, "id": id, "secrets": [each.secret for each in secrets]})
+            self._checks.read({**document, "id": id, "secrets": [each.secret for each in secrets]})
         except SpecError as error:
             raise Invalid(error.flaws) from error
         old = self.get(id) if base else None

@@ -247,22 +247,32 @@ class Reader:
     """Reads specs into subscriptions; what is equal in many of them is kept once."""
 
     def __init__(
-        self, guard: Guard, *, timeout: float, retry: RetryPolicy, environ: Mapping[str, str] | None = None
+        self,
+        guard: Guard,
+        *,
+        timeout: float,
+        retry: RetryPolicy,
+        environ: Mapping[str, str] | None = None,
+        keeps: bool = True,
     ) -> None:
         """`timeout` and `retry` are the defaults. `environ` is for `${NAME}`; without it nothing is replaced.
 
-        What comes over the network is read without: its author must not get at the daemon's environment.
+        What comes over the network is read without: its author must not get at the daemon's environment. And where it is
+        only to be checked, with `keeps` false: what was sent must not stay.
         """
         self._guard = guard
         self._timeout = timeout
         self._retry = retry
         self._environ = environ
+        self._keeps = keeps
         self._shared: dict[Hashable, Any] = {}
         self._lists: dict[tuple[str, ...], tuple[str, ...]] = {}  # of patterns as written, that are right
         self._tenants: dict[str, str] = {}  # likewise
         self._v1 = self._share(tuple(_V1))
 
     def _share(self, value: T) -> T:
+        if not self._keeps:
+            return value
         shared: T = self._shared.setdefault(value, value)
         return shared
 
@@ -289,7 +299,9 @@ class Reader:
                 if type(tenant) is not str:
                     return None
                 if (known := self._tenants.get(tenant)) is None:
-                    known = self._tenants[tenant] = self._share(_tenant(tenant))
+                    known = self._share(_tenant(tenant))
+                    if self._keeps:
+                        self._tenants[tenant] = known
                 tenant = known
             wanted = self._usual_patterns(patterns)
             signatures = self._usual_signatures(secrets, get("signatures"))
@@ -319,7 +331,7 @@ class Reader:
                 event_types=wanted,
                 secrets=tuple(secrets),
                 signatures=signatures,
-                headers=headers,
+                headers=self._share(headers),
                 thin=payload == "thin",
                 follow_redirects=redirects == "same-origin",
                 timeout=self._timeout if timeout is None else _timeout_of(timeout),
@@ -345,7 +357,9 @@ class Reader:
                 return None
             for pattern in _patterns(wanted):
                 _check_pattern(pattern)
-            known = self._lists[wanted] = self._wanted(wanted)
+            known = self._wanted(wanted)
+            if self._keeps:
+                self._lists[wanted] = known
         return known
 
     def _usual_signatures(self, secrets: Any, signatures: Any) -> tuple[str, ...] | None:
@@ -369,7 +383,7 @@ class Reader:
             return None
         if not _all_text([*headers, *headers.values()]) or _check_headers(headers, ()):
             return None
-        return self._share(tuple(headers.items()))
+        return tuple(headers.items())
 
     def _wanted(self, patterns: Sequence[str]) -> tuple[str, ...]:
         return self._share(tuple(self._share(name) for name in dict.fromkeys(patterns)))

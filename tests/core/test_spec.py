@@ -237,6 +237,16 @@ def test_references_and_escapes_are_told_apart_anywhere(parts: Any) -> None:
     assert expand("".join(parts), {"A": "1"}) == "".join(meant.get(part, part) for part in parts)
 
 
+def test_what_is_only_checked_leaves_nothing_behind() -> None:
+    checking = Reader(Guard(), timeout=15.0, retry=DEFAULTS, keeps=False)
+    full = spec(tenant="acme", headers={"X-Env": "prod"}, retry={"jitter": 0.5})
+    assert outcome(checking.read, full, validated=False) == outcome(reader().read, full, validated=False)
+    checking.read(spec(tenant="acme", url="https://b\xfccher.example/in", signatures=["v1"]))
+    assert not checking._shared
+    assert not checking._tenants
+    assert not checking._lists
+
+
 def test_equal_parts_of_many_are_kept_once() -> None:
     one = reader()
     first, second = one.read(spec(tenant="acme")), one.read(spec(id="other", tenant="acme"))
