@@ -59,7 +59,7 @@ PARAMETERS: Final = {
 }
 
 # Fields that are changed otherwise.
-_ELSEWHERE: Final = {
+_ELSEWHERE: Final[Mapping[tuple[type[BaseModel], str | int], str]] = {
     (models.SubscriptionPatch, "status"): "is changed by POST .../pause, .../resume and .../enable",
     (models.SubscriptionPatch, "secrets"): "are changed by rotating them: POST .../secret/rotate",
     (models.SubscriptionPatch, "id"): "can't be changed: make a new subscription",

@@ -17,7 +17,7 @@ written. The settings may refuse today what they took yesterday, and others than
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -288,7 +288,7 @@ class Reader:
         """The subscription, if it is written the usual way and surely right; None: ask `_checked`."""
         if type(raw) is not dict or not raw.keys() <= _USUAL_FIELDS:
             return None
-        get = raw.get
+        get: Callable[[str], Any] = raw.get
         try:
             id_, tenant, url, patterns, secrets = (
                 get("id"), get("tenant"), get("url"), get("event_types"), get("secrets")
