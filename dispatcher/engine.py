@@ -40,7 +40,7 @@ from dispatcher.core.vitals import Health
 from dispatcher.core.wheel import Entry
 from dispatcher.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.intake import Intake
-from dispatcher.metrics import Metrics
+from dispatcher.metrics import Labels, Metrics
 from dispatcher.outbox import Outbox
 from dispatcher.registry import Registry
 from dispatcher.retries import Retries
@@ -391,6 +391,13 @@ class Engine:
             await asyncio.sleep(_LAG_INTERVAL)
             lag.observe(max(0.0, time.perf_counter() - before - _LAG_INTERVAL))
 
+    def _lag(self) -> dict[Labels, float]:
+        """Records not taken up yet: of a retry topic also those that were read and wait for their time."""
+        lag = {**self._events.lag(), **self._returning.lag()}
+        for labels, count in self._retries.waiting().items():
+            lag[labels] = lag.get(labels, 0.0) + count
+        return lag
+
     def _report_metrics(self) -> None:
         reads = self._metrics.reads
         deliveries = self._deliveries
@@ -407,7 +414,7 @@ class Engine:
             lambda: {("written",): self._attempts.written, ("dropped",): self._attempts.dropped},
         )
         reads("consumption_paused", lambda: deliveries.full)
-        reads("partition_lag", lambda: {**self._events.lag(), **self._returning.lag()})
+        reads("partition_lag", self._lag)
         reads(
             "partition_held_seconds",
             lambda: {**self._events.held(), **self._returning.held()},

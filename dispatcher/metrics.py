@@ -125,7 +125,7 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "lanes": ((), "Origins (scheme, host, port) with anything queued or recently in flight."),
     "breakers_open": (("scope",), "Circuit breakers that are open or probing, of a subscription or a host."),
     "connections": (("state",), "Connections to endpoints: idle, busy, connecting."),
-    "partition_lag": (("topic", "partition"), "Records not yet read, per assigned partition."),
+    "partition_lag": (("topic", "partition"), "Records not yet taken up, per assigned partition."),
     "partition_held_seconds": (
         ("topic", "partition"),
         "How long the lowest offset that still owes a delivery has not moved.",

@@ -30,7 +30,7 @@ from dispatcher.core.letters import UNREADABLE, InvalidLetter, Letter, read_lett
 from dispatcher.core.offsets import PartitionTracker
 from dispatcher.core.tiers import Tiers, comes_out
 from dispatcher.intake import Intake
-from dispatcher.metrics import Metrics
+from dispatcher.metrics import Labels, Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +94,10 @@ class Retries:
     def reassigned(self) -> None:
         """The partitions are read from their commits again."""
         self._waiting.clear()
+
+    def waiting(self) -> dict[Labels, int]:
+        """Records that were read and wait for their time, by topic and partition."""
+        return {(p.topic, str(p.partition)): len(queue) for p, queue in self._waiting.items()}
 
     async def run(self) -> None:
         """Take out what is due, until cancelled."""

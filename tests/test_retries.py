@@ -96,6 +96,17 @@ async def test_a_delivery_given_up_after_tiers_tells_its_origin_and_all_its_atte
         assert len({d["delivery_id"] for d in world.written("dispatcher.retry.10m") + world.dead()}) == 2
 
 
+async def test_what_waits_in_a_tier_is_counted_until_it_comes_out_also_once_it_was_read() -> None:
+    async with running(patient(300.0)) as world:
+        for number in range(150):  # more than one poll brings
+            waiting(world.broker, number, due=30.0)
+        lag = {"topic": FIRST.topic, "partition": "0"}
+        await asyncio.sleep(20)
+        assert world.value("partition_lag", **lag) == 150
+        await until(lambda: world.metrics.delivered == 150)
+        assert world.value("partition_lag", **lag) == 0
+
+
 async def test_a_restart_goes_on_from_the_tier_and_not_from_the_first_attempt() -> None:
     registry = patient(300.0)
     async with running(registry) as world:
