@@ -58,12 +58,13 @@ ParkReason = Literal["breaker", "retry_after", "queue_wait"]
 class Trouble:
     """What has been the matter with an endpoint lately. There is none while nothing is."""
 
-    __slots__ = ("asked", "breaker", "closed_until", "cut_at", "line", "rising", "window")
+    __slots__ = ("asked", "breaker", "closed_until", "cut_at", "line", "quiet_until", "rising", "window")
 
     def __init__(self) -> None:
         self.breaker: Breaker | None = None
         self.asked = 0.0  # for so many seconds has it asked (Retry-After) since it last took anything
-        self.closed_until = 0.0  # likewise: nothing before then
+        self.closed_until = 0.0  # likewise: nothing before then, and what comes meanwhile is turned away
+        self.quiet_until = 0.0  # likewise, for so short a time that what comes may wait
         self.window = _NO_WINDOW  # attempts at a time
         self.rising = False  # the window doubles with each round of successes, instead of growing by one
         self.cut_at = 0.0  # when the window was made smaller: attempts from before say nothing about it
@@ -201,10 +202,10 @@ class Valve:
         over = (
             (breaker is None or breaker.spotless(now))
             and trouble.window >= _NO_WINDOW
-            and max(trouble.closed_until, trouble.line) <= now
+            and max(trouble.closed_until, trouble.quiet_until, trouble.line) <= now
         )
         if not over and not self.queued and not self.in_flight:
-            last = max(trouble.closed_until, trouble.line, trouble.cut_at)
+            last = max(trouble.closed_until, trouble.quiet_until, trouble.line, trouble.cut_at)
             if breaker is not None:
                 last = max(last, breaker.since, breaker.until)
             over = now - last > _FORGET
@@ -312,9 +313,12 @@ class Lane(Valve, Generic[T]):
         if limit != share.own:
             share.own = limit
             share._adapt()
+            if share.queued:
+                self._line_up(share)
         if rate != share.rate:
             share.rate = rate
-            share.full_at = share.blocked_until = 0.0
+            share.full_at = 0.0
+            share.blocked_until = 0.0 if share.trouble is None else share.trouble.quiet_until
             share.room = share._roomy(self._max_wait)
         if (
             share.trouble is not None
@@ -422,6 +426,7 @@ class Lane(Valve, Generic[T]):
         trouble.asked = trouble.asked + wait if news else max(trouble.asked, wait)
         share._narrow(trouble, 1.0, now, rising=True)
         if trouble.asked <= self._max_wait:
+            trouble.quiet_until = max(trouble.quiet_until, until)
             share.blocked_until = max(share.blocked_until, until)
             return False, news
         trouble.closed_until = max(trouble.closed_until, until)
@@ -515,6 +520,8 @@ class Lane(Valve, Generic[T]):
             share._settle_down(now)
             if share.rate is not None and share.full_at <= now and not share.queued and not share.in_flight:
                 share.rate = None  # said again with the next offer
+                if share.pace is None or share.pace.rate is None:
+                    share.room = share._roomy(self._max_wait)
             if share._nothing_left():
                 del self._shares[share.key]
 

@@ -67,9 +67,10 @@ class Pace:
 def appointment(line: float, earliest: float, latest: float, rate: float) -> tuple[float, float]:
     """When the next of those that are turned away shall come back, and the new end of the line.
 
-    `line` is the end of the line so far, `rate` what the endpoint takes in a second.
+    `line` is the end of the line so far, `rate` what the endpoint takes in a second. The line ends at `latest`: that of an
+    endpoint which took nothing for a while would otherwise be days long, and make those wait that come when it is well.
     """
     at = max(line, earliest)
     if at > latest:
         return latest, line
-    return at, at + 1 / max(rate * _RESERVE, 1e-6)
+    return at, min(at + 1 / max(rate * _RESERVE, 1e-6), latest)

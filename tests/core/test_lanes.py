@@ -1,142 +1,10 @@
-"""Lanes: limits, turns between subscriptions, order within one, and no traces left."""
+"""Lanes: limits, turns between subscriptions, order within one, and no traces left. See also test_lanes_against_model.py."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dispatcher.core.lanes import BURST, Lane, Share
-
-KEYS = ["a", "b", "c"]
-
-
-class LaneAgainstModel(RuleBasedStateMachine):
-    """The model keeps a plain queue and a count per subscription."""
-
-    @initialize(limit=st.integers(1, 5))
-    def start(self, limit: int) -> None:
-        self.limit = limit
-        self.lane: Lane[tuple[str, int]] = Lane(limit)
-        self.queues: defaultdict[str, deque[int]] = defaultdict(deque)
-        self.limits: dict[str, int] = {}
-        self.urgent: defaultdict[str, deque[int]] = defaultdict(deque)
-        self.rates: dict[str, float | None] = dict.fromkeys(KEYS)
-        self.tokens: dict[str, float] = {}
-        self.blocked: list[Share[tuple[str, int]]] = []
-        self.flying: list[tuple[str, Share[tuple[str, int]]]] = []
-        self.count = 0
-        self.now = 0.0
-
-    def in_flight(self, key: str) -> int:
-        return sum(1 for flying, _ in self.flying if flying == key)
-
-    def servable(self) -> list[str]:
-        return [
-            key
-            for key in KEYS
-            if (self.queues[key] or self.urgent[key]) and self.in_flight(key) < self.limits[key]
-        ]
-
-    def bucket(self, key: str) -> float:
-        """Its size in tokens: a tenth of a second's worth, one at least."""
-        return max(1.0, BURST * (self.rates[key] or 0.0))
-
-    @rule(key=st.sampled_from(KEYS), rate=st.sampled_from([None, 0.5, 4.0, 64.0]))
-    def limit_rate(self, key: str, rate: float | None) -> None:
-        if self.rates[key] != rate:
-            self.rates[key] = rate
-            self.tokens[key] = self.bucket(key)
-
-    @rule(seconds=st.sampled_from([0.001, 0.01, 0.25, 3.0]))
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-        for key in KEYS:
-            if (rate := self.rates[key]) is not None:
-                self.tokens[key] = min(self.bucket(key), self.tokens[key] + rate * seconds)
-        self.unblock()
-
-    def unblock(self) -> None:
-        """As the owner must: when `blocked_until` has come."""
-        self.blocked += self.lane.blocked
-        self.lane.blocked.clear()
-        for share in [share for share in self.blocked if share.blocked_until <= self.now]:
-            self.blocked.remove(share)
-            self.lane.unblock(share)
-
-    @rule()
-    def tidy(self) -> None:
-        self.lane.tidy(self.now)
-
-    @rule(key=st.sampled_from(KEYS), limit=st.integers(1, 4), urgent=st.booleans())
-    def offer(self, key: str, limit: int, urgent: bool) -> None:
-        self.count += 1
-        self.limits[key] = limit
-        self.lane.offer(key, limit, (key, self.count), self.now, urgent=urgent, rate=self.rates[key])
-        (self.urgent if urgent else self.queues)[key].append(self.count)
-
-    @rule()
-    def take(self) -> None:
-        servable = self.servable()
-        taken = self.lane.take(self.now)
-        if len(self.flying) >= self.limit or not servable:
-            assert taken is None
-            return
-        if taken is None:
-            for key in servable:
-                # What was offered before the rate changed still waits by the old one, until something is offered.
-                offered = next(share for share in self.lane._shares.values() if share.key == key)
-                if offered.rate == self.rates[key]:
-                    assert self.rates[key] is not None, f"{key} could have been served"
-                    assert self.tokens[key] < 1 + 1e-6, f"{key} has tokens"
-            return
-        (key, number), share = taken
-        assert key in servable
-        if share.rate == self.rates[key] is not None:
-            assert self.tokens[key] > 1 - 1e-6
-            self.tokens[key] -= 1
-        assert (self.urgent[key] or self.queues[key]).popleft() == number
-        self.flying.append((key, share))
-
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        if self.flying:
-            index = data.draw(st.integers(0, len(self.flying) - 1))
-            _, share = self.flying.pop(index)
-            self.lane.release(share)
-
-    @rule(rest=st.integers(0, 3))
-    def withdraw(self, rest: int) -> None:
-        withdrawn = self.lane.withdraw(lambda item: item[1] % 3 == rest or rest == 3)
-        for key in KEYS:
-            waiting = [*self.urgent[key], *self.queues[key]]
-            expected = [number for number in waiting if number % 3 == rest or rest == 3]
-            assert [number for found, number in withdrawn if found == key] == expected
-            self.urgent[key] = deque(number for number in self.urgent[key] if number not in expected)
-            self.queues[key] = deque(number for number in self.queues[key] if number not in expected)
-
-    @invariant()
-    def counts_hold(self) -> None:
-        if hasattr(self, "lane"):
-            assert self.lane.in_flight == len(self.flying) <= self.limit
-            queued = [*self.queues.values(), *self.urgent.values()]
-            assert self.lane.queued == sum(map(len, queued))
-            if self.flying or any(queued):
-                assert not self.lane.empty
-
-    def teardown(self) -> None:
-        """Once everything is served, and every bucket is full again, no trace is left."""
-        if hasattr(self, "lane"):
-            for _, share in self.flying:
-                self.lane.release(share)
-            self.lane.withdraw(lambda _: True)
-            self.lane.tidy(self.now + 3600)
-            assert self.lane.empty
-
-
-TestLaneAgainstModel = LaneAgainstModel.TestCase
+from dispatcher.core.lanes import Lane
 
 
 def test_a_flood_to_one_subscription_costs_its_neighbour_one_turn() -> None:
@@ -333,3 +201,44 @@ def test_who_asks_for_a_little_time_time_after_time_has_asked_for_a_long_one_unt
     assert (refusal.reason, refusal.until) == ("retry_after", 7.0)
     share.succeeded(8.0, 9.0)
     assert lane.postpone(share, 9.0, 13.0, 9.0) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("rate", "other"), [(10.0, 10.0), (None, 10.0), (10.0, None)], ids=["kept", "given", "lifted"]
+)
+def test_who_asked_for_a_little_time_gets_it_whatever_becomes_of_the_rate_meanwhile(
+    rate: float | None, other: float | None
+) -> None:
+    lane: Lane[int] = Lane(limit=4, max_wait=5.0)
+    lane.offer("a", 4, 0, 0.0, rate=rate)
+    taken = lane.take(0.0)
+    assert taken is not None
+    lane.postpone(taken[1], 0.0, 4.0, 0.5)
+    lane.release(taken[1])
+    lane.tidy(1.0)  # the rate is forgotten, for it has been kept
+    lane.offer("a", 4, 1, 1.0, rate=other)
+    assert lane.take(1.0) is None
+    assert [share.blocked_until for share in lane.blocked] == [4.0]
+
+
+def test_a_rate_that_was_forgotten_leaves_no_room_behind() -> None:
+    lane: Lane[int] = Lane(limit=4, max_wait=5.0)
+    lane.offer("a", 4, 0, 0.0, rate=0.1)
+    taken = lane.take(0.0)
+    assert taken is not None
+    taken[1].failed(0.0, 0.0, 0.5, 0.8)
+    lane.release(taken[1])
+    lane.tidy(11.0)
+    assert [lane.offer("a", 4, number, 11.0) for number in range(10)] == [None] * 10
+
+
+def test_a_raised_limit_holds_at_once_also_where_what_is_offered_is_turned_away() -> None:
+    lane: Lane[int] = Lane(limit=4, max_wait=5.0)
+    for number in range(10):
+        lane.offer("a", 1, number, 0.0)
+    lane.take(0.0)
+    for _ in range(40):  # twenty seconds in which nothing comes back
+        lane.measure(0.5)
+    assert lane.take(20.0) is None
+    assert lane.offer("a", 2, 10, 20.0) is not None
+    assert lane.take(20.0) is not None

@@ -74,3 +74,9 @@ def test_appointments_follow_each_other_no_faster_than_the_rate(arrivals: list[f
     exact = [at for at in given_out if at < min(arrivals) + 3600.0]
     for earlier, later in pairwise(exact):
         assert later - earlier >= 1 / rate * 0.999
+
+
+def test_the_line_of_an_endpoint_that_took_nothing_ends_with_the_latest_appointment() -> None:
+    at, line = appointment(0.0, 30.0, 3600.0, 0.0)
+    assert (at, line) == (30.0, 3600.0)
+    assert appointment(line, 3700.0, 7300.0, 10.0)[0] == 3700.0, "an hour later it is forgotten"

@@ -1,0 +1,529 @@
+"""Lanes against a naive model: limits, windows, rates, demands, breakers, rooms, trimming, and all of them at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dispatcher.core.breaker import Breaker, State
+from dispatcher.core.lanes import BURST, Lane, Share
+from dispatcher.core.pace import Pace, appointment
+
+KEYS = ["a", "b", "c"]
+LANE: Final = "the lane"
+MAX_WAIT: Final = 5.0
+THRESHOLD: Final = 0.8
+MIDDLE: Final = 0.5  # no jitter
+FORGOTTEN: Final = 600.0
+PRECISION: Final = 1e-6  # of tokens, in the model
+
+ROUNDS = st.sampled_from([0, 1, 4])
+
+Item = tuple[str, int]
+
+
+class Flying(NamedTuple):
+    key: str
+    share: Share[Item]
+    started: float
+
+
+class Trouble:
+    """What the model knows of an endpoint that has failed. Its breaker is a real one: that has a model of its own."""
+
+    def __init__(self) -> None:
+        self.breaker: Breaker | None = None
+        self.window: float | None = None
+        self.rising = False
+        self.cut_at = 0.0
+        self.asked = 0.0
+        self.quiet_until = 0.0
+        self.closed_until = 0.0
+        self.line = 0.0
+
+
+class Side:
+    """The lane, or one subscription in it."""
+
+    def __init__(self, own: int) -> None:
+        self.own = own
+        self.done = 0
+        self.rate: float | None = None
+        self.tokens = 0.0
+        self.room = float("inf")
+        self.pace: Pace | None = None
+        self.trouble: Trouble | None = None
+        self.urgent: deque[int] = deque()
+        self.fresh: deque[int] = deque()
+
+    @property
+    def limit(self) -> int:
+        window = None if self.trouble is None else self.trouble.window
+        return self.own if window is None else min(self.own, int(window))
+
+    @property
+    def queued(self) -> int:
+        return len(self.urgent) + len(self.fresh)
+
+    @property
+    def bucket(self) -> float:
+        """Its size in tokens: a tenth of a second's worth, one at least."""
+        return max(1.0, BURST * (self.rate or 0.0))
+
+    @property
+    def roomy(self) -> float:
+        """The room of one of which only the rate is known."""
+        return float("inf") if self.rate is None else max(1.0, self.rate * MAX_WAIT)
+
+    def ill(self) -> Trouble:
+        if self.trouble is None:
+            self.trouble = Trouble()
+        return self.trouble
+
+    def failed(self, started: float, now: float) -> bool:
+        trouble = self.ill()
+        trouble.breaker = trouble.breaker or Breaker(now, THRESHOLD)
+        opened = trouble.breaker.failed(started, now, MIDDLE)
+        if opened:
+            trouble.window, trouble.rising, trouble.cut_at = 1.0, True, now
+        return opened
+
+    def succeeded(self, started: float, now: float) -> bool:
+        trouble = self.trouble
+        if trouble is None:
+            return False
+        closed = trouble.breaker is not None and trouble.breaker.succeeded(started, now)
+        if trouble.window is not None and started >= trouble.cut_at:
+            trouble.asked = 0.0
+            trouble.window += 1 if trouble.rising else 1 / trouble.window
+            if trouble.window >= self.own:
+                trouble.window = None
+                if trouble.breaker is not None:
+                    trouble.breaker.recovered()
+        return closed
+
+    def gauge(self, seconds: float, *, busy: bool, under_way: int) -> bool:
+        if self.pace is None:
+            if busy:
+                self.pace = Pace(self.done)
+        elif busy:
+            self.pace.busy(self.done, under_way, seconds)
+            if self.pace.rate is not None:
+                self.room = max(1.0, self.pace.rate * MAX_WAIT)
+        elif self.pace.idle(self.done, seconds):
+            self.pace = None
+            self.room = self.roomy
+        return self.pace is not None
+
+    def settle_down(self, now: float, *, silent: bool) -> None:
+        trouble = self.trouble
+        if trouble is None:
+            return
+        breaker = trouble.breaker
+        promised = max(trouble.closed_until, trouble.quiet_until, trouble.line)
+        clean = (breaker is None or breaker.spotless(now)) and trouble.window is None and promised <= now
+        ends = [promised, trouble.cut_at, *(() if breaker is None else (breaker.since, breaker.until))]
+        if clean or (silent and now - max(ends) > FORGOTTEN):
+            self.trouble = None
+
+
+class LaneAgainstModel(RuleBasedStateMachine):
+    """The model has no turns and drops nothing: it works out from plain lists who may be served, and asks why if nobody is."""
+
+    @initialize(limit=st.sampled_from([1, 3, 5]))
+    def start(self, limit: int) -> None:
+        self.lane: Lane[Item] = Lane(limit, MAX_WAIT)
+        self.whole = Side(limit)
+        self.sides = {key: Side(1) for key in KEYS}
+        self.wanted: dict[str, float | None] = dict.fromkeys(KEYS)
+        self.flying: list[Flying] = []
+        self.passed_over = dict.fromkeys(KEYS, 0)
+        self.blocked: list[Share[Item]] = []
+        self.count = 0
+        self.now = 0.0
+        self.measured = 0.0
+
+    # What the model knows.
+
+    def in_flight(self, key: str) -> int:
+        return sum(1 for each in self.flying if each.key == key)
+
+    @property
+    def queued(self) -> int:
+        return sum(side.queued for side in self.sides.values())
+
+    def remembered(self, key: str) -> bool:
+        side = self.sides[key]
+        return bool(side.queued or self.in_flight(key) or side.rate is not None or side.trouble or side.pace)
+
+    def waits(self, key: str) -> bool:
+        """Has something to send, and a slot of its own."""
+        side = self.sides[key]
+        return side.queued > 0 and self.in_flight(key) < side.limit
+
+    def quiet(self, key: str) -> bool:
+        trouble = self.sides[key].trouble
+        return trouble is not None and trouble.quiet_until > self.now
+
+    def spent(self, key: str) -> bool:
+        side = self.sides[key]
+        return side.rate is not None and side.tokens < 1 - PRECISION
+
+    # Time.
+
+    @rule(seconds=st.sampled_from([0.01, 0.25, 1.0, 3.0, 6.0, 20.0, 400.0, 700.0]))
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        for side in self.sides.values():
+            if side.rate is not None:
+                side.tokens = min(side.bucket, side.tokens + side.rate * seconds)
+        self.unblock()
+
+    def unblock(self) -> None:
+        """As the owner must: when `blocked_until` has come."""
+        self.blocked += self.lane.blocked
+        self.lane.blocked.clear()
+        for share in [share for share in self.blocked if share.blocked_until <= self.now]:
+            self.blocked.remove(share)
+            self.lane.unblock(share)
+
+    @rule(times=st.sampled_from([1, 6]))
+    def measure(self, times: int) -> None:
+        for _ in range(times):
+            self.advance(0.5)
+            seconds, self.measured = self.now - self.measured, self.now
+            full = len(self.flying) >= self.whole.limit
+            needed = self.whole.gauge(seconds, busy=full and self.queued > 0, under_way=len(self.flying))
+            for key, side in self.sides.items():
+                if side.queued or side.pace:
+                    here = self.in_flight(key)
+                    busy = side.queued > 0 and (full or here >= side.limit)
+                    needed |= side.gauge(seconds, busy=busy, under_way=here)
+            assert self.lane.measure(seconds) == needed
+
+    @rule()
+    def tidy(self) -> None:
+        full = {share.key: share.full_at <= self.now for share in self.lane.shares()}
+        self.lane.tidy(self.now)
+        self.whole.settle_down(self.now, silent=not self.queued and not self.flying)
+        for key, side in self.sides.items():
+            silent = not side.queued and not self.in_flight(key)
+            side.settle_down(self.now, silent=silent)
+            if side.rate is not None and silent:
+                if abs(side.tokens - side.bucket) > PRECISION:
+                    assert not full[key]
+                if full[key]:
+                    side.rate = None
+                    if side.pace is None or side.pace.rate is None:
+                        side.room = side.roomy
+
+    # Queueing.
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        limit=st.sampled_from([1, 2, 4]),
+        rate=st.sampled_from(["as before", "as before", None, 0.5, 4.0, 64.0]),
+        urgent=st.booleans(),
+        times=st.integers(1, 12),
+    )
+    def offer(self, key: str, limit: int, rate: float | str | None, urgent: bool, times: int) -> None:
+        if not isinstance(rate, str):
+            self.wanted[key] = rate
+        for _ in range(times):
+            self.offer_one(key, limit, urgent=urgent)
+
+    @rule(
+        keys=st.sets(st.sampled_from(KEYS), min_size=1), limit=st.sampled_from([1, 4]), urgent=st.booleans()
+    )
+    def overload(self, keys: set[str], limit: int, urgent: bool) -> None:
+        """More comes than goes, for long enough that this is noticed."""
+        for _ in range(8):
+            for key in sorted(keys):
+                self.offer_one(key, limit, urgent=urgent)
+        self.take(self.whole.own)
+        self.measure(6)
+
+    def offer_one(self, key: str, limit: int, *, urgent: bool) -> None:
+        self.count += 1
+        side, rate = self.sides[key], self.wanted[key]
+        side.own = limit
+        if side.rate != rate:
+            side.rate = rate
+            side.tokens = side.bucket
+            side.room = side.roomy
+        expected = self.turned_away(key, urgent=urgent)
+        refusal = self.lane.offer(key, limit, (key, self.count), self.now, urgent=urgent, rate=rate)
+        if expected is None:
+            assert refusal is None
+            (side.urgent if urgent else side.fresh).append(self.count)
+            return
+        assert refusal is not None
+        reason, where, until = expected
+        assert (refusal.reason, refusal.until) == (reason, until)
+        if where is self.whole:
+            assert refusal.valve is self.lane
+        else:
+            assert refusal.valve is self.lane.find(key) or not self.remembered(key)
+        if reason == "queue_wait":
+            self.appoint(where, refusal.valve)
+
+    def turned_away(self, key: str, *, urgent: bool) -> tuple[str, Side, float] | None:
+        side = self.sides[key]
+        for each in (self.whole, side):
+            trouble = each.trouble
+            if trouble is None:
+                continue
+            if trouble.breaker is not None and not trouble.breaker.admits(self.now):
+                return "breaker", each, trouble.breaker.until
+            if trouble.closed_until > self.now:
+                return "retry_after", each, trouble.closed_until
+        before = len(side.urgent) if urgent else side.queued
+        if before >= side.room:
+            return "queue_wait", side, self.now
+        others = sum(self.remembered(each) for each in KEYS if each != key)
+        if self.queued >= self.whole.room and (before + 1) * (others + 1) >= self.whole.room:
+            return "queue_wait", self.whole, self.now
+        return None
+
+    def appoint(self, side: Side, valve: Any) -> None:
+        soonest, latest = self.now + 1.0, self.now + 3600.0
+        rate = side.rate if side.pace is None or side.pace.rate is None else side.pace.rate
+        at = soonest
+        if rate is not None:
+            trouble = side.ill()
+            at, trouble.line = appointment(trouble.line, soonest, latest, rate)
+        assert valve.appoint(soonest, latest) == at
+
+    # Serving.
+
+    @rule(times=st.integers(1, 12))
+    def take(self, times: int) -> None:
+        for _ in range(times):
+            self.take_one()
+
+    def take_one(self) -> None:
+        waiting = [key for key in KEYS if self.waits(key)]
+        taken = self.lane.take(self.now)
+        if len(self.flying) >= self.whole.limit:
+            assert taken is None
+            return
+        if taken is None:
+            for key in waiting:
+                side = self.sides[key]
+                held_back = self.quiet(key) or (side.rate is not None and side.tokens < 1 + PRECISION)
+                assert held_back, f"{key} could have been served"
+            return
+        (key, number), share = taken
+        side = self.sides[key]
+        assert key in waiting
+        assert not self.quiet(key)
+        assert not self.spent(key)
+        assert (side.urgent or side.fresh).popleft() == number
+        if side.rate is not None:
+            side.tokens -= 1
+        self.flying.append(Flying(key, share, self.now))
+        for other in waiting:
+            ready = other != key and not self.quiet(other) and not self.spent(other)
+            self.passed_over[other] = self.passed_over[other] + 1 if ready else 0
+            assert self.passed_over[other] < len(KEYS), f"{other} waits for its turn"
+        for other in KEYS:
+            if other not in waiting:
+                self.passed_over[other] = 0
+
+    def land(self, data: st.DataObject, rounds: int = 0) -> Iterator[Flying]:
+        """One of those in flight; or all of them, and those that follow them, so many times."""
+        if not rounds:
+            yield data.draw(st.sampled_from(self.flying))
+        for number in range(rounds):
+            yield from list(self.flying)
+            if number < rounds - 1:
+                self.take(self.whole.own)
+
+    def release(self, each: Flying) -> None:
+        self.flying.remove(each)
+        self.whole.done += 1
+        self.sides[each.key].done += 1
+        self.lane.release(each.share)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def nothing_is_said_of_it(self, data: st.DataObject) -> None:
+        """It was dropped, or cancelled, or the deployment's own proxy failed."""
+        for each in self.land(data):
+            self.release(each)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), rounds=ROUNDS)
+    def succeed(self, data: st.DataObject, rounds: int) -> None:
+        for each in self.land(data, rounds):
+            for side, valve in ((self.whole, self.lane), (self.sides[each.key], each.share)):
+                assert valve.succeeded(each.started, self.now) == side.succeeded(each.started, self.now)
+            self.release(each)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), rounds=ROUNDS)
+    def fail(self, data: st.DataObject, rounds: int) -> None:
+        """By a status, or without an answer: the subscription is to blame."""
+        for each in self.land(data, rounds):
+            self.blame(each)
+            self.release(each)
+
+    def blame(self, each: Flying) -> None:
+        side = self.sides[each.key]
+        opened = each.share.failed(each.started, self.now, MIDDLE, THRESHOLD)
+        assert opened == side.failed(each.started, self.now)
+        if opened:
+            self.withdraw_share(each)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), rounds=ROUNDS)
+    def fail_to_connect(self, data: st.DataObject, rounds: int) -> None:
+        """The host is to blame."""
+        for each in self.land(data, rounds):
+            opened = self.lane.failed(each.started, self.now, MIDDLE, THRESHOLD)
+            assert opened == self.whole.failed(each.started, self.now)
+            if opened:
+                self.withdraw(lambda _: True)
+            self.release(each)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), rounds=ROUNDS)
+    def throttle(self, data: st.DataObject, rounds: int) -> None:
+        """429 without a time: half as many, once for each round."""
+        for each in self.land(data, rounds):
+            trouble = self.sides[each.key].ill()
+            news = each.started >= trouble.cut_at
+            if news:
+                least = min(self.sides[each.key].limit, self.in_flight(each.key))
+                trouble.window, trouble.rising, trouble.cut_at = max(1.0, least // 2), False, self.now
+            assert each.share.throttled(each.started, self.now) == news
+            if news:
+                self.blame(each)
+            self.release(each)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), rounds=st.integers(0, 1), wait=st.sampled_from([0.5, 2.0, 4.0, 30.0]))
+    def demand_time(self, data: st.DataObject, rounds: int, wait: float) -> None:
+        """Retry-After."""
+        for each in self.land(data, rounds):
+            trouble = self.sides[each.key].ill()
+            until = self.now + wait
+            news = each.started >= trouble.cut_at
+            trouble.asked = trouble.asked + wait if news else max(trouble.asked, wait)
+            trouble.window, trouble.rising, trouble.cut_at = 1.0, True, self.now
+            long = trouble.asked > MAX_WAIT
+            if long:
+                trouble.closed_until = max(trouble.closed_until, until)
+            else:
+                trouble.quiet_until = max(trouble.quiet_until, until)
+            assert self.lane.postpone(each.share, each.started, until, self.now) == (long, news)
+            if news:
+                self.blame(each)
+            if long:
+                self.withdraw_share(each)
+            self.release(each)
+
+    # Taking out of the queue.
+
+    def withdraw_share(self, each: Flying) -> None:
+        side = self.sides[each.key]
+        expected = [*side.urgent, *side.fresh]
+        side.urgent.clear()
+        side.fresh.clear()
+        assert [number for _, number in self.lane.withdraw_share(each.share)] == expected
+
+    @rule(rest=st.integers(0, 2))
+    def withdraw_some(self, rest: int) -> None:
+        self.withdraw(lambda item: item[1] % 3 == rest)
+
+    def withdraw(self, unwanted: Any) -> None:
+        withdrawn = self.lane.withdraw(unwanted)
+        for key, side in self.sides.items():
+            expected = [number for number in (*side.urgent, *side.fresh) if unwanted((key, number))]
+            assert [number for found, number in withdrawn if found == key] == expected
+            side.urgent = deque(number for number in side.urgent if number not in expected)
+            side.fresh = deque(number for number in side.fresh if number not in expected)
+
+    @rule(slack=st.sampled_from([1.0, 2.0]))
+    def trim(self, slack: float) -> None:
+        cuts: list[tuple[str, int, Side]] = [
+            (key, int(side.room), side) for key, side in self.sides.items() if side.queued > slack * side.room
+        ]
+        left = {key: side.queued for key, side in self.sides.items()}
+        left.update((key, level) for key, level, _ in cuts)
+        if sum(left.values()) > slack * self.whole.room:
+            total = int(self.whole.room)
+            level = max(
+                level
+                for level in range(max(left.values()) + 1)
+                if sum(min(each, level) for each in left.values()) <= total
+            )
+            cuts += [(key, level, self.whole) for key in KEYS if left[key] > level]
+        expected = []
+        for key, level, told in cuts:
+            side = self.sides[key]
+            while side.queued > level:
+                expected.append(((key, (side.fresh or side.urgent).pop()), told))
+        trimmed = self.lane.trim(slack)
+        assert sorted(item for item, _ in trimmed) == sorted(item for item, _ in expected)
+        for key in KEYS:
+            assert [i for i, _ in trimmed if i[0] == key] == [i for i, _ in expected if i[0] == key]
+        told_by = dict(expected)
+        for item, valve in trimmed:
+            assert (valve is self.lane) == (told_by[item] is self.whole)
+            self.appoint(told_by[item], valve)
+
+    # What always holds.
+
+    @invariant()
+    def the_model_agrees(self) -> None:
+        if not hasattr(self, "lane"):
+            return
+        self.passed_over = {key: n * self.waits(key) for key, n in self.passed_over.items()}
+        lane = self.lane
+        assert lane.in_flight == len(self.flying) <= self.whole.own
+        assert lane.queued == self.queued
+        assert {share.key for share in lane.shares()} == {key for key in KEYS if self.remembered(key)}
+        for side, valve, here in (
+            (self.whole, lane, len(self.flying)),
+            *((self.sides[share.key], share, self.in_flight(share.key)) for share in lane.shares()),
+        ):
+            assert valve.limit == side.limit
+            assert valve.room == side.room
+            assert valve.in_flight == here
+            assert (valve.trouble is None) == (side.trouble is None)
+            breaker = None if side.trouble is None else side.trouble.breaker
+            assert valve.state == (State.CLOSED if breaker is None else breaker.state)
+        assert len(set(map(id, lane._turns))) == len(lane._turns)
+        for share in lane.shares():
+            if self.waits(share.key):
+                assert share in lane._turns or share in [*lane.blocked, *self.blocked], "its turn never comes"
+            assert share.queued == self.sides[share.key].queued
+            assert [number for _, number in share._queue()] == [
+                *self.sides[share.key].urgent,
+                *self.sides[share.key].fresh,
+            ]
+        assert lane.empty == (not any(map(self.remembered, KEYS)) and self.whole.trouble is None)
+
+    def teardown(self) -> None:
+        """Once everything is over, and long ago, no trace is left."""
+        if hasattr(self, "lane"):
+            for each in list(self.flying):
+                self.release(each)
+            self.lane.withdraw(lambda _: True)
+            for _ in range(2):
+                self.lane.measure(10.0)
+                self.now += 7200.0
+                self.lane.tidy(self.now)
+            assert self.lane.empty
+            assert self.lane.room == float("inf")
+
+
+TestLaneAgainstModel = LaneAgainstModel.TestCase
+TestLaneAgainstModel.settings = settings(
+    max_examples=100, stateful_step_count=80, deadline=None, derandomize=True
+)
