@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+import orjson
 from aiohttp import web
 
 from dispatcher.broker.base import Message
 from tests.e2e.daemon import Daemon, Endpoint, envelope, eventually, publish
+from tests.e2e.test_delivery import Stage, broker_url, stage
+
+__all__ = ["broker_url", "stage"]
+
+WITHIN = 90.0
 
 
 async def test_an_endpoint_that_is_gone_stays_disabled_after_a_restart(tmp_path: Path) -> None:
@@ -48,3 +56,70 @@ async def test_an_endpoint_that_is_gone_stays_disabled_after_a_restart(tmp_path:
             assert await daemon.stop() == 0
         finally:
             await daemon.kill()
+
+
+async def test_an_endpoint_that_only_ever_fails_is_given_up_and_everybody_told_and_a_restart_keeps_it(
+    stage: Stage,
+) -> None:
+    async def fail(_request: web.Request) -> web.Response:
+        return web.Response(status=500)
+
+    async with Endpoint(fail) as failing, Endpoint() as watching:
+        subscriptions: list[dict[str, Any]] = [
+            {
+                "id": "failing",
+                "url": f"{failing.url}/hook",
+                "event_types": ["test.*"],
+                "retry": {"schedule": ["500ms"] * 100, "jitter": 0},
+            },
+            {"id": "well", "url": f"{watching.url}/well", "event_types": ["test.*"]},
+            {
+                "id": "watching",
+                "url": f"{watching.url}/told",
+                "event_types": ["dispatcher.subscription.disabled"],
+            },
+        ]
+        daemon = stage.make(subscriptions, retry={"disable_after": "3s"}, api={"operational_events": True})
+
+        async def shown() -> tuple[str, str | None]:
+            status, body = await daemon.get("/v1/subscriptions/failing")
+            assert status == 200, body
+            view = orjson.loads(body)
+            return view["status"], view["reason"]
+
+        first, event = envelope(1)
+        await stage.publish([event])
+        await daemon.start()
+        await eventually(lambda: any(path == "/told" for path, _, _ in watching.requests), WITHIN)
+        [told] = [orjson.loads(body) for path, _, body in watching.requests if path == "/told"]
+        assert told["type"] == "dispatcher.subscription.disabled"
+        assert told["data"]["subscription_id"] == "failing"
+        assert told["data"]["reason"] == "failing"
+        assert await shown() == ("disabled", "failing")
+        assert await daemon.metric("subscriptions", 'status="disabled"') == 1
+        [line] = daemon.log_lines("subscription disabled")
+        assert (line["subscription"], line["reason"]) == ("failing", "failing")
+        [line] = daemon.log_lines("nothing but failures")
+        assert line["last_result"] == "status 500"
+        assert line["seconds"] >= 3
+        # What it was owed is not just dropped.
+        async with asyncio.timeout(WITHIN):
+            while not await daemon.metric("dead_letters_total", 'reason="disabled"'):
+                await asyncio.sleep(0.05)
+        assert await daemon.stop() == 0
+        attempts = failing.ids[first]
+        assert attempts == len(daemon.log_lines("attempt failed"))
+
+        second, event = envelope(2)
+        await stage.publish([event])
+        await daemon.start()
+        await watching.received({second}, WITHIN)
+        async with asyncio.timeout(WITHIN):
+            while not await daemon.metric("deliveries_total", 'outcome="dropped_disabled"'):
+                await asyncio.sleep(0.05)
+        assert await shown() == ("disabled", "failing")
+        assert await daemon.metric("subscriptions", 'status="disabled"') == 1
+        assert await daemon.stop() == 0
+        assert failing.ids == {first: attempts}
+        assert len(daemon.log_lines("subscription disabled")) == 1
+        assert watching.ids[first] == 1, "the restart sent nothing again"
