@@ -195,7 +195,7 @@ class Daemon:
             await self.ended()
 
     def log(self) -> str:
-        return self.output.read_text()
+        return self.output.read_text() if self.output.exists() else ""
 
     def log_lines(self, message: str) -> list[dict[str, Any]]:
         """The JSON log lines with that message."""

@@ -58,6 +58,9 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
                 report = Report(arguments.broker, schedule, findings=[f"the harness failed: {error!r}"])
                 logging.getLogger(__name__).exception("seed %d", seed)
             reports.append(report)
+            if arguments.report is not None:
+                with arguments.report.open("ab") as file:  # several runs may append to one
+                    file.write(report.line())
             print(report, flush=True)
             for note in report.notes:
                 print(f"  note: {note}", flush=True)
@@ -74,6 +77,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="lives of the daemon (sqlite)")
     parser.add_argument("--rate", type=float, default=60.0, help="events a second, each owed four times")
     parser.add_argument("--quiet", action="store_true", help="no fault: what the numbers are compared with")
+    parser.add_argument(
+        "--report", type=Path, help="append a line of JSON for each seed: see tests.torture.totals"
+    )
     parser.add_argument("--minutes", type=float, help="begin no seed after this long")
     arguments = parser.parse_args()
     # Ctrl-C, also from a shell that starts it in the background, and SIGTERM: leave no broker and no daemon behind.

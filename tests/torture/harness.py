@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,7 +47,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka import KafkaBroker
 from dispatcher.broker.open import open_broker
-from dispatcher.settings import KafkaSettings
+from dispatcher.settings import DeliverySettings, KafkaSettings
 from dispatcher.tasks import Tasks
 from tests.e2e.daemon import Daemon, envelope
 from tests.kafka.server import Cluster
@@ -63,11 +64,16 @@ SESSION = 6.0
 DRAIN = 5.0
 STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
 COMPLETE_WITHIN = 150.0
+PARKED_WITHIN = 600.0  # what waited for an endpoint that hung gets its appointments by how little that took
 COMMITTED_WITHIN = 30.0
 _LEAVES_WITHIN = 6.0  # at the end of a stop: what is left is written, committed, and the groups are left
 _HEARD_WITHIN = 10.0  # that its partitions are somebody else's
 _QUIET = 4.0  # seconds without anything to do, after which nothing is thought to come any more
 _ROOM = 12 << 20  # of the small disk
+_BUSY = re.compile(
+    rb"^dispatcher_(?:deliveries_in_flight|partition_lag|outbox_waiting)(?:\{.*\})? (\S+)$", re.MULTILINE
+)
+_TIERS = ("1s", "2s", "5s")
 
 
 @dataclass
@@ -84,8 +90,10 @@ class Report:
     oldest: float = 0.0  # seconds before its trouble that the oldest duplicate had been paid
     causes: Counter[str] = field(default_factory=Counter)  # of duplicates, by kind of trouble
     dead: int = 0
+    parked: Counter[str] = field(default_factory=Counter)  # records in retry topics, by why
     healed_after: float = 0.0  # seconds from the end of the faults to the complete ledger
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)  # seconds that each took
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     folder: Path = Path()
@@ -101,6 +109,34 @@ class Report:
             f"| {self.broker} | {self.schedule.seed} | {self.events} | {self.owed} | {self.lost} | {self.duplicates}"
             f" | {self.bound} | {', '.join(f'{kind} {n}' for kind, n in sorted(self.causes.items())) or '-'}"
             f" | {self.oldest:.1f} | {self.dead} | {self.healed_after:.1f} | {self.seconds:.1f} | {len(self.findings)} |"
+        )
+
+    def line(self) -> bytes:
+        """For `totals.py`: one line of JSON."""
+        schedule = self.schedule
+        return orjson.dumps(
+            {
+                "broker": self.broker,
+                "seed": schedule.seed,
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "schedule": str(schedule),
+                "parking": schedule.parking,
+                "longest_stop": max((f.lasts for f in schedule.faults if f.kind is Kind.STOP), default=0.0),
+                "events": self.events,
+                "owed": self.owed,
+                "lost": self.lost,
+                "duplicates": self.duplicates,
+                "bound": self.bound,
+                "oldest": round(self.oldest, 2),
+                "causes": self.causes,
+                "dead": self.dead,
+                "parked": self.parked,
+                "healed_after": round(self.healed_after, 1),
+                "seconds": round(self.seconds, 1),
+                "stages": {name: round(seconds, 1) for name, seconds in self.stages.items()},
+                "findings": self.findings,
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
         )
 
 
@@ -128,15 +164,17 @@ class Replica:
         await self.daemon.start(ready=False)
         self.up = True
 
-    def trouble(self, kind: str, begin: float, until: float, since: float | None = None) -> None:
-        self.troubles.append(Trouble(kind, self.life, begin, until, since))
+    def trouble(
+        self, kind: str, begin: float, until: float, since: float | None = None, over: float | None = None
+    ) -> None:
+        self.troubles.append(Trouble(kind, self.life, begin, until, since, over))
 
     async def kill(self) -> None:
         self.check()
         self.up = False
         begin = now()
         await self.daemon.kill()
-        self.trouble("kill", begin, math.inf)
+        self.trouble("kill", begin, math.inf, over=now())
 
     async def terminate(self) -> None:
         """SIGTERM, and wait for its end."""
@@ -155,7 +193,7 @@ class Replica:
             return
         finally:
             # It commits what has ended; only what was cut off at the end of the drain may come again.
-            self.trouble("term", begin, math.inf, since=max(begin, now() - _LEAVES_WITHIN))
+            self.trouble("term", begin, math.inf, since=max(begin, now() - _LEAVES_WITHIN), over=now())
         if code != 0 and not (early and code == -signal.SIGTERM):
             self._report.findings.append(f"{self.name}: exit code {code} after SIGTERM")
         self._report.notes.append(f"{self.name}: ended {now() - begin:.1f} s after SIGTERM")
@@ -170,10 +208,15 @@ class Replica:
 
     async def busy(self) -> bool:
         """Whether it isn't ready, or has anything in flight or to read."""
-        if await self._get("/readyz") != 200:
+        try:
+            async with asyncio.timeout(2.0):
+                if (await self.daemon.get("/readyz"))[0] != 200:
+                    return True
+                _, body = await self.daemon.get("/metrics")
+        except TimeoutError:
             return True
-        names = ("deliveries_in_flight", "partition_lag", "outbox_waiting")
-        return any([await self.daemon.total(name) for name in names])
+        values = _BUSY.findall(body)
+        return not values or any(float(value) for value in values)
 
     async def _get(self, path: str) -> int:
         try:
@@ -247,11 +290,27 @@ class Run:
         self.committed: dict[int, int] = {}
         self.clock = now
         self.tasks = Tasks()
+        self._stage_begun = now()
+
+    def stage(self, name: str) -> None:
+        """What has gone by since the last one was that."""
+        begun, self._stage_begun = self._stage_begun, self.clock()
+        self.report.stages[name] = self.report.stages.get(name, 0.0) + self._stage_begun - begun
+
+    @property
+    def own_topics(self) -> list[str]:
+        """The topics from which the end is told."""
+        return [self.topic, self.dead_topic, *(f"{self.name}.retry.{level}" for level in _TIERS)]
 
     def replica(self, number: int, broker: str) -> Replica:
         folder = self.folder / f"{self.name}-{number}"
         folder.mkdir()
         port = free_port()
+        own = DeliverySettings()  # what a deployment has that says nothing of it
+        isolation = {
+            "breaker_threshold": own.breaker_threshold,
+            "max_queue_wait": f"{own.max_queue_wait:g}s",
+        }
         daemon = Daemon(
             folder,
             broker,
@@ -259,11 +318,14 @@ class Run:
             group=self.name,
             http={"port": port},
             topics={"events": [self.topic], "prefix": f"{self.name}."},
-            delivery={"max_in_flight": self.schedule.max_in_flight},
+            delivery={
+                "max_in_flight": self.schedule.max_in_flight,
+                **(isolation if self.schedule.parking else {}),
+            },
             retry={
-                "tiers": ["1s", "2s", "5s"],
+                "tiers": list(_TIERS),
                 "horizon": f"{self.schedule.horizon:g}s",
-                "hold_limit": "15s",
+                "hold_limit": f"{self.schedule.hold_limit:g}s",
             },
             shutdown={"drain": f"{DRAIN:g}s"},
             kafka={
@@ -308,15 +370,22 @@ class Run:
 
     def judge(self, replicas: Sequence[Replica], records: Sequence[Record]) -> None:
         report, ledger = self.report, self.endpoints.ledger
+        ahead = time.time() - self.clock()
         places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         dead: set[Debt] = set()
         for record in records:
             if record.topic == self.topic:
                 event = orjson.loads(record.value or b"{}")["id"]
                 places[event].append((record.partition, record.offset))
-            else:
-                headers = {name: value or b"" for name, value in record.headers}
-                dead.add((headers["subscription_id"].decode(), headers["event_id"].decode()))
+                continue
+            headers = {name: (value or b"").decode() for name, value in record.headers}
+            debt = (headers["subscription_id"], headers["event_id"])
+            if record.topic == self.dead_topic:
+                dead.add(debt)
+                continue
+            report.parked[headers["reason"]] += 1
+            if headers["reason"] != "retry":  # for that it was asked
+                ledger.aside[debt].append(record.timestamp / 1000 - ahead)
         if missing := [event for event in self.ids if event not in places]:
             report.findings.append(
                 f"the broker lost {len(missing)} acknowledged events (no fault of the dispatcher)"
@@ -393,10 +462,11 @@ class Run:
         """
         begin = self.clock()
         quiet = 0.0
+        within = PARKED_WITHIN if self.schedule.parking else COMPLETE_WITHIN
         while quiet < (_QUIET if self.incomplete() else _QUIET / 2):
-            if self.clock() - begin > COMPLETE_WITHIN:
+            if self.clock() - begin > within:
                 self.report.findings.append(
-                    f"after {COMPLETE_WITHIN:.0f} s {self.incomplete()} debts are open, or it is still busy"
+                    f"after {within:.0f} s {self.incomplete()} debts are open, or it is still busy"
                 )
                 break
             before = self.clock()
@@ -443,16 +513,21 @@ class KafkaRun(Run):
             faults = [
                 self.tasks.start(self._inflict(fault, started), str(fault)) for fault in self.schedule.faults
             ]
+            self.stage("start")
             await asyncio.gather(*faults, playing, producing)
+            self.stage("faults")
             await self._heal()
             await self.settled(self.replicas)
+            self.stage("settle")
             await self._committed()
+            self.stage("commit")
             sampling.cancel()
-            for replica in self.replicas:
-                await replica.terminate()
+            await asyncio.gather(*(replica.terminate() for replica in self.replicas))
+            self.stage("stop")
             await self.nothing_left(self.replicas[0])
-            records = await read_all(self.broker, [self.topic, self.dead_topic])
-            self.judge(self.replicas, records)
+            self.stage("nothing left")
+            self.judge(self.replicas, await read_all(self.broker, self.own_topics))
+            self.stage("judge")
         finally:
             for replica in self.replicas:
                 replica.up = False
@@ -593,21 +668,25 @@ class EmbeddedRun(Run):
                 await asyncio.sleep(fault.at)
                 await self._inflict(fault)
                 await self._look()
+            self.stage("faults")
             playing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await playing
             self.endpoints.heal()
             await self.one.start()
             await self.settled([self.one])
-            await asyncio.sleep(1.5)
+            self.stage("settle")
             await self.one.terminate()
             await self._look()
+            self.stage("stop")
             await self.nothing_left(self.one)
+            self.stage("nothing left")
             broker = await self._open()
             try:
-                self.judge([self.one], await read_all(broker, [self.topic, self.dead_topic]))
+                self.judge([self.one], await read_all(broker, self.own_topics))
             finally:
                 await broker.close()
+            self.stage("judge")
         finally:
             self.one.up = False
             await self.one.daemon.kill()

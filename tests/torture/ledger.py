@@ -12,7 +12,9 @@ stopped while an attempt was under way. What trouble may cost is bounded by what
 what was completed within the last commit interval before. From that:
 
 - A debt is **at risk** from trouble that began at `b` if its life had asked for it, and it was paid after `b - COMMITTED`: in flight at
-  `b`, or completed since the last commit that is sure to have gone through.
+  `b`, or completed since the last commit that is sure to have gone through. Likewise if it was **set aside** then: written to a retry
+  topic without having been asked for (parked, or left behind at a stop), which also completes it. The topic's records say when; they don't say by
+  which life, so any trouble of those seconds will do.
 - A duplicate is **explained** if its debt is at risk from trouble that began before its last payment. Every other one is a finding.
 - The **bound** of a run is the number of debts at risk, summed over its troubles: one trouble makes a debt be paid again at most once.
 
@@ -48,6 +50,12 @@ class Trouble:
     begin: float
     until: float = math.inf
     since: float | None = None  # what it paid from then on is at risk; None: from COMMITTED before `begin` on
+    over: float | None = None  # when the life came to its end and wrote nothing more; None: it goes on
+
+    @property
+    def risky(self) -> float:
+        """From when on what was completed is at risk."""
+        return self.begin - COMMITTED if self.since is None else self.since
 
     def __str__(self) -> str:
         return f"{self.kind} {self.life or 'all'}"
@@ -59,6 +67,7 @@ class Ledger:
 
     paid: defaultdict[Debt, list[Payment]] = field(default_factory=lambda: defaultdict(list))
     asked: defaultdict[Debt, set[str]] = field(default_factory=lambda: defaultdict(set))  # lives
+    aside: defaultdict[Debt, list[float]] = field(default_factory=lambda: defaultdict(list))  # when
     requests: Counter[Debt] = field(default_factory=Counter)
 
     def ask(self, debt: Debt, life: str) -> None:
@@ -86,9 +95,11 @@ def excess(ledger: Ledger, copies: Mapping[str, int]) -> int:
 
 def at_risk(ledger: Ledger, debt: Debt, payment: Payment, trouble: Trouble) -> bool:
     """Whether the trouble may have this payment made again."""
-    return (trouble.life is None or trouble.life in ledger.asked[debt]) and (
-        (trouble.begin - COMMITTED if trouble.since is None else trouble.since) <= payment.at <= trouble.until
-    )
+    concerned = trouble.life is None or trouble.life in ledger.asked[debt]
+    if concerned and trouble.risky <= payment.at <= trouble.until:
+        return True
+    last = trouble.until if trouble.over is None else trouble.over
+    return any(trouble.risky <= at <= last for at in ledger.aside.get(debt, ()))
 
 
 def causes(

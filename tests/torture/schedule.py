@@ -2,20 +2,23 @@
 
 The seed fixes the faults, their times and lengths, the endpoints' moods and the daemons' caps. It can't fix
 how the processes' threads of time interleave: a seed that found something once may need a few runs to find it again.
+
+About half of the schedules leave the daemons' delivery settings as they come: breakers open and what would wait too long is parked. The others
+attempt everything all the time, which puts more under way when a fault strikes.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
 class Kind(StrEnum):
     KILL = "kill"  # kill -9 a replica, start it again after `lasts`
     TERM = "term"  # SIGTERM, and start it again `lasts` after its end
-    STOP = "stop"  # SIGSTOP for longer than the session, then SIGCONT
+    STOP = "stop"  # SIGSTOP for longer than the session, now and then for half a minute, then SIGCONT
     BROKER = "broker"  # kill -9 the broker, start it again after `lasts`
     CUT = "cut"  # between one replica and the broker: connections reset, new ones refused
     STALL = "stall"  # the same, but connections stay open and silent
@@ -62,11 +65,14 @@ class Schedule:
     replicas: int
     faults: Sequence[Fault]
     phases: Sequence[Phase]
+    parking: bool = False  # the daemons' own breakers and limit of waiting are on
+    hold_limit: float = 15.0
 
     def __str__(self) -> str:
         return (
-            f"{self.events} events, cap {self.max_in_flight}, horizon {self.horizon:g}, {self.replicas} at first; "
-            f"{' '.join(map(str, self.faults))}; endpoint {' '.join(map(str, self.phases)) or 'well'}"
+            f"{self.events} events, cap {self.max_in_flight}, horizon {self.horizon:g}, hold limit {self.hold_limit:g}, "
+            f"{'breakers and parking on' if self.parking else 'no breakers, no parking'}, {self.replicas} at first; "
+            f"{' '.join(map(str, self.faults)) or 'no faults'}; endpoint {' '.join(map(str, self.phases)) or 'well'}"
         )
 
 
@@ -80,6 +86,8 @@ _LASTS = {
     Kind.STALL: (1.0, 12.0),
 }
 _EMBEDDED = {Kind.KILL: 5, Kind.TERM: 2, Kind.FULL: 2}
+_FROZEN = 30.0
+_FROZEN_SHARE = 0.1  # of the schedules have a stop of that length: it makes them longer
 
 
 def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
@@ -93,7 +101,7 @@ def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
             kind = Kind.KILL  # a broker takes seconds to start: once a run is enough
         faults.append(Fault(round(at, 2), kind, draw.randrange(2), round(draw.uniform(*_LASTS[kind]), 2)))
         at += draw.choice((draw.uniform(0.0, 1.5), draw.uniform(2.0, 8.0)))
-    return Schedule(
+    schedule = Schedule(
         seed,
         round(length * rate),
         length,
@@ -103,6 +111,7 @@ def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
         faults,
         _phases(draw, length),
     )
+    return _frozen(_isolated(schedule, "kafka"), "kafka")
 
 
 def plan_replicated(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
@@ -119,7 +128,7 @@ def plan_replicated(seed: int, *, length: float = 20.0, rate: float = 60.0) -> S
         kind = draw.choice((Kind.KILL, Kind.TERM, Kind.STOP))
         faults.append(Fault(round(at, 2), kind, draw.randrange(2), round(draw.uniform(*_LASTS[kind]), 2)))
         at += draw.uniform(2.0, 8.0)
-    return Schedule(
+    schedule = Schedule(
         seed,
         round(length * rate),
         length,
@@ -129,6 +138,7 @@ def plan_replicated(seed: int, *, length: float = 20.0, rate: float = 60.0) -> S
         sorted(faults, key=lambda each: each.at),
         _phases(draw, length),
     )
+    return _frozen(_isolated(schedule, "replicated"), "replicated")
 
 
 def plan_quiet(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
@@ -145,7 +155,7 @@ def plan_embedded(seed: int, *, rounds: int = 6, rate: float = 60.0) -> Schedule
         kind = draw.choices(list(_EMBEDDED), list(_EMBEDDED.values()))[0]
         faults.append(Fault(round(draw.uniform(0.7, 3.0), 2), kind, 0, round(draw.uniform(0.5, 3.0), 2)))
     length = sum(fault.at for fault in faults)
-    return Schedule(
+    schedule = Schedule(
         seed,
         round(length * rate),
         length,
@@ -155,6 +165,7 @@ def plan_embedded(seed: int, *, rounds: int = 6, rate: float = 60.0) -> Schedule
         faults,
         _phases(draw, length),
     )
+    return _isolated(schedule, "embedded")
 
 
 def plan_mutant(horizon: float) -> Schedule:
@@ -162,6 +173,25 @@ def plan_mutant(horizon: float) -> Schedule:
     return Schedule(
         0, 60, 4.0, 1000, horizon, 1, [Fault(4.0, Kind.KILL, 0, 0.0)], [Phase(0.0, Mood.CHOOSE, 600.0)]
     )
+
+
+def _isolated(schedule: Schedule, kind: str) -> Schedule:
+    """Half of them with the daemons' own ways of keeping endpoints apart."""
+    # By itself, so that the rest of a seed stays what it was.
+    draw = random.Random(f"isolation {kind} {schedule.seed}")
+    if draw.random() < 0.5:
+        return schedule
+    limits = [limit for limit in (2.0, 5.0, 10.0, 15.0) if limit >= schedule.horizon]
+    return replace(schedule, parking=True, hold_limit=draw.choice(limits))
+
+
+def _frozen(schedule: Schedule, kind: str) -> Schedule:
+    """A few of them with a stop of half a minute, as of a machine that is suspended."""
+    draw = random.Random(f"frozen {kind} {schedule.seed}")
+    if draw.random() >= _FROZEN_SHARE:
+        return schedule
+    fault = Fault(round(draw.uniform(0.5, schedule.length), 2), Kind.STOP, draw.randrange(2), _FROZEN)
+    return replace(schedule, faults=sorted([*schedule.faults, fault], key=lambda each: each.at))
 
 
 def _phases(draw: random.Random, length: float) -> list[Phase]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.kafka.server import Unavailable, missing
+from tests.torture import totals
 from tests.torture.harness import Report, kafka_ground, torture
 from tests.torture.ledger import (
     Ledger,
@@ -21,7 +23,7 @@ from tests.torture.ledger import (
     lost,
 )
 from tests.torture.mutants import LOSING, REPEATING, settles_before_the_broker_has_it
-from tests.torture.schedule import Kind, plan, plan_embedded, plan_mutant, plan_quiet
+from tests.torture.schedule import Kind, plan, plan_embedded, plan_mutant, plan_quiet, plan_replicated
 
 Mutant = Callable[[], None]
 
@@ -33,9 +35,12 @@ def test_a_seed_makes_the_same_schedule_again_and_another_seed_another() -> None
     assert len({str(plan(seed)) for seed in range(50)}) == 50
     drawn = {fault.kind for seed in range(50) for fault in (*plan(seed).faults, *plan_embedded(seed).faults)}
     assert drawn == set(Kind)
-    assert all(
-        fault.lasts > 6 for seed in range(50) for fault in plan(seed).faults if fault.kind is Kind.STOP
-    )
+    stops = [fault.lasts for seed in range(50) for fault in plan(seed).faults if fault.kind is Kind.STOP]
+    assert all(seconds > 6 for seconds in stops)
+    assert max(stops) == 30
+    for kind in (plan, plan_replicated, plan_embedded):
+        assert {kind(seed).parking for seed in range(20)} == {True, False}
+        assert all(kind(seed).hold_limit >= kind(seed).horizon for seed in range(50))
 
 
 def test_the_ledger_tells_what_was_lost_from_what_was_paid_and_what_was_given_up() -> None:
@@ -98,6 +103,17 @@ def test_a_duplicate_is_explained_by_trouble_of_its_sender_right_after_the_first
     assert causes(ledger, ("a", "e"), found, 2, [trouble]) == [], "the producer wrote it twice"
 
 
+def test_what_was_set_aside_unasked_right_before_trouble_is_at_risk_too_and_nobody_has_to_have_asked() -> (
+    None
+):
+    kill = Trouble("kill", "0.1", 10.0, over=10.2)
+    for set_aside, explained in {7.0: False, 9.0: True, 10.1: True, 11.0: False}.items():
+        ledger, found = paid((12.0, "0.2"), (13.0, "0.2"))
+        ledger.aside["a", "e"].append(set_aside)
+        assert causes(ledger, ("a", "e"), found, 1, [kill]) == [kill if explained else None], set_aside
+        assert bound(ledger, [kill]) == explained
+
+
 def test_the_bound_is_what_was_in_flight_or_completed_within_the_last_commit_interval_of_each_trouble() -> (
     None
 ):
@@ -110,6 +126,27 @@ def test_the_bound_is_what_was_in_flight_or_completed_within_the_last_commit_int
     assert bound(ledger, [KILL]) == 2
     assert bound(ledger, [KILL, KILL]) == 4
     assert bound(ledger, []) == 0
+
+
+def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = [
+        Report("kafka", plan(1), owed=10, bound=4, findings=["lost 2 deliveries"], lost=2),
+        Report("kafka", plan(2), owed=20, bound=5, duplicates=3, oldest=0.5),
+        Report("kafka", plan(4), owed=30, bound=6),
+        Report("sqlite", plan_embedded(1), owed=40),
+        Report("kafka", plan(1), owed=1000, bound=7),
+    ]
+    file = tmp_path / "runs.jsonl"
+    file.write_bytes(b"".join(report.line() for report in reports))
+    monkeypatch.setattr("sys.argv", ["totals", str(file)])
+    assert totals.main() == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\| `kafka` \| 1-2,4 \| \d \| \d \| 1,050 \| 0 \| 3 \| 18 \| 0\.5 s \| 0 \|", out)
+    assert "`sqlite` | 1 |" in out
+    assert "4 schedules" in out
+    assert "1 earlier runs" in out
 
 
 @pytest.mark.timeout(600)
