@@ -184,7 +184,8 @@ class Source(Protocol):
         """As this process sees it; of one that it knows nothing of, nothing."""
 
 
-_LOOKED_AT: Final = 10_000  # subscriptions that one page looks at
+_LOOKED_AT: Final = 10_000  # subscriptions that one page looks at, and where it shows some...
+_SHOWN: Final = 25  # ...fewer by so many for each: parsing, unsealing and checking one takes that much longer
 _TRIES: Final = 5  # to make a change on a subscription that others change too
 _OWN_FIELDS: Final = ("id", "secrets")
 _REFUSED: Final = {
@@ -381,11 +382,11 @@ class Subscriptions:
             return any(matches(pattern, event_type or "") for pattern in patterns)
 
         items: builtins.list[View] = []
-        looked_at = 0
+        left = _LOOKED_AT
         for id_ in self._ids(whose, after):
-            if len(items) == limit or looked_at == _LOOKED_AT:
+            if len(items) == limit or left <= 0:
                 return Page(items, _cursor(after))
-            looked_at += 1
+            left -= 1
             after = id_
             subscription = index.get(id_)
             if subscription is None:
@@ -405,6 +406,7 @@ class Subscriptions:
                 if view is None:
                     continue
             items.append(view)
+            left -= _SHOWN
         return Page(items, None)
 
     def _ids(self, tenant: str | None, after: str) -> Iterable[str]:

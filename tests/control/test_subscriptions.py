@@ -281,6 +281,13 @@ async def test_a_page_looks_at_so_many_and_no_more_and_at_a_tenants_own_only(pla
     mine = plane.subscriptions.list(tenant="t7")
     assert [view.id for view in mine.items] == [f"s{n:06}" for n in range(7, 12_500, 2500)]
     assert mine.next_cursor is None
+    # Showing one is work, too: one tenant's among many of others end a page before its number does.
+    await plane.store.fill(12_500, tenants=50)
+    first = plane.subscriptions.list(tenant="t7", limit=200)
+    assert 100 < len(first.items) < 200
+    second = plane.subscriptions.list(tenant="t7", limit=200, cursor=first.next_cursor)
+    assert [view.id for view in (*first.items, *second.items)] == [f"s{n:06}" for n in range(7, 12_500, 50)]
+    assert second.next_cursor is None
 
 
 # Change.
