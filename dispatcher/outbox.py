@@ -5,6 +5,10 @@ sent. The outbox takes such records from synchronous code, writes them in batche
 back after the acknowledgement. A broker that is away or refuses holds the records here, and
 with them the offsets: they are written again with growing pauses, never dropped, never spun on.
 
+What an endpoint that is down is owed comes one by one, hundreds of records a second, and a write of a single one to Kafka
+costs some 0.5 ms of CPU, ten deliveries' worth, and the broker no less. So writes keep a distance (`_APART`) in which records gather:
+at ten to a write one costs 0.13 ms. The first one after a silence goes at once.
+
 Rules:
 
 1. `put` never waits; its callback is called exactly once, after the acknowledgement.
@@ -30,6 +34,7 @@ Produce = Callable[[Sequence[Message]], Awaitable[None]]
 Written = Callable[[], None]
 
 _BATCH = 1000
+_APART = 0.05  # seconds from one write's begin to the next one's, unless a whole batch waits
 _PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 
 
@@ -54,16 +59,20 @@ class Outbox:
 
     async def run(self) -> None:
         """Write until cancelled."""
+        clock = asyncio.get_running_loop().time
         while True:
             await self._some.wait()
             self._some.clear()
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 self._writing = len(batch)
+                began = clock()
                 await self._write([message for message, _ in batch])
                 self._writing = 0
                 for _, written in batch:
                     written()
+                if len(self._waiting) < _BATCH:
+                    await asyncio.sleep(max(0.0, began + _APART - clock()))
 
     async def _write(self, messages: Sequence[Message]) -> None:
         tries = 0

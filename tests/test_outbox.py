@@ -128,3 +128,35 @@ async def test_headers_that_are_too_large_go_last_and_never_end_the_outbox() -> 
         sink.largest_headers = 1000
         await asyncio.sleep(30)
         assert called == [1, 2]
+
+
+async def test_the_first_record_goes_at_once_and_those_that_follow_gather_for_a_moment() -> None:
+    sink = Sink()
+    sink.takes = 0.001
+    loop = asyncio.get_running_loop()
+    async with running(sink) as outbox:
+        began = loop.time()
+        first: list[float] = []
+        outbox.put(message(0), lambda: first.append(loop.time() - began))
+        for number in range(1, 200):  # 200 a second
+            await asyncio.sleep(0.005)
+            outbox.put(message(number), lambda: None)
+        while len(outbox):
+            await asyncio.sleep(0.01)
+        assert first[0] < 0.01
+        assert [value for call in sink.calls for value in call] == [b"%d" % n for n in range(200)]
+        assert len(sink.calls) < 25
+
+
+async def test_a_whole_batch_does_not_wait_for_more() -> None:
+    sink = Sink()
+    sink.takes = 0.001
+    loop = asyncio.get_running_loop()
+    async with running(sink) as outbox:
+        began = loop.time()
+        for number in range(10_000):
+            outbox.put(message(number), lambda: None)
+        while len(outbox):
+            await asyncio.sleep(0.001)
+        assert [len(call) for call in sink.calls] == [1000] * 10
+        assert loop.time() - began < 0.05
