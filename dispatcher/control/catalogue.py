@@ -50,9 +50,9 @@ _MAX_PATTERN: Final = 1 << 20  # bytes that a compiled pattern may take
 _SHALLOW: Final = range(4)  # levels of a payload's nesting for which the schema itself has to answer...
 _DEEP: Final = range(4, 65)  # ...and those beyond, as deep as the API takes any
 _MAX_COMPARED: Final = 10_000  # subschemas with which a place there may be compared
-_MAX_WORK: Final = (
-    50_000  # comparisons that any payload may take, half a second at the worst; more where it is large
-)
+_MAX_WORK: Final = 50_000  # comparisons that any payload may take, some half a second; large ones more...
+_MOST_WORK: Final = 5_000_000  # ...but never more than these
+_EASY: Final = 8  # subschemas for a place, with which no payload that the API takes comes near that
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,17 +270,18 @@ class _Schema:
                 f"a single value may have to be compared with more than {_MAX_COMPARED} subschemas, because definitions "
                 "that refer to others more than once multiply: refer to each once, or write the schema flatter"
             )
-        self._multiplies = max(self._cost.at(depth) for depth in _DEEP) > self._shallow
+        # Most are of neither kind, and cost nothing more.
+        self._counts = self._shallow > _EASY or any(self._cost.at(depth) > self._shallow for depth in _DEEP)
         self._validator = _compile(schema)
 
     def differences(self, value: Any, field: str) -> builtins.list[Flaw]:
         """Where the value differs from it; `field` is what the value is called."""
-        if self._multiplies:
+        if self._counts:
             places, work = self._cost.of(value)
-            if work > max(_MAX_WORK, places * self._shallow):
+            if work > max(_MAX_WORK, min(places * self._shallow, _MOST_WORK)):
                 said = (
-                    "is nested too deeply for its schema, in which something refers to itself more than once: each level"
-                    " multiplies the work of comparing them"
+                    "would take too long to compare with its schema: it is large for a schema of that size, or nested"
+                    " deeply where something refers to itself more than once, and each level multiplies"
                 )
                 return [Flaw((field,), said)]
         errors = islice(self._validator.iter_errors(value), _MAX_FLAWS)

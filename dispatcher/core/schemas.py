@@ -88,7 +88,8 @@ class Cost:
         while len(levels) <= depth:
             if len(levels) > 1 and levels[-1] == levels[-2]:
                 return levels[-1][0]  # and so for ever
-            levels.append(self._level(levels[-1] if levels else None))
+            # In the place of the old ones, not added to them: another thread may be at it, too.
+            levels = self._levels = [*levels, self._level(levels[-1] if levels else None)]
         return levels[depth][0]
 
     def of(self, payload: object) -> tuple[int, int]:

@@ -159,7 +159,15 @@ async def test_what_a_payload_multiplies_is_bounded(plane: Plane) -> None:
     assert plane.catalogue.validate_payload("a.b", nested(8)) == []
     assert "data" in {flaw.field for flaw in plane.catalogue.validate_payload("a.b", nested(8, "x"))}
     [flaw] = plane.catalogue.validate_payload("a.b", nested(40))
-    assert (flaw.field, "nested too deeply" in flaw.message) == ("data", True)
+    assert (flaw.field, "too long to compare" in flaw.message) == ("data", True)
+
+
+async def test_a_large_payload_of_a_large_schema_is_bounded(plane: Plane) -> None:
+    alternatives = [{"const": number} for number in range(500)]
+    await plane.catalogue.put("a.b", {"schema": {"items": {"oneOf": alternatives}}})
+    assert plane.catalogue.validate_payload("a.b", [499] * 1000) == []
+    [flaw] = plane.catalogue.validate_payload("a.b", [499] * 20_000)
+    assert (flaw.field, "too long to compare" in flaw.message) == ("data", True)
 
 
 async def test_a_tree_that_refers_to_itself_may_be_as_deep_as_any_payload(plane: Plane) -> None:
