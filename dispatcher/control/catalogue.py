@@ -50,9 +50,12 @@ _MAX_PATTERN: Final = 1 << 20  # bytes that a compiled pattern may take
 _SHALLOW: Final = range(4)  # levels of a payload's nesting for which the schema itself has to answer...
 _DEEP: Final = range(4, 65)  # ...and those beyond, as deep as the API takes any
 _MAX_COMPARED: Final = 10_000  # subschemas with which a place there may be compared
-_MAX_WORK: Final = 50_000  # comparisons that any payload may take, some half a second; large ones more...
-_MOST_WORK: Final = 5_000_000  # ...but never more than these
-_EASY: Final = 8  # subschemas for a place, with which no payload that the API takes comes near that
+_MAX_WORK: Final = 50_000  # comparisons that any payload may take; large ones take more...
+_MOST_WORK: Final = 1_000_000  # ...but not more than these, 0.3 s...
+_EASY: Final = 8  # ...unless it is only so many for a place
+_EXPLAINED: Final = (
+    20_000  # comparisons up to which it is said what differs: that costs 10 us each, whether told or not
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,14 +279,20 @@ class _Schema:
 
     def differences(self, value: Any, field: str) -> builtins.list[Flaw]:
         """Where the value differs from it; `field` is what the value is called."""
+        work = None
         if self._counts:
             places, work = self._cost.of(value)
-            if work > max(_MAX_WORK, min(places * self._shallow, _MOST_WORK)):
+            easy = places * min(self._shallow, _EASY)
+            if work > max(_MAX_WORK, easy, min(places * self._shallow, _MOST_WORK)):
                 said = (
                     "would take too long to compare with its schema: it is large for a schema of that size, or nested"
                     " deeply where something refers to itself more than once, and each level multiplies"
                 )
                 return [Flaw((field,), said)]
+        if self._validator.is_valid(value):
+            return []
+        if (work or self._cost.of(value)[1]) > _EXPLAINED:
+            return [Flaw((field,), "differs from its schema, and is too large to say where")]
         errors = islice(self._validator.iter_errors(value), _MAX_FLAWS)
         return [Flaw((field, *error.instance_path), error.message[:500]) for error in errors]
 
