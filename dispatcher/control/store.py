@@ -998,7 +998,7 @@ _NO_SECRET: Final = "whsec_" + "A" * 32
 
 def _live(secrets: Sequence[StoredSecret], now: int) -> tuple[StoredSecret, ...]:
     """Those that haven't ended; the newest in any case."""
-    if len(secrets) == 1:
+    if len(secrets) == 1 and secrets[0].expires_ms is None:
         return tuple(secrets)
     live = tuple(each for each in secrets if each.expires_ms is None or each.expires_ms > now)
     return live or tuple(secrets[:1])

@@ -385,6 +385,39 @@ async def test_what_an_old_key_sealed_or_none_is_sealed_with_the_newest_after_th
     assert len(world.written()) == before
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"secrets": [{"plain": SECRET, "expires_ms": "soon"}]},
+        {"secrets": [{"plain": SECRET}]},
+        {"secrets": [SECRET]},
+        {"secrets": None},
+        {"document": []},
+        {"document": None},
+        {"created_ms": ...},
+        {"idempotency": {"principal": "p"}},
+    ],
+)
+async def test_a_record_that_cannot_be_read_is_told_of_and_harms_nothing(
+    world: World, broken: dict[str, Any]
+) -> None:
+    one = await world.replica()
+    await create(one)
+    await create(one, "t")
+    raw = {**orjson.loads(world.written()[0][1] or b""), **broken}
+    kept = {name: value for name, value in raw.items() if value is not ...}
+    world.broker.log[TOPIC][0].value = orjson.dumps(kept)
+    with capture_logs() as logs:
+        two = await world.replica()
+    assert [each["event"] for each in logs if each["log_level"] == "error"] == [
+        "a subscription in the topic can't be read",
+        "subscriptions that can't be used are disabled",
+    ]
+    assert two.status() is None
+    assert two.store.get("s") is None
+    assert two.status("t") == ("active", None)
+
+
 async def test_one_that_the_settings_refuse_by_now_is_disabled_and_there(world: World) -> None:
     one = await world.replica()
     await create(one)
