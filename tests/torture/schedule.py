@@ -176,13 +176,23 @@ def plan_mutant(horizon: float) -> Schedule:
 
 
 def _isolated(schedule: Schedule, kind: str) -> Schedule:
-    """Half of them with the daemons' own ways of keeping endpoints apart."""
+    """Half of them with the daemons' own ways of keeping endpoints apart.
+
+    Then one endpoint is ill for long enough, while there is something to deliver, that breakers open and deliveries are parked.
+    """
     # By itself, so that the rest of a seed stays what it was.
     draw = random.Random(f"isolation {kind} {schedule.seed}")
     if draw.random() < 0.5:
         return schedule
     limits = [limit for limit in (2.0, 5.0, 10.0, 15.0) if limit >= schedule.horizon]
-    return replace(schedule, parking=True, hold_limit=draw.choice(limits))
+    hold_limit = draw.choice(limits)
+    ill = Phase(
+        round(draw.uniform(0.5, 2.0), 2),
+        draw.choice((Mood.FAIL, Mood.HANG, Mood.DOWN)),
+        round(draw.uniform(3.5, 7.0), 2),
+    )
+    phases = [ill, *(phase for phase in schedule.phases if phase.at > ill.at + ill.lasts)]
+    return replace(schedule, parking=True, hold_limit=hold_limit, phases=phases)
 
 
 def _frozen(schedule: Schedule, kind: str) -> Schedule:
