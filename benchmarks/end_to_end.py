@@ -324,8 +324,10 @@ class Daemon:
                         raise Wrong(f"the daemon ended with {child.returncode}:\n{self._said()}")
                     if time.monotonic() > deadline:
                         done = seen[-1].delivered if seen else 0
+                        parked = _parked(seen[-1]) if seen else 0
                         raise Wrong(
-                            f"no delivery for a while, {done:,.0f} of {expected:,} done:\n{self._said()}"
+                            f"no delivery for a while, {done:,.0f} of {expected:,} done, {parked:,} were parked:\n"
+                            f"{self._said()}"
                         )
                     time.sleep(_SCRAPES if seen and seen[-1].delivered else _SCRAPES / 5)
                     with contextlib.suppress(OSError):  # not listening yet
@@ -365,8 +367,12 @@ class Daemon:
             rss=usage.peak,
             lag=seen[-1].quantile("event_loop_lag_seconds", 0.99, seen[first]),
             connections=int(seen[-1]["connections_opened_total"]),
-            parked=int(sum(seen[-1].starting("deliveries_parked_total").values())),
+            parked=_parked(seen[-1]),
         )
+
+
+def _parked(look: Metrics) -> int:
+    return int(sum(look.starting("deliveries_parked_total").values()))
 
 
 # The benchmarks.
