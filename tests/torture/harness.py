@@ -384,7 +384,8 @@ class Run:
                 dead.add(debt)
                 continue
             report.parked[headers["reason"]] += 1
-            if headers["reason"] != "retry":  # for that it was asked
+            # For the retry of an attempt that got through it was asked.
+            if headers["reason"] != "retry" or headers.get("last_result", "").startswith("connect"):
                 ledger.aside[debt].append(record.timestamp / 1000 - ahead)
         if missing := [event for event in self.ids if event not in places]:
             report.findings.append(

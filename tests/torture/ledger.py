@@ -13,8 +13,8 @@ what was completed within the last commit interval before. From that:
 
 - A debt is **at risk** from trouble that began at `b` if its life had asked for it, and it was paid after `b - COMMITTED`: in flight at
   `b`, or completed since the last commit that is sure to have gone through. Likewise if it was **set aside** then: written to a retry
-  topic without having been asked for (parked, or left behind at a stop), which also completes it. The topic's records say when; they don't say by
-  which life, so any trouble of those seconds will do.
+  topic without having been asked for (parked, left behind at a stop, or nobody was there to be asked), which also completes it. The topic's records say
+  when; they don't say by which life, so any trouble of those seconds will do.
 - A duplicate is **explained** if its debt is at risk from trouble that began before its last payment. Every other one is a finding.
 - The **bound** of a run is the number of debts at risk, summed over its troubles: one trouble makes a debt be paid again at most once.
 
