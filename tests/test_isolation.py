@@ -161,6 +161,20 @@ async def test_an_endpoint_that_comes_back_is_met_by_one_then_by_few_then_by_all
         assert max(world.transport.peak.values()) <= 16
 
 
+async def test_an_endpoint_that_hung_gets_what_it_missed_as_soon_as_it_is_well() -> None:
+    """While its breaker probed, one attempt at a time ended in a timeout: that is no pace to make appointments by."""
+    async with running(FixedRegistry(subscription(retry=PATIENT))) as world:
+        hung_until = 90.0
+        world.transport.answer = lambda *_: (
+            (15.0, Failure(Reason.TIMEOUT)) if now() < hung_until else (0.05, Response(200))
+        )
+        count = await publish(world, 50, 120)
+        await until(lambda: world.metrics.delivered == count, within=600)
+        assert max(int(letter["parked"]) for letter in world.parked() if letter["reason"] == "breaker") <= 2
+        await until(lambda: world.value("deliveries_in_flight") == 0)
+        await accounted(world)
+
+
 async def test_the_neighbours_of_a_failing_subscription_on_the_same_host_notice_nothing() -> None:
     registry = FixedRegistry(
         subscription("failing", "http://host.test/bad"), subscription("well", "http://host.test/good")

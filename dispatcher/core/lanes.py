@@ -16,6 +16,10 @@ take too long (`pace.py`). The wait is judged where it arises. A subscription th
 shares a slow host waits for its turns: `n` deliveries before this one, in a lane of `m` subscriptions, are at most n * m turns, and no more
 than all that is queued; so a neighbour's flood turns nobody else's delivery away.
 
+While a breaker probes, and until the endpoint takes as much at a time as ever, its pace says nothing: one attempt at a time that
+ends in a timeout would make appointments for hours. So nothing is measured then. As much may wait as may be sent at a time, and
+the rest is turned away as if the breaker were open, for the shortest of delays.
+
 The healthy case pays two comparisons for all of this: `trouble` is None and `room` is infinite wherever nothing is the matter, and a
 subscription without anything queued, in flight or to remember leaves no trace in its lane. A lane
 without any can be dropped by its owner.
@@ -58,7 +62,17 @@ ParkReason = Literal["breaker", "retry_after", "queue_wait"]
 class Trouble:
     """What has been the matter with an endpoint lately. There is none while nothing is."""
 
-    __slots__ = ("asked", "breaker", "closed_until", "cut_at", "line", "quiet_until", "rising", "window")
+    __slots__ = (
+        "asked",
+        "breaker",
+        "closed_until",
+        "cut_at",
+        "line",
+        "opened",
+        "quiet_until",
+        "rising",
+        "window",
+    )
 
     def __init__(self) -> None:
         self.breaker: Breaker | None = None
@@ -66,6 +80,7 @@ class Trouble:
         self.closed_until = 0.0  # likewise: nothing before then, and what comes meanwhile is turned away
         self.quiet_until = 0.0  # likewise, for so short a time that what comes may wait
         self.window = _NO_WINDOW  # attempts at a time
+        self.opened = False  # the breaker has, and the window has not been as wide as ever since
         self.rising = False  # the window doubles with each round of successes, instead of growing by one
         self.cut_at = 0.0  # when the window was made smaller: attempts from before say nothing about it
         self.line = 0.0  # when the last of those comes back that got an appointment
@@ -108,6 +123,11 @@ class Valve:
         return State.CLOSED if trouble is None or trouble.breaker is None else trouble.breaker.state
 
     @property
+    def recovering(self) -> bool:
+        """Its breaker has opened, and what it is sent at a time since then, a probe first, is not yet all that it may be."""
+        return self.trouble is not None and self.trouble.opened
+
+    @property
     def open_until(self) -> float:
         """When its breaker lets the next attempt through; in the past if that has been, or never opened."""
         trouble = self.trouble
@@ -124,6 +144,7 @@ class Valve:
         if not trouble.breaker.failed(started, now, random):
             return False
         self._narrow(trouble, 1.0, now, rising=True)
+        trouble.opened = True
         return True
 
     def succeeded(self, started: float, now: float) -> bool:
@@ -137,6 +158,7 @@ class Valve:
             trouble.window += 1.0 if trouble.rising else 1.0 / trouble.window
             if trouble.window >= self.own:
                 trouble.window = _NO_WINDOW
+                trouble.opened = False
                 if trouble.breaker is not None:
                     trouble.breaker.recovered()
             self._adapt()
@@ -152,6 +174,7 @@ class Valve:
         if started < trouble.cut_at:
             return False
         self._narrow(trouble, max(1.0, min(self.limit, self.in_flight) // 2), now, rising=False)
+        trouble.opened = False
         return True
 
     def appoint(self, earliest: float, latest: float) -> float:
@@ -178,8 +201,15 @@ class Valve:
         """The room while nothing is known."""
         return float("inf")
 
-    def _gauge(self, seconds: float, max_wait: float, *, busy: bool) -> bool:
-        """Keep pace and room current; whether there is any need to. `busy`: more could not have been done."""
+    def _gauge(self, seconds: float, max_wait: float, *, busy: bool, recovering: bool) -> bool:
+        """Keep pace and room current; whether there is any need to. `busy`: more could not have been done.
+
+        While it is `recovering` its pace is that of a probe: nothing to go by, and whatever was known before is out of date.
+        """
+        if recovering:
+            self.pace = None
+            self.room = self._roomy(max_wait)
+            return self.queued > 0
         pace = self.pace
         if pace is None:
             if busy:
@@ -345,15 +375,22 @@ class Lane(Valve, Generic[T]):
         return None
 
     def _refusal(self, share: Share[T], now: float, *, urgent: bool) -> Refusal | None:
+        before = len(share._urgent or ()) if urgent else share.queued
         for valve in (self, share):
             trouble = valve.trouble
             if trouble is None:
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(now):
                 return Refusal("breaker", valve, trouble.breaker.until)
+            # Each neighbour on a host that is coming back has its turns in what may wait, as below.
+            if (
+                trouble.opened
+                and valve.queued >= valve.own
+                and (valve is share or (before + 1) * len(self._shares) >= valve.own)
+            ):
+                return Refusal("breaker", valve, now)
             if trouble.closed_until > now:
                 return Refusal("retry_after", valve, trouble.closed_until)
-        before = len(share._urgent or ()) if urgent else share.queued
         if before >= share.room:
             return Refusal("queue_wait", share, now)
         if self.queued >= self.room and (before + 1) * len(self._shares) >= self.room:
@@ -436,11 +473,14 @@ class Lane(Valve, Generic[T]):
         """The last measurement was so many `seconds` ago; whether there is any need for another one."""
         # With a slot free, what is queued waits for something else: its own limits, or the time its endpoint asked for.
         full = self.in_flight >= self.limit
-        needed = self._gauge(seconds, self._max_wait, busy=full and self.queued > 0)
+        recovering = self.recovering
+        needed = self._gauge(seconds, self._max_wait, busy=full and self.queued > 0, recovering=recovering)
         for share in list(self._shares.values()):
             if share.queued or share.pace is not None:
                 busy = share.queued > 0 and (full or share.in_flight >= share.limit)
-                needed |= share._gauge(seconds, self._max_wait, busy=busy)
+                needed |= share._gauge(
+                    seconds, self._max_wait, busy=busy, recovering=recovering or share.recovering
+                )
                 if share._nothing_left():
                     del self._shares[share.key]
         return needed

@@ -39,6 +39,7 @@ class Trouble:
         self.breaker: Breaker | None = None
         self.window: float | None = None
         self.rising = False
+        self.opened = False
         self.cut_at = 0.0
         self.asked = 0.0
         self.quiet_until = 0.0
@@ -90,6 +91,7 @@ class Side:
         opened = trouble.breaker.failed(started, now, MIDDLE)
         if opened:
             trouble.window, trouble.rising, trouble.cut_at = 1.0, True, now
+            trouble.opened = True
         return opened
 
     def succeeded(self, started: float, now: float) -> bool:
@@ -102,11 +104,20 @@ class Side:
             trouble.window += 1 if trouble.rising else 1 / trouble.window
             if trouble.window >= self.own:
                 trouble.window = None
+                trouble.opened = False
                 if trouble.breaker is not None:
                     trouble.breaker.recovered()
         return closed
 
-    def gauge(self, seconds: float, *, busy: bool, under_way: int) -> bool:
+    @property
+    def recovering(self) -> bool:
+        return self.trouble is not None and self.trouble.opened
+
+    def gauge(self, seconds: float, *, busy: bool, under_way: int, recovering: bool) -> bool:
+        if recovering:
+            self.pace = None
+            self.room = self.roomy
+            return self.queued > 0
         if self.pace is None:
             if busy:
                 self.pace = Pace(self.done)
@@ -197,12 +208,20 @@ class LaneAgainstModel(RuleBasedStateMachine):
             self.advance(0.5)
             seconds, self.measured = self.now - self.measured, self.now
             full = len(self.flying) >= self.whole.limit
-            needed = self.whole.gauge(seconds, busy=full and self.queued > 0, under_way=len(self.flying))
+            recovering = self.whole.recovering
+            needed = recovering and self.queued > 0
+            if not recovering:
+                busy = full and self.queued > 0
+                needed = self.whole.gauge(seconds, busy=busy, under_way=len(self.flying), recovering=False)
+            else:
+                self.whole.pace, self.whole.room = None, float("inf")
             for key, side in self.sides.items():
                 if side.queued or side.pace:
                     here = self.in_flight(key)
                     busy = side.queued > 0 and (full or here >= side.limit)
-                    needed |= side.gauge(seconds, busy=busy, under_way=here)
+                    needed |= side.gauge(
+                        seconds, busy=busy, under_way=here, recovering=recovering or side.recovering
+                    )
             assert self.lane.measure(seconds) == needed
 
     @rule()
@@ -273,18 +292,24 @@ class LaneAgainstModel(RuleBasedStateMachine):
 
     def turned_away(self, key: str, *, urgent: bool) -> tuple[str, Side, float] | None:
         side = self.sides[key]
+        before = len(side.urgent) if urgent else side.queued
+        others = sum(self.remembered(each) for each in KEYS if each != key)
         for each in (self.whole, side):
             trouble = each.trouble
             if trouble is None:
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(self.now):
                 return "breaker", each, trouble.breaker.until
+            if trouble.opened:
+                full = side.queued >= side.own
+                if each is self.whole:
+                    full = self.queued >= each.own and (before + 1) * (others + 1) >= each.own
+                if full:
+                    return "breaker", each, self.now
             if trouble.closed_until > self.now:
                 return "retry_after", each, trouble.closed_until
-        before = len(side.urgent) if urgent else side.queued
         if before >= side.room:
             return "queue_wait", side, self.now
-        others = sum(self.remembered(each) for each in KEYS if each != key)
         if self.queued >= self.whole.room and (before + 1) * (others + 1) >= self.whole.room:
             return "queue_wait", self.whole, self.now
         return None
@@ -400,6 +425,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
             if news:
                 least = min(self.sides[each.key].limit, self.in_flight(each.key))
                 trouble.window, trouble.rising, trouble.cut_at = max(1.0, least // 2), False, self.now
+                trouble.opened = False
             assert each.share.throttled(each.started, self.now) == news
             if news:
                 self.blame(each)
