@@ -107,6 +107,7 @@ class Breaker:
         "_begun",
         "_cool_down",
         "_earlier",
+        "_earlier_begun",
         "_failed",
         "_succeeded",
         "_threshold",
@@ -126,6 +127,7 @@ class Breaker:
         self._cool_down = COOL_DOWN
         self._begin(now)
         self._earlier = (0, 0)
+        self._earlier_begun = now
 
     def _begin(self, now: float) -> None:
         self._begun = now
@@ -137,7 +139,13 @@ class Breaker:
         age = now - self._begun
         if age >= WINDOW / 2:
             self._earlier = (self._failed, self._succeeded) if age < WINDOW else (0, 0)
+            self._earlier_begun = self._begun
             self._begin(now)
+        elif now - self._earlier_begun >= WINDOW:
+            self._earlier = (
+                0,
+                0,
+            )  # there were no results for a while, and the elder half is older than it should be
 
     def failed(self, started: float, now: float, random: float) -> bool:
         """An attempt that began at `started` failed; whether that opened it. `random` in [0, 1)."""
