@@ -14,9 +14,18 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.kafka import mock
 from tests.kafka.server import Cluster, Unavailable
+
+# The same examples each time, so that a run says something about the change that was made, and without a deadline: how long
+# an example takes says something about the machine. DISPATCHER_TEST_EXPLORE=1 looks for new ones.
+settings.register_profile(
+    "dispatcher", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", derandomize=False, deadline=None)
+settings.load_profile("explore" if os.environ.get("DISPATCHER_TEST_EXPLORE") else "dispatcher")
 
 _absent = pytest.StashKey[dict[str, str]]()
 
