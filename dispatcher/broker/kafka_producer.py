@@ -340,11 +340,12 @@ class KafkaProducer:
                 self._retire(producer)
                 if isinstance(error, TOO_LARGE) and end - at > 1:
                     most = (end - at) // 2
-                elif not isinstance(error, _FRESH_PRODUCER):
+                elif isinstance(error, _FRESH_PRODUCER):
+                    if fenced:  # the last fresh one was no better
+                        await asyncio.sleep(pause_after(fenced - 1))
+                    fenced += 1
+                else:
                     raise mapped(error, f"writing to {topic}-{partition}") from error
-                elif fenced:  # the last fresh one was no better
-                    await asyncio.sleep(pause_after(fenced - 1))
-                fenced += 1
             else:
                 at = end
                 fenced = 0
