@@ -142,10 +142,8 @@ class Breaker:
             self._earlier_begun = self._begun
             self._begin(now)
         elif now - self._earlier_begun >= WINDOW:
-            self._earlier = (
-                0,
-                0,
-            )  # there were no results for a while, and the elder half is older than it should be
+            # There were no results for a while, and the elder half is older than the window by now.
+            self._earlier = (0, 0)
 
     def failed(self, started: float, now: float, random: float) -> bool:
         """An attempt that began at `started` failed; whether that opened it. `random` in [0, 1)."""

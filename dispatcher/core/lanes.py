@@ -382,20 +382,21 @@ class Lane(Valve, Generic[T]):
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(now):
                 return Refusal("breaker", valve, trouble.breaker.until)
-            # Each neighbour on a host that is coming back has its turns in what may wait, as below.
-            if (
-                trouble.opened
-                and valve.queued >= valve.own
-                and (valve is share or (before + 1) * len(self._shares) >= valve.own)
+            if trouble.opened and (
+                share.queued >= share.own if valve is share else self._waits_for_all(before, self.own)
             ):
                 return Refusal("breaker", valve, now)
             if trouble.closed_until > now:
                 return Refusal("retry_after", valve, trouble.closed_until)
         if before >= share.room:
             return Refusal("queue_wait", share, now)
-        if self.queued >= self.room and (before + 1) * len(self._shares) >= self.room:
+        if self._waits_for_all(before, self.room):
             return Refusal("queue_wait", self, now)
         return None
+
+    def _waits_for_all(self, before: int, most: float) -> bool:
+        """Whether what is queued behind so many of its own share has more than `most` turns of the lane to wait."""
+        return self.queued >= most and (before + 1) * len(self._shares) >= most
 
     def take(self, now: float) -> tuple[T, Share[T]] | None:
         """The next item to send, with the share to `release` when it is over; None if none may be sent."""
