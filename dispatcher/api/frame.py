@@ -175,7 +175,7 @@ class Frame:
                 body=body,
                 model=model,
                 if_match=request.headers.get("If-Match") if route.if_match else None,
-                only_new=_only_new(request) if route.method == "PUT" else False,
+                only_new=_only_new(request) if route.only_new else False,
                 idempotency_key=_idempotency_key(request) if route.idempotent else None,
                 audit=_auditor(request, principal),
             )

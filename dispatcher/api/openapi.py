@@ -208,7 +208,7 @@ def _headers(route: Route) -> list[dict[str, Any]]:
     wanted: list[tuple[str, str, dict[str, Any]]] = []
     if route.if_match:
         wanted.append(("If-Match", "The version to change, as its ETag says.", {"pattern": _ETAGS}))
-    if route.method == "PUT":
+    if route.only_new:
         wanted.append(("If-None-Match", "Only if there is none of this name yet.", {"enum": ["*"]}))
     if route.idempotent:
         pattern = r"^[\x21-\x7e]{1,255}$"

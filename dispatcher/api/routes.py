@@ -119,4 +119,5 @@ class Route:
     body: Body | None = None
     problems: tuple[Kind, ...] = ()
     if_match: bool = False
+    only_new: bool = False  # takes If-None-Match: *
     idempotent: bool = False  # takes an Idempotency-Key

@@ -206,6 +206,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=Body(models.EventTypePut),
         problems=(Kind.VERSION_MISMATCH,),
         if_match=True,
+        only_new=True,
     ),
     Route(
         "DELETE",
