@@ -53,9 +53,8 @@ _MAX_COMPARED: Final = 10_000  # subschemas with which a place there may be comp
 _MAX_WORK: Final = 50_000  # comparisons that any payload may take; large ones take more...
 _MOST_WORK: Final = 1_000_000  # ...but not more than these, 0.3 s...
 _EASY: Final = 8  # ...unless it is only so many for a place
-_EXPLAINED: Final = (
-    20_000  # comparisons up to which it is said what differs: that costs 10 us each, whether told or not
-)
+# Comparisons up to which it is said what differs: that costs 10 us each, whether told or not.
+_EXPLAINED: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ speed, and the endpoints belong to strangers, so it is written for suspicion. Ho
   that costs more than the sending. So what a turn of the loop sends on pooled connections is written at
   its end, one after the other: 46 us became 37 us a delivery where nginx had the other core to
   itself (benchmarks/end_to_end.py). Where a turn sends very much, some at a time, while they are in the CPU's
-  caches: the rate over 2,000 hosts went from 0.73 of that of one to 0.84 in pairs of runs (benchmarks/RESULTS.md). Until
+  caches: over 2,000 hosts pairs of runs went from 0.73 of one host's rate to 0.84; later ones could not tell 16 from 64. Until
   then the connection counts as idle to its endpoint.
 - **Strict first, lenient second.** llhttp doesn't tell that a leniency was used. So when the strict
   parser refuses a head, a lenient one goes over the kept bytes, and the connection isn't used again.
