@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import bench_transport, control, end_to_end, isolation, micro, retries, scale
-from benchmarks.harness import CORES, RESULTS, CannotRun, Cores, Section, compile_daemon, require
+from benchmarks.harness import (
+    CORES,
+    RESULTS,
+    CannotRun,
+    Cores,
+    Section,
+    awake,
+    compile_daemon,
+    require,
+    use_python,
+)
 
 ALL = (
     "transport",
@@ -47,6 +57,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="measurements in turns with wrk (5)")
     parser.add_argument(
         "--pure", action="store_true", help="run the daemon uncompiled, not as the container image has it"
+    )
+    parser.add_argument(
+        "--python", metavar="PATH", help="another interpreter of this version to run the daemon with"
     )
     parser.add_argument("--minutes", type=float, help="of the soak (30)")
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
@@ -121,11 +134,14 @@ def main() -> int:
         Cores.choose()
         # Everything here but what is measured belongs on the server's core; children inherit it.
         os.sched_setaffinity(0, {CORES.server})
+        if given.python:
+            use_python(given.python)
         if not given.pure and not {*given.what} <= _WITHOUT_DAEMON:
             print("compiling the daemon's hot path", flush=True)
             compile_daemon()
-        for section in _sections(given):
-            section().report(results)
+        with awake():
+            for section in _sections(given):
+                section().report(results)
     except CannotRun as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
