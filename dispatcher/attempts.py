@@ -54,6 +54,16 @@ class Noting(Attempted, Protocol):
     def started(self) -> float: ...
 
 
+class _Encoded:
+    """Records that go the same way together, as nothing is done for each of them any more."""
+
+    __slots__ = ("entries", "size")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.size = 0  # bytes in memory
+
+
 class AttemptLog:
     """Attempts on their way to their topic. Owned by the engine."""
 
@@ -69,14 +79,15 @@ class AttemptLog:
         self._append = append
         self._limit = limit
         self._noted: list[Noted] = []
-        self._waiting: deque[Entry] = deque()
-        self._writing: list[Entry] = []
-        self._size = 0  # of both
+        self._waiting: deque[_Encoded] = deque()
+        self._writing = _Encoded()
+        self._count = 0  # entries of both
+        self._size = 0  # and their bytes
         self._broken = False
 
     def __len__(self) -> int:
         """Records not acknowledged yet."""
-        return len(self._noted) + len(self._waiting) + len(self._writing)
+        return len(self._noted) + self._count
 
     def note(
         self,
@@ -107,8 +118,9 @@ class AttemptLog:
 
     def _encode(self) -> None:
         noted, self._noted = self._noted, []
-        waiting = self._waiting
         replica = self._replica
+        encoded = _Encoded()
+        entries = encoded.entries
         size = 0
         for attempt in noted:
             try:
@@ -121,8 +133,11 @@ class AttemptLog:
                     log.exception("an attempt can't be logged")
                 continue
             size += len(entry[1]) + _OVERHEAD
-            waiting.append(entry)
+            entries.append(entry)
+        encoded.size = size
         self._size += size
+        self._count += len(entries)
+        self._waiting.append(encoded)
         if self._size > self._limit:
             self._drop()
 
@@ -130,8 +145,14 @@ class AttemptLog:
         """Make room: the oldest go, but for those that are being written."""
         waiting = self._waiting
         while self._size > self._limit and waiting:
-            self._size -= len(waiting.popleft()[1]) + _OVERHEAD
-            self.dropped += 1
+            self.dropped += self._forget(waiting.popleft())
+
+    def _forget(self, encoded: _Encoded) -> int:
+        """They are no longer here; how many they were."""
+        count = len(encoded.entries)
+        self._size -= encoded.size
+        self._count -= count
+        return count
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -144,20 +165,22 @@ class AttemptLog:
         if self._noted:
             self._encode()
         waiting = self._waiting
-        while waiting or self._writing:
-            if not self._writing:  # otherwise `finish` goes on with what `run` had begun
-                self._writing = [waiting.popleft() for _ in range(min(_BATCH, len(waiting)))]
+        while waiting or self._writing.entries:
+            writing = self._writing  # not empty: `finish` goes on with what `run` had begun
+            while waiting and len(writing.entries) < _BATCH:
+                next_ = waiting.popleft()
+                writing.entries += next_.entries
+                writing.size += next_.size
             await self._deliver()
 
     async def _deliver(self) -> None:
         tries = 0
-        while batch := self._writing:
+        while batch := self._writing.entries:
             try:
                 await self._append(self._topic, batch)
             except MessageTooLarge as error:
                 # Some kilobytes: the topic takes next to nothing. One by one would be the same again.
-                self._done(batch)
-                self.dropped += len(batch)
+                self.dropped += self._done()
                 self._tell(error, tries, 0.0)
                 return
             except BrokerError as error:
@@ -166,13 +189,12 @@ class AttemptLog:
                 tries += 1
                 await asyncio.sleep(pause)
             else:
-                self._done(batch)
-                self.written += len(batch)
+                self.written += self._done()
                 self.problem = None
 
-    def _done(self, batch: Sequence[Entry]) -> None:
-        self._size -= sum(len(value) for _, value, _ in batch) + _OVERHEAD * len(batch)
-        self._writing = []
+    def _done(self) -> int:
+        writing, self._writing = self._writing, _Encoded()
+        return self._forget(writing)
 
     def _tell(self, error: BrokerError, tries: int, pause: float) -> None:
         if self.problem is None or tries % 10 == 9:

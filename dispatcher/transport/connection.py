@@ -18,6 +18,8 @@ speed, and the endpoints belong to strangers, so it is written for suspicion. Ho
 - **One parser for all.** Nearly every response comes in one piece; those are read by one parser (`_Whole`), and a connection
   gets its own when something of it wasn't so plain. Over 4,000 connections that is some 5 % of the CPU time of an
   exchange, and 0.8 KiB of each idle connection.
+- **Known bytes are not parsed again.** A response that is to the byte one of the last few gets the result of that one: 1.2 us
+  instead of 2.5 to carry an exchange, the socket apart.
 - **Requests leave together.** A system call that finds the other side asleep also wakes it, and
   that costs more than the sending. So what a turn of the loop sends on pooled connections is written at
   its end, one after the other: 46 us became 37 us a delivery where nginx had the other core to
@@ -73,6 +75,8 @@ _SLICE: Final = 16 * 1024  # the most that is parsed without looking at the caps
 _FEW_BYTES: Final = MAX_FIELDS * 4  # a head below this can't have too many fields: "a:\r\n" each
 _LINGER: Final = 5.0  # seconds a closing connection may take to flush
 _TOGETHER: Final = 16  # requests written one after the other; more would leave the CPU's caches meanwhile
+_KNOWN: Final = 64  # answers that are kept, of at most so many bytes
+_KNOWN_BYTES: Final = 1024
 _NEVER: Final = float("inf")
 
 
@@ -276,12 +280,23 @@ class _Whole:
     of connections take turns, each response would wait for the memory of its parser first. It is between two messages
     whenever somebody uses it; as soon as anything isn't as it should be it is replaced, and the connection reads the same
     bytes again with a parser of its own, so that only one place decides what they mean.
+
+    An endpoint that is delivered to at full speed says the same again and again, to the byte, until its clock's next
+    second. So the last answers that were as they should be are kept, and known bytes are not parsed again.
     """
 
-    __slots__ = ("body", "complete", "keep", "odd", "parser", "status")
+    __slots__ = ("body", "complete", "keep", "known", "odd", "parser", "status")
 
     def __init__(self) -> None:
+        self.known: dict[bytes, Response] = {}
         self._renew()
+
+    def remember(self, data: bytes, response: Response) -> None:
+        """What these bytes say: a 2xx after which the connection goes on. From now on the response is everybody's."""
+        if len(data) <= _KNOWN_BYTES:
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[data] = response
 
     def _renew(self) -> None:
         self.parser = _parser(self)
@@ -411,6 +426,11 @@ class Connection(asyncio.Protocol):
         if self._unwritten:
             self._stale()
             return
+        if self._parser is None and not self._fresh:
+            known = self._shared.whole.known.get(data)
+            if known is not None:
+                self._hand_over(self._exchange, known, keep=True)
+                return
         self._feed(data)
         if self._complete:
             self._finish()
@@ -692,11 +712,19 @@ class Connection(asyncio.Protocol):
             result = self._result(response)
             if look.keep_alive:
                 keep = self._granted(look.keep_alive) and keep
-        self._responses = left = self._responses - 1
+        elif keep and self._parser is None:
+            self._shared.whole.remember(head, response)
+        if self._lenient:
+            self._responses = 1
         self._fresh = False
+        self._reset()
+        self._hand_over(exchange, result, keep=keep)
+
+    def _hand_over(self, exchange: Exchange, result: Result, *, keep: bool) -> None:
+        """Tell the exchange; the connection goes back if `keep` and nothing else is against it."""
+        self._responses = left = self._responses - 1
         self._exchange = None
-        if keep and left > 0 and not self._lenient and not self._gone and not self._unsent_bytes():
-            self._reset()
+        if keep and left > 0 and not self._gone and not self._unsent_bytes():
             self._owner.idle.append(self)
             report(exchange, result)
             if self._exchange is None and not self._gone:  # type: ignore[redundant-expr]  # done() may send

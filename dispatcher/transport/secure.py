@@ -124,6 +124,12 @@ class SecureConnection(Connection):
                 if self._complete:
                     self._keep = False
                     break
+                if self._parser is None and not self._fresh and not incoming.pending:
+                    known = self._shared.whole.known.get(data)
+                    if known is not None:
+                        self._flush()  # the answer to a key update
+                        self._hand_over(self._exchange, known, keep=True)
+                        return
                 self._feed(data)
                 if not incoming.pending:
                     break

@@ -174,18 +174,35 @@ def test_a_response_in_one_piece_means_the_same_to_the_parser_of_all_and_to_one_
     assert _outcome(one) == _outcome(other)
 
 
+class _Forgetful(dict[bytes, Response]):
+    """Keeps no answer."""
+
+    def __setitem__(self, data: bytes, response: Response) -> None:
+        pass
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), PLAIN | PIECES | st.binary(max_size=9)), max_size=30))
 @settings(max_examples=500)
 @example([(0, b"HTTP/1.1 204 No\r\n"), (1, b"\r\n")])
 @example([(0, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), (1, b"hello")])
 @example([(0, b"HTTP/1.1 204 No\r\n\r\nHTTP/1.1 204 No\r\n"), (1, b"\r\n")])
 @example([(0, b"HTTP/1.1 103 Early\r\n\r\n"), (1, b"HTTP/1.1 204 No\r\n\r\n")])
+@example([(0, b"HTTP/1.1 204 No\r\n\r\n"), (1, b"HTTP/1.1 204 No\r\n"), (1, b"\r\n")] * 4)
+@example(
+    [
+        (0, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
+        (1, b"HTTP/1.1 204 No\r\n\r\n"),
+    ]
+    * 4
+)
 def test_nothing_that_one_connection_receives_changes_what_another_one_reads(
     talk: list[tuple[int, bytes]],
 ) -> None:
     together, alone = [Wire() for _ in range(4)], [Wire() for _ in range(4)]
     for wire in together:
         wire.shared.whole = together[0].shared.whole
+    for wire in alone:
+        wire.shared.whole.known = _Forgetful()
     for number, chunk in talk:
         for wires in (together, alone):
             wire = wires[number]
@@ -193,6 +210,54 @@ def test_nothing_that_one_connection_receives_changes_what_another_one_reads(
             if wire.idle:
                 wire.again()
         assert _outcome(together[number]) == _outcome(alone[number])
+
+
+def test_an_answer_that_is_known_to_the_byte_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire, other = Wire(), Wire()
+    other.shared.whole = whole = wire.shared.whole
+    read: list[bytes] = []
+    parse = connection._Whole.read
+
+    def counted(self: connection._Whole, data: bytes) -> bool:
+        read.append(data)
+        return parse(self, data)
+
+    monkeypatch.setattr(connection._Whole, "read", counted)
+    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n%02d" % number for number in range(3)]
+    for _ in range(5):
+        for each in (wire, other):
+            for answer in answers:
+                each.receive(answer)
+                each.again()
+    # The first one of each connection is looked at more closely, and not kept.
+    assert read == [*answers, answers[0], answers[0]]
+    assert wire.told == other.told == [Response(200, body=b"%02d" % number) for number in range(3)] * 5
+    # What follows an answer, ends before it, or says that it is the last: nothing of that is what is known.
+    wire.receive(answers[0] + b"x")
+    assert wire.closed
+    assert wire.told[-1] == Response(200, body=b"00")
+    for number in range(1000):
+        other.receive(b"HTTP/1.1 200 OK\r\nX: %d\r\nContent-Length: 0\r\n\r\n" % number)
+        if other.closed:
+            break
+        other.again()
+    assert other.closed, "after so many requests, known answers or not"
+    assert len(other.told) == 1000
+    assert 0 < len(whole.known) <= connection._KNOWN
+
+
+def test_only_small_answers_after_which_all_goes_on_are_kept() -> None:
+    wire = Wire()
+    wire.receive(b"HTTP/1.1 204 No\r\n\r\n")
+    for answer in (
+        b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: %b\r\nContent-Length: 0\r\n\r\n" % (b"x" * 1024),
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+    ):
+        wire.again()
+        wire.receive(answer)
+    assert wire.closed
+    assert wire.shared.whole.known == {}
 
 
 def test_fields_of_interest_are_read_from_any_response() -> None:
