@@ -121,9 +121,7 @@ def _subscriptions(fan_out: int) -> list[Subscription]:
 
 def _records(count: int) -> list[Record]:
     return [
-        StoredRecord(
-            *_PARTITION, number, NOW * 1000, None, envelope(number, tenant=f"tenant-{number % HOSTS}")[1]
-        )
+        StoredRecord(number, NOW * 1000, None, envelope(number, tenant=f"tenant-{number % HOSTS}")[1])
         for number in range(count)
     ]
 
@@ -176,7 +174,7 @@ class _Attempted:
     started = 1.012
 
     def __init__(self, number: int, subscription: Subscription) -> None:
-        self.event = decode(_records(1)[0])
+        self.event = decode(_records(1)[0], *_PARTITION)
         self.subscription = subscription
         self._offset = number
 

@@ -295,16 +295,16 @@ class Deliveries:
         offset = record.offset
         log.warning(
             "invalid record",
-            topic=record.topic,
-            partition=record.partition,
+            topic=tracker.topic,
+            partition=tracker.partition,
             offset=offset,
             reason=reason,
             detail=detail,
         )
         headers = unreadable_headers(
             record.headers,
-            topic=record.topic,
-            partition=record.partition,
+            topic=tracker.topic,
+            partition=tracker.partition,
             offset=offset,
             reason=reason,
             detail=detail,

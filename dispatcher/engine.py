@@ -238,7 +238,8 @@ class Engine:
     async def _take_up(self, tracker: PartitionTracker, records: Sequence[Record]) -> None:
         metrics = self._metrics
         deliveries = self._deliveries
-        metrics.consumed[tracker.topic] += len(records)
+        topic, partition = tracker.topic, tracker.partition
+        metrics.consumed[topic] += len(records)
         taken = 0
         for record in records:
             offset = record.offset
@@ -249,7 +250,7 @@ class Engine:
                 tracker.track(offset, 0)
             else:
                 try:
-                    event = decode(record)
+                    event = decode(record, topic, partition)
                 except InvalidEvent as error:
                     tracker.track(offset, 1)
                     metrics.invalid[error.reason] += 1

@@ -175,7 +175,7 @@ class MemoryBroker:
         """Write one record; returns its offset."""
         where = partition or self.initial[0]
         log = self.log[where]
-        log.append(StoredRecord(*where, len(log), timestamp, None, value, headers))
+        log.append(StoredRecord(len(log), timestamp, None, value, headers))
         self._wake()
         return len(log) - 1
 
@@ -219,10 +219,7 @@ class MemoryBroker:
         for message in messages:
             log = self.log[TopicPartition(message.topic, 0)]
             log.append(
-                StoredRecord(
-                    *(message.topic, 0, len(log), message.timestamp_ms or 0),
-                    *(message.key, message.value, message.headers),
-                )
+                StoredRecord(len(log), message.timestamp_ms or 0, message.key, message.value, message.headers)
             )
         self._wake()
 

@@ -55,7 +55,7 @@ def waiting(
     )
     log = broker.log[where]
     stamp = int((WALL + written) * 1000)
-    log.append(StoredRecord(*where, len(log), stamp, None, value, [*headers, *more]))
+    log.append(StoredRecord(len(log), stamp, None, value, [*headers, *more]))
     broker.changed.set()
 
 

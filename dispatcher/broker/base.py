@@ -74,12 +74,8 @@ class Position(NamedTuple):
 
 
 class Record(Protocol):
-    """One record as it was read. Both aiokafka's record and `StoredRecord` have this shape."""
+    """One record as it was read, of a partition that its reader knows. aiokafka's records and `StoredRecord` have this shape."""
 
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
     @property
     def offset(self) -> int: ...
     @property
@@ -98,8 +94,6 @@ class Record(Protocol):
 class StoredRecord:
     """A record of an implementation that brings no class of its own."""
 
-    topic: str
-    partition: int
     offset: int
     timestamp: int
     key: bytes | None

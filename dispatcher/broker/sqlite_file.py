@@ -321,7 +321,6 @@ class LogFile:
         batches = []
         room = _POLL_BYTES
         for id_, partition, offset in requests:
-            topic, number = partition
             records: list[Record] = []
             following = offset
             full = False
@@ -331,15 +330,7 @@ class LogFile:
                 (offset, limit),
             ):
                 records.append(
-                    StoredRecord(
-                        topic,
-                        number,
-                        position,
-                        timestamp,
-                        key,
-                        value,
-                        unpack_headers(headers) if headers else (),
-                    )
+                    StoredRecord(position, timestamp, key, value, unpack_headers(headers) if headers else ())
                 )
                 following = position + 1
                 room -= len(value or b"") + len(headers or b"")

@@ -139,11 +139,9 @@ def _message(topic: str, event_id: str, body: bytes, headers: list[tuple[str, by
 
 def _check(message: Message, type_: str) -> None:
     """Refuse what the daemon could only put into the dead-letter topic."""
-    record = StoredRecord(
-        message.topic, 0, 0, int(time.time() * 1000), message.key, message.value, message.headers
-    )
+    record = StoredRecord(0, int(time.time() * 1000), message.key, message.value, message.headers)
     try:
-        event = decode(record)
+        event = decode(record, message.topic, 0)
     except InvalidEvent as error:
         raise click.UsageError(f"the dispatcher would refuse this event: {error}") from error
     if event.type != type_:

@@ -209,7 +209,7 @@ class Publisher:
             raise TooLarge(str(flaw) if at else f"the event {flaw.message}", [flaw] if at else ())
         try:
             # As whoever consumes it will read it, so that nothing gets in that becomes a dead letter.
-            decode(StoredRecord(self._topic, 0, 0, 0, None, value))
+            decode(StoredRecord(0, 0, None, value), self._topic, 0)
         except InvalidEvent as error:
             name = _FLAW_FIELDS.get(error.reason)
             raise Invalid([Flaw((*at, name) if name else at, error.detail)]) from error

@@ -77,10 +77,6 @@ class Record(Protocol):
     """What decoding needs of a record."""
 
     @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
     def offset(self) -> int: ...
     @property
     def timestamp(self) -> int: ...
@@ -127,13 +123,13 @@ class Event:
         return self.timestamp_ms if found is None else found
 
 
-def decode(record: Record) -> Event:
-    """Read a record as an event; raises InvalidEvent, whatever the bytes."""
+def decode(record: Record, topic: str, partition: int) -> Event:
+    """Read a record of that partition as an event; raises InvalidEvent, whatever the bytes."""
     value = record.value
     if value is None:
         raise InvalidEvent("tombstone", "the record has no value")
     if not record.headers:
-        return _envelope(record, value, JSON_HEAD)
+        return _envelope(record, topic, partition, value, JSON_HEAD)
     headers = dict(record.headers)
     if headers.get("ce_specversion") is not None:
         return _binary(record, value, headers)
@@ -149,11 +145,11 @@ def decode(record: Record) -> Event:
         head += _trace(headers)
     kind = headers.get("type")
     if kind is None:
-        return _envelope(record, value, head)
+        return _envelope(record, topic, partition, value, head)
     raw_id = headers.get("id")
     raw_tenant = headers.get("tenant")
     return Event(
-        fallback_id(record.topic, record.partition, record.offset) if raw_id is None else _id_of(raw_id),
+        fallback_id(topic, partition, record.offset) if raw_id is None else _id_of(raw_id),
         _type_of(kind),
         None if raw_tenant is None else _tenant_of(raw_tenant),
         value,
@@ -163,7 +159,7 @@ def decode(record: Record) -> Event:
     )
 
 
-def _envelope(record: Record, value: bytes, head: bytes) -> Event:
+def _envelope(record: Record, topic: str, partition: int, value: bytes, head: bytes) -> Event:
     try:
         # What is only passed over is not looked at as UTF-8.
         if not value.isascii():
@@ -182,7 +178,7 @@ def _envelope(record: Record, value: bytes, head: bytes) -> Event:
     checked_type = check_type(kind)
     event_id = document.id
     if event_id is None:
-        event_id = fallback_id(record.topic, record.partition, record.offset)
+        event_id = fallback_id(topic, partition, record.offset)
     elif not isinstance(event_id, str) or not valid_id(event_id):
         raise InvalidEvent("id", _ID_DETAIL)
     tenant = document.tenant

@@ -207,6 +207,11 @@ class Member:
         return [record for records in self.records.values() for record in records]
 
     @property
+    def placed(self) -> list[tuple[TopicPartition, Record]]:
+        """The same, each with the partition that it came from."""
+        return [(partition, record) for partition, records in self.records.items() for record in records]
+
+    @property
     def values(self) -> list[bytes | None]:
         return [record.value for record in self.all]
 

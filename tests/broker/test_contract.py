@@ -84,8 +84,8 @@ async def test_a_record_comes_back_as_it_was_written(backend: Backend) -> None:
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
     await member.poll_for(1)
-    (record,) = member.all
-    assert (record.topic, record.partition, record.offset) == (topic, 2, 0)
+    ((partition, record),) = member.placed
+    assert (*partition, record.offset) == (topic, 2, 0)
     assert (record.key, record.value, record.timestamp) == (b"key", b"\x00value", STAMP)
     assert [tuple(header) for header in record.headers] == headers
 
@@ -149,8 +149,8 @@ async def test_many_small_records_go_in_bulk_by_their_keys_and_in_their_order(ba
         expected = [entry for entry in entries if entry[0] in keys]
         got = [(record.key, record.value, record.timestamp) for record in records if record.value != b"last"]
         assert got == expected, partition
-    last = next(record for record in member.all if record.value == b"last")
-    assert {record.partition for record in member.all if record.key == b"key-3"} == {last.partition}
+    (last,) = (partition for partition, record in member.placed if record.value == b"last")
+    assert {partition for partition, record in member.placed if record.key == b"key-3"} == {last}
 
 
 async def test_bulk_for_a_topic_that_is_not_there_is_refused_and_no_other_write_is_in_trouble(
@@ -244,7 +244,7 @@ async def test_the_key_decides_the_partition_as_in_kafka(backend: Backend) -> No
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
     await member.poll_for(40)
-    assert {record.key: record.partition for record in member.all} == {
+    assert {record.key: partition.partition for partition, record in member.placed} == {
         key: partition_of(key, 4) for key in keys
     }
 
@@ -256,7 +256,7 @@ async def test_messages_without_a_key_reach_every_partition(backend: Backend) ->
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
     await member.poll_for(200)
-    assert {record.partition for record in member.all} == {0, 1, 2, 3}
+    assert {partition.partition for partition in member.records} == {0, 1, 2, 3}
     assert max(len(records) for records in member.records.values()) <= 80
 
 
@@ -302,7 +302,7 @@ async def test_one_record_can_be_read_by_its_offset(backend: Backend) -> None:
     for offset in (7, 0, 19, 8):
         record = await broker.read(TopicPartition(topic, 0), offset)
         assert record is not None
-        assert (record.topic, record.partition, record.offset) == (topic, 0, offset)
+        assert record.offset == offset
         assert (record.value, record.key, record.timestamp) == (
             b"%d" % offset,
             b"k",
@@ -341,10 +341,10 @@ async def test_reading_what_was_deleted_gives_none(backend: Backend) -> None:
 async def test_records_can_be_read_at_the_same_time(backend: Backend) -> None:
     broker = await backend.connect()
     topic = await backend.topic(broker)
-    await broker.produce([m for p in range(4) for m in numbered(topic, 5, p)])
+    await broker.produce([Message(topic, b"%d %d" % (p, n), partition=p) for p in range(4) for n in range(5)])
     wanted = [(p, offset) for offset in range(5) for p in range(4)]
     found = await asyncio.gather(*(broker.read(TopicPartition(topic, p), offset) for p, offset in wanted))
-    assert [(r.partition, r.offset) for r in found if r is not None] == wanted
+    assert [r.value for r in found if r is not None] == [b"%d %d" % place for place in wanted]
 
 
 # Polling.
@@ -894,7 +894,7 @@ async def test_records_move_between_many_members_and_each_arrives(backend: Backe
             await broker.produce([m for p in range(6) for m in numbered(topic, 20, p)])
             total += 120
         await eventually(
-            lambda: len({(r.partition, r.offset) for made in members for r in made.all}) == total
+            lambda: len({(place, r.offset) for made in members for place, r in made.placed}) == total
         )
 
 

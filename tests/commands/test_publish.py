@@ -38,7 +38,7 @@ async def test_an_event_is_written_as_it_was_given(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (0, "evt_7\n"), ended.stderr
     assert ended.stderr == "published 1 event to events\n"
     (record,) = await published(tmp_path)
-    event = decode(record)
+    event = decode(record, "events", 0)
     assert (event.id, event.type, event.tenant, event.body) == (
         "evt_7",
         "invoice.paid",
@@ -53,13 +53,13 @@ async def test_many_events_have_ids_of_their_own(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     printed = ended.stdout.split()
     assert printed[:2] + printed[-1:] == ["load-1", "load-2", "load-1500"]
-    assert {decode(record).id for record in await published(tmp_path)} == set(printed)
+    assert {decode(record, "events", 0).id for record in await published(tmp_path)} == set(printed)
 
 
 async def test_without_an_id_a_new_one_is_made_each_time(tmp_path: Path) -> None:
     ids = [console.dispatcher("publish", "ping", cwd=tmp_path).stdout.strip() for _ in range(2)]
     assert len(set(ids)) == 2
-    assert sorted(decode(record).id for record in await published(tmp_path)) == sorted(ids)
+    assert sorted(decode(record, "events", 0).id for record in await published(tmp_path)) == sorted(ids)
 
 
 async def test_the_body_comes_from_a_file_or_from_standard_input(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ async def test_a_body_that_is_not_json_needs_a_content_type(tmp_path: Path) -> N
     )
     assert taken.returncode == 0, taken.stderr
     (record,) = await published(tmp_path)
-    assert b"content-type: text/plain" in decode(record).head.lower()
+    assert b"content-type: text/plain" in decode(record, "events", 0).head.lower()
 
 
 async def test_another_topic_may_be_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ async def flaws(awaitable: Any) -> dict[str, str]:
 
 
 def read(message: Message) -> Event:
-    return decode(StoredRecord(message.topic, 0, 0, 5, message.key, message.value, message.headers))
+    return decode(StoredRecord(0, 5, message.key, message.value, message.headers), message.topic, 0)
 
 
 async def test_what_is_answered_is_in_the_topic_as_it_will_be_read(plane: Plane) -> None:

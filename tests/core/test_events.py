@@ -16,7 +16,7 @@ from dispatcher.core.events import (
     REASONS,
     Event,
     InvalidEvent,
-    decode,
+    decode as decode_of,
     fallback_id,
     valid_head,
     valid_id,
@@ -31,11 +31,13 @@ Headers = Sequence[tuple[str, bytes | None]]
 class Rec:
     value: bytes | None
     headers: Headers = ()
-    topic: str = "events"
-    partition: int = 3
     offset: int = 42
     timestamp: int = 1_700_000_000_123
     key: bytes | None = field(default=None)
+
+
+def decode(record: Rec) -> Event:
+    return decode_of(record, "events", 3)
 
 
 def envelope(**members: object) -> bytes:

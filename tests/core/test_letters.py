@@ -74,7 +74,7 @@ def _record(value: bytes | None = b"{}", **changed: bytes | None) -> StoredRecor
             last_result="status 503", reason="retry", due=1_800_000_000.1234,
         )
     )  # fmt: skip
-    return StoredRecord("dispatcher.retry.30s", 0, 0, 7, None, value, list({**headers, **changed}.items()))
+    return StoredRecord(0, 7, None, value, list({**headers, **changed}.items()))
 
 
 def test_a_delivery_comes_back_from_a_retry_topic_as_it_went_there() -> None:
@@ -99,7 +99,7 @@ def test_what_was_never_attempted_and_has_no_time_comes_back_too() -> None:
         event, "sub_1", Place("events", 0, 0), attempt=0, first_attempt_ms=None, last_result=None,
         reason="retry", due=1.0,
     )  # fmt: skip
-    letter = read_letter(StoredRecord("r", 0, 0, 7, None, b"", headers))
+    letter = read_letter(StoredRecord(0, 7, None, b"", headers))
     assert letter.event.timestamp_ms == letter.event.occurred_ms == -1
     assert letter.event.tenant is None
     assert letter.first_attempt_ms is None
@@ -146,7 +146,7 @@ def test_of_a_retry_record_nothing_is_believed(changed: dict[str, bytes | None])
 @given(st.none() | st.binary(), st.lists(st.tuples(st.text(), st.none() | st.binary())))
 def test_any_record_is_read_or_refused(value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
     with contextlib.suppress(InvalidLetter):
-        read_letter(StoredRecord("r", 0, 0, 7, None, value, headers))
+        read_letter(StoredRecord(0, 7, None, value, headers))
 
 
 def test_results_are_described_in_one_line() -> None:
@@ -187,7 +187,7 @@ def test_a_history_travels_with_its_delivery() -> None:
         reason="retry", due=1.0, history=_history(12),
     )  # fmt: skip
     assert dict(headers)["history"].startswith(b'[[1,1000,"status 503"],[2,2000,"status 503"],[5,')
-    letter = read_letter(StoredRecord("r", 0, 0, 7, None, b"{}", headers))
+    letter = read_letter(StoredRecord(0, 7, None, b"{}", headers))
     assert letter.history == _history(12)
     assert letter.with_body(b"x").history == _history(12)
 
@@ -199,7 +199,7 @@ def test_a_history_is_bounded_and_readable_whatever_the_results(result: str, cou
         reason="retry", due=1.0, history=_history(count, result),
     )  # fmt: skip
     assert len(dict(headers)["history"]) <= HISTORY_CAP
-    letter = read_letter(StoredRecord("r", 0, 0, 7, None, b"{}", headers))
+    letter = read_letter(StoredRecord(0, 7, None, b"{}", headers))
     assert [tried.attempt for tried in letter.history] == [tried.attempt for tried in _history(count)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from standardwebhooks.webhooks import Webhook
 
 from dispatcher import __about__
-from dispatcher.core.events import JSON_HEAD, Event, InvalidEvent, decode, valid_id
+from dispatcher.core.events import JSON_HEAD, Event, InvalidEvent, decode as decode_of, valid_id
 from dispatcher.core.netguard import Blocked, Guard, Origin, Target
 from dispatcher.core.request import (
     MAX_OWN_HEADER_VALUE,
@@ -39,10 +39,12 @@ class Sub:
 class Rec:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
-    topic: str = "events"
-    partition: int = 0
     offset: int = 0
     timestamp: int = 1_700_000_000_123
+
+
+def decode(record: Rec) -> Event:
+    return decode_of(record, "events", 0)
 
 
 class Parsed:

@@ -61,8 +61,8 @@ async def reaches(daemon: Daemon, metric: str, labels: str, value: float, within
         await asyncio.sleep(0.1)
 
 
-async def read_topic(url: str, topic: str) -> list[Record]:
-    """All that is in it; not much."""
+async def read_topic(url: str, topic: str) -> list[tuple[TopicPartition, Record]]:
+    """All that is in it, not much, and where it stands."""
     broker = open_broker(url, KafkaSettings())
     await broker.connect()
     try:
@@ -72,7 +72,7 @@ async def read_topic(url: str, topic: str) -> list[Record]:
             for each in info.partitions
             for offset in range(each.earliest, each.latest)
         ]
-        return [record for place in places if (record := await broker.read(*place)) is not None]
+        return [(place[0], record) for place in places if (record := await broker.read(*place)) is not None]
     finally:
         await broker.close()
 
@@ -260,8 +260,8 @@ async def test_a_fenced_producer_is_replaced_and_what_it_was_to_write_is_written
         await daemon.start()
         try:
             await reaches(daemon, "dead_letters_total", 'reason="exhausted"', 1)
-            (letter,) = await read_topic(url, dead)
-            await fence(kafka, dead, letter.partition)
+            ((place, _),) = await read_topic(url, dead)
+            await fence(kafka, dead, place.partition)
             await stage.publish(others)
             await reaches(daemon, "dead_letters_total", 'reason="exhausted"', 21)
             (line,) = daemon.log_lines("a fresh producer is needed")
@@ -270,5 +270,5 @@ async def test_a_fenced_producer_is_replaced_and_what_it_was_to_write_is_written
             assert await daemon.stop() == 0
         finally:
             await daemon.kill()
-        letters = [dict(each.headers)["event_id"] for each in await read_topic(url, dead) if each.headers]
+        letters = [dict(each.headers)["event_id"] for _, each in await read_topic(url, dead) if each.headers]
         assert Counter(letters) == Counter(id_.encode() for id_ in events)

@@ -250,8 +250,8 @@ class _Listener:
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None: ...
 
 
-async def read_all(broker: Broker, topics: Sequence[str]) -> list[Record]:
-    """Every record of the topics, through a group of its own."""
+async def read_all(broker: Broker, topics: Sequence[str]) -> list[tuple[TopicPartition, Record]]:
+    """Every record of the topics and where it stands, through a group of its own."""
     infos = [info for info in await broker.topics() if info.name in topics]
     ends = {
         TopicPartition(info.name, each.partition): each.latest
@@ -259,14 +259,14 @@ async def read_all(broker: Broker, topics: Sequence[str]) -> list[Record]:
         for each in info.partitions
         if each.latest > each.earliest
     }
-    records: list[Record] = []
+    records: list[tuple[TopicPartition, Record]] = []
     consumer = broker.consumer(topics, f"audit-{uuid.uuid4().hex}", _Listener())
     try:
         async with asyncio.timeout(60.0):
             await consumer.start()
             while ends:
                 for partition, batch in await consumer.poll(1.0, 5000):
-                    records += batch
+                    records += ((partition, record) for record in batch)
                     if batch and batch[-1].offset + 1 >= ends.get(partition, 0):
                         ends.pop(partition, None)
     finally:
@@ -368,19 +368,19 @@ class Run:
             await asyncio.sleep(0.1)
         return True
 
-    def judge(self, replicas: Sequence[Replica], records: Sequence[Record]) -> None:
+    def judge(self, replicas: Sequence[Replica], records: Sequence[tuple[TopicPartition, Record]]) -> None:
         report, ledger = self.report, self.endpoints.ledger
         ahead = time.time() - self.clock()
         places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         dead: set[Debt] = set()
-        for record in records:
-            if record.topic == self.topic:
+        for (topic, partition), record in records:
+            if topic == self.topic:
                 event = orjson.loads(record.value or b"{}")["id"]
-                places[event].append((record.partition, record.offset))
+                places[event].append((partition, record.offset))
                 continue
             headers = {name: (value or b"").decode() for name, value in record.headers}
             debt = (headers["subscription_id"], headers["event_id"])
-            if record.topic == self.dead_topic:
+            if topic == self.dead_topic:
                 dead.add(debt)
                 continue
             report.parked[headers["reason"]] += 1
