@@ -883,7 +883,9 @@ _HEAD: Final = """\
 
 Made by `make bench` (`python -m benchmarks`); each section replaces its older self. Rates depend on the
 machine: the ratio to wrk, measured in turns with it on the same cores, is what to compare. What is measured
-has one core to itself; nginx, and Kafka where there is one, share the other.
+has one core to itself; nginx, and Kafka where there is one, share the other. Where that is allowed the cores are kept from
+sleeping: waking one takes a virtual machine longer than what it is woken for, each time another time. `--python` runs
+the daemon by an interpreter that is built as the image's is (optimized by a profile), which pyenv's are not.
 """
 
 

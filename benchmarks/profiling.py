@@ -1,8 +1,9 @@
 """Where the daemon's time goes: py-spy attached to it, its samples sorted by what the work is for.
 
 py-spy reads the process from outside, stopping it for each sample (without, stacks come out mixed),
-so the run is slower and only the shares are taken from it. It sees Python frames only: C code (a system call, a hash, the HTTP parser) counts for the
-Python function that called it, and what the event loop does by itself counts as the loop.
+so the run is much slower and only the shares are taken from it. Functions that mypyc has compiled stand in the C stack by
+names of its making, which are turned into ours. Other C code (a system call, a hash, the HTTP parser) counts for the
+function that called it, and what the event loop does by itself counts as the loop, but for reading from sockets.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape
@@ -50,6 +52,7 @@ _WORK: Final = (
         "receive, parse",
     ),
     (r"transport/", "send"),
+    (r"^stream\.c:uv__read$", "receive, parse"),
     (r"dispatcher/logs\.py:|structlog/|logging/", "log"),
     (r"engine\.py:Engine\._commit|dispatcher/intake\.py:|aiokafka/.*commit|coordinator", "commit"),
     (r"aiokafka/|dispatcher/broker/|asyncio/streams\.py:", "consume"),
@@ -78,7 +81,17 @@ class Profile:
         """Watch the process while the block runs."""
         with tempfile.TemporaryDirectory(prefix="bench-profile-") as folder:
             folded = Path(folder, "folded")
-            command = [self._program, "record", "--pid", str(pid), "--format", "raw", "--rate", str(_RATE)]
+            command = [
+                self._program,
+                "record",
+                "--native",
+                "--pid",
+                str(pid),
+                "--format",
+                "raw",
+                "--rate",
+                str(_RATE),
+            ]
             spy = subprocess.Popen(
                 pinned(CORES.server, [*command, "--duration", "600", "--output", str(folded)]),
                 stdin=subprocess.DEVNULL,
@@ -102,9 +115,9 @@ class Profile:
     def _read(self, text: str) -> None:
         for line in text.splitlines():
             stack, _, count = line.rpartition(" ")
-            frames = tuple(_frame(frame) for frame in stack.split(";"))
-            # A pool's thread that waits for work isn't always recognised as idle.
-            if not frames[-1].endswith("thread.py:_worker"):
+            frames = tuple(_named(stack.split(";")))
+            # With the C stack, a thread that waits for work isn't recognised as idle.
+            if frames and not frames[-1].endswith("thread.py:_worker"):
                 self._stacks[frames] += int(count)
 
     def table(self, cpu: float) -> Table:
@@ -131,12 +144,47 @@ class Profile:
         return table
 
 
+def _named(stack: Iterable[str]) -> Iterator[str]:
+    """The frames that say what for: Python's, compiled ones, and that of reading a socket."""
+    last = ""
+    for text in stack:
+        frame = _frame(text)
+        if (".py:" in frame or frame == "stream.c:uv__read") and frame != last:
+            last = frame
+            yield frame
+
+
+_COMPILED: Final = re.compile(r"CPy(?:Def|Py)_([a-z]+(?:___[a-z]+)*)___(.+)")
+
+
+def _compiled(name: str) -> str | None:
+    """`dispatcher/core/lanes.py:Lane.take`, of what mypyc calls `CPyDef_lanes___Lane___take`."""
+    found = _COMPILED.fullmatch(name)
+    if found is None:
+        return None
+    module, function = found[1].replace("___", "/"), found[2]
+    root = Path(__file__).parents[1]
+    files = sorted(
+        file for file in (root / "dispatcher").rglob("*.py") if f"/{file}".endswith(f"/{module}.py")
+    )
+    if not files:
+        return None
+    if of_class := re.fullmatch(r"(_?[A-Z][A-Za-z]*)___(.+)", function):
+        function = f"{of_class[1]}.{of_class[2]}"
+    elif of_generator := re.fullmatch(r"(.+?)_([A-Z][A-Za-z]*)_gen_____mypyc_generator_helper__", function):
+        function = f"{of_generator[2]}.{of_generator[1]}"
+    return f"{files[0].relative_to(root)}:{function}"
+
+
+@cache
 def _frame(text: str) -> str:
     """`file:function`, the file from its package on."""
     found = re.fullmatch(r"(.+) \((.+?)(?::\d+)?\)", text)
     if found is None:
         return text
     name, file = found[1], found[2]
+    if (compiled := _compiled(name)) is not None:
+        return compiled
     for root in ("site-packages/", "lib/python3.11/", "/dispatcher/"):
         if root in file:
             file = (

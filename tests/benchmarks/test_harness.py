@@ -136,6 +136,25 @@ def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
     assert profiling._purpose(("elsewhere.py:f",)) == "other"
 
 
+@pytest.mark.parametrize(
+    ("symbol", "known_as"),
+    [
+        ("CPyDef_lanes___Lane___take", "dispatcher/core/lanes.py:Lane.take"),
+        ("CPyDef_signing____Hmac___digest", "dispatcher/core/signing.py:_Hmac.digest"),
+        ("CPyPy_events___decode", "dispatcher/core/events.py:decode"),
+        ("CPyDef_events____envelope", "dispatcher/core/events.py:_envelope"),
+        ("CPyDef_dispatcher___attempts___AttemptLog___note", "dispatcher/attempts.py:AttemptLog.note"),
+        (
+            "CPyDef_dispatcher___attempts____write_AttemptLog_gen_____mypyc_generator_helper__",
+            "dispatcher/attempts.py:AttemptLog._write",
+        ),
+    ],
+)
+def test_compiled_functions_get_the_names_of_their_sources(symbol: str, known_as: str) -> None:
+    stack = ["run (asyncio/runners.py:118)", f"{symbol} (__native_dispatcher.c:7)", "malloc (libc.so.6)"]
+    assert list(profiling._named(stack)) == ["asyncio/runners.py:run", known_as]
+
+
 def test_the_flame_graph_draws_each_frame_as_wide_as_its_share() -> None:
     drawn = profiling.flame_graph({("a.py:run", "b.py:<lambda>"): 3, ("a.py:run",): 1})
     assert "<title>a.py:run 100.0%</title>" in drawn
