@@ -23,7 +23,6 @@ from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
 from dispatcher.broker.partitioning import partition_of
 from dispatcher.core.events import decode
-from dispatcher.core.letters import Place
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Response, Result
@@ -179,8 +178,8 @@ class _Attempted:
         self._offset = number
 
     @property
-    def origin(self) -> Place:
-        return Place("events", 0, self._offset)
+    def read_at(self) -> tuple[str, int, int]:
+        return "events", 0, self._offset
 
 
 async def _log_attempts(rounds: int, count: int) -> float:

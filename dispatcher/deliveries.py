@@ -136,7 +136,15 @@ class Delivery:
     @property
     def origin(self) -> Place:
         """Where the event was read."""
-        return self.place or Place(self.tracker.topic, self.tracker.partition, self.offset)
+        return Place(*self.read_at)
+
+    @property
+    def read_at(self) -> tuple[str, int, int]:
+        """The same for the attempt log."""
+        if self.place is not None:
+            return self.place
+        tracker = self.tracker
+        return tracker.topic, tracker.partition, self.offset
 
     def done(self, result: Result) -> None:
         """The attempt is over (called by the transport)."""

@@ -13,7 +13,6 @@ import pytest
 from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable, Entry, MessageTooLarge
 from dispatcher.core.events import Event
-from dispatcher.core.letters import Place
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
 from dispatcher.settings import AttemptsSettings
@@ -33,7 +32,7 @@ class Delivery:
     def __init__(self, number: int) -> None:
         self.event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)
         self.subscription = subscription("sub_1")
-        self.origin = Place("events", 0, number)
+        self.read_at = ("events", 0, number)
 
 
 class Topic:
@@ -157,7 +156,7 @@ async def test_an_attempt_that_can_not_be_encoded_costs_no_other() -> None:
     topic = Topic()
     async with writing(topic) as log:
         broken = Delivery(0)
-        broken.origin = None  # type: ignore[assignment]
+        broken.read_at = None  # type: ignore[assignment]
         log.note(broken, Response(200), "delivered", 1.0, 1e9)
         note(log, 1)
         await asyncio.sleep(1)

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from dispatcher.core.events import Event
-from dispatcher.core.letters import Place, delivery_id
+from dispatcher.core.letters import delivery_id
 from dispatcher.core.results import Opened, Response, Result
 from dispatcher.core.subscriptions import Subscription
 
@@ -34,7 +34,8 @@ class Attempted(Protocol):
     @property
     def subscription(self) -> Subscription: ...
     @property
-    def origin(self) -> Place: ...
+    def read_at(self) -> tuple[str, int, int]:
+        """The topic, partition and offset that the event was read from. Not a `Place`, which takes 0.3 us to make."""
 
 
 Noted = tuple[Attempted, int, float, float, Result, str, float, float, float | None]
@@ -48,7 +49,7 @@ def encode(noted: Noted, replica: str) -> tuple[bytes, bytes, int]:
     delivery, attempt, queued, started, result, decision, ended, unix, due = noted
     event = delivery.event
     subscription_id = delivery.subscription.id
-    topic, partition, offset = delivery.origin
+    topic, partition, offset = delivery.read_at
     total = ended - started
     time_ms = int((unix - total) * 1000)
     total_ms = int(total * 1000 + 0.5)

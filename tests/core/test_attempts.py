@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from dispatcher.core.attempts import RESPONSE_CAP, encode
 from dispatcher.core.events import Event
-from dispatcher.core.letters import Place, delivery_id
+from dispatcher.core.letters import delivery_id
 from dispatcher.core.results import Failure, Opened, Reason, Response, Result
 from dispatcher.core.subscriptions import Subscription
 from tests.fakes import subscription
@@ -27,7 +27,7 @@ class Delivery:
     def __init__(self, tenant: str | None = "acme") -> None:
         self.event = Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None)
         self.subscription: Subscription = subscription("sub_billing")
-        self.origin = Place("events", 3, 42)
+        self.read_at = ("events", 3, 42)
 
 
 def record(result: Result, *, decision: str = "retry", due: float | None = None, **delivery: Any) -> Any:
