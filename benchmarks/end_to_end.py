@@ -244,15 +244,20 @@ class Daemon:
         topic: str = TOPIC,
         subscriptions: Sequence[Mapping[str, Any]] | None = None,
         ready: float = _READY,
+        warm: float = 0.05,
         **settings: Any,
     ) -> None:
-        """`subscriptions` are those of `per_host` unless given; `ready` are the seconds until the first delivery."""
+        """`subscriptions` are those of `per_host` unless given; `ready` are the seconds until the first delivery.
+
+        The rate counts from when the share `warm` of all is delivered.
+        """
         self._endpoint = endpoint
         self._broker = broker
         self._tls = tls
         self._topic = topic
         self._subscriptions = subscriptions
         self._ready = ready
+        self._warm = warm
         self._settings = settings
         self._folder = folder
         self._port = 0
@@ -353,16 +358,16 @@ class Daemon:
             raise Wrong(f"{last.delivered:,.0f} deliveries for {expected:,} events; besides: {failed}")
         return self._judge(seen, usage, expected)
 
-    @staticmethod
-    def _judge(seen: Sequence[Metrics], usage: Sampler, expected: int) -> Run:
+    def _judge(self, seen: Sequence[Metrics], usage: Sampler, expected: int) -> Run:
         first = max((i for i, look in enumerate(seen) if not look.delivered), default=0)
         curve = [(look.delivered, look.at) for look in seen[first:]]
-        begin, over = crossing(curve, 0.05 * expected), crossing(curve, 0.95 * expected)
+        begin, over = crossing(curve, self._warm * expected), crossing(curve, 0.95 * expected)
+        counted = (0.95 - self._warm) * expected
         cpu = usage.cpu_between(begin, over)
         return Run(
-            rate=0.9 * expected / (over - begin),
+            rate=counted / (over - begin),
             overall=expected / (seen[-1].at - seen[first].at),
-            cpu=cpu / (0.9 * expected),
+            cpu=cpu / counted,
             busy=cpu / (over - begin),
             rss=usage.peak,
             lag=seen[-1].quantile("event_loop_lag_seconds", 0.99, seen[first]),

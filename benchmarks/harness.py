@@ -423,7 +423,7 @@ def wait_for_calm(patience: float) -> None:
 _NGINX: Final = """\
 daemon off;
 master_process on;
-worker_processes 1;
+worker_processes {workers};
 worker_rlimit_nofile {files};
 user {user};
 pid {folder}/nginx.pid;
@@ -453,7 +453,7 @@ http {{
 
 
 class Nginx:
-    """nginx with one worker on a core of its own, answering every request with an empty 200.
+    """nginx with one worker (more for very many addresses) on a core of its own, answering every request with an empty 200.
 
     `addresses` are the loopback addresses it listens on (127.0.0.1 alone unless told), each on `port` and,
     with TLS, on `tls_port` (the first 2,000 of them). With `count`, the `webhook-id` of every request is kept, and when
@@ -506,6 +506,8 @@ class Nginx:
         config.write_text(
             _NGINX.format(
                 folder=self.folder,
+                # A worker has a descriptor for each address beside those of its connections.
+                workers=1 + len(self._addresses) // 5000,
                 user="root" if os.geteuid() == 0 else "nobody",
                 listen=listen,
                 files=max(4 * len(self._addresses), 16384),

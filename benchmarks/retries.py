@@ -17,7 +17,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ PENDING: Final = 1_000_000
 NEAR: Final = 6_000
 _WAITS: Final = (25.0, 55.0)  # seconds until the near ones are due
 _TIERS: Final = ("2s", "10s", "1h")
+SETTINGS: Final[Mapping[str, Any]] = {"tiers": list(_TIERS), "horizon": "2s"}
 _PREFIX: Final = "dispatcher."
 _SETTLE: Final = 10.0  # seconds after ready until the RSS is read
 
@@ -44,7 +45,7 @@ _START: Final = 15.0
 _LATE: Final = 0.25
 
 
-def _retry(number: int, due: float, tier: str, name: str) -> Message:
+def _retry(number: int, due: float, tier: str, name: str, prefix: str = _PREFIX) -> Message:
     """A delivery that waits in a tier, as the dispatcher writes it."""
     turn = number % len(HOSTS)
     event = Event(f"{name}_{number}", "ping", f"tenant-{turn}", b'{"n":%d}' % number, 1, JSON_HEAD, None)
@@ -54,7 +55,7 @@ def _retry(number: int, due: float, tier: str, name: str) -> Message:
     )  # fmt: skip
     # Evenly over the partitions: eight keys would leave some of them empty.
     return Message(
-        f"{_PREFIX}retry.{tier}",
+        f"{prefix}retry.{tier}",
         event.body,
         b"sub_%d" % turn,
         headers,
@@ -63,18 +64,24 @@ def _retry(number: int, due: float, tier: str, name: str) -> Message:
     )
 
 
-def _pending(count: int) -> Iterator[Message]:
+def fill_pending(url: str, count: int, prefix: str = _PREFIX) -> None:
+    """Retry topics in which so many wait for hours."""
+    with on_core(CORES.server):
+        uvloop.run(_write(url, _pending(count, prefix), prefix))
+
+
+def _pending(count: int, prefix: str) -> Iterator[Message]:
     now = time.time()
     chance = random.Random(1)
     for number in range(count):
-        yield _retry(number, now + chance.uniform(2, 72) * 3600, "1h", "far")
+        yield _retry(number, now + chance.uniform(2, 72) * 3600, "1h", "far", prefix)
 
 
-async def _write(url: str, messages: Iterator[Message]) -> None:
+async def _write(url: str, messages: Iterator[Message], prefix: str = _PREFIX) -> None:
     broker = open_broker(url, KafkaSettings())
     await broker.connect()
     try:
-        topics = [TopicSpec(f"{_PREFIX}retry.{tier}", PARTITIONS) for tier in _TIERS]
+        topics = [TopicSpec(f"{prefix}retry.{tier}", PARTITIONS) for tier in _TIERS]
         await broker.ensure_topics([*topics, TopicSpec("bench-events", PARTITIONS)], create=True)
         while batch := list(itertools.islice(messages, 2000)):
             await broker.produce(batch)
@@ -117,14 +124,12 @@ def run(command: str, *, quick: bool) -> Section:
                 subscriptions=[{**each, "event_types": ["ping"]} for each in per_host(endpoint)],
                 topics={"prefix": _PREFIX},
                 group="bench-retries",
-                retry={"tiers": list(_TIERS), "horizon": "2s"},
+                retry=SETTINGS,
             )
-            with on_core(CORES.server):
-                uvloop.run(_write(url, iter(())))
+            fill_pending(url, 0)
             empty_start, context, empty = _start(daemon)
             context.__exit__(None, None, None)
-            with on_core(CORES.server):
-                uvloop.run(_write(url, _pending(count)))
+            fill_pending(url, count)
             start, context, full = _start(daemon)
             try:
                 uvloop.run(_write(url, _stream(near, dues)))

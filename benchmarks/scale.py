@@ -60,12 +60,14 @@ from benchmarks.harness import (
     two_digits,
     wait_for,
 )
+from benchmarks.retries import PENDING, SETTINGS, fill_pending
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings import KafkaSettings
 
 _FAN_OUT: Final = 10
 _MANY: Final = 100_000  # subscriptions
+_EACH: Final = 5  # events for each of them
 _HOSTS: Final = 10_000
 _PACE: Final = 5000  # events a second, of the latency
 _SHARE: Final = 0.45  # of a core, for each of two replicas
@@ -165,17 +167,17 @@ def run_fan_out(command: str, *, quick: bool, count: int | None = None, runs: in
 
 
 def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int | None = None) -> Section:
-    """Many subscriptions, many hosts."""
+    """Many subscriptions, many hosts, many retries that wait."""
     require("nginx", "taskset")
     count = count or (20_000 if quick else 200_000)
     runs = runs or (1 if quick else 5)
-    many, hosts = (_MANY // 10, _HOSTS // 10) if quick else (_MANY, _HOSTS)
+    many, hosts, pending = (number // 10 if quick else number for number in (_MANY, _HOSTS, PENDING))
     section = Section("Growth", command)
     table = Table(("", "deliveries/s", "plain, in turns", "ratio", "wanted"))
     points: list[tuple[str, float]] = []
 
-    def compare(what: str, plain: Daemon, other: Daemon) -> None:
-        compared = _beside_plain(plain, other, count, count, runs)
+    def compare(what: str, plain: Daemon, other: Daemon, expected: int = count) -> None:
+        compared = _beside_plain(plain, other, count, expected, runs)
         ratio = median(compared.ratios)
         points.append((what, ratio))
         table.add(
@@ -189,7 +191,9 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
 
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
         fill(broker, TOPIC, (message for _, message in events(count)))
-        for topic, width in (("bench-many", many), ("bench-hosts", hosts)):
+        # Whoever gets a first event is looked up, and keys are made ready: of 100,000 that takes some seconds.
+        often = max(count, many * _EACH)
+        for topic, width, number in (("bench-many", many, often), ("bench-hosts", hosts, count)):
             # 7919 is prime to both: one after the other, but no two neighbours.
             fill(
                 broker,
@@ -200,7 +204,7 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
                         envelope(n, BODY_BYTES, "order.paid", f"tenant-{n * 7919 % width}")[1],
                         partition=n % PARTITIONS,
                     )
-                    for n in range(count)
+                    for n in range(number)
                 ),
             )
         with Nginx(HOSTS) as endpoint:
@@ -216,8 +220,9 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
                 topic="bench-many",
                 subscriptions=subscriptions,
                 ready=300.0,
+                warm=1.2 / _EACH,
             )
-            compare(f"{many:,} subscriptions", plain, wide)
+            compare(f"{many:,} subscriptions", plain, wide, often)
             far = addresses(hosts)
             with Nginx(far) as farther:
                 subscriptions = [
@@ -234,8 +239,21 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
                     ready=120.0,
                 )
                 compare(f"{hosts:,} hosts, a connection each", plain, wide)
+            fill_pending(broker, pending, "bench-pending.")
+            wide = Daemon(
+                broker,
+                endpoint,
+                _folder(name, "pending"),
+                topics={"prefix": "bench-pending."},
+                retry=SETTINGS,
+                ready=120.0,
+            )
+            compare(f"{pending:,} pending retries", plain, wide)
     section.parts.insert(0, table)
-    section.add(f"{count:,} events of {BODY_BYTES} bytes; the plain case has 8 subscriptions on 8 hosts.")
+    section.add(
+        f"{count:,} events of {BODY_BYTES} bytes, for the many subscriptions {often:,}, counted from when each has had its "
+        "first; the plain case has 8 subscriptions on 8 hosts."
+    )
     if not quick:
         section.add(_bars("growth", "Deliveries/s compared with the plain case", points))
     return section
