@@ -26,7 +26,7 @@ Rules:
 2. Until `loaded` nothing is written, and nothing but the ledger is filled; the registry gets all of it at once.
 3. A decision of the registry's (`on_status`) is a `_Wish` from then on until the topic says the same. It holds here
    whatever comes in between: what the topic brings is shown to the registry with the wish on top of it.
-4. A dirty key is repaired: at once by the one whose record was ignored, by the others some while later, should that
+4. A dirty key is repaired: at once by the one whose record made it dirty, by the others some while later, should that
    one be gone.
 5. No step holds the loop up for longer than `_SLICE`, but the building of the snapshot, which a thread does.
 """
@@ -496,7 +496,7 @@ class Store:
         future = self._waiting.pop(nonce, None)
         if verdict is Verdict.ACCEPTED:
             self._changed(key)
-        if verdict is Verdict.IGNORED:
+        if key in self._ledger.dirty:
             self._plan_repair(key, 0.0 if future is not None else _REPAIR_DELAY * (1 + random.random()))  # noqa: S311 - no secret
         else:
             self._repairs.pop(key, None)

@@ -27,11 +27,14 @@ would be an outage of the API.
 Rules:
 
 1. `Ledger.apply` is the one thing that changes a state, and depends on nothing but the records before.
-2. A record with the nonce of the state in force is that state once more (a write sent twice): accepted, nothing changes.
+2. A record with the nonce of the state in force is that state once more (a write sent twice, a repair): nothing changes, but for
+   the version if it says a higher one.
 3. A repair is accepted unless it is older than what is in force, and changes nothing where it is as old.
 4. A change is accepted if its key has not been seen, or if its base is the version in force or newer; with base 0
-   also if the key is deleted. A deletion is a change like any other: its version counts on.
-5. A key is dirty exactly when its last record was ignored.
+   also if the key is deleted: made by one that doesn't know that there was one. Its version is then the one after the
+   deletion's, whatever it says itself, so that versions never go back: what was made from the deletion can't be taken for newer than it.
+   A deletion is a change like any other: its version counts on.
+5. A key is dirty exactly when its last record was ignored, or says another version than is in force.
 
 The state machine in tests/core/test_changes.py holds all of it together, compaction included.
 """
@@ -93,21 +96,25 @@ class Ledger(Generic[T]):
         if state is None:
             self._states[key] = State(change.version, change.nonce, value)
             return Verdict.ACCEPTED
+        version = change.version
         if change.nonce == state.nonce:
-            verdict = Verdict.UNCHANGED
+            verdict = Verdict.ACCEPTED if version > state.version else Verdict.UNCHANGED
         elif change.repair:
             # As old as what is in force, it may still correct what was seen first; see above.
-            verdict = Verdict.ACCEPTED if change.version >= state.version else Verdict.IGNORED
-        elif change.base >= state.version or (change.base == 0 and state.value is None):
+            verdict = Verdict.ACCEPTED if version >= state.version else Verdict.IGNORED
+        elif change.base >= state.version:
             verdict = Verdict.ACCEPTED
+        elif change.base == 0 and state.value is None:
+            verdict = Verdict.ACCEPTED
+            version = state.version + 1
         else:
             verdict = Verdict.IGNORED
-        if verdict is Verdict.IGNORED:
-            self._dirty[key] = None
-            return verdict
-        self._dirty.pop(key, None)
         if verdict is Verdict.ACCEPTED:
-            state.version, state.nonce, state.value = change.version, change.nonce, value
+            state.version, state.nonce, state.value = version, change.nonce, value
+        if verdict is Verdict.IGNORED or change.version != state.version:
+            self._dirty[key] = None
+        else:
+            self._dirty.pop(key, None)
         return verdict
 
     def spoil(self, key: str) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings, strategies as st
@@ -10,6 +10,7 @@ from hypothesis.stateful import (
     consumes,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
 )
@@ -73,13 +74,37 @@ def test_a_deleted_key_is_created_anew_and_its_versions_count_on() -> None:
     assert fresh == Change(2, 3, b"4")
     assert ledger.apply("k", fresh, "again") is Verdict.ACCEPTED
     ledger.apply("k", change(3, b"5"), None)
-    # By one that doesn't know that there was one.
-    assert ledger.apply("k", change(0, b"6"), "anew") is Verdict.ACCEPTED
-    ledger.forget("k")
-    assert ledger.get("k") is not None
-    ledger.apply("k", change(1, b"7"), None)
     ledger.forget("k")
     assert ledger.get("k") is None
+
+
+def test_who_creates_a_key_without_knowing_of_its_deletion_takes_the_version_after_it() -> None:
+    ledger: Ledger[str] = Ledger()
+    ledger.apply("k", change(0, b"1"), "one")
+    ledger.apply("k", change(1, b"2"), None)
+    informed = ledger.change("k", 0, b"4")
+    assert ledger.apply("k", change(0, b"3"), "anew") is Verdict.ACCEPTED
+    state = ledger.get("k")
+    assert state is not None
+    assert (state.version, state.value) == (3, "anew")
+    assert list(ledger.dirty) == ["k"], "the log says 1"
+    assert ledger.apply("k", change(0, b"3"), "anew") is Verdict.UNCHANGED
+    assert list(ledger.dirty) == ["k"], "it says so again"
+    assert ledger.apply("k", informed, "made from the deletion") is Verdict.IGNORED
+    # One that comes when the deletion is gone from the log, and the repair that it reads then.
+    late: Ledger[str] = Ledger()
+    late.apply("k", change(0, b"3"), "anew")
+    repair, value = ledger.repair("k")
+    assert (repair, value) == (Change(3, 3, b"3", repair=True), "anew")
+    for each, verdict in ((ledger, Verdict.UNCHANGED), (late, Verdict.ACCEPTED)):
+        assert each.apply("k", repair, value) is verdict
+        assert not each.dirty
+        assert each.change("k", 3, b"5") == Change(3, 4, b"5")
+        state = each.get("k")
+        assert state is not None
+        assert (state.version, state.value) == (3, "anew")
+    ledger.forget("k")
+    assert ledger.get("k") is not None, "it isn't deleted"
 
 
 def test_one_who_sees_an_ignored_record_first_is_brought_to_the_truth_by_the_repair() -> None:
@@ -160,11 +185,11 @@ class Truth:
     def apply(self, written: Written) -> None:
         key, made = written.key, written.change
         version, value = self.versions[key], self.values[key]
-        if made.nonce == self.nonces[key]:
-            self.dirty.discard(key)
-        elif not made.repair and (made.base == version or (made.base == 0 and value is None)):
-            self.versions[key], self.values[key] = made.version, written.value
+        applies = made.base == version or (made.base == 0 and value is None)
+        if applies and not made.repair and made.nonce != self.nonces[key]:
+            self.versions[key], self.values[key] = version + 1, written.value
             self.nonces[key] = made.nonce
+        if made.nonce == self.nonces[key] and made.version == self.versions[key]:
             self.dirty.discard(key)
         else:
             self.dirty.add(key)
@@ -205,17 +230,17 @@ class Replicas(RuleBasedStateMachine):
         return self.replicas[number % len(self.replicas)]
 
     @rule(target=intents, number=st.integers(0, 9), key=st.sampled_from(KEYS), delete=st.booleans())
-    def decide(self, number: int, key: str, delete: bool) -> Written:
-        """A replica makes a change from what it knows; it is written later."""
+    def decide(self, number: int, key: str, delete: bool) -> Any:
+        """A replica makes a change from what it knows; it is written later. Until it has loaded it makes none (`store.py`, 2)."""
         replica = self.one(number)
+        if not replica.loaded:
+            return multiple()
         state = replica.ledger.get(key)
         present = state is not None and state.value is not None
         self.nonces += 1
         nonce = b"%d" % self.nonces
-        if not replica.loaded or state is None or not present:
+        if state is None or not present:
             made, value = replica.ledger.change(key, 0, nonce), f"value {self.nonces}"
-            if not replica.loaded:
-                made = Change(0, 1, nonce)
         else:
             made = replica.ledger.change(key, state.version, nonce)
             value = None if delete else f"value {self.nonces}"  # type: ignore[assignment]
