@@ -160,6 +160,7 @@ class Dial:
     """One exchange on its way to a connection of its own."""
 
     __slots__ = (
+        "_deadline_first",
         "_entry",
         "_made",
         "_opened",
@@ -184,14 +185,17 @@ class Dial:
         self._stage = "waiting for its turn"
         self._since = 0.0  # when the stage began
         self._opened = Opened()
+        self._deadline_first = False
         self._entry: Entry[Callback] | None = None
         self._task: asyncio.Task[None] | None = None
         self.exchange = exchange
 
     def start(self) -> None:
         """Begin. Nothing is reported before this returns."""
-        due = min(self.exchange.deadline, self._shared.loop.time() + self._route.connect_timeout)
-        self._entry = self._shared.timers.at(due, self._expire)
+        deadline, limit = self.exchange.deadline, self._shared.loop.time() + self._route.connect_timeout
+        # Kept, as timers may come up a moment early: the clock would not tell then which of the two has passed.
+        self._deadline_first = deadline <= limit
+        self._entry = self._shared.timers.at(min(deadline, limit), self._expire)
         self._shared.gate.run(self._begin)
 
     def _begin(self) -> None:
@@ -357,7 +361,7 @@ class Dial:
         self._entry = None
         if self._route.proxy is not None and self._winner is None:
             self.fail(Failure(Reason.PROXY_ERROR, f"the proxy takes too long: {self._stage}"))
-        elif self._shared.loop.time() >= self.exchange.deadline:
+        elif self._deadline_first:
             self.fail(Failure(Reason.TIMEOUT, f"the deadline passed while {self._stage}"))
         else:
             seconds = self._route.connect_timeout

@@ -225,6 +225,16 @@ async def test_the_connect_timeout_is_over_look_up_connection_and_tls(zoo: Zoo, 
     assert len(harness.transport) == 0
 
 
+async def test_a_timer_that_comes_up_early_does_not_change_which_limit_has_passed(
+    zoo: Zoo, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = make(delivery={"connect_timeout": "5s"})
+    at = harness.timers.at
+    monkeypatch.setattr(harness.timers, "at", lambda due, callback: at(due - 0.05, callback))
+    origin = Origin("https", "127.0.0.1", await zoo.serve(never_answers))
+    assert reason(await harness.result(origin, within=0.2)) is Reason.TIMEOUT
+
+
 async def test_cancelled_exchanges_leave_nothing_open(zoo: Zoo, make: Make) -> None:
     port = await zoo.serve(never_answers)
     names = Names({"slow.example": ("127.0.0.1",)})
