@@ -21,6 +21,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
+from dispatcher.broker.kafka_producer import fill_bulk
 from dispatcher.broker.partitioning import partition_of
 from dispatcher.core.events import decode
 from dispatcher.core.netguard import Guard, Origin
@@ -191,8 +192,7 @@ async def _log_attempts(rounds: int, count: int) -> float:
             shares.setdefault(partition_of(entry[0], HOSTS), []).append(entry)
         for share in shares.values():
             batch = BatchBuilder(1 << 30, 0)
-            for key, value, timestamp in share:
-                batch.append(timestamp=timestamp, key=key, value=value, headers=[])
+            fill_bulk(batch, share)
             batch._build()
 
     subscriptions = _subscriptions(1)

@@ -6,7 +6,7 @@ connection of its own. A broker that is away or refuses fills a buffer, and what
 is dropped, the oldest first, and counted: deliveries don't wait for their log, and no offset is held by it.
 A process that is killed loses the last tenth of a second of it.
 
-5 us a delivery were allowed; what it takes stands in benchmarks/RESULTS.md ("attempt log").
+5 us a delivery were allowed; `python -m benchmarks micro` says what it takes ("attempt log").
 
 Rules:
 
@@ -35,7 +35,7 @@ Mode = Literal["all", "failures", "none"]
 
 _CHUNK: Final = 32  # attempts noted before they are encoded: some 100 us of work
 _INTERVAL: Final = 0.1  # seconds between two writes
-_BATCH: Final = 10_000  # records of one write
+_BATCH: Final = 10_000  # records of one write, up to the end of a chunk
 _LIMIT: Final = 32 << 20
 _OVERHEAD: Final = 200  # bytes that a record takes in memory beside its value
 _PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on

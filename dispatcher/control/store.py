@@ -921,10 +921,9 @@ class Store:
     # Repairs (rule 4).
 
     def _plan_repair(self, key: str, delay: float) -> None:
-        if key in self._ledger.dirty:
-            due = asyncio.get_running_loop().time() + delay
-            self._repairs[key] = min(due, self._repairs.get(key, due))
-            self._to_repair.set()
+        due = asyncio.get_running_loop().time() + delay
+        self._repairs[key] = min(due, self._repairs.get(key, due))
+        self._to_repair.set()
 
     async def _repair_dirty(self) -> None:
         clock = asyncio.get_running_loop().time
