@@ -6,7 +6,7 @@ source stays where tracebacks look for it. Without a compiler, in an editable in
 asked to, the same sources run as they are: slower, and the same in every other way (the end-to-end tests run on both).
 
 Only modules on the way of a delivery are compiled. What describes itself at run time to pydantic, msgspec, click or
-aiohttp is not, nor what speaks with the event loop as a protocol: neither gains from it.
+aiohttp is not: it doesn't gain from it. Nor is a class below one that isn't compiled itself (`asyncio.Protocol`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES = (
     "attempts.py",
+    "broker/kafka_bulk.py",
     "core/attempts.py",
     "core/completed.py",
     "core/events.py",
@@ -34,12 +35,18 @@ MODULES = (
     "core/request.py",
     "core/results.py",
     "core/signing.py",
+    "core/subscriptions.py",
     "core/tiers.py",
     "core/vitals.py",
     "core/wheel.py",
     "deliveries.py",
+    "engine.py",
     "metrics.py",
+    "transport/client.py",
+    "transport/connection.py",
     "transport/pool.py",
+    "transport/proxy.py",
+    "transport/secure.py",
 )
 
 _SETUP = """\

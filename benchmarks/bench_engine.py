@@ -21,8 +21,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
-from dispatcher.broker.kafka_producer import fill_bulk
-from dispatcher.broker.partitioning import partition_of
+from dispatcher.broker.kafka_bulk import by_partition, fill_bulk
 from dispatcher.core.events import decode
 from dispatcher.core.netguard import Guard, Origin
 from dispatcher.core.policy import RetryPolicy
@@ -187,12 +186,9 @@ async def _log_attempts(rounds: int, count: int) -> float:
     """From the note of the engine to a batch of the library that is ready to be sent, and no longer."""
 
     async def fill(_: str, entries: Sequence[Entry]) -> None:
-        shares: dict[int, list[Entry]] = {}
-        for entry in entries:
-            shares.setdefault(partition_of(entry[0], HOSTS), []).append(entry)
-        for share in shares.values():
+        for share in by_partition(entries, HOSTS).values():
             batch = BatchBuilder(1 << 30, 0)
-            fill_bulk(batch, share)
+            fill_bulk(batch, share, 0, len(share))
             batch._build()
 
     subscriptions = _subscriptions(1)

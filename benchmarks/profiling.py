@@ -33,7 +33,7 @@ _WORK: Final = (
     (r"core/events\.py:", "decode"),
     (r"core/subscriptions\.py:", "match"),
     (
-        r"dispatcher/attempts\.py:|core/attempts\.py:|aiokafka/producer/|broker/kafka_producer\.py:",
+        r"dispatcher/attempts\.py:|core/attempts\.py:|aiokafka/producer/|broker/kafka_(producer|bulk)\.py:",
         "attempt log",
     ),
     (

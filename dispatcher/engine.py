@@ -290,19 +290,26 @@ class Engine:
         deliveries.full = True
         deliveries.has_room_again.clear()
         try:
-            while deliveries.full:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_KEEP_ALIVE):
-                        await deliveries.has_room_again.wait()
-                    break
-                # What was polled is not all taken up, and what follows it must not come before.
-                consumer.pause(consumer.assignment())
-                # Nothing, unless a rebalance ends in here that has also emptied the lanes.
-                self._polled(await consumer.poll(0, self._poll_limit))
+            await self._wait_for_room()
         finally:
             deliveries.full = False
             # Also where nothing was paused here: a rebalance meanwhile pauses what it assigns.
             consumer.resume(consumer.assignment())
+
+    async def _wait_for_room(self) -> None:
+        consumer = self._events.consumer
+        deliveries = self._deliveries
+        while deliveries.full:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE):
+                    await deliveries.has_room_again.wait()
+            except TimeoutError:
+                # What was polled is not all taken up, and what follows it must not come before.
+                consumer.pause(consumer.assignment())
+                # Nothing, unless a rebalance ends in here that has also emptied the lanes.
+                self._polled(await consumer.poll(0, self._poll_limit))
+            else:
+                return
 
     # Commits, and partitions that come and go.
 

@@ -26,8 +26,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -43,8 +42,9 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
 )
+from dispatcher.broker.kafka_bulk import by_partition, fill_bulk
 from dispatcher.broker.kafka_client import TOO_LARGE, describe, mapped, pause_after, reason_of
-from dispatcher.broker.partitioning import Partitioner, partition_of
+from dispatcher.broker.partitioning import Partitioner
 from dispatcher.settings import KafkaSettings
 from dispatcher.tasks import Tasks
 
@@ -69,9 +69,6 @@ _FRESH_PRODUCER = (
     errors.InvalidProducerIdMapping,
     errors.ProducerFenced,
 )
-
-
-_NO_HEADERS: list[tuple[str, bytes]] = []
 
 
 class _Call:
@@ -301,14 +298,7 @@ class KafkaProducer:
         try:
             async with asyncio.timeout(self._settings.request_timeout):
                 partitions = await self._partitions(topic)
-                shares: dict[int, list[Entry]] = {}
-                by_key: dict[bytes, list[Entry]] = {}  # the same lists: few keys come again and again
-                for entry in entries:
-                    key = entry[0]
-                    share = by_key.get(key)
-                    if share is None:
-                        share = by_key[key] = shares.setdefault(partition_of(key, partitions), [])
-                    share.append(entry)
+                shares = by_partition(entries, partitions)
                 # All of them to their end, also when one fails: nothing of an ended call is sent any more.
                 ended = await asyncio.gather(
                     *(self._append(topic, number, share) for number, share in shares.items()),
@@ -326,7 +316,7 @@ class KafkaProducer:
         while at < len(entries):
             producer = await self._live_producer()
             batch = producer.create_batch()
-            count = fill_bulk(batch, islice(entries, at, at + most))
+            count = fill_bulk(batch, entries, at, most)
             if not count:
                 raise MessageTooLarge(f"a message of {len(entries[at][1])} bytes for {topic} is too large")
             try:
@@ -479,21 +469,6 @@ class KafkaProducer:
         log.warning("write failed", partition=str(lane), records=count, error=str(problem))
         for chunk, _ in taken:
             chunk.call.fail(problem)
-
-
-def fill_bulk(batch: Any, entries: Iterable[Entry]) -> int:
-    """How many of the entries the batch has taken.
-
-    Past the library's `BatchBuilder.append`, which takes longer than the C code behind it: 0.14 instead of 0.36 us a record.
-    """
-    append = batch._builder.append
-    count = 0
-    for key, value, timestamp in entries:
-        if append(count, timestamp, key, value, _NO_HEADERS) is None:
-            break
-        count += 1
-    batch._relative_offset = count
-    return count
 
 
 async def _stop_producer(producer: AIOKafkaProducer, flush: float = _STOP_TIMEOUT) -> None:

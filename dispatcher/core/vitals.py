@@ -23,8 +23,9 @@ from typing import Final, NamedTuple
 KEPT: Final = 64
 """Attempts that are kept of each subscription."""
 
-GENERATION: Final = 8192
-"""Subscriptions in a generation; there are two."""
+GENERATION: Final = 65_536
+"""Subscriptions in a generation; there are two. Half a KiB each. With 8192, and 100,000 of them in turns, each delivery
+made new ones: 2 us."""
 
 NOTED_AFTER: Final = 600.0
 """Seconds of nothing but failures that are worth noting."""

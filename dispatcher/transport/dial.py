@@ -24,7 +24,7 @@ import errno
 import ssl
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import structlog
 
@@ -300,7 +300,7 @@ class Dial:
         for last in (False, True):
             try:
                 await self._shared.loop.create_connection(
-                    lambda: connection,
+                    lambda: cast("asyncio.Protocol", connection),
                     address,
                     port,
                     local_addr=(local, 0) if local is not None else None,

@@ -216,7 +216,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
             else:
                 self.whole.pace, self.whole.room = None, float("inf")
             for key, side in self.sides.items():
-                if side.queued or side.pace:
+                if side.queued > 1 or side.pace:
                     here = self.in_flight(key)
                     busy = side.queued > 0 and (full or here >= side.limit)
                     needed |= side.gauge(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 from dispatcher.core.results import Failure, Result
+from dispatcher.core.wheel import Entry
 from dispatcher.transport.connection import Connection, Shared
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
@@ -51,9 +52,9 @@ class Wire:
 
     # The timers'
 
-    def at(self, due: float, callback: Callable[[], None]) -> object:
+    def at(self, due: float, callback: Callable[[], None]) -> Entry[Callable[[], None]]:
         self.timer = callback
-        return callback
+        return Entry(0, callback)
 
     def cancel(self, entry: object) -> None:
         self.timer = None
