@@ -25,6 +25,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 MODULES = (
     "attempts.py",
     "broker/kafka_bulk.py",
+    "broker/partitioning.py",
     "core/attempts.py",
     "core/completed.py",
     "core/events.py",

@@ -89,6 +89,7 @@ class Delivery:
         "history",
         "hop",
         "hops",
+        "index",
         "lane",
         "last_result",
         "offset",
@@ -113,10 +114,13 @@ class Delivery:
         subscription: Subscription,
         tracker: PartitionTracker,
         offset: int,
+        index: int = 0,
     ) -> None:
+        """`index` is the serial of the one that `subscription` was found in; 0: it is looked up before it is attempted."""
         self.owner = owner
         self.event = event
         self.subscription = subscription
+        self.index = index
         self.tracker = tracker
         self.offset = offset
         self.place: Place | None = None  # where the event was read, if not at the tracker's offset
@@ -405,10 +409,12 @@ class Deliveries:
             self._settle(delivery)
             return False
         subscription = delivery.subscription
-        current = self._registry.index.get(subscription.id)
-        if current is not subscription or current.status is not Status.ACTIVE:
+        index = self._registry.index
+        # Nearly always nothing has changed since it was matched: then it need not be looked for.
+        if delivery.index != index.serial or subscription.status is not Status.ACTIVE:
             if self._unwanted(delivery):
                 return False
+            delivery.index = index.serial
             if delivery.subscription.origin != subscription.origin:
                 self._queue(delivery, now, urgent=delivery.attempt > 0)
                 return False

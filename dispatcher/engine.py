@@ -256,7 +256,9 @@ class Engine:
                     metrics.invalid[error.reason] += 1
                     deliveries.refuse(record, tracker, error.reason, error.detail)
                 else:
-                    wanted = self._registry.index.match(event.tenant, event.type)
+                    index = self._registry.index
+                    wanted = index.match(event.tenant, event.type)
+                    serial = index.serial
                     if settled := tracker.settled_before(offset):
                         wanted = tuple(each for each in wanted if each.id not in settled)
                     tracker.track(offset, len(wanted), settled)
@@ -270,7 +272,7 @@ class Engine:
                             await asyncio.sleep(0)
                         if tracker.lost:
                             return
-                        deliveries.owe(Delivery(deliveries, event, subscription, tracker, offset))
+                        deliveries.owe(Delivery(deliveries, event, subscription, tracker, offset, serial))
                         taken += 1
                     continue
             # What owes no delivery is held to the caps and the slices too.

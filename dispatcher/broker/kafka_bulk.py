@@ -14,12 +14,11 @@ _NO_HEADERS: Final[list[tuple[str, bytes]]] = []
 def by_partition(entries: Sequence[Entry], partitions: int) -> dict[int, list[Entry]]:
     """The entries that go to each of the `partitions` of a topic, in their order."""
     shares: dict[int, list[Entry]] = {}
-    by_key: dict[bytes, list[Entry]] = {}  # the same lists: few keys come again and again
     for entry in entries:
-        key = entry[0]
-        share = by_key.get(key)
+        number = partition_of(entry[0], partitions)
+        share = shares.get(number)
         if share is None:
-            share = by_key[key] = shares.setdefault(partition_of(key, partitions), [])
+            share = shares[number] = []
         share.append(entry)
     return shares
 

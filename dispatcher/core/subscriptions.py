@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 from dispatcher.core.netguard import Origin, Target
@@ -53,6 +53,7 @@ _SCANNED: Final = 64  # patterns of a group up to which scanning them is cheaper
 _SHARD: Final = 512  # entries of a dictionary that are copied together
 _SPREAD: Final = 4 * _SHARD  # entries of one of them beyond which all are spread over more
 _ANSWERS: Final = 1 << 18  # answers kept, over all tenants
+_serials = count(1)
 _ANSWERS_OF_ONE: Final = 1 << 14  # answers kept of one tenant, and of all unknown ones together
 
 
@@ -339,10 +340,12 @@ _Answer = tuple[Subscription, ...]
 class Index:
     """A snapshot of all subscriptions. Immutable, but for the answers it remembers."""
 
-    __slots__ = ("_answers", "_by_id", "_everywhere", "_groups", "_kept", "_length", "_strangers")
+    __slots__ = ("_answers", "_by_id", "_everywhere", "_groups", "_kept", "_length", "_strangers", "serial")
 
     def __init__(self, subscriptions: Iterable[Subscription] = ()) -> None:
         """Ids are unique; of two with the same the later one counts."""
+        self.serial = next(_serials)
+        """Its own among all indexes of the process: who remembers it need not keep the index."""
         unique = {subscription.id: subscription for subscription in subscriptions}
         self._length = len(unique)
         self._by_id: list[dict[str, Subscription]] = [{} for _ in range(_shards(self._length))]
@@ -475,6 +478,7 @@ class Index:
 
     def _successor(self, id: str, subscription: Subscription | None) -> Index:  # noqa: A002 - the field's name
         index = Index.__new__(Index)
+        index.serial = next(_serials)
         index._length = self._length
         index._everywhere = self._everywhere
         index._groups = self._groups

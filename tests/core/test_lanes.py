@@ -185,26 +185,33 @@ def test_nothing_is_turned_away_where_nothing_is_known_and_the_newest_go_first()
 
 
 def test_who_has_one_delivery_queued_is_not_measured_and_who_has_more_is_until_that_is_over() -> None:
-    lane: Lane[int] = Lane(limit=1, max_wait=5.0)
-    for number in range(100):
-        lane.offer(f"single-{number}", 4, number, 0.0)
-    lane.offer("deep", 4, 100, 0.0)
-    lane.offer("deep", 4, 101, 0.0)
-    lane.take(0.0)
+    lane: Lane[int] = Lane(limit=200, max_wait=5.0)
+
+    def measured() -> list[str]:
+        return [share.key for share in lane.shares() if share.pace is not None]
+
+    for key in ("deep", *(f"single-{number}" for number in range(99))):
+        lane.offer(key, 1, 0, 0.0)  # under way from now on
+        lane.offer(key, 1, 1, 0.0)
+    lane.offer("deep", 1, 2, 0.0)
+    while lane.take(0.0) is not None:
+        pass
     lane.measure(0.5)
-    assert [share.key for share in lane.shares() if share.pace is not None] == ["deep"]
+    assert measured() == ["deep"]
     deep = lane.find("deep")
     assert deep is not None
-    lane.withdraw_share(deep)
+    assert lane.withdraw_share(deep) == [1, 2]
     for _ in range(10):  # five seconds without anything to do
         lane.measure(0.5)
-    assert deep.pace is None
+    assert measured() == []
+    lane.release(deep)
     assert lane.find("deep") is None
     # One that comes again is another share, and is measured all the same.
-    lane.offer("deep", 4, 102, 6.0)
-    lane.offer("deep", 4, 103, 6.0)
+    for number in range(3):
+        lane.offer("deep", 1, number, 6.0)
+    lane.take(6.0)
     lane.measure(0.5)
-    assert [share.key for share in lane.shares() if share.pace is not None] == ["deep"]
+    assert measured() == ["deep"]
 
 
 def test_who_asks_for_a_little_time_time_after_time_has_asked_for_a_long_one_until_something_is_taken() -> (
