@@ -53,8 +53,8 @@ _SCANNED: Final = 64  # patterns of a group up to which scanning them is cheaper
 _SHARD: Final = 512  # entries of a dictionary that are copied together
 _SPREAD: Final = 4 * _SHARD  # entries of one of them beyond which all are spread over more
 _ANSWERS: Final = 1 << 18  # answers kept, over all tenants
-_serials = count(1)
 _ANSWERS_OF_ONE: Final = 1 << 14  # answers kept of one tenant, and of all unknown ones together
+_serials: Final = count(1)
 
 
 class Status(StrEnum):
