@@ -163,17 +163,22 @@ def _compiled(name: str) -> str | None:
     if found is None:
         return None
     module, function = found[1].replace("___", "/"), found[2]
-    root = Path(__file__).parents[1]
-    files = sorted(
-        file for file in (root / "dispatcher").rglob("*.py") if f"/{file}".endswith(f"/{module}.py")
-    )
+    files = [file for file in _compiled_files() if f"/{file}".endswith(f"/{module}.py")]
     if not files:
         return None
     if of_class := re.fullmatch(r"(_?[A-Z][A-Za-z]*)___(.+)", function):
         function = f"{of_class[1]}.{of_class[2]}"
     elif of_generator := re.fullmatch(r"(.+?)_([A-Z][A-Za-z]*)_gen_____mypyc_generator_helper__", function):
         function = f"{of_generator[2]}.{of_generator[1]}"
-    return f"{files[0].relative_to(root)}:{function}"
+    return f"{files[0]}:{function}"
+
+
+@cache
+def _compiled_files() -> tuple[str, ...]:
+    """What hatch_build.py compiles: other folders have files of the same names."""
+    text = Path(__file__).parents[1].joinpath("hatch_build.py").read_text(encoding="utf-8")
+    modules = text.partition("MODULES = (")[2].partition(")")[0]
+    return tuple(f"dispatcher/{module}" for module in re.findall(r'"(.+?)"', modules))
 
 
 @cache
