@@ -294,8 +294,8 @@ class KafkaSettings(Group):
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_key_password: SecretStr | None = None
-    fetch_max_bytes: Annotated[Size, size_between("64KiB", "1GiB")] = 8 << 20
-    fetch_max_bytes_per_partition: Annotated[Size, size_between("16KiB", "1GiB")] = 4 << 20
+    fetch_max_bytes: Annotated[Size, size_between("64KiB", "1GiB")] = 4 << 20
+    fetch_max_bytes_per_partition: Annotated[Size, size_between("16KiB", "1GiB")] = 512 << 10
     fetch_max_wait: Annotated[Duration, duration_between("1ms", "30s")] = 0.5
     max_poll_records: Annotated[Int, Field(ge=1, le=100_000)] = 1000
     session_timeout: Annotated[Duration, duration_between("1s", "30m")] = 30.0
