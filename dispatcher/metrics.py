@@ -50,18 +50,26 @@ LATENESS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
 
 class Histogram:
-    """Counts per bucket, in plain integers (0.3 us an observation)."""
+    """Counts per bucket, in plain integers (0.1 us an observation in the bucket of the last one, else 0.3)."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("_above", "_at", "_upto", "bounds", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self._at = 0  # the last one's bucket: most are where the last one was
+        self._above = float("-inf")  # and its bounds
+        self._upto = bounds[0]
 
     def observe(self, value: float) -> None:
         """Count one value, in the unit of the bounds."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        if not self._above < value <= self._upto:
+            bounds = self.bounds
+            self._at = at = bisect_left(bounds, value)
+            self._above = bounds[at - 1] if at else float("-inf")
+            self._upto = bounds[at] if at < len(bounds) else float("inf")
+        self.counts[self._at] += 1
         self.sum += value
 
     def buckets(self) -> Iterator[tuple[str, float]]:

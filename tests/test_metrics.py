@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, strategies as st
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -57,6 +58,17 @@ def test_a_histogram_is_cumulative_and_its_bounds_belong_to_their_bucket() -> No
         histogram.observe(value)
     assert list(histogram.buckets()) == [("0.1", 2), ("1.0", 4), ("+Inf", 5)]
     assert histogram.sum == pytest.approx(3.65)
+
+
+@given(st.lists(st.one_of(st.floats(-1, 4), st.sampled_from([0.1, 1.0, 2.5, float("inf")]))))
+def test_a_histogram_counts_each_value_in_its_bucket_whatever_came_before(values: list[float]) -> None:
+    bounds = (0.1, 1.0, 2.5)
+    histogram = Histogram(bounds)
+    for value in values:
+        histogram.observe(value)
+    assert [count for _, count in histogram.buckets()] == [
+        sum(value <= bound for value in values) for bound in (*bounds, float("inf"))
+    ]
 
 
 def test_a_reader_for_a_metric_that_does_not_exist_is_a_mistake() -> None:

@@ -4,17 +4,16 @@ For people and their tools: `docs/attempts.md` says what each field means, and a
 is the subscription's id, so the attempts of a delivery are in one partition, in their order. A write that
 was acknowledged late may be there twice; `delivery_id` and `time_ms` tell that from another attempt.
 
-Written for speed, at 25,000 a second: one dictionary literal, one call of orjson. What only some attempts
-have is added where they have it. (Formatting the bytes by hand was measured: no faster.)
+Written for speed, at 25,000 a second: one object with slots, one call of msgspec (0.8 us; a dictionary and orjson take
+1.35). What only some attempts have is added where they have it. (Formatting the bytes by hand was measured: no faster.)
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import orjson
-
+from dispatcher.core.attempt_record import AttemptRecord, encode_record
 from dispatcher.core.events import Event
 from dispatcher.core.letters import delivery_id
 from dispatcher.core.results import Opened, Response, Result
@@ -53,66 +52,70 @@ def encode(noted: Noted, replica: str) -> tuple[bytes, bytes, int]:
     total = ended - started
     time_ms = int((unix - total) * 1000)
     total_ms = int(total * 1000 + 0.5)
-    document: dict[str, Any] = {
-        "delivery_id": delivery_id(topic, partition, offset, subscription_id),
-        "event_id": event.id,
-        "event_type": event.type,
-        "tenant": event.tenant,
-        "subscription_id": subscription_id,
-        "attempt": attempt,
-        "time_ms": time_ms,
-        "decision": decision,
-        "queue_ms": int((started - queued) * 1000 + 0.5),
-        "total_ms": total_ms,
-        "topic": topic,
-        "partition": partition,
-        "offset": offset,
-        "replica": replica,
-    }
+    # By place, in the order of its fields: names would cost as much as the rest.
+    record = AttemptRecord(
+        delivery_id(topic, partition, offset, subscription_id),
+        event.id,
+        event.type,
+        event.tenant,
+        subscription_id,
+        attempt,
+        time_ms,
+        decision,
+        int((started - queued) * 1000 + 0.5),
+        total_ms,
+        topic,
+        partition,
+        offset,
+        replica,
+    )
     if isinstance(result, Response):
-        document["status"] = result.status
+        record.status = result.status
         # What came in one piece came when it was over.
-        document["first_byte_ms"] = total_ms
+        record.first_byte_ms = total_ms
         if result.body:
-            _add_body(document, result.body[:RESPONSE_CAP])
+            _add_body(record, result.body[:RESPONSE_CAP])
         if result.retry_after is not None:
-            document["retry_after"] = result.retry_after[:_TEXT_CAP]
+            record.retry_after = result.retry_after[:_TEXT_CAP]
         if result.location is not None:
             # Without its query: that of a signed URL is a secret.
-            document["location"] = result.location.partition("?")[0][:_TEXT_CAP]
+            record.location = result.location.partition("?")[0][:_TEXT_CAP]
     else:
-        document["reason"] = result.reason.value
+        record.reason = result.reason.value
         if result.detail:
-            document["detail"] = result.detail[:_TEXT_CAP]
+            record.detail = result.detail[:_TEXT_CAP]
     if result.first_byte:
-        document["first_byte_ms"] = int((result.first_byte - started) * 1000 + 0.5)
+        record.first_byte_ms = int((result.first_byte - started) * 1000 + 0.5)
     if result.opened is not None:
-        _add_phases(document, result.opened)
+        _add_phases(record, result.opened)
     if due is not None:
-        document["due_ms"] = int(due * 1000)
+        record.due_ms = int(due * 1000)
     try:
-        value = orjson.dumps(document)
-    except TypeError:
+        value = encode_record(record)
+    except UnicodeEncodeError:
         # A lone surrogate, as in a system's error message that is not UTF-8.
-        value = orjson.dumps({name: _clean(text) for name, text in document.items()})
+        for name in AttemptRecord.__struct_fields__:
+            text = getattr(record, name)
+            if isinstance(text, str):
+                setattr(record, name, text.encode(errors="replace").decode())
+        value = encode_record(record)
     return subscription_id.encode(), value, time_ms
 
 
-def _add_body(document: dict[str, Any], body: bytes) -> None:
+def _add_body(record: AttemptRecord, body: bytes) -> None:
     try:
-        document["response"] = body.decode()
+        record.response = body.decode()
     except UnicodeDecodeError as error:
         if len(body) == RESPONSE_CAP and error.reason == "unexpected end of data":
-            document["response"] = body[: error.start].decode()  # cut in the middle of a character
+            record.response = body[: error.start].decode()  # cut in the middle of a character
         else:
-            document["response_base64"] = b64encode(body).decode()
+            record.response_base64 = b64encode(body).decode()
 
 
-def _add_phases(document: dict[str, Any], opened: Opened) -> None:
-    for name, seconds in (("dns_ms", opened.dns), ("connect_ms", opened.connect), ("tls_ms", opened.tls)):
-        if seconds is not None:
-            document[name] = int(seconds * 1000 + 0.5)
-
-
-def _clean(value: Any) -> Any:
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+def _add_phases(record: AttemptRecord, opened: Opened) -> None:
+    if opened.dns is not None:
+        record.dns_ms = int(opened.dns * 1000 + 0.5)
+    if opened.connect is not None:
+        record.connect_ms = int(opened.connect * 1000 + 0.5)
+    if opened.tls is not None:
+        record.tls_ms = int(opened.tls * 1000 + 0.5)
