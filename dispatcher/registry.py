@@ -374,7 +374,7 @@ class Registry:
 
     def failing(self, id: str) -> float | None:  # noqa: A002 - the field's name
         """Since when (Unix seconds) it has had nothing but failures; None if that isn't known of it."""
-        return self._known(id).failing
+        return self._known(id).failing if id in self._runtimes else None
 
     def note_failing(self, id: str, since: float) -> None:  # noqa: A002 - the field's name
         """It has had nothing but failures since then; the earliest note counts."""

@@ -33,6 +33,7 @@ Measured by benchmarks/bench_match.py.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -337,6 +338,36 @@ def _pairs(group: Iterable[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
 _Answer = tuple[Subscription, ...]
 
 
+class _Answers:
+    """Who wants the events of one tenant, for the types that were asked for.
+
+    Most tenants are asked for one type, and where there are a hundred thousand tenants each way to distant memory
+    counts: a dictionary for it would be four more.
+    """
+
+    __slots__ = ("_answer", "_more", "_type")
+
+    def __init__(self, type: str, answer: _Answer) -> None:  # noqa: A002 - the field's name
+        self._type = sys.intern(type)  # one text for all tenants
+        self._answer = answer
+        self._more: dict[str, _Answer] | None = None
+
+    def get(self, type: str) -> _Answer | None:  # noqa: A002 - the field's name
+        if self._type == type:
+            return self._answer
+        more = self._more
+        return None if more is None else more.get(type)
+
+    def add(self, type: str, answer: _Answer) -> None:  # noqa: A002 - the field's name
+        """`get` has found none."""
+        if self._more is None:
+            self._more = {}
+        self._more[type] = answer
+
+    def __len__(self) -> int:
+        return 1 if self._more is None else 1 + len(self._more)
+
+
 class Index:
     """A snapshot of all subscriptions. Immutable, but for the answers it remembers."""
 
@@ -372,7 +403,7 @@ class Index:
         self._forget()
 
     def _forget(self) -> None:
-        self._answers: dict[str | None, dict[str, _Answer]] = {}
+        self._answers: dict[str | None, _Answers] = {}
         self._strangers: dict[str, _Answer] = {}  # answers for tenants without subscriptions: all the same
         self._kept = 0
 
@@ -402,11 +433,12 @@ class Index:
         answer = self._find(group, type)
         answers = self._answers.get(tenant)
         if answers is None:
-            answers = self._answers[tenant] = {}
+            self._answers[tenant] = _Answers(type, answer)
         elif len(answers) >= _ANSWERS_OF_ONE:
             self._kept -= len(answers)
-            answers.clear()
-        answers[type] = answer
+            self._answers[tenant] = _Answers(type, answer)
+        else:
+            answers.add(type, answer)
         self._kept += 1
         if self._kept > _ANSWERS:
             self._make_room()
@@ -499,7 +531,9 @@ class Index:
         if tenant == EVERY_TENANT:
             self._forget()
         else:
-            self._kept -= len(self._answers.pop(tenant, ()))
+            answers = self._answers.pop(tenant, None)
+            if answers is not None:
+                self._kept -= len(answers)
 
     def _regroup(self, subscription: Subscription, *, present: bool) -> None:
         """Bring the tenant's group to what `subscription` being there, or not, means."""
