@@ -478,11 +478,11 @@ class Nginx:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook"
+        return f"http://{self._addresses[0]}:{self.port}/hook"
 
     @property
     def tls_url(self) -> str:
-        return f"https://127.0.0.1:{self.tls_port}/hook"
+        return f"https://{self._addresses[0]}:{self.tls_port}/hook"
 
     def __enter__(self) -> Self:
         authority = trustme.CA()

@@ -353,6 +353,13 @@ class Deliveries:
         delivery.lane = lane
         delivery.queued = now
         lane.idle_since = None
+        if self.gate:
+            share = lane.pass_through(subscription.id, subscription.max_in_flight, subscription.rate_limit)
+            if share is not None:
+                delivery.share = share
+                if not self._attempt(delivery, now):
+                    lane.release(share)
+                return
         refusal = lane.offer(
             subscription.id,
             subscription.max_in_flight,

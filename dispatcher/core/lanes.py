@@ -33,7 +33,7 @@ Rules:
 3. A share that is blocked and has something queued stands in `blocked` once it came up, until the owner takes it from there; the
    owner calls `unblock` at `blocked_until`.
 4. Within a share: what was offered as urgent (it waited before) first, then the rest, each in the order of arrival.
-5. Every item taken is released exactly once. What is offered is queued or turned away, never both.
+5. Every item taken, or passed through, is released exactly once. What is offered is queued or turned away, never both.
 6. `failed`, `succeeded`, `throttled` are told before the item's `release`, so that this one already goes by the new limits.
 7. Every share with more than one item queued, or with a pace, stands in `_deep`, until `measure` finds neither. Those with one
    item at most are not measured: one may always be queued. There may be 10,000 of them, some times a second.
@@ -403,6 +403,27 @@ class Lane(Valve, Generic[T]):
             share._waiting_turn = True
             self._turns.append(share)
         return None
+
+    def pass_through(self, key: str, limit: int, rate: float | None) -> Share[T] | None:
+        """`offer` and `take` in one, where an item would be sent at once: the share to `release`. None: offer it.
+
+        Most deliveries find nothing queued, and two queues in memory that nobody has touched lately cost them 0.5 us.
+        """
+        if self.queued or self.in_flight >= self.limit or self.trouble is not None or rate is not None:
+            return None
+        share = self._shares.get(key)
+        if share is None:
+            share = self._shares[key] = Share(key, limit)
+        elif (
+            share.own != limit
+            or share.in_flight >= share.limit
+            or share.trouble is not None
+            or share.rate is not None
+        ):
+            return None
+        share.in_flight += 1
+        self.in_flight += 1
+        return share
 
     def _refusal(self, share: Share[T], now: float, *, urgent: bool) -> Refusal | None:
         before = len(share._urgent or ()) if urgent else share.queued

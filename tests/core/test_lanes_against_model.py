@@ -255,6 +255,23 @@ class LaneAgainstModel(RuleBasedStateMachine):
         for _ in range(times):
             self.offer_one(key, limit, urgent=urgent)
 
+    @rule(key=st.sampled_from(KEYS), limit=st.sampled_from([1, 2, 4]), times=st.integers(1, 5))
+    def pass_through(self, key: str, limit: int, times: int) -> None:
+        """Sent at once where nothing is queued and nothing the matter: as if it had been offered and taken."""
+        side = self.sides[key]
+        for _ in range(times):
+            troubled = self.whole.trouble is not None or side.trouble is not None
+            limited = self.wanted[key] is not None or side.rate is not None
+            free = len(self.flying) < self.whole.limit and self.in_flight(key) < limit
+            known = side.own == limit or not self.remembered(key)
+            share = self.lane.pass_through(key, limit, self.wanted[key])
+            assert (share is not None) == (
+                not self.queued and free and known and not troubled and not limited
+            )
+            if share is not None:
+                side.own = limit
+                self.flying.append(Flying(key, share, self.now))
+
     @rule(
         keys=st.sets(st.sampled_from(KEYS), min_size=1), limit=st.sampled_from([1, 4]), urgent=st.booleans()
     )
