@@ -16,12 +16,11 @@ Base64 is taken in one spelling only: standard alphabet, padded, no stray bits. 
 repair other spellings, some fail, and a few decode them to different bytes. A signature that verifies
 in one language and not in another is worse than a refused setting.
 
-`hmac.digest` is the fast one-shot of the standard library, and still spends a third of its time on fetching the algorithm.
-Copying a hash that has it, and keeping the padded keys, takes 2.0 us instead of 3.0 us per 1 KiB
-(benchmarks/bench_core.py shows both). Keeping hash states that have the keys already would save 0.1 us of that, and costs more than
-it where there are many subscriptions: each is six objects of OpenSSL's, all of them out of the cache when
-their turn comes. The padded keys are made at the first signature, so that a million subscriptions cost no
-more than their secrets.
+`hmac.digest` is the fast one-shot of the standard library, and still takes 3.0 us for 1 KiB; two hashes fed with the padded
+keys take 1.8. Keeping hash states that have the keys already takes 1.6, but each is three objects of OpenSSL's:
+0.35 KiB more for a subscription, which are out of the cache when its turn comes, so that with 100,000
+of them nothing of the 0.2 us was left (benchmarks/scale.py). The padded keys are made at the first signature, so that
+a million subscriptions cost no more than their secrets.
 
 Source: Standard Webhooks 1.0.0; RFC 2104 for the two hashes; RFC 8032 for ed25519.
 """
@@ -48,7 +47,7 @@ _USUAL = re.compile(r"whsec_(?:[A-Za-z0-9+/]{32}|[A-Za-z0-9+/]{42}[AEIMQUYcgkosw
 _BLOCK: Final = 64
 _INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
-_SHA256: Final = hashlib.sha256()  # of nothing, to be copied: making one fetches the algorithm, 0.4 us
+_SHA256: Final = hashlib.sha256()  # of nothing; copying it takes a little less than making one
 
 
 class _Hmac:
