@@ -1,8 +1,8 @@
 """What a fetch brought, as consumers of aiokafka hand it out in this process: whole stretches, nothing per record in Python.
 
-The library takes each record through a generator, makes a `ConsumerRecord` of it and notes its offset: 2.5 us a
+The library takes each record through a generator, makes a `ConsumerRecord` of it and notes its offset: 1.6 us a
 record. What its C code makes of one is a record as the port has it, so here the records of a batch are taken
-by the hundred. And it computes checksums in software, 0.63 us for a KiB; google-crc32c has an instruction for
+by the hundred: 0.35 us. And it computes checksums in software, 0.63 us for a KiB; google-crc32c has an instruction for
 it (0.07 us).
 
 Rules, the library's own:

@@ -407,7 +407,7 @@ class Lane(Valve, Generic[T]):
     def pass_through(self, key: str, limit: int, rate: float | None) -> Share[T] | None:
         """`offer` and `take` in one, where an item would be sent at once: the share to `release`. None: offer it.
 
-        Most deliveries find nothing queued, and two queues in memory that nobody has touched lately cost them 0.5 us.
+        Most deliveries find nothing queued: 0.6 instead of 1.0 us with `release`, compiled.
         """
         if self.queued or self.in_flight >= self.limit or self.trouble is not None or rate is not None:
             return None
