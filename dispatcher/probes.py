@@ -53,7 +53,9 @@ class Probed(NamedTuple):
 class Carrier(Protocol):
     """The transport, as far as probes need it."""
 
-    def send(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
+    def send(
+        self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None
+    ) -> object:
         """On a pooled connection, if there is one."""
 
     def ask(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:

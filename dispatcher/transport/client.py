@@ -83,17 +83,21 @@ class Transport:
         self._pools: dict[_Key, Pool] = {}
         self._closing = False
 
-    def send(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
+    def send(
+        self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None
+    ) -> Pool | None:
         """Carry the exchange to `origin`, with the certificate to prove ourselves with.
 
         Connections with different certificates are never shared. A certificate that can't be read
-        is a Failure(TLS_FAILED).
+        is a Failure(TLS_FAILED). Returns the pool that carries it: until that is `dropped`, what goes the same way
+        may be given to it at once.
         """
         pool = self._pools.get(origin if certificate is None else (origin, certificate))
         if pool is None or self._closing:
             pool = self._pool(origin, exchange, certificate)
         if pool is not None:
             pool.send(exchange)
+        return pool
 
     def ask(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
         """Like `send`, but on a connection of its own making: an OPTIONS request gets a HandshakeResponse."""
@@ -131,6 +135,8 @@ class Transport:
         """Let what is under way end for `grace` seconds, then give it up; nothing is open afterwards."""
         self._closing = True
         shared = self._shared
+        for pool in self._pools.values():
+            pool.dropped = True
         self._close_idle()
         end = self._loop.time() + grace
         while self._pools and self._loop.time() < end:
@@ -175,10 +181,9 @@ class Transport:
 
     def connections(self) -> Mapping[str, int]:
         """Connections by what they do now."""
-        idle = sum(len(pool.idle) for pool in self._pools.values())
-        dials = sum(len(pool.dials) for pool in self._pools.values())
-        busy = sum(connection.exchange is not None for connection in self._shared.open)
-        return {"idle": idle, "busy": busy, "connecting": dials}
+        shared = self._shared
+        busy = sum(connection.exchange is not None for connection in shared.open)
+        return {"idle": shared.idle, "busy": busy, "connecting": shared.dials}
 
     def __len__(self) -> int:
         """Pools that exist."""
@@ -190,6 +195,7 @@ class Transport:
         key: _Key = pool.origin if pool.certificate is None else (pool.origin, pool.certificate)
         if self._pools.get(key) is pool:
             del self._pools[key]
+            pool.dropped = True
 
     def _make_room(self) -> bool:
         """Close some idle connections: their descriptors are needed for what is under way."""

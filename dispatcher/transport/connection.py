@@ -112,7 +112,9 @@ class Shared:
         "_leaving",
         "_scheduled",
         "closed",
+        "dials",
         "gate",
+        "idle",
         "idle_timeout",
         "loop",
         "max_age",
@@ -144,6 +146,8 @@ class Shared:
         self.max_age = max_age
         self.max_requests = max_requests
         self.open: set[Connection] = set()  # every connection that has a socket
+        self.idle = 0  # of them, in their pools
+        self.dials = 0  # connections being made
         self.opened = 0
         self.closed = 0
         self.resent = 0
@@ -731,6 +735,7 @@ class Connection:
         self._exchange = None
         if keep and left > 0 and not self._gone and not self._unsent_bytes():
             self._owner.idle.append(self)
+            self._shared.idle += 1
             report(exchange, result)
             if self.exchange is None and not self._gone:  # done() may send
                 self._rest()
@@ -823,10 +828,11 @@ class Connection:
         """The connection was given up by the endpoint while it was idle, and only now it shows."""
         exchange = self._exchange
         self._exchange = None
-        self.abort()
         if exchange is not None:
+            # Before this one leaves: a pool that its last connection has left is forgotten.
             self._shared.resent += 1
             self._owner.resend(exchange)
+        self.abort()
 
     def _fail(self, failure: Failure) -> None:
         exchange = self._exchange

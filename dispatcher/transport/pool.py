@@ -7,8 +7,9 @@ the endpoint, and those at the bottom get to expire), or a new one is opened.
 Rules:
 
 1. `members` counts connections from their making until they leave. Without members and dials the
-   pool is dropped.
+   pool is dropped. One that is `dropped`, or whose transport is closing, is sent nothing any more.
 2. `idle` holds exactly the connections that carry nothing and may be used.
+3. What all pools have in `idle` and in `dials` is counted in `Shared`: to look at 10,000 pools at each scrape takes 2 ms.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dispatcher.transport.dial import Dial, Route
 class Pool:
     """The connections to one origin (with one client certificate, or none)."""
 
-    __slots__ = ("_drop", "_route", "_shared", "certificate", "dials", "idle", "members", "origin")
+    __slots__ = ("_drop", "_route", "_shared", "certificate", "dials", "dropped", "idle", "members", "origin")
 
     def __init__(
         self,
@@ -44,10 +45,12 @@ class Pool:
         self.idle: list[Connection] = []
         self.dials: set[Dial] = set()
         self.members = 0
+        self.dropped = False
 
     def send(self, exchange: Exchange) -> None:
         """Carry the exchange."""
         if self.idle:
+            self._shared.idle -= 1
             self.idle.pop().start(exchange)
         else:
             self.resend(exchange)
@@ -56,6 +59,7 @@ class Pool:
         """Carry the exchange on a fresh connection."""
         dial = Dial(self._shared, self._route, self, exchange)
         self.dials.add(dial)
+        self._shared.dials += 1
         dial.start()
 
     def joined(self) -> None:
@@ -67,11 +71,14 @@ class Pool:
         self.members -= 1
         if connection.exchange is None and connection in self.idle:
             self.idle.remove(connection)
+            self._shared.idle -= 1
         self._drop_if_empty()
 
     def dialed(self, dial: Dial) -> None:
         """A dial is over; the connection that it may have brought is a member."""
-        self.dials.discard(dial)
+        if dial in self.dials:
+            self.dials.remove(dial)
+            self._shared.dials -= 1
         self._drop_if_empty()
 
     def _drop_if_empty(self) -> None:

@@ -142,6 +142,48 @@ async def test_an_idle_connection_expires_and_its_pool_with_it(zoo: Zoo, make: M
         assert harness.transport.connections_closed == 1
 
 
+async def test_what_is_sent_again_stays_in_its_pool(zoo: Zoo, make: Make) -> None:
+    """Also where the connection that the endpoint had given up was the only one."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        if peer.number > 1:
+            await peer.send(OK)
+            await peer.hang()
+
+    origin = http(await zoo.serve(script))
+    harness = make()
+    for _ in range(3):
+        assert isinstance(await harness.result(origin), Response)
+    transport = harness.transport
+    assert (transport.resent, transport.connections_opened) == (1, 2)
+    assert transport.connections() == {"idle": 1, "busy": 0, "connecting": 0}
+    assert len(transport) == 1
+
+
+async def test_what_is_sent_again_is_told_when_the_transport_closes(zoo: Zoo, make: Make) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if peer.number == 1:
+            await peer.send(OK)
+            await peer.request()
+        else:
+            await peer.hang()
+
+    origin = http(await zoo.serve(script))
+    harness = make()
+    assert isinstance(await harness.result(origin), Response)
+    exchange = Exchange(post(), harness.loop.time() + 60)
+    harness.transport.send(origin, exchange)
+    while not harness.transport.resent:
+        await asyncio.sleep(0.001)
+    await harness.transport.close()
+    assert reason(await asyncio.wait_for(exchange.result, 5)) is Reason.CANCELLED
+    assert exchange.told == 1
+
+
 async def test_what_keep_alive_grants_is_kept_to(zoo: Zoo, make: Make) -> None:
     origin = http(await zoo.serve(answers(response(b"", b"Keep-Alive: timeout=1"))))
     harness = make()

@@ -100,6 +100,10 @@ async def _storm(make: Callable[..., Harness], count: int, rounds: int, growth: 
         sizes = []
         for _ in range(rounds):
             await storm.run(count // rounds)
+            pools = list(harness.transport._pools.values())
+            counted = harness.transport.connections()
+            assert counted["idle"] == sum(len(pool.idle) for pool in pools)
+            assert counted["connecting"] == sum(len(pool.dials) for pool in pools)
             gc.collect()
             sizes.append(_rss())
         assert storm.wrong == 0
