@@ -62,6 +62,7 @@ from dispatcher.registry import Registry
 from dispatcher.settings import Settings
 from dispatcher.timers import Callback, Timers
 from dispatcher.transport.client import Transport
+from dispatcher.transport.pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,25 @@ _FOLLOWED: Final = frozenset({307, 308})  # the redirects that keep method and b
 _MAX_HOPS: Final = 3
 _AGING: Final = 3600.0  # seconds after which the health of a silent subscription is forgotten, or twice that
 _BREAKERS: Final = {State.CLOSED: "closed", State.OPEN: "open", State.PROBING: "half-open"}
+
+
+class Route:
+    """The way to an origin: its lane, and the pool of its connections. Subscriptions keep theirs (`Subscription.route`).
+
+    With 10,000 hosts in turns, looking both up for each delivery takes 1 us: nothing of that is in the cache any more.
+    """
+
+    __slots__ = ("lane", "owner", "pool")
+
+    def __init__(self, owner: Deliveries, lane: Lane[Delivery]) -> None:
+        """`owner` is who may go by it."""
+        self.owner = owner
+        self.lane: Lane[Delivery] | None = lane  # None: the way is closed, find another
+        self.pool: Pool | None = None  # what goes there without a client certificate went by it last
+
+    def close(self) -> None:
+        """There is no way here any more. Silent subscriptions may keep this for weeks, but nothing that it led to."""
+        self.lane = self.pool = None
 
 
 class Delivery:
@@ -98,6 +118,7 @@ class Delivery:
         "place",
         "queued",
         "request",
+        "route",
         "share",
         "started",
         "subscription",
@@ -106,6 +127,7 @@ class Delivery:
 
     share: Share[Delivery]
     lane: Lane[Delivery]
+    route: Route
 
     def __init__(
         self,
@@ -217,6 +239,7 @@ class Deliveries:
         self._disable_after = settings.retry.disable_after or None
         self._patience = min(NOTED_AFTER, self._disable_after or NOTED_AFTER)
         self._lanes: dict[Origin, Lane[Delivery]] = {}
+        self._routes: dict[Origin, Route] = {}  # to each of the lanes
         self._watched: list[Lane[Delivery]] = []  # that had something queued, and are measured
         self._measured = self._clock()
         self._open: dict[str, set[Valve]] = {"subscription": set(), "host": set()}  # breakers, by scope
@@ -347,9 +370,10 @@ class Deliveries:
 
     def _queue(self, delivery: Delivery, now: float, *, urgent: bool) -> None:
         subscription = delivery.subscription
-        lane = self._lanes.get(subscription.origin)
-        if lane is None:
-            lane = self._lanes[subscription.origin] = Lane(self._connections_per_host, self._max_wait)
+        route = subscription.route
+        if not isinstance(route, Route) or route.owner is not self or (lane := route.lane) is None:
+            route, lane = self._find_route(subscription)
+        delivery.route = route
         delivery.lane = lane
         delivery.queued = now
         lane.idle_since = None
@@ -380,6 +404,15 @@ class Deliveries:
         if lane.queued and not lane.watched:
             lane.watched = True
             self._watched.append(lane)
+
+    def _find_route(self, subscription: Subscription) -> tuple[Route, Lane[Delivery]]:
+        origin = subscription.origin
+        lane = self._lanes.get(origin)
+        if lane is None:
+            lane = self._lanes[origin] = Lane(self._connections_per_host, self._max_wait)
+            self._routes[origin] = Route(self, lane)
+        subscription.route = route = self._routes[origin]
+        return route, lane
 
     def _pump(self, lane: Lane[Delivery], now: float) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
@@ -444,8 +477,16 @@ class Deliveries:
         delivery.started = now
         delivery.deadline = now + subscription.timeout
         self.attempting += 1
+        certificate = subscription.certificate
+        route = delivery.route
+        pool = route.pool
         try:
-            self._transport.send(subscription.origin, delivery, subscription.certificate)
+            if certificate is not None:
+                self._transport.send(subscription.origin, delivery, certificate)
+            elif pool is None or pool.dropped:
+                route.pool = self._transport.send(subscription.origin, delivery)
+            else:
+                pool.send(delivery)
         except Exception as error:  # noqa: BLE001 - rule 4
             self.broken("send", error)
         return True
@@ -979,6 +1020,7 @@ class Deliveries:
                 lane.idle_since = now
             elif now - lane.idle_since >= _LANE_IDLE:
                 del self._lanes[origin]
+                self._routes.pop(origin).close()
         if now - self._aged >= _AGING:
             self._aged = now
             self._roster.age()

@@ -238,6 +238,22 @@ Answer = Callable[[Origin, Exchange], tuple[float, Result] | None]
 """Seconds until the result, and the result; None for never (until the transport is closed)."""
 
 
+class ScriptedPool:
+    """What the transport says that carries an exchange: it takes the next one too."""
+
+    def __init__(
+        self, transport: ScriptedTransport, origin: Origin, certificate: ClientCertificate | None
+    ) -> None:
+        self.transport = transport
+        self.origin = origin
+        self.certificate = certificate
+        self.dropped = False
+
+    def send(self, exchange: Exchange) -> None:
+        assert not self.dropped
+        self.transport.carry(self.origin, exchange)
+
+
 class ScriptedTransport:
     """Answers as its script says, by virtual time; keeps what was sent and how much at once."""
 
@@ -246,10 +262,18 @@ class ScriptedTransport:
         self.sent: list[tuple[float, Origin, bytes]] = []
         self.busy: defaultdict[Origin, int] = defaultdict(int)
         self.peak: defaultdict[Origin, int] = defaultdict(int)
+        self.pools: list[ScriptedPool] = []  # one for each exchange that was sent without saying by which
         self._open: list[tuple[Origin, Exchange]] = []
         self._loop = asyncio.get_running_loop()
 
-    def send(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
+    def send(
+        self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None
+    ) -> ScriptedPool:
+        self.pools.append(pool := ScriptedPool(self, origin, certificate))
+        pool.send(exchange)
+        return pool
+
+    def carry(self, origin: Origin, exchange: Exchange) -> None:
         assert exchange.request.startswith(b"POST ")
         assert exchange.deadline > self._loop.time()
         self.sent.append((self._loop.time(), origin, exchange.request))

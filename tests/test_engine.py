@@ -22,7 +22,7 @@ from dispatcher.core.completed import note, read_note
 from dispatcher.core.netguard import Origin
 from dispatcher.core.policy import RetryPolicy
 from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Index, Status
+from dispatcher.core.subscriptions import ClientCertificate, Index, Status
 from dispatcher.tasks import Tasks
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
@@ -629,6 +629,44 @@ async def test_lanes_that_fell_silent_are_dropped() -> None:
         assert world.value("lanes") == 50
         await asyncio.sleep(120)
         assert world.value("lanes") == 0
+        # And made anew when there is something for them.
+        world.broker.append(event(2))
+        await until(lambda: world.committed == 2)
+        assert world.value("lanes") == 50
+        await asyncio.sleep(120)
+        assert world.value("lanes") == 0
+
+
+async def test_what_goes_to_the_same_origin_goes_by_the_same_pool_until_that_is_dropped() -> None:
+    registry = FixedRegistry(
+        subscription("a", "http://one.test/a"),
+        subscription("b", "http://one.test/b"),
+        subscription("c", "http://two.test/"),
+    )
+    async with running(registry) as world:
+        for number in range(5):
+            world.broker.append(event(number))
+            await until(lambda expected=number + 1: world.committed == expected)  # type: ignore[misc]
+        assert [pool.origin.host for pool in world.transport.pools] == ["one.test", "two.test"]
+        world.transport.pools[0].dropped = True
+        world.broker.append(event(5))
+        await until(lambda: world.committed == 6)
+        assert [pool.origin.host for pool in world.transport.pools[2:]] == ["one.test"]
+        assert len(world.transport.sent) == 18
+
+
+async def test_what_was_queued_when_its_subscription_got_a_client_certificate_goes_with_it() -> None:
+    """And by no pool that was found without one."""
+    certificate = ClientCertificate("client.pem")
+    registry = FixedRegistry(subscription(max_in_flight=1))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (1.0, Response(200))
+        for number in range(3):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 1)
+        registry.index = registry.index.replaced(subscription(max_in_flight=1, certificate=certificate))
+        await until(lambda: world.committed == 3)
+        assert [pool.certificate for pool in world.transport.pools] == [None, certificate, certificate]
 
 
 async def test_it_is_not_ready_before_partitions_are_assigned() -> None:

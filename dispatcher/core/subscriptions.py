@@ -21,7 +21,7 @@ with slower look-ups and far more Python.
 Rules:
 
 1. After its construction nothing in an index changes but the answers, which can be derived anew
-   at any time. A `Subscription` never changes but for `request`, made at the first delivery.
+   at any time. A `Subscription` never changes but for `request` and `route`, made at the first delivery.
 2. A successor takes the answers over, without those its change affects; its predecessor starts
    over with none. So answers are never shared, and one change doesn't make every tenant cold.
 3. A group (one tenant's patterns) is a flat tuple while it is small, else a trie. Nodes reachable
@@ -92,6 +92,7 @@ class Subscription:
         "reason",
         "request",
         "retry",
+        "route",
         "secrets",
         "signatures",
         "status",
@@ -103,6 +104,8 @@ class Subscription:
 
     request: Template
     """The constant parts of every request to it, made at first use."""
+    route: object
+    """Whoever delivers to it keeps here how it gets there. Nothing else looks at it."""
 
     def __init__(
         self,
@@ -146,6 +149,7 @@ class Subscription:
         self.certificate = certificate
         self.reason = reason
         self.rate_limit = rate_limit
+        self.route = None
 
     def __getattr__(self, name: str) -> Template:
         # Called only while the slot is empty, so a filled one costs the hot path nothing.

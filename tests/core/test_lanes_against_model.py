@@ -10,7 +10,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dispatcher.core.breaker import Breaker, State
-from dispatcher.core.lanes import BURST, Lane, Share
+from dispatcher.core.lanes import _NO_SHARES, BURST, Lane, Share
 from dispatcher.core.pace import Pace, appointment
 
 KEYS = ["a", "b", "c"]
@@ -521,6 +521,10 @@ class LaneAgainstModel(RuleBasedStateMachine):
             self.appoint(told_by[item], valve)
 
     # What always holds.
+
+    @invariant()
+    def nothing_is_put_into_what_lanes_without_shares_have_in_common(self) -> None:
+        assert not _NO_SHARES
 
     @invariant()
     def the_model_agrees(self) -> None:
