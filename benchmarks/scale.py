@@ -75,6 +75,8 @@ _PACE: Final = 5000  # events a second, of the latency
 _SHARE: Final = 0.45  # of a core, for each of two replicas
 _PERIOD: Final = 10_000  # us within which the CPU controller gives out the shares
 _IN_FLIGHT: Final = 10_000
+_AT_ONCE: Final = 1000  # events handed to the producer together at most
+_UNDER_WAY: Final = 200  # such batches that the broker has not acknowledged, at most
 _SOAK: Final = 0.7  # of the rate that was reached
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
@@ -282,12 +284,20 @@ async def publish(
     """So many events a second, evenly; the id of each begins with when it was handed over. Returns the ids.
 
     `kinds` are the events' types and tenants, in turns: those of the plain case unless given. For each of them the partitions come in turns.
+    A broker that can't keep up gets fewer, so that what it has not acknowledged stays small. Raises BrokerError if it refuses any.
     """
     port = open_broker(broker, KafkaSettings())
     await port.connect()
     loop = asyncio.get_running_loop()
     ids: list[str] = []
     sending: set[asyncio.Task[None]] = set()
+    failed: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        sending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failed.append(error)
+
     bodies = [
         orjson.loads(envelope(turn, BODY_BYTES - 16, kind, tenant)[1])
         for turn, (kind, tenant) in enumerate(kinds or [(kind, f"tenant-{turn}") for turn, kind in _kinds()])
@@ -296,7 +306,7 @@ async def publish(
         begin = loop.time()
         sent = 0
         while (now := loop.time()) < begin + seconds:
-            due = int((now - begin) * pace)
+            due = min(int((now - begin) * pace), sent + _AT_ONCE)
             batch = []
             for number in range(sent, due):
                 # As the id has it, the event was made when its turn came, not when this loop got round to it.
@@ -308,8 +318,12 @@ async def publish(
             sent = due
             if batch:
                 sending.add(task := loop.create_task(port.produce(batch)))
-                task.add_done_callback(sending.discard)
+                task.add_done_callback(ended)
             await asyncio.sleep(0.002)
+            while len(sending) >= _UNDER_WAY:
+                await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+            if failed:
+                raise failed[0]
         await asyncio.gather(*sending)
     finally:
         await port.close()
@@ -595,7 +609,9 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None, rate: f
     table.add("RSS in the last third", f"{late:,.0f} MiB", f"no growth {'✓' if holds else '✗ missed'}")
     table.add("peak RSS", mib(usage.peak), "")
     section.add(table)
-    section.add(f"{pace:,.0f} events of {BODY_BYTES} bytes a second for {minutes:g} minutes.")
+    section.add(
+        f"{len(ids) / minutes / 60:,.0f} events of {BODY_BYTES} bytes a second for {minutes:g} minutes ({pace:,.0f} were asked for)."
+    )
     if not quick:
         section.add(_line("soak", "RSS over time", "minutes", "MiB", points))
     return section

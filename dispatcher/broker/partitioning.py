@@ -23,8 +23,8 @@ _MASK: Final = 0xFFFFFFFF
 
 def murmur2(data: bytes) -> int:
     """Murmur2 with Kafka's seed, 32 bit unsigned."""
-    # Native integers where this is compiled: 0.07 us for the 10 bytes of a key. A dictionary of the keys that came before
-    # takes as long, but 0.5 with 10,000 of them in turns.
+    # Native integers where this is compiled: 0.15 us for the 10 or 30 bytes of a key. A dictionary of those that came before
+    # takes 0.07, but 0.5 with 10,000 of them in turns, and memory.
     m: i64 = 0x5BD1E995
     length: i64 = len(data)
     h: i64 = 0x9747B28C ^ length
