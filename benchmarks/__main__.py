@@ -20,6 +20,7 @@ from benchmarks.harness import (
     awake,
     compile_daemon,
     require,
+    require_plots,
     use_python,
 )
 
@@ -41,6 +42,7 @@ ALL = (
 )
 LONG = ("soak",)  # only when asked for by name
 _WITHOUT_DAEMON = {"transport", "micro", "matching"}
+_PLOTTED = {"growth", "soak"}
 
 
 def _arguments() -> argparse.Namespace:
@@ -130,6 +132,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what was started is ended
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
+        if not given.quick and not _PLOTTED.isdisjoint(ALL if "all" in given.what else given.what):
+            require_plots()
         require("taskset")
         Cores.choose()
         # Everything here but what is measured belongs on the server's core; children inherit it.

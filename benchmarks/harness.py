@@ -43,6 +43,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
@@ -83,6 +84,12 @@ def require(*tools: str) -> None:
     if missing:
         packages = " ".join(dict.fromkeys(_PACKAGES.get(tool, tool) for tool in missing))
         raise CannotRun(f"not found: {', '.join(missing)}. On Debian or Ubuntu: apt-get install {packages}")
+
+
+def require_plots() -> None:
+    """Raise CannotRun unless plots can be drawn, which is what some of the longest runs end with."""
+    if find_spec("matplotlib") is None:
+        raise CannotRun("not found: matplotlib, for the plots. `pip install matplotlib` brings it")
 
 
 # Cores and processes.

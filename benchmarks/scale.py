@@ -57,6 +57,7 @@ from benchmarks.harness import (
     on_core,
     pinned,
     require,
+    require_plots,
     spread,
     two_digits,
     wait_for,
@@ -77,7 +78,8 @@ _PERIOD: Final = 10_000  # us within which the CPU controller gives out the shar
 _IN_FLIGHT: Final = 10_000
 _AT_ONCE: Final = 1000  # events handed to the producer together at most
 _UNDER_WAY: Final = 200  # such batches that the broker has not acknowledged, at most
-_SOAK: Final = 0.7  # of the rate that was reached
+_SOAK: Final = 0.7  # of what the daemon can
+_SUPPLY: Final = 20_000  # events a second that producer, Kafka and nginx keep up with for long, on the core that they share
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -581,21 +583,31 @@ class _Slow:
                 self._process.stdout.close()
 
 
-def run_soak(command: str, *, quick: bool, minutes: float | None = None, rate: float = 30_000.0) -> Section:
+def run_soak(command: str, *, quick: bool, minutes: float | None = None) -> Section:
     """Half an hour at 70 % of what it can: memory must not grow."""
     require("nginx", "taskset")
     minutes = minutes or (0.5 if quick else 30)
-    pace = _SOAK * rate / (10 if quick else 1)
+    count = 40_000 if quick else 200_000
     section = Section("Soak", command)
     topic = "bench-soak"
     # The broker's disk needn't hold it all, but what a machine that is disturbed for minutes has not got to yet.
     limits = {"retention.bytes": str(1 << 30), "segment.bytes": str(64 << 20), "retention.ms": "600000"}
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name, Nginx(HOSTS) as endpoint:
+        fill(broker, TOPIC, (message for _, message in events(count)))
+        rate = Daemon(broker, endpoint, _folder(name, "rate")).run(count).rate
+        print(f"  {rate:,.0f}/s", flush=True)
+        pace = min(_SOAK * rate, _SUPPLY)
+        share = pace / _SOAK / rate  # of a core, so that this is 70 % for one that is faster than its supply
         fill(broker, topic, iter(()), limits)
         daemon = Daemon(broker, endpoint, _folder(name, "soak"), topic=topic)
-        with daemon.started() as child, Sampler(child.pid, interval=1.0) as usage:
+        with contextlib.ExitStack() as stack:
+            prefix = stack.enter_context(_share_of_a_core(share)) if share < 1 else ()
+            child = stack.enter_context(daemon.started(prefix))
+            usage = stack.enter_context(Sampler(child.pid, interval=1.0))
             daemon.wait_until_ready()
+            begin = time.monotonic()
             ids = uvloop.run(publish(broker, topic, pace, minutes * 60))
+            over = time.monotonic()
             last = _wait_for(daemon, len(ids), within=300.0)
     began = usage.samples[0][0]
     points = [((at - began) / 60, seen.rss / (1 << 20)) for at, seen in usage.samples]
@@ -608,9 +620,17 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None, rate: f
     holds = late <= early * 1.05 + 4
     table.add("RSS in the last third", f"{late:,.0f} MiB", f"no growth {'✓' if holds else '✗ missed'}")
     table.add("peak RSS", mib(usage.peak), "")
+    busy = usage.cpu_between(begin, over) / (over - begin)
+    table.add("of what it might use of a core, used", f"{busy / share:.0%}", "")
     section.add(table)
     section.add(
-        f"{len(ids) / minutes / 60:,.0f} events of {BODY_BYTES} bytes a second for {minutes:g} minutes ({pace:,.0f} were asked for)."
+        f"{len(ids) / minutes / 60:,.0f} events of {BODY_BYTES} bytes a second for {minutes:g} minutes ({pace:,.0f} were asked for): "
+        f"{_SOAK:.0%} of what the daemon can, which had delivered {rate:,.0f}/s before with a core to itself"
+        + (
+            f" and now had {share:.0%} of one (CPU controller), as the other core supplies no more."
+            if share < 1
+            else "."
+        )
     )
     if not quick:
         section.add(_line("soak", "RSS over time", "minutes", "MiB", points))
@@ -622,10 +642,9 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None, rate: f
 
 def _plot(name: str, draw: Callable[[Any], None]) -> str:
     """Draw into benchmarks/plots/; what RESULTS.md says of it."""
-    try:
-        import matplotlib as mpl  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415 - only for plots, and no development dependency
-    except ImportError as error:
-        raise CannotRun("not found: matplotlib, for the plots. `pip install matplotlib` brings it") from error
+    require_plots()
+    import matplotlib as mpl  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415 - only for plots, and no development dependency
+
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = name
     from matplotlib import pyplot as plt  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415

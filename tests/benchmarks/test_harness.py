@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import end_to_end, harness, profiling, scale
+from benchmarks import __main__ as command, end_to_end, harness, profiling, scale
 from benchmarks.harness import CannotRun, Compared, Pair, Section, Table
 
 
@@ -46,6 +46,18 @@ def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatc
     harness.require("taskset")
     with pytest.raises(CannotRun, match=r"not found: wrk\. .*apt-get install wrk"):
         harness.require("wrk", "taskset")
+
+
+@pytest.mark.parametrize("what", ["soak", "growth", "all"])
+def test_what_ends_in_a_plot_does_not_begin_without_the_library(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", what])
+    monkeypatch.setattr("benchmarks.harness.find_spec", lambda name: None if name == "matplotlib" else name)
+    monkeypatch.setattr(command, "compile_daemon", lambda: pytest.fail("it has begun"))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert command.main() == 2
+    assert "`pip install matplotlib`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("x", "y"), [(-1, 10), (0, 10), (5, 15), (10, 20), (15, 40), (20, 60), (99, 60)])
@@ -132,6 +144,8 @@ def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
     assert profiling._purpose((loop, done)) == "attempt, result"
     assert profiling._purpose((loop, done, "dispatcher/core/lanes.py:Lane.take")) == "queue"
     assert profiling._purpose((loop, done, "dispatcher/transport/connection.py:Connection._write")) == "send"
+    prefetch = "dispatcher/core/signing.py:Signers.prefetch"
+    assert profiling._purpose((loop, "dispatcher/deliveries.py:_prefetch", prefetch)) == "prefetch"
     assert profiling._purpose((loop, "aiokafka/consumer/fetcher.py:FetchResult.getall")) == "consume"
     assert profiling._purpose(("elsewhere.py:f",)) == "other"
 
