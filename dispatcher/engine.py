@@ -241,6 +241,7 @@ class Engine:
         topic, partition = tracker.topic, tracker.partition
         metrics.consumed[topic] += len(records)
         taken = 0
+        ready: list[Delivery] = []  # owed; started together, and before anything is waited for
         for record in records:
             offset = record.offset
             if tracker.seen(offset):
@@ -265,25 +266,37 @@ class Engine:
                     if not wanted:
                         metrics.unmatched += 1
                     for subscription in wanted:
-                        if deliveries.in_flight >= self._max_in_flight or deliveries.bytes >= self._max_bytes:
-                            await self._room()
-                        elif taken >= _SLICE:
+                        if taken >= _SLICE or self._at_cap():
                             taken = 0
-                            await asyncio.sleep(0)
-                        if tracker.lost:
-                            return
-                        deliveries.owe(Delivery(deliveries, event, subscription, tracker, offset, serial))
+                            deliveries.start(ready)
+                            await self._pause()
+                            if tracker.lost:
+                                return
+                        delivery = Delivery(deliveries, event, subscription, tracker, offset, serial)
+                        deliveries.owe(delivery)
+                        ready.append(delivery)
                         taken += 1
                     continue
             # What owes no delivery is held to the caps and the slices too.
             taken += 1
-            if deliveries.in_flight >= self._max_in_flight or deliveries.bytes >= self._max_bytes:
-                await self._room()
-            elif taken >= _SLICE:
+            if taken >= _SLICE or self._at_cap():
                 taken = 0
-                await asyncio.sleep(0)
-            if tracker.lost:
-                return
+                deliveries.start(ready)
+                await self._pause()
+                if tracker.lost:
+                    return
+        deliveries.start(ready)
+
+    def _at_cap(self) -> bool:
+        deliveries = self._deliveries
+        return deliveries.in_flight >= self._max_in_flight or deliveries.bytes >= self._max_bytes
+
+    async def _pause(self) -> None:
+        """Let others have their turn, until there is room."""
+        if self._at_cap():
+            await self._room()
+        else:
+            await asyncio.sleep(0)
 
     async def _room(self) -> None:
         """Wait until there is room below the caps again, keeping the membership alive."""

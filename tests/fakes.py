@@ -253,6 +253,9 @@ class ScriptedPool:
         assert not self.dropped
         self.transport.carry(self.origin, exchange)
 
+    def prefetch(self) -> int:
+        return 0
+
 
 class ScriptedTransport:
     """Answers as its script says, by virtual time; keeps what was sent and how much at once."""

@@ -324,6 +324,15 @@ async def test_at_the_cap_nothing_more_is_consumed_but_the_group_still_hears_fro
         assert len(world.transport.sent) == 500
 
 
+async def test_at_the_cap_nobody_waits_for_what_is_dropped_as_soon_as_it_is_looked_at() -> None:
+    async with running(FixedRegistry(subscription(status=Status.PAUSED)), max_in_flight=5) as world:
+        for number in range(100):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 100)
+        assert world.value("deliveries_total", outcome="dropped_paused") == 100
+        assert world.value("deliveries_in_flight") == 0
+
+
 async def test_the_cap_holds_within_the_fan_out_of_one_event() -> None:
     registry = FixedRegistry(*(subscription(f"s{n}", f"http://h{n}.test/") for n in range(300)))
     async with running(registry, max_in_flight=50) as world:

@@ -66,6 +66,23 @@ async def test_a_host_that_refuses_shows_its_breaker_at_each_of_its_subscription
         assert (second.breaker, second.success_rate, second.last_failure) == ("open", None, None)
 
 
+async def test_subscriptions_that_take_turns_on_a_host_are_told_apart() -> None:
+    registry = FixedRegistry(
+        subscription("quick", "http://one.test/a", event_types=("test.a",)),
+        subscription("slow", "http://one.test/b", event_types=("test.b",)),
+    )
+    async with running(registry) as world:
+        world.transport.answer = lambda _, exchange: (
+            0.1 if b"POST /a " in exchange.request else 0.4,
+            Response(200),
+        )
+        for number in range(20):
+            world.broker.append(typed(number, "ab"[number % 2]))
+        await until(lambda: world.metrics.delivered == 20)
+        assert world.engine.health("quick").latency_mean == pytest.approx(0.1, abs=0.01)
+        assert world.engine.health("slow").latency_mean == pytest.approx(0.4, abs=0.01)
+
+
 async def test_what_waits_and_what_is_under_way_are_told_apart() -> None:
     async with running(FixedRegistry(subscription("slow", max_in_flight=2))) as world:
         world.transport.answer = lambda *_: None

@@ -98,14 +98,14 @@ class Valve:
     __slots__ = ("done", "in_flight", "limit", "own", "pace", "queued", "room", "trouble")
 
     def __init__(self, limit: int) -> None:
-        self.own = limit  # as its owner says
-        self.limit = limit  # and while a window is in force
+        self.limit = limit  # while a window is in force
         self.in_flight = 0
         self.queued = 0
         self.done = 0
-        self.room = float("inf")  # deliveries that it may have queued
-        self.pace: Pace | None = None
         self.trouble: Trouble | None = None
+        self.pace: Pace | None = None
+        self.room = float("inf")  # deliveries that it may have queued
+        self.own = limit  # as its owner says
 
     def _adapt(self) -> None:
         trouble = self.trouble
@@ -357,11 +357,12 @@ class Lane(Valve, Generic[T]):
     def __init__(self, limit: int, max_wait: float = float("inf")) -> None:
         """`max_wait` is how long what is queued may have to wait, in seconds."""
         super().__init__(limit)
+        # What every delivery looks at comes first: compiled, it is side by side in memory.
+        self._shares: dict[str, Share[T]] = _NO_SHARES
         self.idle_since: float | None = None  # kept by the owner, who drops idle lanes
         self.watched = False  # likewise: it calls `measure`
         self.blocked: list[Share[T]] = []  # see rule 3
         self._max_wait = max_wait
-        self._shares: dict[str, Share[T]] = _NO_SHARES
         self._turns: deque[Share[T]] = deque()
         self._deep: dict[Share[T], None] = {}  # see rule 7
 

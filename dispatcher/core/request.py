@@ -71,6 +71,7 @@ _VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
 _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
 
+_END: Final = b"\r\n\r\n"  # one for all without headers of their own
 _LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -99,13 +100,13 @@ def template(target: Target, headers: Iterable[tuple[str, str]], signers: Signer
     """Render the constant parts. `headers` are the subscription's own; raises ValueError for a refused one."""
     if not _TARGET.fullmatch(target.target) or not _VALUE.fullmatch(target.host_header):
         raise ValueError("the URL can't be written into a request")
-    lines = ["\r\n"]
+    own = ""
     for name, value in headers:
         check_header(name, value)
-        lines.append(f"{name}: {value}\r\n")
-    lines.append("\r\n")
+        own += f"{name}: {value}\r\n"
+    tail = f"\r\n{own}\r\n".encode("ascii") if own else _END
     head = f"POST {target.target} HTTP/1.1\r\nHost: {target.host_header}\r\nUser-Agent: {USER_AGENT}\r\n"
-    return Template(head.encode("ascii"), "".join(lines).encode("ascii"), signers, thin=thin)
+    return Template(head.encode("ascii"), tail, signers, thin=thin)
 
 
 def build(subscription: Subscription, event: Event, now: int) -> bytes:

@@ -132,7 +132,14 @@ class Subscription:
 
         `rate_limit` is in deliveries a second.
         """
+        # What every delivery looks at comes first: compiled, it is side by side in memory.
+        self.route = None
         self.id = id
+        self.status = status
+        self.max_in_flight = max_in_flight
+        self.rate_limit = rate_limit
+        self.timeout = timeout
+        self.certificate = certificate
         self.tenant = tenant
         self.origin = origin
         self.target = target
@@ -141,15 +148,9 @@ class Subscription:
         self.signatures = signatures
         self.headers = headers
         self.thin = thin
-        self.timeout = timeout
-        self.max_in_flight = max_in_flight
         self.retry = retry
-        self.status = status
         self.follow_redirects = follow_redirects
-        self.certificate = certificate
         self.reason = reason
-        self.rate_limit = rate_limit
-        self.route = None
 
     def __getattr__(self, name: str) -> Template:
         # Called only while the slot is empty, so a filled one costs the hot path nothing.

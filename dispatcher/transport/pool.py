@@ -55,6 +55,10 @@ class Pool:
         else:
             self.resend(exchange)
 
+    def prefetch(self) -> int:
+        """Bring what `send` uses first into the CPU's caches (`deliveries.py`)."""
+        return self.idle[-1].prefetch() if self.idle else 0
+
     def resend(self, exchange: Exchange) -> None:
         """Carry the exchange on a fresh connection."""
         dial = Dial(self._shared, self._route, self, exchange)

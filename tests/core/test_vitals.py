@@ -119,8 +119,7 @@ def test_a_roster_holds_two_generations_and_keeps_who_is_heard_of() -> None:
     kept = roster.admit("kept", None)
     for number in range(1000):
         roster.admit(f"sub_{number}", None)
-        if "kept" not in roster.young:
-            assert roster.admit("kept", None) is kept
+        assert roster.admit("kept", None) is kept
     assert len(roster) <= 200
     assert roster.find("kept") is kept
     assert roster.find("sub_999") is not None
@@ -155,3 +154,20 @@ def test_an_id_that_went_to_somebody_else_is_forgotten() -> None:
     for key in ("one", "two", "three"):
         roster.forget(key)
         assert roster.find(key) is None
+
+
+def test_what_was_admitted_may_be_kept_while_its_generation_is_the_rosters() -> None:
+    roster = Roster(2)
+    kept = roster.admit("kept", "acme")
+    roster.admit("other", "acme")
+    assert kept.generation == roster.generation
+    roster.admit("one more", "acme")  # the young ones are the old ones now
+    assert kept.generation != roster.generation
+    assert roster.admit("kept", "acme") is kept
+    assert kept.generation == roster.generation
+    roster.age()
+    assert kept.generation != roster.generation
+    assert roster.admit("kept", "acme") is kept
+    roster.forget("kept")
+    assert kept.generation != roster.generation
+    assert roster.admit("kept", "acme") is not kept
