@@ -1042,9 +1042,9 @@ class Deliveries:
 def _prefetch(owed: Sequence[Delivery]) -> int:
     """Bring into the CPU's caches what starting these will need. Returns nothing of interest.
 
-    With 10,000 hosts in turns nobody has been at a host's objects for half a second, and each of them is found through
-    the one before. Delivery by delivery the CPU waits for every one; here so little is done in between that it fetches
-    those of several deliveries at once: 16.1 us become 13.8, system calls apart. Where a host has something in flight, they are there.
+    With 10,000 hosts in turns nobody has been at a host's objects for a fifth of a second, and each of them is found
+    through the one before. Delivery by delivery the CPU waits for every one; here so little is done in between that it
+    fetches those of several deliveries at once: 23.1 us a delivery became 22.3. Where a host has something in flight, they are there.
     """
     touched = 0
     for delivery in owed:

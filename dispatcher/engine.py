@@ -276,7 +276,8 @@ class Engine:
                         deliveries.owe(delivery)
                         ready.append(delivery)
                         taken += 1
-                    continue
+                    if wanted:
+                        continue
             # What owes no delivery is held to the caps and the slices too.
             taken += 1
             if taken >= _SLICE or self._at_cap():

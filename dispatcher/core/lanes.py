@@ -98,7 +98,7 @@ class Valve:
     __slots__ = ("done", "in_flight", "limit", "own", "pace", "queued", "room", "trouble")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit  # while a window is in force
+        self.limit = limit  # `own`, or less while a window is in force
         self.in_flight = 0
         self.queued = 0
         self.done = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__ as command, end_to_end, harness, profiling, scale
+from benchmarks import __main__ as command, bench_engine, end_to_end, harness, profiling, scale
 from benchmarks.harness import CannotRun, Compared, Pair, Section, Table
 
 
@@ -181,3 +181,8 @@ def test_the_many_hosts_are_loopback_addresses_each_once() -> None:
     assert len(set(addresses)) == 70_000
     assert all(ip_address(address).is_loopback for address in addresses)
     assert not {*addresses} & {*end_to_end.HOSTS}
+
+
+def test_the_engine_is_measured_with_stand_ins_that_fit_it() -> None:
+    taken = bench_engine.results(quick=True)
+    assert all(seconds > 0 for seconds in taken.values()), taken
