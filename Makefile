@@ -34,7 +34,7 @@ check: $(VENV)/.dev-stamp ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside wrk; needs nginx, wrk, Java, Maven
+bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside wrk; needs nginx, wrk, Java, Maven, matplotlib
 	$(BIN)/python -m benchmarks $(ARGS)
 
 compiled: $(VENV)/.dev-stamp ## a wheel with the hot path compiled to C, in dist/; needs a C compiler

@@ -48,7 +48,7 @@ _PLOTTED = {"growth", "soak"}
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure the dispatcher beside wrk. Needs Linux, two cores, nginx, wrk, Java and Maven.",
+        description="Measure the dispatcher beside wrk. Needs Linux, two cores, nginx, wrk, Java and Maven, and matplotlib for the plots.",
     )
     parser.add_argument(
         "what", nargs="*", default=["all"], metavar="WHAT", help=f"all, or some of {', '.join((*ALL, *LONG))}"

@@ -92,7 +92,7 @@ class _Transport:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Exchange] = []
 
-    def send(self, _: Origin, exchange: Exchange, certificate: object = None) -> _Line:  # noqa: ARG002 - as the real one
+    def send(self, _: Origin, exchange: Exchange) -> _Line:
         self.carry(exchange)
         return _Line(self)
 
@@ -152,6 +152,7 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
     )
     timers = Timers(loop)
     metrics = Metrics()
+    failed: list[BaseException] = []
     engine = Engine(
         settings,
         cast("Broker", _Broker()),
@@ -160,6 +161,7 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
         Guard(),
         metrics,
         timers,
+        on_failure=lambda _, error: failed.append(error),
     )
     taken: list[float] = []
     for _ in range(rounds):
@@ -171,6 +173,8 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
         for at in range(0, len(records), BATCH):
             await engine._take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
         while metrics.delivered < goal:
+            if failed:
+                raise failed[0]  # what is missing won't come any more
             await asyncio.sleep(0)
         taken.append((time.thread_time() - begin) / len(records) / fan_out)
     timers.close()

@@ -38,7 +38,7 @@ _WORK: Final = (
         "attempt log",
     ),
     (
-        r"core/lanes\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe|start)$|deliveries\.py:Delivery\.__init__$",
+        r"core/lanes\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe|start|at_cap)$|deliveries\.py:Delivery\.__init__$",
         "queue",
     ),
     (
@@ -58,7 +58,7 @@ _WORK: Final = (
     (r"engine\.py:Engine\._commit|dispatcher/intake\.py:|aiokafka/.*commit|coordinator", "commit"),
     (r"aiokafka/|dispatcher/broker/|asyncio/streams\.py:", "consume"),
     (r"dispatcher/timers\.py:|core/wheel\.py:", "timers"),
-    (r"engine\.py:Engine\.(_take_up|_consume|_pause|_room|_at_cap)$", "take up"),
+    (r"engine\.py:Engine\.(_take_up|_consume|_pause|_room)$", "take up"),
     (r"dispatcher/(engine|deliveries)\.py:", "attempt, result"),
     (r"uvloop|asyncio/|dispatcher/(cli|app|__main__)\.py:|<module>", "event loop, sockets"),
 )

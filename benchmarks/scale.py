@@ -73,9 +73,7 @@ _MANY: Final = 100_000  # subscriptions
 _EACH: Final = 5  # events for each of them
 _HOSTS: Final = 10_000
 _PACE: Final = 5000  # events a second, of the latency
-_SHARE: Final = (
-    0.3  # of a core, for each of two replicas: what two can then, Kafka and nginx supply on the other one
-)
+_SHARE: Final = 0.3  # of a core, for each of two replicas; Kafka and nginx have to keep up with both
 _PERIOD: Final = 10_000  # us within which the CPU controller gives out the shares
 _IN_FLIGHT: Final = 10_000
 _AT_ONCE: Final = 1000  # events handed to the producer together at most
@@ -628,8 +626,9 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None) -> Sect
     section.add(table)
     section.add(
         f"{len(ids) / minutes / 60:,.0f} events of {BODY_BYTES} bytes a second for {minutes:g} minutes ({pace:,.0f} were asked for). "
-        f"The daemon had {share:.0%} of a core, as the other one supplies no more: that is {_SOAK:.0%} of what it delivers with so much from a "
-        f"backlog ({rate:,.0f}/s with all of a core). At a steady pace there is less to do at a time, and each delivery costs more."
+        + (f"The daemon had {share:.0%} of a core, as the other one supplies no more. " if share < 1 else "")
+        + f"That is {_SOAK:.0%} of what it delivers with so much from a backlog ({rate:,.0f}/s with all of a core). At a steady pace there is "
+        "less to do at a time, and each delivery costs more."
     )
     if not quick:
         section.add(_line("soak", "RSS over time", "minutes", "MiB", points))

@@ -99,8 +99,6 @@ class Engine:
         self._tasks = Tasks(on_failure)
         self._consuming: list[asyncio.Task[None]] = []
 
-        self._max_in_flight = settings.delivery.max_in_flight
-        self._max_bytes = settings.delivery.max_in_flight_bytes
         self._poll_limit = settings.kafka.max_poll_records
         self._hold_limit = settings.retry.hold_limit
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
@@ -266,10 +264,9 @@ class Engine:
                     if not wanted:
                         metrics.unmatched += 1
                     for subscription in wanted:
-                        if taken >= _SLICE or self._at_cap():
+                        if taken >= _SLICE or deliveries.at_cap():
                             taken = 0
-                            deliveries.start(ready)
-                            await self._pause()
+                            await self._pause(ready)
                             if tracker.lost:
                                 return
                         delivery = Delivery(deliveries, event, subscription, tracker, offset, serial)
@@ -280,21 +277,17 @@ class Engine:
                         continue
             # What owes no delivery is held to the caps and the slices too.
             taken += 1
-            if taken >= _SLICE or self._at_cap():
+            if taken >= _SLICE or deliveries.at_cap():
                 taken = 0
-                deliveries.start(ready)
-                await self._pause()
+                await self._pause(ready)
                 if tracker.lost:
                     return
         deliveries.start(ready)
 
-    def _at_cap(self) -> bool:
-        deliveries = self._deliveries
-        return deliveries.in_flight >= self._max_in_flight or deliveries.bytes >= self._max_bytes
-
-    async def _pause(self) -> None:
-        """Let others have their turn, until there is room."""
-        if self._at_cap():
+    async def _pause(self, ready: list[Delivery]) -> None:
+        """Start these, and let others have their turn, until there is room."""
+        self._deliveries.start(ready)
+        if self._deliveries.at_cap():
             await self._room()
         else:
             await asyncio.sleep(0)
