@@ -246,6 +246,9 @@ class _Pool:
     def __init__(self) -> None:
         self.idle: list[Connection] = []
 
+    def returned(self, connection: Connection) -> None:
+        self.idle.append(connection)
+
     def left(self, connection: Connection) -> None:
         pass
 

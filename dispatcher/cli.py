@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -38,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 # Supervisors (coreutils' timeout, a shell's Ctrl-C) signal a process and its group: twice, at once, meant once.
 _SAME_SIGNAL: Final = 1.0
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h
+_M_MMAP_THRESHOLD: Final = -3
+_KEPT_BYTES: Final = 32 << 20
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -67,6 +71,7 @@ def run(
     settings = load_settings(config, {**overrides, **given(own)})
     configure(settings.log)
     _allow_many_sockets()
+    _keep_freed_memory()
     sys.exit(uvloop.run(_run(settings)))
 
 
@@ -76,6 +81,18 @@ def _allow_many_sockets() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _keep_freed_memory() -> None:
+    """What glibc has got from the kernel it shall keep: fetches of some MiB come and go all the time.
+
+    Left to itself it gives the end of its heap back, as it happens with each fetch or hardly ever: then every
+    page of it, a third of one for each delivery, is cleared and mapped anew: 16.2 us a delivery instead of 15.1.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+        mallopt = ctypes.CDLL(None).mallopt
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(option, _KEPT_BYTES)
 
 
 async def _run(settings: Settings) -> int:

@@ -78,26 +78,24 @@ _AGING: Final = 3600.0  # seconds after which the health of a silent subscriptio
 _BREAKERS: Final = {State.CLOSED: "closed", State.OPEN: "open", State.PROBING: "half-open"}
 
 
-class Route:
-    """The way to an origin: its lane, and the pool of its connections. Subscriptions keep theirs (`Subscription.route`).
+class Route(Lane["Delivery"]):
+    """The way to an origin: its lane, with the pool of its connections. Subscriptions keep theirs (`Subscription.route`).
 
-    With 10,000 hosts in turns, looking both up for each delivery takes 1 us: nothing of that is in the cache any more. The
-    vitals of who was delivered to last are here for the same reason.
+    With 10,000 hosts in turns, looking both up for each delivery takes 1 us: nothing of that is in the cache any more.
     """
 
-    __slots__ = ("lane", "last", "owner", "pool", "vitals")
+    __slots__ = ("owner", "pool")
 
-    def __init__(self, owner: Deliveries, lane: Lane[Delivery]) -> None:
-        """`owner` is who may go by it."""
-        self.owner = owner
-        self.lane: Lane[Delivery] | None = lane  # None: the way is closed, find another
+    def __init__(self, owner: Deliveries, limit: int, max_wait: float) -> None:
+        """`owner` is who may go by it; the rest is the lane's."""
+        super().__init__(limit, max_wait)
+        self.owner: Deliveries | None = owner  # None: the way is closed, find another
         self.pool: Pool | None = None  # what goes there without a client certificate went by it last
-        self.last: Subscription | None = None  # that something was delivered to; most origins have but one
-        self.vitals: Vitals | None = None  # of that
 
     def close(self) -> None:
         """There is no way here any more. Silent subscriptions may keep this for weeks, but nothing that it led to."""
-        self.lane = self.pool = self.last = self.vitals = None
+        super().close()
+        self.owner = self.pool = None
 
 
 class Delivery:
@@ -121,7 +119,6 @@ class Delivery:
         "place",
         "queued",
         "request",
-        "route",
         "share",
         "started",
         "subscription",
@@ -129,8 +126,7 @@ class Delivery:
     )
 
     share: Share[Delivery]
-    lane: Lane[Delivery]
-    route: Route
+    lane: Route
 
     def __init__(
         self,
@@ -241,9 +237,8 @@ class Deliveries:
         self._breaker_threshold = settings.delivery.breaker_threshold or None
         self._disable_after = settings.retry.disable_after or None
         self._patience = min(NOTED_AFTER, self._disable_after or NOTED_AFTER)
-        self._lanes: dict[Origin, Lane[Delivery]] = {}
-        self._routes: dict[Origin, Route] = {}  # to each of the lanes
-        self._watched: list[Lane[Delivery]] = []  # that had something queued, and are measured
+        self._lanes: dict[Origin, Route] = {}
+        self._watched: list[Route] = []  # that had something queued, and are measured
         self._measured = self._clock()
         self._open: dict[str, set[Valve]] = {"subscription": set(), "host": set()}  # breakers, by scope
         self._parking: deque[tuple[Delivery, str]] = (
@@ -383,10 +378,9 @@ class Deliveries:
 
     def _queue(self, delivery: Delivery, now: float, *, urgent: bool) -> None:
         subscription = delivery.subscription
-        route = subscription.route
-        if not isinstance(route, Route) or route.owner is not self or (lane := route.lane) is None:
-            route, lane = self._find_route(subscription)
-        delivery.route = route
+        lane = subscription.route
+        if not isinstance(lane, Route) or lane.owner is not self:
+            lane = self._find_route(subscription)
         delivery.lane = lane
         delivery.queued = now
         lane.idle_since = None
@@ -418,16 +412,15 @@ class Deliveries:
             lane.watched = True
             self._watched.append(lane)
 
-    def _find_route(self, subscription: Subscription) -> tuple[Route, Lane[Delivery]]:
+    def _find_route(self, subscription: Subscription) -> Route:
         origin = subscription.origin
-        lane = self._lanes.get(origin)
-        if lane is None:
-            lane = self._lanes[origin] = Lane(self._connections_per_host, self._max_wait)
-            self._routes[origin] = Route(self, lane)
-        subscription.route = route = self._routes[origin]
-        return route, lane
+        route = self._lanes.get(origin)
+        if route is None:
+            route = self._lanes[origin] = Route(self, self._connections_per_host, self._max_wait)
+        subscription.route = route
+        return route
 
-    def _pump(self, lane: Lane[Delivery], now: float) -> None:
+    def _pump(self, lane: Route, now: float) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
         dropped = 0
         while self.gate and (taken := lane.take(now)) is not None:
@@ -447,7 +440,7 @@ class Deliveries:
                 self._timers.at(share.blocked_until, partial(self._unblock, lane, share))
             lane.blocked.clear()
 
-    def _unblock(self, lane: Lane[Delivery], share: Share[Delivery]) -> None:
+    def _unblock(self, lane: Route, share: Share[Delivery]) -> None:
         try:
             lane.unblock(share)
             self._pump(lane, self._clock())
@@ -491,13 +484,13 @@ class Deliveries:
         delivery.deadline = now + subscription.timeout
         self.attempting += 1
         certificate = subscription.certificate
-        route = delivery.route
-        pool = route.pool
+        lane = delivery.lane
+        pool = lane.pool
         try:
             if certificate is not None:
                 self._transport.send(subscription.origin, delivery, certificate)
             elif pool is None or pool.dropped:
-                route.pool = self._transport.send(subscription.origin, delivery)
+                lane.pool = self._transport.send(subscription.origin, delivery)
             else:
                 pool.send(delivery)
         except Exception as error:  # noqa: BLE001 - rule 4
@@ -524,15 +517,9 @@ class Deliveries:
             unix = self._wall()
             took = now - delivery.started
             subscription = delivery.subscription
-            route = delivery.route
-            vitals = route.vitals
-            if (
-                vitals is None
-                or route.last is not subscription
-                or vitals.generation != self._roster.generation
-            ):
-                vitals = route.vitals = self._roster.admit(subscription.id, subscription.tenant)
-                route.last = subscription
+            vitals = subscription.vitals
+            if not isinstance(vitals, Vitals) or vitals.generation != self._roster.generation:
+                vitals = subscription.vitals = self._roster.admit(subscription.id, subscription.tenant)
             if vitals.succeeded(took, unix):
                 self._well(subscription.id)
             metrics.attempt_duration.observe(took)
@@ -981,7 +968,7 @@ class Deliveries:
         if self.full:
             self._relieve(now)
 
-    def _trim(self, lane: Lane[Delivery], slack: float, reason: str, now: float) -> int:
+    def _trim(self, lane: Route, slack: float, reason: str, now: float) -> int:
         """Park what a lane has queued beyond its room, the newest."""
         trimmed = lane.trim(slack)
         for delivery, valve in reversed(trimmed):  # the eldest gets the first appointment
@@ -1038,7 +1025,7 @@ class Deliveries:
                 lane.idle_since = now
             elif now - lane.idle_since >= _LANE_IDLE:
                 del self._lanes[origin]
-                self._routes.pop(origin).close()
+                lane.close()
         if now - self._aged >= _AGING:
             self._aged = now
             self._roster.age()
@@ -1054,17 +1041,15 @@ def _prefetch(owed: Sequence[Delivery]) -> int:
     touched = 0
     for delivery in owed:
         subscription = delivery.subscription
-        route = subscription.route
-        if not isinstance(route, Route) or route.last is not subscription:
+        lane = subscription.route
+        vitals = subscription.vitals
+        if not isinstance(lane, Route) or not isinstance(vitals, Vitals) or lane.in_flight:
             continue
-        lane = route.lane
-        pool = route.pool
-        vitals = route.vitals
-        if lane is None or pool is None or vitals is None or lane.in_flight:
+        pool = lane.pool
+        if pool is None:
             continue
         touched += len(subscription.id) + vitals.prefetch() + (lane.idle_since is None)
-        request = subscription.request
-        touched += len(request.head) + request.signers.prefetch() + pool.prefetch()
+        touched += subscription.request.prefetch() + pool.prefetch()
     return touched
 
 
@@ -1084,5 +1069,5 @@ def _due(delivery: Delivery) -> float:
     return delivery.due
 
 
-def _longest_wait(lane: Lane[Delivery]) -> float:
+def _longest_wait(lane: Route) -> float:
     return lane.longest_wait

@@ -61,6 +61,7 @@ _FORGET: Final = 600.0
 """Seconds of silence after which a trouble is forgotten that never came to a good end."""
 
 _NO_SHARES: Final[dict[str, Any]] = {}  # see rule 8
+_NO_TURNS: Final[deque[Any]] = deque(maxlen=0)
 
 ParkReason = Literal["breaker", "retry_after", "queue_wait"]
 
@@ -636,6 +637,10 @@ class Lane(Valve, Generic[T]):
                     share.room = share._roomy(self._max_wait)
             if share._nothing_left():
                 del self._shares[share.key]
+
+    def close(self) -> None:
+        """Nothing will come here any more: keep nothing large. Only if it is `empty`."""
+        self._turns = _NO_TURNS
 
     @property
     def empty(self) -> bool:

@@ -37,7 +37,7 @@ from orjson import dumps
 from dispatcher.__about__ import __version__
 from dispatcher.core.events import JSON_HEAD, Event
 from dispatcher.core.netguard import Target
-from dispatcher.core.signing import Signers
+from dispatcher.core.signing import PADS, Signers, v1_line
 
 USER_AGENT: Final = f"dispatcher/{__version__}"
 MAX_OWN_HEADERS: Final = 32
@@ -79,13 +79,26 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class Template:
     """What is the same in every request of one subscription. Made by `template`; the repr shows no header."""
 
-    __slots__ = ("head", "signers", "tail", "thin")
+    __slots__ = ("padded", "ready", "signers", "tail", "thin")
 
     def __init__(self, head: bytes, tail: bytes, signers: Signers, *, thin: bool) -> None:
-        self.head = head
+        pads = signers.pads()
+        # What every request needs is one piece of memory: of 100,000 subscriptions in turns nobody's is in the cache, nor
+        # is where it lies.
+        self.ready = pads + head
+        self.padded = len(pads) > 0
+        self.thin = thin
         self.tail = tail
         self.signers = signers
-        self.thin = thin
+
+    @property
+    def head(self) -> bytes:
+        """The request line and the first header fields."""
+        return self.ready[PADS:] if self.padded else self.ready
+
+    def prefetch(self) -> int:
+        """Bring what is used first into the CPU's caches (`deliveries.py`)."""
+        return len(self.ready)
 
 
 class Subscription(Protocol):
@@ -120,16 +133,22 @@ def build(subscription: Subscription, event: Event, now: int) -> bytes:
         head = event.head
     event_id = event.id.encode("ascii")
     timestamp = _decimal(now)
+    first = ready = parts.ready
+    if parts.padded:
+        first = ready[PADS:]
+        signature = v1_line(ready, event_id, timestamp, body)
+    else:
+        signature = parts.signers.header_lines(event_id, timestamp, body)
     return b"".join(
         (
-            parts.head,
+            first,
             head,
             b"webhook-id: ",
             event_id,
             b"\r\nwebhook-timestamp: ",
             timestamp,
             b"\r\n",
-            parts.signers.header_lines(event_id, timestamp, body),
+            signature,
             b"Content-Length: ",
             b"%d" % len(body),
             parts.tail,

@@ -20,7 +20,8 @@ in one language and not in another is worse than a refused setting.
 keys take 1.8. Keeping hash states that have the keys already takes 1.6, but each is three objects of OpenSSL's:
 0.35 KiB more for a subscription, which are out of the cache when its turn comes, so that with 100,000
 of them nothing of the 0.2 us was left (benchmarks/scale.py). The padded keys are made at the first signature, so that
-a million subscriptions cost no more than their secrets.
+a million subscriptions cost no more than their secrets; those of the one v1 secret that nearly everybody has are kept by
+the request's template (`Signers.pads`), together with what else a request takes from there.
 
 Source: Standard Webhooks 1.0.0; RFC 2104 for the two hashes; RFC 8032 for ed25519.
 """
@@ -45,38 +46,40 @@ _PLAIN = re.compile(r"[!-~]{16,256}", re.ASCII)
 # 24 or 32 bytes, as nearly everybody has: the base64 that `_decode` takes, found without decoding.
 _USUAL = re.compile(r"whsec_(?:[A-Za-z0-9+/]{32}|[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=)", re.ASCII)
 _BLOCK: Final = 64
+PADS: Final = 2 * _BLOCK
 _INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
 _SHA256: Final = hashlib.sha256()  # of nothing; copying it takes a little less than making one
 
 
-def _pads(key: bytes) -> tuple[bytes, bytes]:
-    """The key of an HMAC-SHA256, padded for both hashes (RFC 2104 2)."""
+def _pads(key: bytes) -> bytes:
+    """The key of an HMAC-SHA256, padded for the inner hash and for the outer one (RFC 2104 2): PADS bytes."""
     if len(key) > _BLOCK:
         key = hashlib.sha256(key).digest()
     padded = key.ljust(_BLOCK, b"\0")
-    return padded.translate(_INNER), padded.translate(_OUTER)
+    return padded.translate(_INNER) + padded.translate(_OUTER)
 
 
-def _digest(inner_pad: bytes, outer_pad: bytes, prefix: bytes, body: bytes) -> bytes:
+def _digest(pads: bytes, prefix: bytes, body: bytes) -> bytes:
+    """An HMAC-SHA256 over both; `pads` may be followed by anything."""
     inner = _SHA256.copy()
-    inner.update(inner_pad + prefix)
+    inner.update(pads[:_BLOCK] + prefix)
     inner.update(body)
     outer = _SHA256.copy()
-    outer.update(outer_pad + inner.digest())
+    outer.update(pads[_BLOCK:PADS] + inner.digest())
     return outer.digest()
 
 
 class _Hmac:
     """HMAC-SHA256 with one key."""
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_pads",)
 
     def __init__(self, key: bytes) -> None:
-        self._inner, self._outer = _pads(key)
+        self._pads = _pads(key)
 
     def digest(self, prefix: bytes, body: bytes) -> bytes:
-        return _digest(self._inner, self._outer, prefix, body)
+        return _digest(self._pads, prefix, body)
 
 
 class _Scheme(Protocol):
@@ -104,17 +107,21 @@ class _V1a:
         return b"v1a," + b2a_base64(self._key.sign(prefix + body), newline=False)
 
 
+def v1_line(pads: bytes, id: bytes, timestamp: bytes, body: bytes) -> bytes:  # noqa: A002 - the spec's name for it
+    """The header line of the one v1 secret whose `Signers.pads` are `pads`, or stand at its beginning."""
+    signature = _digest(pads, b"%b.%b." % (id, timestamp), body)
+    return b"webhook-signature: v1,%b\r\n" % b2a_base64(signature, newline=False)
+
+
 class Signers:
     """A subscription's live secrets. Made by `make_signers`; the repr shows no secret."""
 
-    __slots__ = ("_github", "_github_key", "_inner", "_keys", "_outer", "_schemes")
+    __slots__ = ("_github", "_github_key", "_keys", "_schemes")
 
     def __init__(self, keys: Sequence[tuple[str, bytes]], github_key: bytes | None) -> None:
         """`keys` are ("v1", key) and ("v1a", seed), newest first."""
         self._keys = tuple(keys)
         self._github_key = github_key
-        # Of the one v1 secret, where there is nothing else. Not a `_Hmac`: that would be one more way to distant memory.
-        self._inner = self._outer = b""
         self._schemes: tuple[_Scheme, ...] | None = None
         self._github: _Hmac | None = None
 
@@ -122,17 +129,21 @@ class Signers:
         names = [scheme for scheme, _ in self._keys] + ["github"] * (self._github_key is not None)
         return f"<Signers {' '.join(names)}>"
 
+    def pads(self) -> bytes:
+        """The key, padded for both hashes, for `v1_line`: PADS bytes; none unless there is one v1 secret and nothing else."""
+        if self._github_key is not None or len(self._keys) != 1 or self._keys[0][0] != "v1":
+            return b""
+        return _pads(self._keys[0][1])
+
     def header_lines(self, id: bytes, timestamp: bytes, body: bytes) -> bytes:  # noqa: A002 - the spec's name for it
         """The ready header lines, each ending CRLF: `webhook-signature` and, with github, `x-hub-signature-256`."""
-        inner = self._inner
-        if inner:  # one v1 secret and nothing else: nearly everybody
-            return b"webhook-signature: v1,%b\r\n" % b2a_base64(
-                _digest(inner, self._outer, b"%b.%b." % (id, timestamp), body), newline=False
-            )
         schemes = self._schemes
         if schemes is None:
-            self._prepare()
-            return self.header_lines(id, timestamp, body)
+            # With the first use: what there is of it, of each of 100,000 subscriptions, is memory and time of the start.
+            schemes = self._schemes = tuple(
+                _V1(key) if scheme == "v1" else _V1a(key) for scheme, key in self._keys
+            )
+            self._github = None if self._github_key is None else _Hmac(self._github_key)
         lines = b""
         if schemes:
             prefix = b"%b.%b." % (id, timestamp)
@@ -141,19 +152,6 @@ class Signers:
         if self._github is not None:
             lines += b"x-hub-signature-256: sha256=%b\r\n" % hexlify(self._github.digest(b"", body))
         return lines
-
-    def prefetch(self) -> int:
-        """Bring what is used first into the CPU's caches (`deliveries.py`)."""
-        return len(self._inner) + len(self._outer)
-
-    def _prepare(self) -> None:
-        """With the first use: what there is of it, of each of 100,000 subscriptions, is memory and time of the start."""
-        if self._github_key is not None:
-            self._github = _Hmac(self._github_key)
-        elif len(self._keys) == 1 and self._keys[0][0] == "v1":
-            self._inner, self._outer = _pads(self._keys[0][1])
-            return
-        self._schemes = tuple(_V1(key) if scheme == "v1" else _V1a(key) for scheme, key in self._keys)
 
     def public_keys(self) -> tuple[str, ...]:
         """`whpk_...` of each v1a secret, newest first: what its receiver verifies with."""

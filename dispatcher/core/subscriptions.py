@@ -21,7 +21,7 @@ with slower look-ups and far more Python.
 Rules:
 
 1. After its construction nothing in an index changes but the answers, which can be derived anew
-   at any time. A `Subscription` never changes but for `request` and `route`, made at the first delivery.
+   at any time. A `Subscription` never changes but for `request`, `route` and `vitals`, made at the first delivery.
 2. A successor takes the answers over, without those its change affects; its predecessor starts
    over with none. So answers are never shared, and one change doesn't make every tenant cold.
 3. A group (one tenant's patterns) is a flat tuple while it is small, else a trie. Nodes reachable
@@ -100,12 +100,15 @@ class Subscription:
         "tenant",
         "thin",
         "timeout",
+        "vitals",
     )
 
     request: Template
     """The constant parts of every request to it, made at first use."""
     route: object
     """Whoever delivers to it keeps here how it gets there. Nothing else looks at it."""
+    vitals: object
+    """Likewise, how that has gone (`vitals.py`), once anything was delivered."""
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class Subscription:
         """
         # What every delivery looks at comes first: compiled, it is side by side in memory.
         self.route = None
+        self.vitals = None
         self.id = id
         self.status = status
         self.max_in_flight = max_in_flight
@@ -350,16 +354,19 @@ class _Answers:
     counts: a dictionary for it would be four more.
     """
 
-    __slots__ = ("_answer", "_more", "_type")
+    __slots__ = ("_answer", "_more", "_one", "_type")
 
     def __init__(self, type: str, answer: _Answer) -> None:  # noqa: A002 - the field's name
         self._type = sys.intern(type)  # one text for all tenants
-        self._answer = answer
+        # Likewise, most answers are one subscription: a new tuple of it is in the cache, one that was kept is not.
+        self._one: Subscription | None = answer[0] if len(answer) == 1 else None
+        self._answer: _Answer = () if len(answer) == 1 else answer
         self._more: dict[str, _Answer] | None = None
 
     def get(self, type: str) -> _Answer | None:  # noqa: A002 - the field's name
         if self._type == type:
-            return self._answer
+            one = self._one
+            return self._answer if one is None else (one,)
         more = self._more
         return None if more is None else more.get(type)
 

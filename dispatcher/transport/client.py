@@ -201,8 +201,8 @@ class Transport:
         """Close some idle connections: their descriptors are needed for what is under way."""
         closed = 0
         for pool in list(self._pools.values()):
-            while pool.idle and closed < _ROOM:
-                pool.idle[0].abort()  # the one used longest ago
+            for connection in pool.idle[: _ROOM - closed]:  # those used longest ago
+                connection.abort()
                 closed += 1
         if closed:
             log.warning("out of file descriptors: closed idle connections", count=closed)

@@ -83,7 +83,8 @@ _NEVER: Final = float("inf")
 class Owner(Protocol):
     """The pool, as its connections see it."""
 
-    idle: list[Connection]
+    def returned(self, connection: Connection) -> None:
+        """It carries nothing and may be used again."""
 
     def left(self, connection: Connection) -> None:
         """It is no longer a member: closed, or about to be."""
@@ -739,8 +740,7 @@ class Connection:
         self._responses = left = self._responses - 1
         self._exchange = None
         if keep and left > 0 and not self._gone and not self._unsent_bytes():
-            self._owner.idle.append(self)
-            self._shared.idle += 1
+            self._owner.returned(self)
             report(exchange, result)
             if self.exchange is None and not self._gone:  # done() may send
                 self._rest()

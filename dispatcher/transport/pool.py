@@ -8,7 +8,8 @@ Rules:
 
 1. `members` counts connections from their making until they leave. Without members and dials the
    pool is dropped. One that is `dropped`, or whose transport is closing, is sent nothing any more.
-2. `idle` holds exactly the connections that carry nothing and may be used.
+2. `idle` gives exactly the connections that carry nothing and may be used. The one used last stands in the pool itself: of
+   10,000 hosts most have one, and a list for it would be two more ways to distant memory.
 3. What all pools have in `idle` and in `dials` is counted in `Shared`: a scrape need not look at 10,000 pools.
 """
 
@@ -26,7 +27,19 @@ from dispatcher.transport.dial import Dial, Route
 class Pool:
     """The connections to one origin (with one client certificate, or none)."""
 
-    __slots__ = ("_drop", "_route", "_shared", "certificate", "dials", "dropped", "idle", "members", "origin")
+    __slots__ = (
+        "_drop",
+        "_last",
+        "_others",
+        "_route",
+        "_shared",
+        "_spare",
+        "certificate",
+        "dials",
+        "dropped",
+        "members",
+        "origin",
+    )
 
     def __init__(
         self,
@@ -37,27 +50,54 @@ class Pool:
         drop: Callable[[Pool], None],
     ) -> None:
         """`drop` is called when the last member has left."""
+        # What every exchange looks at comes first: compiled, it is side by side in memory.
+        self.dropped = False
+        self._last: Connection | None = None  # idle, the one used last
+        self._spare = 0  # so many besides, in `_others`
+        self._shared = shared
+        self._others: list[Connection] = []
+        self.members = 0
+        self.dials: set[Dial] = set()
         self.origin = origin
         self.certificate = certificate
-        self._shared = shared
         self._route = route
         self._drop = drop
-        self.idle: list[Connection] = []
-        self.dials: set[Dial] = set()
-        self.members = 0
-        self.dropped = False
 
     def send(self, exchange: Exchange) -> None:
         """Carry the exchange."""
-        if self.idle:
-            self._shared.idle -= 1
-            self.idle.pop().start(exchange)
-        else:
+        connection = self._last
+        if connection is None:
             self.resend(exchange)
+            return
+        self._shared.idle -= 1
+        self._next()
+        connection.start(exchange)
+
+    def _next(self) -> None:
+        """The last one is gone: the one used before it takes its place."""
+        if self._spare:
+            self._spare -= 1
+            self._last = self._others.pop()
+        else:
+            self._last = None
+
+    @property
+    def idle(self) -> list[Connection]:
+        """Those that carry nothing and may be used, the one used last at the end."""
+        return [*self._others] if self._last is None else [*self._others, self._last]
+
+    def returned(self, connection: Connection) -> None:
+        """It carries nothing and may be used again."""
+        if self._last is not None:
+            self._others.append(self._last)
+            self._spare += 1
+        self._last = connection
+        self._shared.idle += 1
 
     def prefetch(self) -> int:
         """Bring what `send` uses first into the CPU's caches (`deliveries.py`)."""
-        return self.idle[-1].prefetch() if self.idle else 0
+        connection = self._last
+        return 0 if connection is None else connection.prefetch()
 
     def resend(self, exchange: Exchange) -> None:
         """Carry the exchange on a fresh connection."""
@@ -73,8 +113,12 @@ class Pool:
     def left(self, connection: Connection) -> None:
         """A connection has closed, or came to nothing."""
         self.members -= 1
-        if connection.exchange is None and connection in self.idle:
-            self.idle.remove(connection)
+        if connection is self._last:
+            self._next()
+            self._shared.idle -= 1
+        elif self._spare and connection in self._others:
+            self._others.remove(connection)
+            self._spare -= 1
             self._shared.idle -= 1
         self._drop_if_empty()
 

@@ -144,7 +144,7 @@ def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
     assert profiling._purpose((loop, done)) == "attempt, result"
     assert profiling._purpose((loop, done, "dispatcher/core/lanes.py:Lane.take")) == "queue"
     assert profiling._purpose((loop, done, "dispatcher/transport/connection.py:Connection._write")) == "send"
-    prefetch = "dispatcher/core/signing.py:Signers.prefetch"
+    prefetch = "dispatcher/core/request.py:Template.prefetch"
     assert profiling._purpose((loop, "dispatcher/deliveries.py:_prefetch", prefetch)) == "prefetch"
     assert profiling._purpose((loop, "aiokafka/consumer/fetcher.py:FetchResult.getall")) == "consume"
     assert profiling._purpose(("elsewhere.py:f",)) == "other"

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given, strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from dispatcher.core.signing import MAX_SECRETS, make_signers, usual_secrets
+from dispatcher.core.signing import MAX_SECRETS, PADS, make_signers, usual_secrets, v1_line
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "standard-webhooks.json").read_text())
 MESSAGE = (
@@ -225,3 +225,18 @@ def test_keys_of_the_usual_sizes_are_found_usual(size: int) -> None:
     assert not usual_secrets([])
     assert not usual_secrets([*secrets, whsec(bytes(30))])
     assert not usual_secrets(secrets[:1] * 2)
+
+
+def test_the_pads_of_one_v1_secret_sign_as_its_signers_do() -> None:
+    signers = make_signers([V1], ["v1"])
+    pads = signers.pads()
+    assert len(pads) == PADS
+    assert v1_line(pads + b"POST / HTTP/1.1", *MESSAGE) == signers.header_lines(*MESSAGE)
+    newer = whsec(bytes(range(24)))
+    for secrets, signatures in (
+        ([newer, V1], ["v1"]),
+        ([V1A], ["v1a"]),
+        ([V1], ["github"]),
+        ([V1], ["v1", "github"]),
+    ):
+        assert make_signers(secrets, signatures).pads() == b""

@@ -202,9 +202,27 @@ def test_paused_and_disabled_ones_are_found_too_for_the_engine_to_count() -> Non
     assert {each.status for each in index.match(None, "ping")} == set(Status)
 
 
-def test_an_answer_is_derived_once() -> None:
-    index = Index([subscription()])
-    assert index.match(None, "ping") is index.match(None, "ping")
+@pytest.fixture
+def derived(monkeypatch: Any) -> list[str]:
+    """The types of the answers that were not kept."""
+    types: list[str] = []
+    derive = Index._find
+
+    def counted(index: Index, group: Any, type_: str) -> tuple[Subscription, ...]:
+        types.append(type_)
+        return derive(index, group, type_)
+
+    monkeypatch.setattr(Index, "_find", counted)
+    return types
+
+
+def test_an_answer_is_derived_once(derived: list[str]) -> None:
+    index = Index([subscription("one", tenant="acme"), subscription("two"), subscription("three")])
+    for tenant, found in (("acme", ["one"]), (None, ["three", "two"])):
+        for type_ in ("ping", "pong"):
+            assert sorted(each.id for each in index.match(tenant, type_)) == found
+            assert index.match(tenant, type_) == index.match(tenant, type_)
+    assert derived == ["ping", "pong", "ping", "pong"]
 
 
 def test_types_and_tenants_from_outside_dont_pile_up(monkeypatch: Any) -> None:
@@ -218,12 +236,15 @@ def test_types_and_tenants_from_outside_dont_pile_up(monkeypatch: Any) -> None:
     assert len(index._strangers) <= 20
 
 
-def test_a_changed_status_leaves_other_tenants_answers_warm() -> None:
+def test_a_changed_status_leaves_other_tenants_answers_warm(derived: list[str]) -> None:
     index = Index([subscription("a", "acme"), subscription("g", "globex")])
     kept = index.match("globex", "ping")
     index = index.replaced(subscription("a", "acme", status=Status.DISABLED))
-    assert index.match("globex", "ping") is kept
+    derived.clear()
+    assert index.match("globex", "ping") == kept
+    assert derived == []
     assert index.match("acme", "ping")[0].status is Status.DISABLED
+    assert derived == ["ping"]
 
 
 def test_the_request_head_is_made_at_first_use_and_kept() -> None:

@@ -171,3 +171,31 @@ def test_what_was_admitted_may_be_kept_while_its_generation_is_the_rosters() -> 
     roster.forget("kept")
     assert kept.generation != roster.generation
     assert roster.admit("kept", "acme") is not kept
+
+
+def test_after_any_number_of_attempts_the_last_ones_count() -> None:
+    vitals = Vitals(None)
+    told: list[float] = []
+    for number in range(3 * KEPT + 5):
+        told.append(float(number + 1))
+        vitals.succeeded(told[-1], 100.0)
+        health = vitals.health("closed", 0, 0)
+        last = told[-KEPT:]
+        assert health.success_rate == 1.0
+        assert health.latency_mean == pytest.approx(sum(last) / len(last))
+        assert health.latency_p95 == pytest.approx(last[(len(last) * 95 + 99) // 100 - 1])
+
+
+def test_whoever_keeps_vitals_that_were_forgotten_can_tell() -> None:
+    roster = Roster(size=2)
+    kept = {key: roster.admit(key, None) for key in "ab"}
+    assert {vitals.generation for vitals in kept.values()} == {roster.generation}
+    assert Roster(size=2).generation != roster.generation  # another's are never taken for its own
+    kept["a"].succeeded(0.5, 1.0)
+    roster.forget("a")
+    assert kept["a"].generation != roster.generation
+    for key in "cdefg":
+        roster.admit(key, None)
+    assert kept["b"].generation != roster.generation
+    assert roster.find("b") is None
+    assert kept["a"].health("closed", 0, 0).success_rate is None  # nor is anything large left of them

@@ -85,6 +85,9 @@ class Wire:
 
     # The pool's
 
+    def returned(self, connection: Connection) -> None:
+        self.idle.append(connection)
+
     def left(self, connection: Connection) -> None:
         self.gone += 1
         if connection in self.idle:
