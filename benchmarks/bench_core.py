@@ -15,7 +15,7 @@ from dispatcher.broker.base import StoredRecord
 from dispatcher.core.events import JSON_HEAD, Event, decode
 from dispatcher.core.netguard import Guard
 from dispatcher.core.request import Template, build, template
-from dispatcher.core.signing import Signers, make_signers
+from dispatcher.core.signing import Signers, make_signers, v1_line
 
 ROUNDS = 15
 SECONDS = 0.03  # of one round
@@ -114,7 +114,11 @@ def cases() -> dict[str, Callable[[], object]]:
 
 
 def _signing(signer: Signers) -> Callable[[], object]:
-    return lambda: signer.header_lines(b"evt_2dKx7Qp0bVhZ", b"1700000000", ENVELOPE)
+    given = (b"evt_2dKx7Qp0bVhZ", b"1700000000", ENVELOPE)
+    pads = signer.pads()
+    if pads:  # as `build` does it
+        return lambda: v1_line(pads, *given)
+    return lambda: signer.header_lines(*given)
 
 
 def _building(subscription: Sub, event: Event) -> Callable[[], object]:

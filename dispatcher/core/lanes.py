@@ -46,7 +46,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
 
 from dispatcher.core.breaker import Breaker, State
 from dispatcher.core.pace import Pace, appointment
@@ -61,7 +61,9 @@ _FORGET: Final = 600.0
 """Seconds of silence after which a trouble is forgotten that never came to a good end."""
 
 _NO_SHARES: Final[dict[str, Any]] = {}  # see rule 8
-_NO_TURNS: Final[deque[Any]] = deque(maxlen=0)
+_NO_TURNS: Final = cast(
+    "deque[Any]", ()
+)  # of a closed lane: what is offered there raises instead of being lost
 
 ParkReason = Literal["breaker", "retry_after", "queue_wait"]
 

@@ -70,16 +70,8 @@ def _digest(pads: bytes, prefix: bytes, body: bytes) -> bytes:
     return outer.digest()
 
 
-class _Hmac:
-    """HMAC-SHA256 with one key."""
-
-    __slots__ = ("_pads",)
-
-    def __init__(self, key: bytes) -> None:
-        self._pads = _pads(key)
-
-    def digest(self, prefix: bytes, body: bytes) -> bytes:
-        return _digest(self._pads, prefix, body)
+def _v1(pads: bytes, prefix: bytes, body: bytes) -> bytes:
+    return b"v1," + b2a_base64(_digest(pads, prefix, body), newline=False)
 
 
 class _Scheme(Protocol):
@@ -88,13 +80,13 @@ class _Scheme(Protocol):
 
 
 class _V1:
-    __slots__ = ("_hmac",)
+    __slots__ = ("_pads",)
 
     def __init__(self, key: bytes) -> None:
-        self._hmac = _Hmac(key)
+        self._pads = _pads(key)
 
     def sign(self, prefix: bytes, body: bytes) -> bytes:
-        return b"v1," + b2a_base64(self._hmac.digest(prefix, body), newline=False)
+        return _v1(self._pads, prefix, body)
 
 
 class _V1a:
@@ -109,21 +101,20 @@ class _V1a:
 
 def v1_line(pads: bytes, id: bytes, timestamp: bytes, body: bytes) -> bytes:  # noqa: A002 - the spec's name for it
     """The header line of the one v1 secret whose `Signers.pads` are `pads`, or stand at its beginning."""
-    signature = _digest(pads, b"%b.%b." % (id, timestamp), body)
-    return b"webhook-signature: v1,%b\r\n" % b2a_base64(signature, newline=False)
+    return b"webhook-signature: %b\r\n" % _v1(pads, b"%b.%b." % (id, timestamp), body)
 
 
 class Signers:
     """A subscription's live secrets. Made by `make_signers`; the repr shows no secret."""
 
-    __slots__ = ("_github", "_github_key", "_keys", "_schemes")
+    __slots__ = ("_github_key", "_github_pads", "_keys", "_schemes")
 
     def __init__(self, keys: Sequence[tuple[str, bytes]], github_key: bytes | None) -> None:
         """`keys` are ("v1", key) and ("v1a", seed), newest first."""
         self._keys = tuple(keys)
         self._github_key = github_key
         self._schemes: tuple[_Scheme, ...] | None = None
-        self._github: _Hmac | None = None
+        self._github_pads = b""
 
     def __repr__(self) -> str:
         names = [scheme for scheme, _ in self._keys] + ["github"] * (self._github_key is not None)
@@ -143,14 +134,14 @@ class Signers:
             schemes = self._schemes = tuple(
                 _V1(key) if scheme == "v1" else _V1a(key) for scheme, key in self._keys
             )
-            self._github = None if self._github_key is None else _Hmac(self._github_key)
+            self._github_pads = b"" if self._github_key is None else _pads(self._github_key)
         lines = b""
         if schemes:
             prefix = b"%b.%b." % (id, timestamp)
             entries = b" ".join([scheme.sign(prefix, body) for scheme in schemes])
             lines = b"webhook-signature: %b\r\n" % entries
-        if self._github is not None:
-            lines += b"x-hub-signature-256: sha256=%b\r\n" % hexlify(self._github.digest(b"", body))
+        if self._github_pads:
+            lines += b"x-hub-signature-256: sha256=%b\r\n" % hexlify(_digest(self._github_pads, b"", body))
         return lines
 
     def public_keys(self) -> tuple[str, ...]:

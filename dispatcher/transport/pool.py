@@ -53,7 +53,7 @@ class Pool:
         # What every exchange looks at comes first: compiled, it is side by side in memory.
         self.dropped = False
         self._last: Connection | None = None  # idle, the one used last
-        self._spare = 0  # so many besides, in `_others`
+        self._spare = 0  # so many besides, in `_others`: nobody need look there who has none
         self._shared = shared
         self._others: list[Connection] = []
         self.members = 0
@@ -69,12 +69,12 @@ class Pool:
         if connection is None:
             self.resend(exchange)
             return
-        self._shared.idle -= 1
-        self._next()
+        self._take_last()
         connection.start(exchange)
 
-    def _next(self) -> None:
-        """The last one is gone: the one used before it takes its place."""
+    def _take_last(self) -> None:
+        """It is idle no more: the one used before it takes its place."""
+        self._shared.idle -= 1
         if self._spare:
             self._spare -= 1
             self._last = self._others.pop()
@@ -114,8 +114,7 @@ class Pool:
         """A connection has closed, or came to nothing."""
         self.members -= 1
         if connection is self._last:
-            self._next()
-            self._shared.idle -= 1
+            self._take_last()
         elif self._spare and connection in self._others:
             self._others.remove(connection)
             self._spare -= 1

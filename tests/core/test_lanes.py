@@ -272,3 +272,11 @@ def test_a_raised_limit_holds_at_once_also_where_what_is_offered_is_turned_away(
     assert lane.take(20.0) is None
     assert lane.offer("a", 2, 10, 20.0) is not None
     assert lane.take(20.0) is not None
+
+
+def test_what_is_offered_to_a_closed_lane_is_not_lost_without_a_word() -> None:
+    lane: Lane[int] = Lane(limit=1)
+    lane.close()
+    assert lane.take(0.0) is None
+    with pytest.raises(AttributeError):
+        lane.offer("a", 1, 0, 0.0)
