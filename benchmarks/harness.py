@@ -29,6 +29,7 @@ import os
 import platform
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -588,6 +589,7 @@ class Driven:
     rate: float  # requests a second
     requests: int
     errors: int
+    cpu: float = 0.0  # seconds of its own per request
 
 
 def wrk(
@@ -606,6 +608,7 @@ def wrk(
     with tempfile.TemporaryDirectory(prefix="bench-wrk-") as folder:
         script = Path(folder, "post.lua")
         script.write_text(_WRK.format(size=size))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)  # grows by those that were waited for
         ran = subprocess.run(
             pinned(
                 CORES.client if core is None else core,
@@ -616,13 +619,16 @@ def wrk(
             timeout=seconds + 60,
             check=False,
         )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
     rate = re.search(r"^Requests/sec:\s+([\d.]+)", ran.stdout, re.MULTILINE)
     count = re.search(r"^\s*(\d+) requests in ", ran.stdout, re.MULTILINE)
     if ran.returncode or rate is None or count is None:
         raise CannotRun(f"wrk failed: {(ran.stderr or ran.stdout).strip()}")
     wrong = re.findall(r"Non-2xx or 3xx responses: (\d+)", ran.stdout)
     sockets = re.findall(r"(?:connect|read|write|timeout) (\d+)", ran.stdout)
-    return Driven(float(rate[1]), int(count[1]), sum(map(int, [*wrong, *sockets])))
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    requests = int(count[1])
+    return Driven(float(rate[1]), requests, sum(map(int, [*wrong, *sockets])), cpu / max(requests, 1))
 
 
 class Pair(NamedTuple):
@@ -783,6 +789,10 @@ def spread(values: Sequence[float], show: Callable[[float], str] = lambda value:
     """`12,345 (11,900-12,800)`: the median, and the lowest and highest where there are several."""
     middle = show(median(values))
     return middle if len(values) < 2 else f"{middle} ({show(min(values))}-{show(max(values))})"
+
+
+def one_digit(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def two_digits(value: float) -> str:

@@ -55,6 +55,7 @@ from benchmarks.harness import (
     median,
     mib,
     on_core,
+    one_digit,
     pinned,
     require,
     require_plots,
@@ -122,15 +123,26 @@ def addresses(count: int) -> list[str]:
     return [f"127.{1 + i // 62500}.{1 + i // 250 % 250}.{1 + i % 250}" for i in range(count)]
 
 
-def _beside_plain(plain: Daemon, other: Daemon, count: int, expected: int, runs: int) -> Compared[None]:
-    """The rate of `other`, in turns with the plain case in the place of wrk."""
+def _beside_plain(
+    plain: Daemon, other: Daemon, count: int, expected: int, runs: int
+) -> tuple[Compared[float], list[float]]:
+    """The rate of `other`, in turns with the plain case in the place of wrk.
 
-    def measure() -> tuple[float, None]:
-        rate = other.run(expected).rate
-        print(f"  {rate:,.0f}/s", flush=True)
-        return rate, None
+    What was seen besides, and the list: seconds of CPU per delivery of `other`, and of the plain case.
+    """
+    plain_cpu: list[float] = []
 
-    return beside_wrk(measure, lambda: plain.run(count).rate, runs)
+    def measure() -> tuple[float, float]:
+        run = other.run(expected)
+        print(f"  {run.rate:,.0f}/s", flush=True)
+        return run.rate, run.cpu
+
+    def yardstick() -> float:
+        run = plain.run(count)
+        plain_cpu.append(run.cpu)
+        return run.rate
+
+    return beside_wrk(measure, yardstick, runs), plain_cpu
 
 
 def run_fan_out(command: str, *, quick: bool, count: int | None = None, runs: int | None = None) -> Section:
@@ -162,7 +174,7 @@ def run_fan_out(command: str, *, quick: bool, count: int | None = None, runs: in
                 for n in range(_FAN_OUT)
             ],
         )
-        compared = _beside_plain(plain, wide, count, count // _FAN_OUT * _FAN_OUT, runs)
+        compared, _ = _beside_plain(plain, wide, count, count // _FAN_OUT * _FAN_OUT, runs)
     table = Table(("deliveries/s", "median (lowest-highest)", "wanted"))
     table.add("one subscription an event", spread(compared.wrk), "")
     table.add(f"{_FAN_OUT} subscriptions an event", spread(compared.rates), "")
@@ -180,10 +192,11 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
     many, hosts, pending = (number // 10 if quick else number for number in (_MANY, _HOSTS, PENDING))
     section = Section("Growth", command)
     table = Table(("", "deliveries/s", "plain, in turns", "ratio", "wanted"))
+    costs = Table(("us of CPU a delivery", "median (lowest-highest)", "plain, in turns", "more"))
     points: list[tuple[str, float]] = []
 
     def compare(what: str, plain: Daemon, other: Daemon, expected: int = count) -> None:
-        compared = _beside_plain(plain, other, count, expected, runs)
+        compared, plain_cpu = _beside_plain(plain, other, count, expected, runs)
         ratio = median(compared.ratios)
         points.append((what, ratio))
         table.add(
@@ -193,7 +206,17 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
             spread(compared.ratios, two_digits),
             f">= 0.80 {'✓' if ratio >= 0.8 else '✗ missed'}",
         )
+        cost(what, compared.seen, plain_cpu)
         _remark(section, compared, what)
+
+    def cost(what: str, other: Sequence[float], plain: Sequence[float]) -> None:
+        """Seconds."""
+        costs.add(
+            what,
+            spread([each * 1e6 for each in other], one_digit),
+            spread([each * 1e6 for each in plain], one_digit),
+            f"{(median(other) - median(plain)) * 1e6:+.1f}",
+        )
 
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
         fill(broker, TOPIC, (message for _, message in events(count)))
@@ -247,15 +270,21 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
                 )
                 compare(f"{hosts:,} hosts, a connection each", plain, wide)
                 # What that costs somebody who does nothing else: sockets in the kernel, nginx's connections.
-                pairs = [
-                    (wrk(farther.url, connections=hosts).rate, wrk(farther.url).rate) for _ in range(runs)
-                ]
+                pairs = [(wrk(farther.url, connections=hosts), wrk(farther.url)) for _ in range(runs)]
                 table.add(
                     f"for comparison: wrk over {hosts:,} connections, and over {CONNECTIONS}",
-                    spread([over_many for over_many, _ in pairs]),
-                    spread([over_few for _, over_few in pairs]),
-                    spread([over_many / over_few for over_many, over_few in pairs], two_digits),
+                    spread([over_many.rate for over_many, _ in pairs]),
+                    spread([over_few.rate for _, over_few in pairs]),
+                    spread([over_many.rate / over_few.rate for over_many, over_few in pairs], two_digits),
                     "",
+                )
+                cost(
+                    f"for comparison: a request of wrk over {hosts:,} connections, and over {CONNECTIONS}",
+                    [over_many.cpu for over_many, _ in pairs],
+                    [over_few.cpu for _, over_few in pairs],
+                )
+                busy_many, busy_few = (
+                    median([each.rate * each.cpu for each in kind]) for kind in zip(*pairs, strict=True)
                 )
             fill_pending(broker, pending, "bench-pending.")
             wide = Daemon(
@@ -268,9 +297,11 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
             )
             compare(f"{pending:,} pending retries", plain, wide)
     section.parts.insert(0, table)
+    section.add(costs)
     section.add(
         f"{count:,} events of {BODY_BYTES} bytes, for the many subscriptions {often:,}; these and the many hosts are counted from when "
-        "each has had its first. The plain case has 8 subscriptions on 8 hosts."
+        "each has had its first. The plain case has 8 subscriptions on 8 hosts. wrk had its core busy for "
+        f"{busy_many:.0%} of the time over {hosts:,} connections, for {busy_few:.0%} over {CONNECTIONS}."
     )
     if not quick:
         section.add(_bars("growth", "Deliveries/s compared with the plain case", points))
@@ -683,7 +714,7 @@ def _folder(parent: str, name: str) -> Path:
     return folder
 
 
-def _judge(table: Table, what: str, compared: Compared[None], wanted: float) -> None:
+def _judge(table: Table, what: str, compared: Compared[float], wanted: float) -> None:
     ratio = median(compared.ratios)
     table.add(
         what,
@@ -692,6 +723,6 @@ def _judge(table: Table, what: str, compared: Compared[None], wanted: float) -> 
     )
 
 
-def _remark(section: Section, compared: Compared[None], what: str = "") -> None:
+def _remark(section: Section, compared: Compared[float], what: str = "") -> None:
     if remark := compared.remark():
         section.add(f"{what}: {remark}" if what else remark)
