@@ -1,6 +1,6 @@
 """Names to addresses, with a cache of our own.
 
-c-ares (by aiodns) asks; what it says is kept here for as long as the answer's TTL allows. Ours,
+`dns.py` asks; what it says is kept here for as long as the answer's TTL allows. Ours,
 because the system's resolver tells no TTLs and blocks a thread per question, and because a cache in
 the process saves the question altogether at thousands of attempts a second.
 
@@ -23,12 +23,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
-
-import aiodns
-import pycares
+from typing import Final
 
 from dispatcher.core.results import Failure, Reason
 from dispatcher.core.wheel import Entry
@@ -36,25 +32,11 @@ from dispatcher.settings import NetworkSettings
 from dispatcher.tasks import Tasks
 from dispatcher.timers import Callback, Timers
 from dispatcher.transport.dial import LookupFailed
+from dispatcher.transport.dns import MAX_ADDRESSES, Answer, Dns, NotFound
 
 _MAX_ENTRIES: Final = 20_000
 _SWEEP: Final = 30.0  # seconds between two looks for expired entries, while there are any
 _STALE: Final = 600.0  # seconds for which an expired answer is better than none
-_MAX_ANSWERS: Final = 64  # addresses of one answer that are looked at
-
-_NOT_FOUND: Final = {pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME}
-
-
-class Answer(NamedTuple):
-    """One address of a name, and how long it is good for (seconds)."""
-
-    address: str
-    ttl: float
-
-
-class NotFound(LookupError):
-    """The name doesn't exist, or has no address."""
-
 
 Ask = Callable[[str], Awaitable[Sequence[Answer]]]
 """Asks DNS: raises NotFound, or OSError when there was no usable answer."""
@@ -87,8 +69,9 @@ class Resolver:
         ttl_max: float,
         negative_ttl: float,
         close: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """Times in seconds; `close` is called when the resolver is closed."""
+        """Times in seconds; `close` is called when the resolver is closed. `clock`: not the loop's (for tests)."""
         self._ask = ask
         self._timers = timers
         self._tasks = tasks
@@ -96,16 +79,22 @@ class Resolver:
         self._ttl_max = ttl_max
         self._negative_ttl = negative_ttl
         self._close = close
-        self._clock = asyncio.get_running_loop().time
+        self._clock = asyncio.get_running_loop().time if clock is None else clock
         self._entries: dict[str, _Entry] = {}
         self._asking: dict[str, asyncio.Task[_Entry]] = {}
         self._sweep: Entry[Callback] | None = None
         self.lookups = 0
 
     @classmethod
-    def from_settings(cls, network: NetworkSettings, timers: Timers, tasks: Tasks) -> Resolver:
+    def from_settings(
+        cls,
+        network: NetworkSettings,
+        timers: Timers,
+        tasks: Tasks,
+        clock: Callable[[], float] | None = None,
+    ) -> Resolver:
         """Ask the configured servers, or those of resolv.conf. Starts nothing before the first question."""
-        dns = _Dns(network.dns_servers, network.dns_timeout)
+        dns = Dns(network.dns_servers, network.dns_timeout)
         return cls(
             dns.ask,
             timers,
@@ -114,6 +103,7 @@ class Resolver:
             ttl_max=network.dns_ttl_max,
             negative_ttl=network.dns_negative_ttl,
             close=dns.close,
+            clock=clock,
         )
 
     def __len__(self) -> int:
@@ -160,7 +150,7 @@ class Resolver:
             return _Entry((), Failure(Reason.DNS_NOT_FOUND, f"{host} has no address"), until, until)
         # Records of one answer can have different TTLs; the shortest one counts.
         ttl = min(max(min(answer.ttl for answer in answers), self._ttl_min), self._ttl_max)
-        addresses = tuple(dict.fromkeys(answer.address for answer in answers[:_MAX_ANSWERS]))
+        addresses = tuple(dict.fromkeys(answer.address for answer in answers[:MAX_ADDRESSES]))
         return _Entry(addresses, None, now + ttl, now + ttl + _STALE)
 
     def _keep(self, host: str, entry: _Entry) -> None:
@@ -191,36 +181,3 @@ class Resolver:
         self._entries.clear()
         if self._close is not None:
             await self._close()
-
-
-class _Dns:
-    """c-ares, made at the first question: it brings a thread and sockets."""
-
-    __slots__ = ("_resolver", "_servers", "_timeout")
-
-    def __init__(self, servers: Sequence[str], timeout: float) -> None:
-        self._servers = servers
-        self._timeout = timeout
-        self._resolver: aiodns.DNSResolver | None = None
-
-    async def ask(self, host: str) -> Sequence[Answer]:
-        if self._resolver is None:
-            self._resolver = aiodns.DNSResolver(
-                nameservers=list(self._servers) or None,
-                timeout=self._timeout,
-                tries=2,
-                flags=pycares.ARES_FLAG_NOSEARCH,
-            )
-        try:
-            result = await self._resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
-        except aiodns.error.DNSError as error:
-            code = error.args[0] if error.args else None
-            if code in _NOT_FOUND:
-                raise NotFound(host) from error
-            raise OSError(code, str(error.args[-1] if error.args else error)) from error
-        return [Answer(node.addr[0].decode("ascii"), float(node.ttl)) for node in result.nodes]
-
-    async def close(self) -> None:
-        if self._resolver is not None:
-            await self._resolver.close()
-            self._resolver = None
