@@ -11,15 +11,13 @@ Rules:
 2. An offset is given out inside the transaction that stores the record. `_counts` is what is committed,
    `_changed` what the open transaction makes of it.
 3. A transaction that fails leaves nothing behind, neither in the file nor in `_counts`.
-4. One process at a time: the lock file beside the database is held with flock, which the kernel
-   releases when the process dies, however it dies.
+4. One process at a time holds the file, and nobody but its owner reads it (`sqlite_access.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +37,7 @@ from dispatcher.broker.base import (
     StoredRecord,
     TopicPartition,
 )
+from dispatcher.broker.sqlite_access import claim, real_file
 
 _APPLICATION_ID = 0x77686470  # "whdp"
 _VERSION = 1
@@ -105,7 +104,7 @@ class LogFile:
     """The SQLite file `path`, for one thread (rule 1)."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = real_file(path)
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
         self._counts: dict[int, _Counts] = {}
@@ -113,8 +112,7 @@ class LogFile:
 
     def open(self) -> list[Meta]:
         """Lock and open the file; the partitions in it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _take_lock(self._path)
+        self._lock = claim(self._path)
         try:
             return self._open()
         except BaseException:
@@ -413,26 +411,6 @@ def unpack_headers(packed: bytes) -> list[tuple[str, bytes | None]]:
             headers.append((name, packed[at : at + size]))
             at += size
     return headers
-
-
-def _take_lock(path: Path) -> int:
-    """The lock file's descriptor; BrokerRefused when another process holds it."""
-    lock = path.with_name(path.name + ".lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-            raise
-        raise BrokerRefused(
-            f"{path} is in use by process {holder or 'unknown'}: the embedded broker serves one process at a time;"
-            " stop that one, or use Kafka"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-    return descriptor
 
 
 # What somebody has to change; a path that can't be made is not one that appears by itself.
