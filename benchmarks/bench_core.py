@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import orjson
 
 from dispatcher.broker.base import StoredRecord
-from dispatcher.core.events import JSON_HEAD, Event, decode
-from dispatcher.core.netguard import Guard
-from dispatcher.core.request import Template, build, template
-from dispatcher.core.signing import Signers, make_signers, v1_line
+from dispatcher.core.event.decode import JSON_HEAD, Event, decode
+from dispatcher.core.request.build import Template, build, template
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.request.signing import Signers, make_signers, v1_line
 
 ROUNDS = 15
 SECONDS = 0.03  # of one round

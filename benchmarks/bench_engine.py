@@ -19,19 +19,19 @@ import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from benchmarks.harness import NOW, SECRET, envelope
-from dispatcher.attempts import AttemptLog
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
-from dispatcher.broker.kafka_bulk import by_partition, fill_bulk
-from dispatcher.core.events import decode
-from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Failure, Response, Result
-from dispatcher.core.subscriptions import Index, Status, Subscription
-from dispatcher.engine import Engine
-from dispatcher.metrics import Metrics
-from dispatcher.registry import Registry
-from dispatcher.settings import AttemptsSettings, DeliverySettings, Settings
-from dispatcher.timers import Timers
+from dispatcher.broker.kafka.bulk import by_partition, fill_bulk
+from dispatcher.core.event.decode import decode
+from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.results import Failure, Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.delivery.attempt_log import AttemptLog
+from dispatcher.delivery.engine import Engine
+from dispatcher.registry.registry import Registry
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import AttemptsSettings, DeliverySettings, Settings
+from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport
 from dispatcher.transport.connection import Connection, Shared

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.subscriptions import Index, Status, Subscription
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Index, Status, Subscription
 
 _NOUNS = ("invoice", "customer", "subscription", "payment", "refund", "order", "shipment", "user")
 _VERBS = ("created", "updated", "deleted", "paid")

@@ -46,14 +46,14 @@ from benchmarks.harness import (
     wrk,
 )
 from dispatcher.app import COLLECTOR
-from dispatcher.core.events import JSON_HEAD, Event
-from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.request import build
-from dispatcher.core.results import Response, Result
-from dispatcher.core.subscriptions import Status, Subscription
-from dispatcher.settings import DeliverySettings, NetworkSettings
-from dispatcher.timers import Timers
+from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.request.build import build
+from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.results import Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport
 
 HOSTS = 2000

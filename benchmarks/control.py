@@ -28,10 +28,10 @@ from dispatcher.app import topic_specs
 from dispatcher.broker.base import Message
 from dispatcher.broker.open import open_broker
 from dispatcher.control.store import Store, Stored, StoredSecret, subscriptions_topic
-from dispatcher.core.changes import Change, to_headers
-from dispatcher.core.netguard import Guard
-from dispatcher.registry import Registry
-from dispatcher.settings import KafkaSettings, Settings, TopicsSettings
+from dispatcher.core.control.ledger import Change, to_headers
+from dispatcher.core.request.netguard import Guard
+from dispatcher.registry.registry import Registry
+from dispatcher.settings.settings import KafkaSettings, Settings, TopicsSettings
 
 COUNT: Final = 100_000
 _WANTED: Final = 20.0  # seconds from the start to ready

@@ -26,14 +26,14 @@ from benchmarks.harness import (
     per_call,
     pinned,
 )
-from dispatcher.core.lanes import Lane
-from dispatcher.core.netguard import Origin
-from dispatcher.core.offsets import PartitionTracker
-from dispatcher.core.policy import RetryPolicy, decide
-from dispatcher.core.results import Failure, Reason, Response
-from dispatcher.core.subscriptions import Index, Status, Subscription
-from dispatcher.core.wheel import Wheel
-from dispatcher.metrics import ATTEMPT_BUCKETS, Histogram
+from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.endpoint.lane import Lane
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.retry.policy import RetryPolicy, decide
+from dispatcher.core.retry.wheel import Wheel
+from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.telemetry.metrics import ATTEMPT_BUCKETS, Histogram
 
 Loop = Callable[[int], object]  # does its thing so many times
 

@@ -29,23 +29,23 @@ _RATE: Final = 250  # samples a second; each stops the process for a moment
 # What a frame's work is for; the frame nearest to the leaf that stands here decides. `file:Class.function`.
 _WORK: Final = (
     (r"[:.]_?prefetch$", "prefetch"),
-    (r"core/signing\.py:", "sign"),
-    (r"core/request\.py:", "build the request"),
-    (r"core/events\.py:", "decode"),
-    (r"core/subscriptions\.py:", "match"),
+    (r"core/request/signing\.py:", "sign"),
+    (r"core/request/build\.py:", "build the request"),
+    (r"core/event/decode\.py:", "decode"),
+    (r"core/subscription/index\.py:", "match"),
     (
-        r"dispatcher/attempts\.py:|core/attempts\.py:|aiokafka/producer/|broker/kafka_(producer|bulk)\.py:",
+        r"delivery/attempt_log\.py:|core/attempt/encode\.py:|aiokafka/producer/|broker/kafka/(producer|bulk)\.py:",
         "attempt log",
     ),
     (
-        r"core/lanes\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe|start|at_cap)$|deliveries\.py:Delivery\.__init__$",
+        r"core/endpoint/lane\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe|start|at_cap)$|deliveries\.py:Delivery\.__init__$",
         "queue",
     ),
     (
-        r"core/offsets\.py:|core/completed\.py:|deliveries\.py:Deliveries\.(_settle|_settled|_check_room)$",
+        r"core/commit/(offsets|note)\.py:|deliveries\.py:Deliveries\.(_settle|_settled|_check_room)$",
         "track and settle",
     ),
-    (r"/metrics\.py:Histogram|^dispatcher/metrics\.py:Histogram", "count"),
+    (r"telemetry/metrics\.py:Histogram", "count"),
     (r"prometheus_client/|metrics\.py:|aiohttp/|dispatcher/api/", "be scraped"),
     (r"transport/tls\.py:", "TLS"),
     (
@@ -54,12 +54,12 @@ _WORK: Final = (
     ),
     (r"transport/", "send"),
     (r"^stream\.c:uv__read$", "receive, parse"),
-    (r"dispatcher/logs\.py:|structlog/|logging/", "log"),
-    (r"engine\.py:Engine\._commit|dispatcher/intake\.py:|aiokafka/.*commit|coordinator", "commit"),
+    (r"telemetry/logs\.py:|structlog/|logging/", "log"),
+    (r"engine\.py:Engine\._commit|delivery/membership\.py:|aiokafka/.*commit|coordinator", "commit"),
     (r"aiokafka/|dispatcher/broker/|asyncio/streams\.py:", "consume"),
-    (r"dispatcher/timers\.py:|core/wheel\.py:", "timers"),
+    (r"runtime/timers\.py:|core/retry/wheel\.py:", "timers"),
     (r"engine\.py:Engine\.(_take_up|_consume|_pause|_room)$", "take up"),
-    (r"dispatcher/(engine|deliveries)\.py:", "attempt, result"),
+    (r"dispatcher/delivery/(engine|deliveries)\.py:", "attempt, result"),
     (r"uvloop|asyncio/|dispatcher/(cli|app|__main__)\.py:|<module>", "event loop, sockets"),
 )
 
@@ -155,11 +155,11 @@ def _named(stack: Iterable[str]) -> Iterator[str]:
             yield frame
 
 
-_COMPILED: Final = re.compile(r"CPy(?:Def|Py)_([a-z]+(?:___[a-z]+)*)___(.+)")
+_COMPILED: Final = re.compile(r"CPy(?:Def|Py)_([a-z]+(?:_[a-z]+)*(?:___[a-z]+(?:_[a-z]+)*)*)___(.+)")
 
 
 def _compiled(name: str) -> str | None:
-    """`dispatcher/core/lanes.py:Lane.take`, of what mypyc calls `CPyDef_lanes___Lane___take`."""
+    """`dispatcher/core/endpoint/lane.py:Lane.take`, of what mypyc calls `CPyDef_lane___Lane___take`."""
     found = _COMPILED.fullmatch(name)
     if found is None:
         return None

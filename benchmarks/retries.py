@@ -8,7 +8,7 @@ They wait in a tier of an hour, due at various times much later; the broker is a
   short tiers (levels of the wheel) and the wheel in memory, to an nginx that notes when it answered each. Late is what
   lies between the time a retry was due and its answer, the delivery itself included.
 
-In virtual time the same is held by tests (`tests/test_retries.py`, `tests/core/test_wheel.py`).
+In virtual time the same is held by tests (`tests/delivery/test_retry_reader.py`, `tests/core/retry/test_wheel.py`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from benchmarks.end_to_end import HOSTS, PARTITIONS, Daemon, Wrong, kafka, per_h
 from benchmarks.harness import CORES, Nginx, Section, Table, Usage, mib, on_core, require
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
-from dispatcher.core.events import JSON_HEAD, Event
-from dispatcher.core.letters import Place, delivery_headers
-from dispatcher.settings import KafkaSettings
+from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.retry.records import Place, delivery_headers
+from dispatcher.settings.settings import KafkaSettings
 
 PENDING: Final = 1_000_000
 NEAR: Final = 6_000

@@ -28,14 +28,14 @@ from dispatcher.broker.open import open_broker
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
 from dispatcher.control.store import subscriptions_topic
-from dispatcher.core.netguard import Guard
-from dispatcher.core.tiers import Tiers
-from dispatcher.engine import Engine
-from dispatcher.metrics import Labels, Metrics
-from dispatcher.registry import Registry
-from dispatcher.settings import Settings
-from dispatcher.tasks import Tasks
-from dispatcher.timers import Timers
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.tiers import Tiers
+from dispatcher.delivery.engine import Engine
+from dispatcher.registry.registry import Registry
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import Settings
+from dispatcher.telemetry.metrics import Labels, Metrics
 from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes 
 _RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
-_COMPACTION_LAG_MS = 3600 * 1000  # `core/changes.py` says why
+_COMPACTION_LAG_MS = 3600 * 1000  # `core/control/ledger.py` says why
 
 
 class App:

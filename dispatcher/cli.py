@@ -30,10 +30,10 @@ from dispatcher.commands.options import given, load_settings, settings_options
 from dispatcher.commands.publish import publish
 from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
-from dispatcher.logs import configure
-from dispatcher.registry import SubscriptionsError
-from dispatcher.settings import Settings
-from dispatcher.tasks import Tasks
+from dispatcher.registry.registry import SubscriptionsError
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import Settings
+from dispatcher.telemetry.logs import configure
 
 log = structlog.get_logger(__name__)
 

@@ -24,10 +24,10 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
 )
-from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import ClientCertificate, Index, Status, Subscription
+from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import ClientCertificate, Index, Status, Subscription
 from dispatcher.transport.base import Exchange
 
 

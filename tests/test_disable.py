@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Status
-from dispatcher.settings import RetrySettings
+from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Status
+from dispatcher.settings.settings import RetrySettings
 from tests.fakes import FixedRegistry, subscription
 from tests.world import World, event, running, until
 

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dispatcher.cli import main
-from dispatcher.core.results import Reason
-from dispatcher.metrics import Metrics
-from dispatcher.settings import names
+from dispatcher.core.request.results import Reason
+from dispatcher.settings.settings import names
+from dispatcher.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], key=str)

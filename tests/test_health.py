@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.vitals import Health
+from dispatcher.core.endpoint.health import Health
+from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
 from tests.fakes import FixedRegistry, subscription
 from tests.world import event, running, until
 

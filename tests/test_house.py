@@ -56,12 +56,12 @@ def test_a_task_needs_an_owner_everywhere(path: str) -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("core/policy.py", "import asyncio", "The core is pure"),
-        ("core/policy.py", "from dispatcher.metrics import Metrics", "Imports go one way"),
-        ("registry.py", "from dispatcher.transport.client import Transport", "Imports go one way"),
-        ("settings.py", "from dispatcher.app import App", "Imports go one way"),
-        ("engine.py", "import aiohttp", "aiohttp serves the API"),
-        ("engine.py", "import aiokafka", "Only the adapter speaks Kafka"),
+        ("core/retry/policy.py", "import asyncio", "The core is pure"),
+        ("core/retry/policy.py", "from dispatcher.telemetry.metrics import Metrics", "Imports go one way"),
+        ("registry/registry.py", "from dispatcher.transport.client import Transport", "Imports go one way"),
+        ("settings/settings.py", "from dispatcher.app import App", "Imports go one way"),
+        ("delivery/engine.py", "import aiohttp", "aiohttp serves the API"),
+        ("delivery/engine.py", "import aiokafka", "Only the adapter speaks Kafka"),
         ("stray.py", "", "Imports go one way"),
     ],
 )

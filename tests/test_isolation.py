@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import Queueing, accounted, event, now, publish, running, sent_ids, typed, until

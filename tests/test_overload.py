@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable
-from dispatcher.core.netguard import Origin
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.results import Failure, Reason, Response, Result
-from dispatcher.core.subscriptions import Index, Status
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Index, Status
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, subscription
 from tests.world import (

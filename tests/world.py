@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dispatcher.broker.base import TopicPartition
-from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.results import Response, Result
-from dispatcher.engine import Engine
-from dispatcher.metrics import Metrics
-from dispatcher.settings import AttemptsSettings, DeliverySettings, RetrySettings, Settings
-from dispatcher.timers import Timers
+from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.results import Response, Result
+from dispatcher.delivery.engine import Engine
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import AttemptsSettings, DeliverySettings, RetrySettings, Settings
+from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport
 

@@ -12,9 +12,9 @@ from dispatcher.api.routes import Call, Reply
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import NotFound
 from dispatcher.control.subscriptions import OVERLAP, View
-from dispatcher.core.keys import Key
-from dispatcher.core.spec import Flaw
-from dispatcher.core.units import parse_duration
+from dispatcher.core.control.keys import Key
+from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.text.units import parse_duration
 
 _VERSION: Final = re.compile(r"[0-9]{1,18}")
 _TAG: Final = re.compile(r'"([0-9]{1,18})"')

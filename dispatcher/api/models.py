@@ -17,9 +17,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.publishing import Published as PublishedEvent
 from dispatcher.control.subscriptions import MAX_PAGE, OVERLAP, PAGE, Health, PingResult, View
-from dispatcher.core.events import valid_type
-from dispatcher.core.subscriptions import check_pattern
-from dispatcher.core.units import format_duration, parse_duration, parse_rate
+from dispatcher.core.event.decode import valid_type
+from dispatcher.core.subscription.index import check_pattern
+from dispatcher.core.text.units import format_duration, parse_duration, parse_rate
 
 _ID: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _TYPE: Final = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"

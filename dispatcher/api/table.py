@@ -8,7 +8,7 @@ from dispatcher.api import handlers, models
 from dispatcher.api.problems import Kind
 from dispatcher.api.routes import MERGE_PATCH, NDJSON, Allowed, Answer, Body, Route
 from dispatcher.control.publishing import MAX_BATCH
-from dispatcher.core.events import MAX_ID
+from dispatcher.core.event.decode import MAX_ID
 
 _CHANGED: Final = (Kind.NOT_FOUND, Kind.FILE_MANAGED, Kind.WRONG_STATE, Kind.VERSION_MISMATCH)
 _SHOWN: Final = Answer("The subscription as it is now.", models.Subscription, ("ETag",))

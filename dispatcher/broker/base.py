@@ -1,6 +1,6 @@
 """The broker port: where events come from, and where durable writes go.
 
-Two implementations keep it, Kafka (`kafka.py` and what it imports) and one SQLite file (`sqlite.py`
+Two implementations keep it, Kafka (`kafka/`) and one SQLite file (`sqlite/`
 likewise), and one contract suite (`tests/broker/test_contract.py`) holds both to it.
 
 Rules, for every implementation:

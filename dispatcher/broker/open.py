@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from dispatcher.broker.base import Broker
-from dispatcher.broker.kafka import KafkaBroker
-from dispatcher.broker.kafka_client import client_options
-from dispatcher.broker.sqlite import SqliteBroker
-from dispatcher.settings import KafkaSettings, SqliteSettings
+from dispatcher.broker.kafka.broker import KafkaBroker
+from dispatcher.broker.kafka.client import client_options
+from dispatcher.broker.sqlite.broker import SqliteBroker
+from dispatcher.settings.settings import KafkaSettings, SqliteSettings
 
 FORMS = "kafka://host:9092,host2:9092, sqlite:///relative/path.db or sqlite:////absolute/path.db"
 DEFAULT_PORT = 9092

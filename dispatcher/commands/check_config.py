@@ -15,9 +15,9 @@ from dispatcher.broker.base import BrokerRefused
 from dispatcher.broker.open import check_broker
 from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import given, load_settings, settings_options
-from dispatcher.core.netguard import Guard
-from dispatcher.registry import SubscriptionsError, load_file
-from dispatcher.settings import Settings, describe
+from dispatcher.core.request.netguard import Guard
+from dispatcher.registry.registry import SubscriptionsError, load_file
+from dispatcher.settings.settings import Settings, describe
 from dispatcher.transport import tls
 
 

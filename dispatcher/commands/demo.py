@@ -48,10 +48,10 @@ from dispatcher.commands.receiver import (
     secret_key,
 )
 from dispatcher.commands.session import connected, run
-from dispatcher.logs import configure
-from dispatcher.registry import SubscriptionsError
-from dispatcher.settings import Settings
-from dispatcher.tasks import Tasks
+from dispatcher.registry.registry import SubscriptionsError
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import Settings
+from dispatcher.telemetry.logs import configure
 
 _HOST: Final = "127.0.0.1"
 _TYPES: Final = ("order.created", "order.shipped", "invoice.paid", "user.signed_up")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dispatcher.settings import Settings, SettingsError, load
+from dispatcher.settings.settings import Settings, SettingsError, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,8 +17,8 @@ import orjson
 from dispatcher.broker.base import BrokerError, Message, StoredRecord, TopicSpec
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import PATIENCE, connected, quiet, run
-from dispatcher.core.events import InvalidEvent, decode
-from dispatcher.settings import Settings
+from dispatcher.core.event.decode import InvalidEvent, decode
+from dispatcher.settings.settings import Settings
 
 _BATCH: Final = 1000
 _OWN: Final = {"type": "TYPE", "id": "--id", "tenant": "--tenant", "content-type": "--content-type"}

@@ -13,8 +13,8 @@ from rich.text import Text
 from dispatcher.commands.client import Api, api_options, interactive, part, print_json, shown
 from dispatcher.commands.group import Commands, ConfigError
 from dispatcher.commands.tables import print_fields, print_rows
-from dispatcher.core import document
-from dispatcher.core.document import DocumentError
+from dispatcher.core.text import yaml_document as document
+from dispatcher.core.text.yaml_document import DocumentError
 
 _PAGE: Final = 200
 _BRIEF: Final = 48  # characters of a status in a column

@@ -15,7 +15,7 @@ from dispatcher.app import topic_specs
 from dispatcher.broker.base import PartitionInfo, TopicInfo
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
-from dispatcher.settings import Settings
+from dispatcher.settings.settings import Settings
 
 
 @click.command(short_help="Show topics, offsets and lag.")

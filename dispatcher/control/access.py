@@ -30,10 +30,10 @@ from typing import Final, Protocol
 
 from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
 from dispatcher.control.store import Row
-from dispatcher.core.events import valid_tenant
-from dispatcher.core.keys import SECRET_BYTES, Key, Scope, hash_of, id_of, is_key, make_secret
-from dispatcher.core.spec import Flaw
-from dispatcher.settings import Settings
+from dispatcher.core.control.keys import SECRET_BYTES, Key, Scope, hash_of, id_of, is_key, make_secret
+from dispatcher.core.event.decode import valid_tenant
+from dispatcher.core.subscription.spec import Flaw
+from dispatcher.settings.settings import Settings
 
 _SOURCES: Final = 10_000
 

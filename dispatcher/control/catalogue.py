@@ -10,7 +10,7 @@ Python's, which a pattern such as `^(a+)+$` keeps busy for as long as the payloa
 run in linear time, and what can't (look-around) is refused with the schema.
 
 No schema is ever fetched: `$ref` may lead into its own document only. And none is compared with a payload
-before it is known what that can take (`core/schemas.py`): a schema that multiplies work by itself is refused,
+before it is known what that can take (`core/event/schemas.py`): a schema that multiplies work by itself is refused,
 a payload that makes one multiply it differs from the schema.
 """
 
@@ -27,14 +27,14 @@ import jsonschema_rs
 import structlog
 from orjson import JSONEncodeError, dumps
 
-from dispatcher.control.announcements import RESERVED, TYPES
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
+from dispatcher.control.operational_events import RESERVED, TYPES
 from dispatcher.control.store import Row, Store
-from dispatcher.core.event_types import EventType
-from dispatcher.core.events import valid_type
-from dispatcher.core.schemas import Cost
-from dispatcher.core.spec import Flaw
-from dispatcher.settings import ApiSettings
+from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.event.decode import valid_type
+from dispatcher.core.event.schemas import Cost
+from dispatcher.core.subscription.spec import Flaw
+from dispatcher.settings.settings import ApiSettings
 
 log = structlog.get_logger(__name__)
 

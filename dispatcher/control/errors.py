@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dispatcher.core.spec import Flaw
+from dispatcher.core.subscription.spec import Flaw
 
 
 class ControlError(Exception):

@@ -13,22 +13,22 @@ from collections.abc import Callable
 
 from dispatcher.broker.base import Broker
 from dispatcher.control.access import Access
-from dispatcher.control.announcements import DISABLED, EXHAUSTED, RESERVED, Announcer
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.operational_events import DISABLED, EXHAUSTED, RESERVED, Announcer
+from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.store import Store
 from dispatcher.control.subscriptions import Source, Subscriptions
 from dispatcher.control.validation import Validator
-from dispatcher.core.events import Event
-from dispatcher.core.netguard import Guard
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.spec import Reader
-from dispatcher.core.subscriptions import Subscription
-from dispatcher.metrics import Metrics
-from dispatcher.probes import Carrier, Probes
-from dispatcher.registry import Registry
-from dispatcher.settings import Settings
-from dispatcher.tasks import Tasks
+from dispatcher.core.event.decode import Event
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Subscription
+from dispatcher.core.subscription.spec import Reader
+from dispatcher.registry.registry import Registry
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import Settings
+from dispatcher.telemetry.metrics import Metrics
 
 
 class ControlPlane:

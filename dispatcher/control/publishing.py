@@ -36,14 +36,14 @@ from dispatcher.broker.base import (
     MessageTooLarge,
     StoredRecord,
 )
-from dispatcher.control.announcements import RESERVED
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
-from dispatcher.core.events import InvalidEvent, decode
-from dispatcher.core.spec import Flaw
-from dispatcher.core.units import format_size
-from dispatcher.metrics import Metrics
-from dispatcher.settings import ApiSettings
+from dispatcher.control.operational_events import RESERVED
+from dispatcher.core.event.decode import InvalidEvent, decode
+from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.text.units import format_size
+from dispatcher.settings.settings import ApiSettings
+from dispatcher.telemetry.metrics import Metrics
 
 MAX_BATCH: Final = 1000
 _MAX_BATCH_BYTES: Final = 8  # times the limit of one event

@@ -2,7 +2,7 @@
 
 The topic is one partition, read whole at the start and followed from then on, so every replica has all of it in
 memory and answers any request. A write is a record; whether it counts, each replica decides by the order of the
-log (`core/changes.py`). So a write is answered when its own record has been read back here: then it is acknowledged
+log (`core/control/ledger.py`). So a write is answered when its own record has been read back here: then it is acknowledged
 by the broker, decided, and in force on this replica; the others are some milliseconds behind.
 
 What is kept under which key:
@@ -13,7 +13,7 @@ What is kept under which key:
   by, and so that a subscription of the same id in the file and in the API have one status each by its tag.
 - `key:<id>`, `event-type:<name>`: API keys and the catalogue. No id of a subscription has a colon.
 
-Secrets and the values of headers are sealed before they are written, where there is a key (`core/sealing.py`). A
+Secrets and the values of headers are sealed before they are written, where there is a key (`core/control/sealing.py`). A
 subscription whose secrets no key opens is kept, listed and disabled (`sealed`); one that the settings refuse by
 now (its port, its scheme) likewise (`invalid`). Neither is ever written over by this.
 
@@ -57,17 +57,17 @@ from dispatcher.broker.base import (
     Record,
 )
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
-from dispatcher.core.changes import Ledger, State, Verdict, from_headers, to_headers
-from dispatcher.core.event_types import EventType
-from dispatcher.core.keys import Key
-from dispatcher.core.netguard import Guard
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.sealing import CannotOpen, Sealer, read_key
-from dispatcher.core.spec import Reader as SpecReader, SpecError
-from dispatcher.core.subscriptions import Status, Subscription
-from dispatcher.registry import Managed, Registry, Runtime
-from dispatcher.settings import Settings
-from dispatcher.tasks import Tasks
+from dispatcher.core.control.keys import Key
+from dispatcher.core.control.ledger import Ledger, State, Verdict, from_headers, to_headers
+from dispatcher.core.control.sealing import CannotOpen, Sealer, read_key
+from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.core.subscription.spec import Reader as SpecReader, SpecError
+from dispatcher.registry.registry import Managed, Registry, Runtime
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import Settings
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -38,7 +38,6 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from orjson import OPT_SORT_KEYS, dumps
 
-from dispatcher.control.announcements import CREATED, DELETED, Announcer
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import (
     AlreadyExists,
@@ -51,18 +50,19 @@ from dispatcher.control.errors import (
     WrongState,
 )
 from dispatcher.control.masking import mask_document, mask_secret, unmask_headers
+from dispatcher.control.operational_events import CREATED, DELETED, Announcer
+from dispatcher.control.probes import Busy, Probes
 from dispatcher.control.store import Idempotency, Store, Stored, StoredSecret
 from dispatcher.control.validation import Validator
-from dispatcher.core.events import JSON_HEAD, Event
-from dispatcher.core.handshake import Refused
-from dispatcher.core.merge import merge
-from dispatcher.core.results import Failure, Response
-from dispatcher.core.signing import MAX_SECRETS
-from dispatcher.core.spec import MAX_IN_FLIGHT, Flaw, Reader, SpecError
-from dispatcher.core.subscriptions import EVERY_TENANT, Status, Subscription, matches
-from dispatcher.core.units import format_duration
-from dispatcher.probes import Busy, Probes
-from dispatcher.registry import Registry
+from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.request.handshake import Refused
+from dispatcher.core.request.results import Failure, Response
+from dispatcher.core.request.signing import MAX_SECRETS
+from dispatcher.core.subscription.index import EVERY_TENANT, Status, Subscription, matches
+from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Flaw, Reader, SpecError
+from dispatcher.core.text.merge_patch import merge
+from dispatcher.core.text.units import format_duration
+from dispatcher.registry.registry import Registry
 
 MAX_PAGE: Final = 200
 PAGE: Final = 50

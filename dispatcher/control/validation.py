@@ -19,15 +19,15 @@ from typing import Final
 
 import structlog
 
-from dispatcher.control.announcements import VALIDATED, Announcer
 from dispatcher.control.errors import ControlError, VersionMismatch
+from dispatcher.control.operational_events import VALIDATED, Announcer
+from dispatcher.control.probes import Busy, Probes
 from dispatcher.control.store import Store
-from dispatcher.core.handshake import Allowed, Refused
-from dispatcher.core.subscriptions import Status, Subscription
-from dispatcher.metrics import Metrics
-from dispatcher.probes import Busy, Probes
-from dispatcher.registry import Registry
-from dispatcher.tasks import Tasks
+from dispatcher.core.request.handshake import Allowed, Refused
+from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.registry.registry import Registry
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

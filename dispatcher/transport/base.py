@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dispatcher.core.results import Result
+from dispatcher.core.request.results import Result
 
 
 class Exchange(Protocol):

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import structlog
 
-from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.results import Failure, Reason
-from dispatcher.core.subscriptions import ClientCertificate
-from dispatcher.settings import DeliverySettings, NetworkSettings
-from dispatcher.tasks import Tasks
-from dispatcher.timers import Timers
+from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.results import Failure, Reason
+from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import DeliverySettings, NetworkSettings
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Shared, report

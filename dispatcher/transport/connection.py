@@ -58,9 +58,9 @@ import httptools
 import structlog
 from httptools import HttpParserError, HttpParserUpgrade
 
-from dispatcher.core.results import Failure, HandshakeResponse, Opened, Reason, Response, Result
-from dispatcher.core.wheel import Entry
-from dispatcher.timers import Callback, Timers
+from dispatcher.core.request.results import Failure, HandshakeResponse, Opened, Reason, Response, Result
+from dispatcher.core.retry.wheel import Entry
+from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
 
@@ -502,7 +502,7 @@ class Connection:
         self._fail(Failure(Reason.CANCELLED, detail))
 
     def prefetch(self) -> int:
-        """Bring what is used first into the CPU's caches (`deliveries.py`)."""
+        """Bring what is used first into the CPU's caches (`delivery/deliveries.py`)."""
         return self._transport.get_write_buffer_size()
 
     def close(self) -> None:

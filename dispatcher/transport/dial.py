@@ -28,12 +28,12 @@ from typing import Final, Protocol, cast
 
 import structlog
 
-from dispatcher.core.netguard import Blocked, Guard, Origin
-from dispatcher.core.results import Failure, Opened, Reason
-from dispatcher.core.subscriptions import ClientCertificate
-from dispatcher.core.wheel import Entry
-from dispatcher.tasks import Tasks
-from dispatcher.timers import Callback
+from dispatcher.core.request.netguard import Blocked, Guard, Origin
+from dispatcher.core.request.results import Failure, Opened, Reason
+from dispatcher.core.retry.wheel import Entry
+from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.runtime.timers import Callback
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Connection, Owner, Shared, report
 from dispatcher.transport.proxy import ForwardedConnection, Proxy, TunnelConnection

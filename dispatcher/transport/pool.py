@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.subscriptions import ClientCertificate
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.subscription.index import ClientCertificate
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Connection, Shared
 from dispatcher.transport.dial import Dial, Route
@@ -95,7 +95,7 @@ class Pool:
         self._shared.idle += 1
 
     def prefetch(self) -> int:
-        """Bring what `send` uses first into the CPU's caches (`deliveries.py`)."""
+        """Bring what `send` uses first into the CPU's caches (`delivery/deliveries.py`)."""
         connection = self._last
         return 0 if connection is None else connection.prefetch()
 

@@ -18,8 +18,8 @@ from base64 import b64encode
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.transport.connection import Connection, Opening, Owner, Shared
 from dispatcher.transport.secure import SecureConnection
 

@@ -26,11 +26,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from dispatcher.core.results import Failure, Reason
-from dispatcher.core.wheel import Entry
-from dispatcher.settings import NetworkSettings
-from dispatcher.tasks import Tasks
-from dispatcher.timers import Callback, Timers
+from dispatcher.core.request.results import Failure, Reason
+from dispatcher.core.retry.wheel import Entry
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.runtime.timers import Callback, Timers
+from dispatcher.settings.settings import NetworkSettings
 from dispatcher.transport.dial import LookupFailed
 from dispatcher.transport.dns import MAX_ADDRESSES, Answer, Dns, NotFound
 

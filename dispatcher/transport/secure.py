@@ -23,7 +23,7 @@ import contextlib
 import ssl
 from typing import Final
 
-from dispatcher.core.results import Failure, Reason
+from dispatcher.core.request.results import Failure, Reason
 from dispatcher.transport import tls
 from dispatcher.transport.connection import Connection, Opening, Owner, Shared
 

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from dispatcher.core.results import Failure, Reason
-from dispatcher.core.subscriptions import ClientCertificate
+from dispatcher.core.request.results import Failure, Reason
+from dispatcher.core.subscription.index import ClientCertificate
 
 # X509_V_ERR_* of OpenSSL (x509_vfy.h). Whatever else fails in verification is a matter of trust.
 _EXPIRED: Final = {9: "the certificate is not valid yet", 10: "the certificate has expired"}

@@ -33,10 +33,10 @@ from dispatcher.control.subscriptions import (
     Subscriptions,
     View,
 )
-from dispatcher.core.event_types import EventType
-from dispatcher.core.keys import Key
-from dispatcher.core.spec import Flaw
-from dispatcher.settings import Settings
+from dispatcher.core.control.keys import Key
+from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.subscription.spec import Flaw
+from dispatcher.settings.settings import Settings
 
 NOW = 1_760_000_000_000
 

@@ -10,8 +10,8 @@ import aiohttp
 from yarl import URL
 
 from dispatcher.api.server import ApiServer
-from dispatcher.metrics import Metrics
-from dispatcher.settings import ApiSettings, Settings
+from dispatcher.settings.settings import ApiSettings, Settings
+from dispatcher.telemetry.metrics import Metrics
 from tests.api.fakes import Plane
 
 KEY = "settings-key-" + "k" * 32

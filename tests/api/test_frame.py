@@ -16,7 +16,7 @@ from dispatcher.api import frame
 from dispatcher.api.routes import BODY_LIMIT, Allowed, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.control.errors import Overloaded, TooLarge, Unavailable, WrongState
-from dispatcher.tasks import Tasks
+from dispatcher.runtime.tasks import Tasks
 from tests.api.fakes import Plane
 from tests.api.serving import KEY, Answer, serving
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dispatcher.api.server import ApiServer, CannotListen
-from dispatcher.metrics import Metrics
+from dispatcher.telemetry.metrics import Metrics
 
 
 @asynccontextmanager

@@ -139,13 +139,13 @@ def test_metrics_are_read_as_the_daemon_writes_them() -> None:
 
 def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
     loop = "asyncio/runners.py:Runner.run"
-    done = "dispatcher/engine.py:Engine._done"
+    done = "dispatcher/delivery/engine.py:Engine._done"
     assert profiling._purpose((loop,)) == "event loop, sockets"
     assert profiling._purpose((loop, done)) == "attempt, result"
-    assert profiling._purpose((loop, done, "dispatcher/core/lanes.py:Lane.take")) == "queue"
+    assert profiling._purpose((loop, done, "dispatcher/core/endpoint/lane.py:Lane.take")) == "queue"
     assert profiling._purpose((loop, done, "dispatcher/transport/connection.py:Connection._write")) == "send"
-    prefetch = "dispatcher/core/request.py:Template.prefetch"
-    assert profiling._purpose((loop, "dispatcher/deliveries.py:_prefetch", prefetch)) == "prefetch"
+    prefetch = "dispatcher/core/request/build.py:Template.prefetch"
+    assert profiling._purpose((loop, "dispatcher/delivery/deliveries.py:_prefetch", prefetch)) == "prefetch"
     assert profiling._purpose((loop, "aiokafka/consumer/fetcher.py:FetchResult.getall")) == "consume"
     assert profiling._purpose(("elsewhere.py:f",)) == "other"
 
@@ -153,14 +153,17 @@ def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
 @pytest.mark.parametrize(
     ("symbol", "known_as"),
     [
-        ("CPyDef_lanes___Lane___take", "dispatcher/core/lanes.py:Lane.take"),
-        ("CPyDef_signing____Hmac___digest", "dispatcher/core/signing.py:_Hmac.digest"),
-        ("CPyPy_events___decode", "dispatcher/core/events.py:decode"),
-        ("CPyDef_events____envelope", "dispatcher/core/events.py:_envelope"),
-        ("CPyDef_dispatcher___attempts___AttemptLog___note", "dispatcher/attempts.py:AttemptLog.note"),
+        ("CPyDef_lane___Lane___take", "dispatcher/core/endpoint/lane.py:Lane.take"),
+        ("CPyDef_signing____Hmac___digest", "dispatcher/core/request/signing.py:_Hmac.digest"),
+        ("CPyPy_decode___decode", "dispatcher/core/event/decode.py:decode"),
+        ("CPyDef_decode____envelope", "dispatcher/core/event/decode.py:_envelope"),
         (
-            "CPyDef_dispatcher___attempts____write_AttemptLog_gen_____mypyc_generator_helper__",
-            "dispatcher/attempts.py:AttemptLog._write",
+            "CPyDef_attempt_log___AttemptLog___note",
+            "dispatcher/delivery/attempt_log.py:AttemptLog.note",
+        ),
+        (
+            "CPyDef_attempt_log____write_AttemptLog_gen_____mypyc_generator_helper__",
+            "dispatcher/delivery/attempt_log.py:AttemptLog._write",
         ),
     ],
 )

@@ -23,7 +23,7 @@ from dispatcher.broker.base import (
     TopicSpec,
 )
 from dispatcher.broker.open import open_broker
-from dispatcher.settings import KafkaSettings, SqliteSettings
+from dispatcher.settings.settings import KafkaSettings, SqliteSettings
 from tests.kafka.mock import MockCluster
 
 WITHIN = 30.0  # seconds that anything may take before it counts as hanging

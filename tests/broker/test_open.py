@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.broker.kafka import KafkaBroker
+from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.open import kafka_servers, open_broker, sqlite_path
-from dispatcher.broker.sqlite import SqliteBroker
-from dispatcher.settings import KafkaSettings
+from dispatcher.broker.sqlite.broker import SqliteBroker
+from dispatcher.settings.settings import KafkaSettings
 
 
 async def test_the_scheme_decides_which_broker_it_is(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from dispatcher.broker.base import Record, TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.commands.session import connected
-from dispatcher.core.events import decode
-from dispatcher.settings import Settings, load
+from dispatcher.core.event.decode import decode
+from dispatcher.settings.settings import Settings, load
 from tests.commands import console
 
 

@@ -23,7 +23,7 @@ from dispatcher.commands.receiver import (
     secret_key,
     verify,
 )
-from dispatcher.tasks import Tasks
+from dispatcher.runtime.tasks import Tasks
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(32)).decode()

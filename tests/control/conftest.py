@@ -13,11 +13,11 @@ from orjson import loads
 
 from dispatcher.broker.base import Message
 from dispatcher.control.plane import ControlPlane
-from dispatcher.core.netguard import Guard
-from dispatcher.core.results import HandshakeResponse, Response, Result
-from dispatcher.metrics import Metrics
-from dispatcher.registry import Registry
-from dispatcher.settings import ApiSettings, Settings
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.request.results import HandshakeResponse, Response, Result
+from dispatcher.registry.registry import Registry
+from dispatcher.settings.settings import ApiSettings, Settings
+from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.control.memory import MemoryStore
 from tests.fakes import MemoryBroker

@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 
 from dispatcher.control.errors import NotFound, Unavailable, VersionMismatch
 from dispatcher.control.store import Idempotency, Row, Store, Stored, StoredSecret, Table
-from dispatcher.core.event_types import EventType
-from dispatcher.core.keys import Key
-from dispatcher.core.netguard import Guard
-from dispatcher.core.policy import RetryPolicy
-from dispatcher.core.spec import Reader
-from dispatcher.core.subscriptions import Status
-from dispatcher.registry import Managed, Registry, Runtime
+from dispatcher.core.control.keys import Key
+from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Status
+from dispatcher.core.subscription.spec import Reader
+from dispatcher.registry.registry import Managed, Registry, Runtime
 
 T = TypeVar("T")
 

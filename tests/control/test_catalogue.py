@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dispatcher.control.announcements import TYPES
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import Invalid, NotFound, VersionMismatch
-from dispatcher.core.event_types import EventType
-from dispatcher.core.subscriptions import matches
+from dispatcher.control.operational_events import TYPES
+from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.subscription.index import matches
 from tests.control.conftest import Make, Plane
 
 SCHEMA = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, Message, MessageTooLarge, StoredRecord
-from dispatcher.control import announcements
+from dispatcher.control import operational_events as announcements
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
-from dispatcher.core.events import Event, decode
+from dispatcher.core.event.decode import Event, decode
 from tests.control.conftest import Make, Plane, until
 from tests.fakes import subscription
 

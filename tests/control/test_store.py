@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 from dispatcher.broker.base import BrokerUnavailable, Message, MessageTooLarge, TopicPartition
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
 from dispatcher.control.store import Idempotency, Store, StoredSecret, subscriptions_topic
-from dispatcher.core.changes import Change, to_headers
-from dispatcher.core.event_types import EventType
-from dispatcher.core.keys import Key
-from dispatcher.core.netguard import Guard
-from dispatcher.registry import Registry
-from dispatcher.settings import ApiSettings, Settings
+from dispatcher.core.control.keys import Key
+from dispatcher.core.control.ledger import Change, to_headers
+from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.request.netguard import Guard
+from dispatcher.registry.registry import Registry
+from dispatcher.settings.settings import ApiSettings, Settings
 from tests.fakes import MemoryBroker, MemoryReader
 
 pytestmark = pytest.mark.looptime

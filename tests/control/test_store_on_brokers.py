@@ -16,9 +16,9 @@ from dispatcher.broker.base import Broker
 from dispatcher.broker.open import open_broker
 from dispatcher.control.errors import Unavailable, VersionMismatch
 from dispatcher.control.store import Store, StoredSecret
-from dispatcher.core.netguard import Guard
-from dispatcher.registry import Registry
-from dispatcher.settings import Settings
+from dispatcher.core.request.netguard import Guard
+from dispatcher.registry.registry import Registry
+from dispatcher.settings.settings import Settings
 from tests.broker.backends import QUICK
 from tests.e2e.daemon import eventually
 from tests.kafka.server import Cluster

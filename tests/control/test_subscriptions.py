@@ -22,8 +22,8 @@ from dispatcher.control.errors import (
     WrongState,
 )
 from dispatcher.control.subscriptions import View
-from dispatcher.core.results import Failure, Reason, Response
-from dispatcher.core.subscriptions import Status
+from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.subscription.index import Status
 from tests.control.conftest import SECRET, Make, Plane, until
 
 pytestmark = [pytest.mark.looptime]

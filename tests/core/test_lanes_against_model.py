@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dispatcher.core.breaker import Breaker, State
-from dispatcher.core.lanes import _NO_SHARES, BURST, Lane, Share
-from dispatcher.core.pace import Pace, appointment
+from dispatcher.core.endpoint.breaker import Breaker, State
+from dispatcher.core.endpoint.lane import _NO_SHARES, BURST, Lane, Share
+from dispatcher.core.endpoint.pace import Pace, appointment
 
 KEYS = ["a", "b", "c"]
 LANE: Final = "the lane"

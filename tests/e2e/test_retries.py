@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from dispatcher.broker.open import open_broker
-from dispatcher.settings import KafkaSettings
+from dispatcher.settings.settings import KafkaSettings
 from tests.e2e.daemon import Endpoint, envelope, eventually
 from tests.e2e.test_delivery import Stage, broker_url, everything, stage
 

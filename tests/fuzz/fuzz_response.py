@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["dispatcher.transport"]):
 
 import structlog
 
-from dispatcher.core.results import Response
+from dispatcher.core.request.results import Response
 from tests.zoo.wire import Wire
 
 SENTINEL = b"HTTP/1.1 418 Teapot\r\nContent-Length: 8\r\n\r\nsentinel"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 _missing = None
 if shutil.which("cc") is None and shutil.which("gcc") is None:
@@ -50,7 +50,11 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(1200)
 def test_the_hot_path_is_compiled(site: Path) -> None:
-    modules = "dispatcher.deliveries", "dispatcher.core.lanes", "dispatcher.transport.connection"
+    modules = (
+        "dispatcher.delivery.deliveries",
+        "dispatcher.core.endpoint.lane",
+        "dispatcher.transport.connection",
+    )
     program = f"import importlib\nfor name in {modules}: print(importlib.import_module(name).__file__)"
     files = run(site, "-c", program).stdout.split()
     assert len(files) == len(modules)

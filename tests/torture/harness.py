@@ -45,10 +45,10 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
 )
-from dispatcher.broker.kafka import KafkaBroker
+from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.open import open_broker
-from dispatcher.settings import DeliverySettings, KafkaSettings
-from dispatcher.tasks import Tasks
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import DeliverySettings, KafkaSettings
 from tests.e2e.daemon import Daemon, envelope
 from tests.kafka.server import Cluster
 from tests.ports import free_port

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dispatcher.cli import main as dispatcher
-from dispatcher.core.offsets import PartitionTracker
-from dispatcher.outbox import Outbox
+from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.delivery.outbox import Outbox
 
 
 def commits_what_is_owed() -> None:

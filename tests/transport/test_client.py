@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.results import Failure, Reason, Response, Result
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.transport.dial import LookupFailed
 from tests.zoo.behaviours import OK, answers, drips, never_answers, response
 from tests.zoo.harness import Exchange, Harness, post

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from dispatcher.core.results import Failure, Reason, Response
+from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.transport import connection
 from dispatcher.transport.connection import KEPT_BODY, MAX_HEAD, keep_alive
 from tests.zoo.wire import CAP, Wire

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from pydantic import ValidationError
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.results import Failure, Reason, Response
-from dispatcher.settings import NetworkSettings
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.settings.settings import NetworkSettings
 from dispatcher.transport.proxy import Proxy
 from tests.zoo.behaviours import (
     OK,

@@ -8,12 +8,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from dispatcher.core.netguard import Blocked, Guard, Origin
-from dispatcher.core.results import Failure, Reason, Result
-from dispatcher.settings import DeliverySettings, NetworkSettings
-from dispatcher.timers import Timers
+from dispatcher.core.request.netguard import Blocked, Guard, Origin
+from dispatcher.core.request.results import Failure, Reason, Result
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport
-from tests.core.test_netguard import DENIED
+from tests.core.request.test_netguard import DENIED
 
 
 def is_address(text: str) -> bool:
@@ -24,7 +24,7 @@ def is_address(text: str) -> bool:
     return True
 
 
-# Other rows are spellings that are no addresses at all; their table is tests/core/test_netguard.py.
+# Other rows are spellings that are no addresses at all; their table is tests/core/request/test_netguard.py.
 ADDRESSES = [address for address, _ in DENIED if is_address(address)]
 
 

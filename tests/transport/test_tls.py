@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.core.netguard import Origin
-from dispatcher.core.results import Failure, Reason, Response
-from dispatcher.core.subscriptions import ClientCertificate
+from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.subscription.index import ClientCertificate
 from dispatcher.transport import tls
 from dispatcher.transport.tls import Gate
 from tests.zoo.behaviours import OK, answers, closes_after, response

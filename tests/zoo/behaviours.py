@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from dispatcher.core.results import Reason
+from dispatcher.core.request.results import Reason
 from tests.zoo import server as zoo
 from tests.zoo.server import Peer, Script, TlsPeer, over_tls
 

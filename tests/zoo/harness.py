@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from dispatcher.core.netguard import Guard, Origin
-from dispatcher.core.results import Result
-from dispatcher.core.subscriptions import ClientCertificate
-from dispatcher.settings import DeliverySettings, NetworkSettings
-from dispatcher.timers import Timers
+from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.results import Result
+from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.settings import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport
 from dispatcher.transport.dial import Lookup
 

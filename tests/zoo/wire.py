@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from dispatcher.core.results import Failure, Result
-from dispatcher.core.wheel import Entry
+from dispatcher.core.request.results import Failure, Result
+from dispatcher.core.retry.wheel import Entry
 from dispatcher.transport.connection import Connection, Shared
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"

@@ -1,0 +1,468 @@
+"""The Kafka broker: the connection to a cluster, its topics, and single records.
+
+Writing and consuming have modules of their own (`producer.py`, `consumer.py`), all of them on
+aiokafka 0.14, whose parts behave as its source says, not always as its documentation does. Here:
+
+- The library's own bootstrap hides why a server doesn't let us in, so `connect` tries the servers itself first.
+- It waits for a broker that is away for ever, and never asks the bootstrap servers again. `_watch` asks the
+  brokers every few seconds whether one answers, says in `problem` what is wrong, and asks the bootstrap
+  servers when no known broker answers.
+- It would create a topic by asking for it. Whether a topic is there is asked without.
+
+Rules:
+
+1. Connected means that there is a `_producer`: it is set when a server has let us in and a producer has
+   started, and taken away by `close`.
+2. The clients for topics (`_admin`), for single records (`_reader`) and for `produce_bulk` (`_bulk`) are made when first asked for, and thrown
+   away after an error. The reader has one partition at a time, so it serves one call at a time (`_reading`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.protocol.admin import ApiVersionRequest
+
+from dispatcher.broker.base import (
+    AssignmentListener,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Entry,
+    Message,
+    PartitionInfo,
+    Record,
+    TopicInfo,
+    TopicPartition,
+    TopicSpec,
+    check_exact,
+)
+from dispatcher.broker.kafka.client import (
+    client_options,
+    describe,
+    mapped,
+    milliseconds,
+    pause_after,
+    reason_of,
+    thin_out_logs,
+)
+from dispatcher.broker.kafka.consumer import KafkaConsumer, stop_consumer
+from dispatcher.broker.kafka.producer import KafkaProducer
+from dispatcher.broker.kafka.reader import KafkaReader
+from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_CONNECT_TIMEOUT = 10.0
+_WATCH_INTERVAL = 5.0
+_SHOWN_CONFIGS = {
+    "cleanup.policy",
+    "retention.ms",
+    "retention.bytes",
+    "max.message.bytes",
+    "min.compaction.lag.ms",
+    "min.insync.replicas",
+}
+
+
+class KafkaBroker:
+    """A connection to a Kafka cluster; `servers` are `host:port`."""
+
+    def __init__(self, servers: Sequence[str], settings: KafkaSettings) -> None:
+        self.settings = settings
+        self._servers = list(servers)
+        self._tasks = Tasks()
+        self._options: dict[str, Any] = {}
+        self._producer: KafkaProducer | None = None
+        self._bulk: KafkaProducer | None = None
+        self._admin: AIOKafkaAdminClient | None = None
+        self._reader: AIOKafkaConsumer | None = None
+        self._reading = asyncio.Lock()
+        self._consumers: set[KafkaConsumer] = set()
+        self._readers: set[KafkaReader] = set()
+        self._problem: str | None = "not connected yet"
+        thin_out_logs()
+
+    @property
+    def problem(self) -> str | None:
+        if self._problem is not None or self._producer is None:
+            return self._problem
+        return self._producer.problem
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What to make another client with."""
+        return self._options
+
+    async def connect(self) -> None:
+        if self._producer is not None:
+            return
+        self._options = client_options(self._servers, self.settings)
+        producer = KafkaProducer(self._options, self.settings, lambda: self._problem)
+        tries = 0
+        while self._producer is None:
+            try:
+                await self._probe()
+                await producer.live_client()
+                self._producer = producer
+            except BrokerUnavailable as error:
+                pause = pause_after(tries)
+                tries += 1
+                self._problem = str(error)
+                log.warning(
+                    "the broker is not there, trying again", error=str(error), tries=tries, pause=pause
+                )
+                await asyncio.sleep(pause)
+            except BrokerRefused as error:
+                self._problem = str(error)
+                raise
+        self._problem = None
+        log.info("connected to the broker", servers=self._servers, tries=tries + 1)
+        self._tasks.start(self._watch(), "kafka watch")
+
+    async def _probe(self) -> None:
+        """Return when a bootstrap server lets us in. The library's own bootstrap hides why one doesn't."""
+        options = self._options | {
+            "request_timeout_ms": milliseconds(min(_CONNECT_TIMEOUT, self.settings.request_timeout))
+        }
+        del options["bootstrap_servers"], options["retry_backoff_ms"]
+        found: list[BrokerError] = []
+        for host, port, _ in collect_hosts(self._servers):
+            try:
+                connection = await create_conn(host, port, **options)
+            except (errors.KafkaError, OSError, TimeoutError, ValueError) as error:
+                found.append(mapped(error, f"{host}:{port}"))
+            else:
+                connection.close()
+                return
+        for problem in found:
+            if isinstance(problem, BrokerRefused):
+                raise problem
+        raise BrokerUnavailable("; ".join(str(problem) for problem in found))
+
+    async def _watch(self) -> None:
+        """Ask every few seconds whether a broker answers; where none does, ask the bootstrap servers."""
+        tries = 0
+        while True:
+            await asyncio.sleep(pause_after(tries) if tries else _WATCH_INTERVAL)
+            try:
+                await self._check()
+            except BrokerError as error:
+                pause = pause_after(tries)
+                tries += 1
+                self._problem = await self._reason(error)
+                log.warning("the broker is away, trying again", error=self._problem, tries=tries, pause=pause)
+                await self._bootstrap_again()
+            else:
+                if tries:
+                    log.info("the broker is back", tries=tries)
+                tries = 0
+                self._problem = None
+
+    async def _reason(self, error: BrokerError) -> str:
+        """What the bootstrap servers say of it, if they don't answer either; the library says little."""
+        try:
+            await self._probe()
+        except BrokerError as said:
+            return str(said)
+        return str(error)
+
+    async def _check(self) -> None:
+        client = await self._connected().live_client()
+        problem = "no broker is known"
+        for broker in client.cluster.brokers():
+            try:
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    await client.send(broker.nodeId, ApiVersionRequest())
+            except (errors.KafkaError, OSError, TimeoutError) as error:
+                problem = f"{broker.host}:{broker.port}: {reason_of(error)}"
+            else:
+                return
+        raise BrokerUnavailable(f"no broker of the cluster answers ({problem})")
+
+    async def _bootstrap_again(self) -> None:
+        """Learn the brokers' addresses anew: all of them may have moved."""
+        clients = [consumer.client for consumer in self._consumers]
+        clients += [reader.client for reader in self._readers]
+        clients += [producer.client for producer in (self._producer, self._bulk) if producer is not None]
+        for client in clients:
+            if client is not None:
+                with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
+                    await client.bootstrap()
+
+    async def close(self) -> None:
+        for consumer in list(self._consumers):
+            await consumer.stop()
+        for reader in list(self._readers):
+            await reader.stop()
+        await self._tasks.stop()
+        producers = [producer for producer in (self._producer, self._bulk) if producer is not None]
+        self._producer = self._bulk = None
+        self._problem = "closed"
+        for producer in producers:
+            await producer.close()
+        await self._drop_reader()
+        await self._drop_admin()
+
+    def consumer(
+        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+    ) -> KafkaConsumer:
+        consumer = KafkaConsumer(self, topics, group, listener, own=own)
+        self._consumers.add(consumer)
+        return consumer
+
+    def reader(self, topic: str, partition: int = 0) -> KafkaReader:
+        reader = KafkaReader(self, TopicPartition(topic, partition))
+        self._readers.add(reader)
+        return reader
+
+    def forget_reader(self, reader: KafkaReader) -> None:
+        """It has stopped."""
+        self._readers.discard(reader)
+
+    def forget(self, consumer: KafkaConsumer) -> None:
+        """It has stopped."""
+        self._consumers.discard(consumer)
+
+    def _connected(self) -> KafkaProducer:
+        """The producer; BrokerUnavailable while there is no connection (rule 1)."""
+        if self._producer is None:
+            raise BrokerUnavailable(self._problem or "not connected")
+        return self._producer
+
+    # Records.
+
+    async def produce(self, messages: Sequence[Message]) -> None:
+        await self._connected().produce(messages)
+
+    async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        self._connected()
+        if self._bulk is None:
+            self._bulk = KafkaProducer(self._options, self.settings, lambda: self._problem)
+        await self._bulk.produce_bulk(topic, entries)
+
+    async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        if offset < 0:
+            return None
+        key = KafkaPartition(*partition)
+        return await self._with_reader(
+            lambda reader: self._read(reader, key, offset), f"reading {key[0]}-{key[1]}"
+        )
+
+    async def _read(self, reader: AIOKafkaConsumer, key: KafkaPartition, offset: int) -> Record | None:
+        if key.partition not in (reader.partitions_for_topic(key.topic) or ()):
+            found = (await self.describe([key.topic])).get(key.topic)
+            if found is None or key.partition not in found:
+                return None
+        first, end = await asyncio.gather(reader.beginning_offsets([key]), reader.end_offsets([key]))
+        if not first[key] <= offset < end[key]:
+            return None
+        reader.assign([key])
+        try:
+            reader.seek(key, offset)
+            while True:
+                for records in (await reader.getmany(key, timeout_ms=1000, max_records=1)).values():
+                    record: Record = records[0]
+                    if record.offset >= offset:
+                        return record if record.offset == offset else None
+                    # The assignment's own look for where to start has come after the seek.
+                    reader.seek(key, offset)
+                if await reader.position(key) > offset:
+                    return None  # compacted away, or a transaction's marker
+        finally:
+            reader.pause(key)  # or it would go on fetching what nobody reads
+
+    async def _with_reader(self, ask: Callable[[AIOKafkaConsumer], Awaitable[T]], doing: str) -> T:
+        """Ask the consumer without a group; a new one after an error."""
+        self._connected()
+        async with self._reading:
+            try:
+                async with asyncio.timeout(self.settings.request_timeout):
+                    if self._reader is None:
+                        reader = AIOKafkaConsumer(
+                            **self._options,
+                            group_id=None,
+                            enable_auto_commit=False,
+                            auto_offset_reset="earliest",
+                            max_partition_fetch_bytes=64 * 1024,  # a larger record comes all the same
+                            isolation_level="read_committed",
+                        )
+                        try:
+                            await reader.start()
+                        except BaseException:
+                            await stop_consumer(reader)
+                            raise
+                        self._reader = reader
+                    return await ask(self._reader)
+            except (errors.KafkaError, OSError, TimeoutError) as error:
+                await self._drop_reader()
+                raise mapped(error, doing) from error
+
+    async def _drop_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await stop_consumer(reader)
+
+    # Topics.
+
+    async def describe(self, topics: Sequence[str] | None) -> dict[str, list[int]]:
+        """The partitions of each of these topics that exists (None: of all but the broker's own)."""
+        return await describe(await self._connected().live_client(), topics)
+
+    async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
+        found = await self.describe([spec.name for spec in topics])
+        missing = [spec for spec in topics if spec.name not in found]
+        exact = [spec for spec in topics if spec.exact and spec.name in found]
+        if exact:
+            configs = await self._configs([spec.name for spec in exact])
+            for spec in exact:
+                check_exact(spec, len(found[spec.name]), configs.get(spec.name, {}))
+        if not create or not missing:
+            return [spec.name for spec in missing]
+        await self._with_admin(lambda admin: self._create(admin, missing), "creating topics")
+        names = [spec.name for spec in missing]
+        deadline = time.monotonic() + self.settings.request_timeout
+        while left := sorted(set(names) - (await self.describe(names)).keys()):
+            if time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(0.1)
+        return []
+
+    async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
+        if admin._client.cluster.controller is None:
+            await admin._client.force_metadata_update()
+            if admin._client.cluster.controller is None:
+                raise BrokerUnavailable("the cluster has no controller just now")
+        defaults: Mapping[str, str] = {}
+        for attempt in range(3):
+            request = [
+                NewTopic(
+                    spec.name,
+                    spec.partitions or int(defaults.get("num.partitions", -1)),
+                    spec.replication or int(defaults.get("default.replication.factor", -1)),
+                    # Without it -1, the broker's default, is not let through.
+                    replica_assignments={}
+                    if None in (spec.partitions, spec.replication) and not defaults
+                    else None,
+                    topic_configs=dict(spec.config),
+                )
+                for spec in specs
+            ]
+            response = await admin.create_topics(request)
+            again = False
+            for name, code, *said in response.topic_errors:
+                error = errors.for_code(code)
+                if error is errors.NoError:
+                    log.info("topic created", topic=name)
+                elif error is errors.TopicAlreadyExistsError:
+                    continue
+                elif (
+                    error in {errors.InvalidReplicationFactorError, errors.InvalidPartitionsError}
+                    and not defaults
+                ):
+                    defaults = await self._broker_defaults(admin)  # brokers before 2.4 don't know -1
+                    again = True
+                elif error.retriable and attempt < 2:
+                    again = True
+                else:
+                    detail = said[0] if said and said[0] else error.description
+                    raise BrokerRefused(f"topic {name} could not be created: {detail}")
+            if not again:
+                return
+            await asyncio.sleep(0.5)
+
+    async def _broker_defaults(self, admin: AIOKafkaAdminClient) -> Mapping[str, str]:
+        cluster = await admin.describe_cluster()
+        wanted = dict.fromkeys(("num.partitions", "default.replication.factor"))
+        node = str(cluster["brokers"][0]["node_id"])
+        (response,) = await admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, node, wanted)])
+        return {entry[0]: entry[1] for resource in response.resources for entry in resource[4]}
+
+    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
+        found = await self.describe(None)
+        keys = [KafkaPartition(name, number) for name, numbers in found.items() for number in numbers]
+        if not keys:
+            return []
+
+        async def offsets(reader: AIOKafkaConsumer) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+            # All at once: asked for offsets, the library looks for one unknown topic after the other.
+            await reader._client.set_topics(found)
+            first, end = await asyncio.gather(reader.beginning_offsets(keys), reader.end_offsets(keys))
+            return first, end
+
+        first, end = await self._with_reader(offsets, "asking for offsets")
+        committed: Mapping[Any, Any] = {}
+        if group is not None:
+            name = group
+            committed = await self._with_admin(
+                lambda admin: admin.list_consumer_group_offsets(name, partitions=keys),
+                f"asking for the offsets of group {group}",
+            )
+        configs = await self._configs(list(found))
+        return [
+            TopicInfo(
+                name,
+                [
+                    PartitionInfo(
+                        number,
+                        first[name, number],  # a partition equals any tuple of the same values
+                        end[name, number],
+                        committed[name, number].offset
+                        if (name, number) in committed and committed[name, number].offset >= 0
+                        else None,
+                    )
+                    for number in numbers
+                ],
+                configs.get(name, {}),
+            )
+            for name, numbers in sorted(found.items())
+        ]
+
+    async def _configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What may be shown of each topic's config; nothing where that isn't allowed."""
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+        try:
+            (response,) = await self._with_admin(
+                lambda admin: admin.describe_configs(resources), "asking for configs"
+            )
+        except BrokerError as error:
+            log.info("topic configs can't be read", error=str(error))
+            return {}
+        return {
+            name: {entry[0]: entry[1] for entry in entries if entry[0] in _SHOWN_CONFIGS}
+            for _, _, _, name, entries in response.resources
+        }
+
+    async def _with_admin(self, ask: Callable[[AIOKafkaAdminClient], Awaitable[T]], doing: str) -> T:
+        self._connected()
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                if self._admin is None:
+                    admin = AIOKafkaAdminClient(**self._options)
+                    try:
+                        await admin.start()
+                    except BaseException:
+                        await admin.close()
+                        raise
+                    self._admin = admin
+                return await ask(self._admin)
+        except (errors.KafkaError, OSError, TimeoutError) as error:
+            await self._drop_admin()
+            raise mapped(error, doing) from error
+
+    async def _drop_admin(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
+                await admin.close()

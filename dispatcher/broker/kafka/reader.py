@@ -1,0 +1,187 @@
+"""Reading one whole partition from Kafka without a group: a `Reader` of the port on a consumer of aiokafka.
+
+The library goes on after what was cut away or made anew as if nothing had happened (`auto_offset_reset`); here
+that is an error, since whoever reads a whole partition keeps what it read. Its background task may die, and it
+doesn't tell: `read` looks after it, and goes on with another consumer where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
+from aiokafka.client import AIOKafkaClient
+
+from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable, Record, TopicPartition
+from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after
+from dispatcher.broker.kafka.consumer import stop_consumer
+from dispatcher.settings.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+
+class Cluster(Protocol):
+    """What a reader needs of the connection it belongs to."""
+
+    @property
+    def settings(self) -> KafkaSettings: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What to make a client of the library with, once connected."""
+
+    async def describe(self, topics: Sequence[str]) -> dict[str, list[int]]:
+        """The partitions of each of these topics that exists."""
+
+    def forget_reader(self, reader: KafkaReader) -> None:
+        """It has stopped."""
+
+
+class KafkaReader:
+    """Reads a partition from its first record on, and follows it."""
+
+    def __init__(self, cluster: Cluster, partition: TopicPartition) -> None:
+        self._cluster = cluster
+        self._partition = KafkaPartition(*partition)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._position: int | None = None  # the next offset to read
+        self._end = 0  # where it had to come to be caught up
+        self._caught_up = False
+        self._stopped = False
+        self._problem: str | None = "not started yet"
+
+    @property
+    def client(self) -> AIOKafkaClient | None:
+        return None if self._consumer is None else self._consumer._client
+
+    @property
+    def caught_up(self) -> bool:
+        return self._caught_up
+
+    @property
+    def problem(self) -> str | None:
+        return self._problem
+
+    async def start(self) -> None:
+        tries = 0
+        while self._consumer is None and not self._stopped:
+            try:
+                await self._start()
+            except BrokerUnavailable as error:
+                pause = pause_after(tries)
+                tries += 1
+                self._problem = str(error)
+                log.warning("can't read the topic, trying again", error=str(error), tries=tries, pause=pause)
+                await asyncio.sleep(pause)
+            except BrokerError as error:
+                self._problem = str(error)
+                raise
+
+    async def _start(self) -> None:
+        topic, number = self._partition
+        if number not in (await self._cluster.describe([topic])).get(topic, ()):
+            raise BrokerUnavailable(f"partition {topic}-{number} does not exist")
+        settings = self._cluster.settings
+        consumer = AIOKafkaConsumer(
+            **self._cluster.options,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=milliseconds(settings.fetch_max_wait),
+            fetch_max_bytes=settings.fetch_max_bytes,
+            max_partition_fetch_bytes=settings.fetch_max_bytes_per_partition,
+        )
+        try:
+            async with asyncio.timeout(settings.request_timeout):
+                await consumer.start()
+                first = (await consumer.beginning_offsets([self._partition]))[self._partition]
+                end = (await consumer.end_offsets([self._partition]))[self._partition]
+            position = self._go_on(first, end)
+            consumer.assign([self._partition])
+            consumer.seek(self._partition, position)  # before it can look for a position by itself
+        except BaseException as error:
+            await stop_consumer(consumer)
+            if isinstance(error, errors.KafkaError | OSError | TimeoutError):
+                raise mapped(error, f"reading {topic}-{number}") from error
+            raise
+        self._consumer = consumer
+        self._advance(position)
+        self._problem = None
+
+    def _go_on(self, first: int, end: int) -> int:
+        """Where to go on reading, or to begin."""
+        if self._position is None:
+            self._position, self._end = first, end
+        elif not first <= self._position <= end:
+            raise self._cut(f"it has the offsets {first} to {end}")
+        return self._position
+
+    async def read(self, timeout: float, limit: int) -> Sequence[Record]:
+        consumer = self._consumer
+        if self._stopped:
+            return ()
+        if consumer is None or consumer._fetcher._fetch_task.done():
+            await self._restart()
+            consumer = self._consumer
+        if consumer is None:
+            return ()
+        try:
+            fetched = await consumer.getmany(self._partition, timeout_ms=timeout * 1000, max_records=limit)
+            if not fetched:
+                # What was compacted away at the end is not waited for.
+                async with asyncio.timeout(0.1):
+                    self._advance(await consumer.position(self._partition))
+        except errors.ConsumerStoppedError:
+            return ()
+        except errors.OffsetOutOfRangeError as error:
+            raise self._cut("the next offset is not there any more") from error
+        except TimeoutError:
+            return ()
+        except (errors.KafkaError, OSError) as error:
+            problem = mapped(error, f"reading {self._partition.topic}-{self._partition.partition}")
+            if self._problem != str(problem):
+                log.warning("can't read the topic, trying again", error=str(problem))
+            self._problem = str(problem)
+            if isinstance(problem, BrokerRefused):
+                raise problem from error
+            await asyncio.sleep(min(timeout, 1.0))
+            return ()
+        self._problem = None
+        if not fetched:
+            return ()
+        records: list[Record] = fetched[self._partition]
+        if self._position is not None and records[0].offset < self._position:
+            raise self._cut(f"offset {records[0].offset} follows")
+        self._advance(records[-1].offset + 1)
+        return records
+
+    def _advance(self, position: int) -> None:
+        self._position = max(position, self._position or 0)
+        self._caught_up = self._caught_up or self._position >= self._end
+
+    async def _restart(self) -> None:
+        log.error("the reader has died, starting another", topic=self._partition.topic)
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_consumer(consumer)
+        await self.start()
+
+    def _cut(self, what: str) -> BrokerError:
+        topic, number = self._partition
+        self._problem = (
+            f"{topic}-{number} was cut or its topic made anew: it was read to offset {self._position}, and {what};"
+            " start again to read it from its beginning"
+        )
+        return BrokerError(self._problem)
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self._problem = "stopped"
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_consumer(consumer)
+        self._cluster.forget_reader(self)

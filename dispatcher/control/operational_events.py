@@ -1,0 +1,117 @@
+"""Operational events: what happens to subscriptions, published like any other event, so that a webhook can want them.
+
+They go to the first events topic and from there the way of every event, to whoever subscribed to
+`dispatcher.*`. Nothing waits for them, and nothing that matters depends on them: the log and the
+metrics tell the same. So they are best effort, and bounded twice: a rate (a broken endpoint with ten
+thousand deliveries to give up must not drown the topic in notices), and a queue while the broker is away.
+
+No loop comes of them: what becomes of the delivery of an operational event is not announced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from secrets import token_hex
+from typing import Any, Final
+
+import structlog
+from orjson import JSONEncodeError, dumps
+
+from dispatcher.broker.base import BrokerError, Message
+from dispatcher.core.subscription.index import EVERY_TENANT
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+RESERVED: Final = "dispatcher."
+"""What the types of operational events begin with; nobody else may publish such."""
+
+CREATED: Final = "dispatcher.subscription.created"
+DELETED: Final = "dispatcher.subscription.deleted"
+DISABLED: Final = "dispatcher.subscription.disabled"
+VALIDATED: Final = "dispatcher.subscription.validated"
+EXHAUSTED: Final = "dispatcher.delivery.exhausted"
+
+TYPES: Final = (CREATED, DELETED, DISABLED, VALIDATED, EXHAUSTED)
+
+_RATE: Final = 50.0  # a second
+_BURST: Final = 500.0
+_QUEUED: Final = 1000
+_BATCH: Final = 100
+_PAUSES: Final = (0.2, 1.0, 5.0)  # seconds between tries; the last one goes on
+_TOLD: Final = 60.0  # seconds between two log lines about those left out
+
+
+class Announcer:
+    """Publishes them. `announce` may be called from anywhere on the loop; it never waits."""
+
+    def __init__(
+        self,
+        produce: Callable[[Sequence[Message]], Awaitable[None]],
+        topic: str,
+        metrics: Metrics,
+        wall: Callable[[], float],
+        *,
+        enabled: bool,
+    ) -> None:
+        """`wall` gives Unix seconds."""
+        self._produce = produce
+        self._topic = topic
+        self._metrics = metrics
+        self._wall = wall
+        self._enabled = enabled
+        self._queue: deque[Message] = deque()
+        self._some = asyncio.Event()
+        self._tokens = _BURST
+        self._since = wall()
+        self._told = 0.0
+
+    def announce(self, type: str, subscription_id: str, tenant: str | None, data: dict[str, Any]) -> None:  # noqa: A002 - the field's name
+        """Publish it soon, unless there are too many."""
+        if not self._enabled:
+            return
+        now = self._wall()
+        self._tokens = min(_BURST, self._tokens + max(0.0, now - self._since) * _RATE)
+        self._since = now
+        if self._tokens < 1 or len(self._queue) >= _QUEUED:
+            self._metrics.announcements["dropped"] += 1
+            if now - self._told >= _TOLD:
+                self._told = now
+                log.warning("too many operational events: some are left out", type=type)
+            return
+        self._tokens -= 1
+        event_id = f"evt_{token_hex(12)}"
+        document: dict[str, Any] = {"id": event_id, "type": type, "created": round(now, 3)}
+        if tenant is not None and tenant != EVERY_TENANT:
+            document["tenant"] = tenant
+        document["data"] = {"subscription_id": subscription_id, **data}
+        try:
+            value = dumps(document)
+        except JSONEncodeError:
+            # The outbox calls this: a notice must not end what delivers.
+            log.exception("an operational event could not be written", type=type)
+            return
+        self._queue.append(Message(self._topic, value, subscription_id.encode()))
+        self._some.set()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        tries = 0
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            while self._queue:
+                batch = [self._queue[number] for number in range(min(_BATCH, len(self._queue)))]
+                try:
+                    await self._produce(batch)
+                except BrokerError as error:
+                    log.warning("operational events could not be written, trying again", error=str(error))
+                    await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+                    tries += 1
+                    continue
+                tries = 0
+                self._metrics.announcements["published"] += len(batch)
+                for _ in batch:
+                    self._queue.popleft()

@@ -1,0 +1,158 @@
+"""Requests that somebody waits for: pings and validations.
+
+They are built, signed, guarded and carried like every delivery, by the same code, and they aren't
+deliveries: no offset owes them, nothing retries them, and no status, breaker, limit or queue of the
+subscription's lane keeps them back. That is their use. Whoever pings at three in the morning asks
+whether the endpoint answers *now*, and a ping behind ten thousand queued deliveries, or dropped because the
+subscription is paused, would not tell. So they have slots of their own, few for each host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from dispatcher.core.event.decode import Event
+from dispatcher.core.request.build import build, retarget
+from dispatcher.core.request.handshake import (
+    Allowed,
+    Refused,
+    Unknown,
+    challenge_request,
+    handshake_request,
+    judge_challenge,
+    judge_handshake,
+)
+from dispatcher.core.request.netguard import Blocked, Guard, Origin, Target
+from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.subscription.index import ClientCertificate, Subscription
+from dispatcher.transport.base import Exchange
+
+_PER_HOST: Final = 4
+_ALL: Final = 64
+# Seconds, whatever the subscription's timeout: it may be ten minutes, and the slots are everybody's.
+_PING: Final = 60.0
+_VALIDATION: Final = 20.0  # each of the two ways
+_FOLLOWED: Final = frozenset({307, 308})
+_MAX_HOPS: Final = 3
+
+
+class Busy(Exception):
+    """Too many probes are under way, of this host or altogether."""
+
+
+class Probed(NamedTuple):
+    """What came of a ping; `duration` in seconds."""
+
+    result: Result
+    duration: float
+
+
+class Carrier(Protocol):
+    """The transport, as far as probes need it."""
+
+    def send(
+        self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None
+    ) -> object:
+        """On a pooled connection, if there is one."""
+
+    def ask(self, origin: Origin, exchange: Exchange, certificate: ClientCertificate | None = None) -> None:
+        """On a connection of its own."""
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Give it up."""
+
+
+class _Probe:
+    """One request and the future that its result goes to."""
+
+    __slots__ = ("answer", "deadline", "request")
+
+    def __init__(self, request: bytes, deadline: float, answer: asyncio.Future[Result]) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.answer = answer
+
+    def done(self, result: Result) -> None:
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+
+class Probes:
+    """Sends them, a bounded number at a time."""
+
+    def __init__(self, transport: Carrier, guard: Guard, origin: str, wall: Callable[[], float]) -> None:
+        """`origin` is who we are to endpoints (WebHook-Request-Origin); `wall` gives Unix seconds."""
+        self._transport = transport
+        self._guard = guard
+        self._origin = origin
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        self._under_way: Counter[Origin] = Counter()
+
+    async def ping(self, subscription: Subscription, event: Event) -> Probed:
+        """Deliver the event to it, once, whatever its status. Raises Busy."""
+        request = build(subscription, event, int(self._wall()))
+        started = self._loop.time()
+        deadline = started + min(subscription.timeout, _PING)
+        origin = subscription.origin
+        base = Target(origin, subscription.target, origin.host_header)
+        for _ in range(_MAX_HOPS):
+            result = await self._send(subscription, request, deadline)
+            if not (
+                subscription.follow_redirects
+                and isinstance(result, Response)
+                and result.status in _FOLLOWED
+                and result.location
+            ):
+                break
+            try:
+                base = self._guard.check_redirect(base, result.location)
+            except Blocked as error:
+                result = Failure(Reason.BLOCKED, f"status {result.status}, not followed: {error}")
+                break
+            request = retarget(request, base.target)
+        else:
+            result = await self._send(subscription, request, deadline)
+        return Probed(result, self._loop.time() - started)
+
+    async def validate(
+        self, subscription: Subscription, event_id: str, challenge: str, rate: int | None = None
+    ) -> Allowed | Refused:
+        """Ask the endpoint whether it wants these events. `rate` is what is asked for, a minute. Raises Busy."""
+        parts = subscription.request
+        deadline = self._loop.time() + min(subscription.timeout, _VALIDATION)
+        request = handshake_request(parts, self._origin, rate)
+        verdict = judge_handshake(await self._send(subscription, request, deadline, alone=True), self._origin)
+        if not isinstance(verdict, Unknown):
+            return verdict
+        deadline = self._loop.time() + min(subscription.timeout, _VALIDATION)
+        request = challenge_request(parts, event_id, challenge, int(self._wall()))
+        answer = judge_challenge(await self._send(subscription, request, deadline), challenge)
+        if isinstance(answer, Refused):
+            return Refused(f"{answer.detail}; {verdict.detail}")
+        return answer
+
+    async def _send(
+        self, subscription: Subscription, request: bytes, deadline: float, *, alone: bool = False
+    ) -> Result:
+        origin = subscription.origin
+        under_way = self._under_way
+        if under_way[origin] >= _PER_HOST or under_way.total() >= _ALL:
+            raise Busy(f"{under_way[origin]} requests like this are under way to {origin.host}")
+        under_way[origin] += 1
+        probe = _Probe(request, deadline, self._loop.create_future())
+        try:
+            send = self._transport.ask if alone else self._transport.send
+            send(origin, probe, subscription.certificate)
+            return await probe.answer
+        except asyncio.CancelledError:
+            # Nobody waits for it any more.
+            self._transport.cancel(probe)
+            raise
+        finally:
+            under_way[origin] -= 1
+            if not under_way[origin]:
+                del under_way[origin]

@@ -1,0 +1,443 @@
+"""Event, and decoding a record into one.
+
+Four record formats, the first that fits wins: CloudEvents binary (header `ce_specversion`),
+CloudEvents structured (`content-type: application/cloudevents+json`), header-routed (header
+`type`), JSON envelope. Whatever the format, the body stays the bytes that were published, and
+everything that goes onto the wire beside it is checked here, once per record, and kept as one
+ready block of header lines: a delivery only copies it.
+
+This runs once per record, so the usual record (no headers, an envelope) costs one pass over the JSON
+that makes objects of the five fields it needs only: a third of what a whole parse costs at 1 KiB, and less the
+larger the event (benchmarks/micro.py). What it passes over is checked all the same, as every receiver
+will have to parse it: only a number too large for a double passes that a whole parse refuses. Types and
+content types come from small vocabularies, so their checks are cached; only what passed is remembered, in
+bounded caches that garbage can't fill.
+
+Rules:
+
+1. Strict about what routes and identifies (id, type, tenant, CloudEvents' required attributes,
+   content type): a wrong value there makes the record invalid, never a guess.
+2. Lenient about what only accompanies: a `traceparent` or a time that can't be read is dropped
+   and the event delivered.
+3. Of several headers with one name the last counts, as in Kafka's own `lastHeader`. A header
+   without a value counts as absent. Names are compared exactly, as Kafka does.
+4. JSON's `null` counts as absent. Of duplicate keys the last counts (as nearly everybody has it).
+   An empty string is a value, and a wrong one: an empty tenant must not become "no tenant".
+5. No byte outside visible ASCII, space and tab gets into `head`, but for the CRLF of each line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
+
+from orjson import JSONDecodeError, loads
+
+from dispatcher.core.event.envelope import MISSING, NotAnObject, NotJson, decode_envelope
+
+MAX_ID: Final = 256
+MAX_TYPE: Final = 256
+MAX_TENANT: Final = 256
+MAX_HEAD: Final = 16_384  # many servers take no more than that in header lines altogether
+
+JSON_HEAD: Final = b"Content-Type: application/json\r\n"
+
+_Time = str | bytes | int | float | None
+
+
+class InvalidEvent(ValueError):
+    """The record can't be read as an event. `reason` is one of `REASONS`; `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+# Closed set: metric labels.
+REASONS: Final = frozenset(
+    {
+        "tombstone",
+        "json",  # not JSON, or not an object
+        "type",
+        "id",
+        "tenant",
+        "content_type",
+        "cloudevent",  # a required attribute is missing, or an attribute is unusable
+        "headers",  # the head would be too large
+    }
+)
+
+
+class Record(Protocol):
+    """What decoding needs of a record."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Event:
+    """One event. Treated as immutable; plain slots, since one is made for every record."""
+
+    __slots__ = ("_time", "body", "head", "id", "tenant", "timestamp_ms", "type")
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        type: str,  # noqa: A002 - the field's name
+        tenant: str | None,
+        body: bytes,
+        timestamp_ms: int,
+        head: bytes,
+        time: _Time = None,
+    ) -> None:
+        """`timestamp_ms` is the record's. `time` is the event's own: ISO 8601, or Unix seconds."""
+        self.id = id
+        self.type = type
+        self.tenant = tenant
+        self.body = body
+        self.timestamp_ms = timestamp_ms
+        self.head = head
+        self._time = time
+
+    def __repr__(self) -> str:
+        return f"<Event {self.id} {self.type} tenant={self.tenant!r} {len(self.body)} bytes>"
+
+    @property
+    def occurred_ms(self) -> int:
+        """When it happened, in Unix milliseconds: its own time if it tells one, else the record's.
+
+        Read on demand, because only thin payloads ask for it.
+        """
+        found = _milliseconds(self._time)
+        return self.timestamp_ms if found is None else found
+
+
+def decode(record: Record, topic: str, partition: int) -> Event:
+    """Read a record of that partition as an event; raises InvalidEvent, whatever the bytes."""
+    value = record.value
+    if value is None:
+        raise InvalidEvent("tombstone", "the record has no value")
+    if not record.headers:
+        return _envelope(record, topic, partition, value, JSON_HEAD)
+    headers = dict(record.headers)
+    if headers.get("ce_specversion") is not None:
+        return _binary(record, value, headers)
+    media = headers.get("content-type")
+    if media is None:
+        head = JSON_HEAD
+    else:
+        content_type = _content_type(media)
+        head = content_type.line
+        if content_type.structured:
+            return _structured(record, value, head + _trace(headers))
+    if headers.get("traceparent") is not None:
+        head += _trace(headers)
+    kind = headers.get("type")
+    if kind is None:
+        return _envelope(record, topic, partition, value, head)
+    raw_id = headers.get("id")
+    raw_tenant = headers.get("tenant")
+    return Event(
+        fallback_id(topic, partition, record.offset) if raw_id is None else _id_of(raw_id),
+        _type_of(kind),
+        None if raw_tenant is None else _tenant_of(raw_tenant),
+        value,
+        record.timestamp,
+        head,
+        headers.get("timestamp"),
+    )
+
+
+def _envelope(record: Record, topic: str, partition: int, value: bytes, head: bytes) -> Event:
+    try:
+        # What is only passed over is not looked at as UTF-8.
+        if not value.isascii():
+            value.decode()
+        document = decode_envelope(value)
+    except NotAnObject:
+        raise InvalidEvent("json", _OBJECT_DETAIL) from None
+    except (NotJson, UnicodeDecodeError) as error:
+        # Neither of them quotes the document.
+        raise InvalidEvent("json", f"the value is not JSON: {str(error)[:200]}") from None
+    except RecursionError:
+        raise InvalidEvent("json", "the value is not JSON that anybody reads: nested too deeply") from None
+    kind = document.type
+    if not isinstance(kind, str):
+        raise InvalidEvent("type", "the envelope has no type" if kind is MISSING else _TYPE_DETAIL)
+    checked_type = check_type(kind)
+    event_id = document.id
+    if event_id is None:
+        event_id = fallback_id(topic, partition, record.offset)
+    elif not isinstance(event_id, str) or not valid_id(event_id):
+        raise InvalidEvent("id", _ID_DETAIL)
+    tenant = document.tenant
+    if tenant is not None and not (isinstance(tenant, str) and valid_tenant(tenant)):
+        raise InvalidEvent("tenant", _TENANT_DETAIL)
+    time = document.created
+    if time is None:
+        time = document.timestamp
+    # A container in its place would be kept alive with the event, unaccounted for.
+    if time is not None and not isinstance(time, (str, int, float)):
+        time = None
+    return Event(event_id, checked_type, tenant, value, record.timestamp, head, time)
+
+
+def _structured(record: Record, value: bytes, head: bytes) -> Event:
+    """CloudEvents JSON format 1.0, delivered as it is."""
+    document = _object(value)
+    _check_required(document)
+    event_id = document["id"]
+    if not valid_id(event_id):
+        raise InvalidEvent("id", _ID_DETAIL)
+    tenant = document.get("tenant")
+    if tenant is not None and not (isinstance(tenant, str) and valid_tenant(tenant)):
+        raise InvalidEvent("tenant", _TENANT_DETAIL)
+    time = document.get("time")
+    return Event(
+        event_id,
+        check_type(document["type"]),
+        tenant,
+        value,
+        record.timestamp,
+        head,
+        time if isinstance(time, str) else None,
+    )
+
+
+def _binary(record: Record, value: bytes, headers: Mapping[str, bytes | None]) -> Event:
+    """CloudEvents Kafka binding 1.0.2, 3.2, to HTTP binding 1.0.2, 3.1."""
+    attributes: dict[str, str] = {}
+    lines: list[bytes] = []
+    for name, raw in headers.items():
+        if not name.startswith("ce_") or raw is None:
+            continue
+        prefix = _attribute_line(name)
+        attribute = name[3:]
+        if _PLAIN_VALUE.fullmatch(raw):
+            attributes[attribute] = raw.decode("ascii")
+        else:
+            attributes[attribute] = _attribute_text(name, raw)
+            raw = b"".join([_ESCAPES[byte] for byte in raw])  # noqa: PLW2901 - from here on as it is sent
+        if attribute != "datacontenttype":  # travels as Content-Type
+            lines += (prefix, raw, b"\r\n")
+    _check_required(attributes)
+    media = headers.get("content-type") or headers.get("ce_datacontenttype")
+    head = b"".join((_content_type(media).line if media else JSON_HEAD, *lines, _trace(headers)))
+    if len(head) > MAX_HEAD:
+        raise InvalidEvent("headers", f"the attributes take {len(head)} bytes, more than {MAX_HEAD}")
+    event_id = attributes["id"]
+    if not valid_id(event_id):
+        raise InvalidEvent("id", _ID_DETAIL)
+    tenant = attributes.get("tenant")
+    if tenant is not None and not valid_tenant(tenant):
+        raise InvalidEvent("tenant", _TENANT_DETAIL)
+    return Event(
+        event_id,
+        check_type(attributes["type"]),
+        tenant,
+        value,
+        record.timestamp,
+        head,
+        attributes.get("time"),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _attribute_line(name: str) -> bytes:
+    """The header that the attribute `ce_...` becomes, as far as its value."""
+    if not _ATTRIBUTE_NAME.fullmatch(name, 3):
+        raise InvalidEvent("cloudevent", f"{name[:64]!r} names no attribute: only a-z and 0-9 may follow ce_")
+    return b"ce-%b: " % name[3:].encode("ascii")
+
+
+def _attribute_text(name: str, raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidEvent("cloudevent", f"{name} is not UTF-8") from None
+    if _NOT_IN_ATTRIBUTE.search(text):
+        raise InvalidEvent("cloudevent", f"{name} contains a control character")
+    return text
+
+
+def _check_required(attributes: Mapping[str, Any]) -> None:
+    """CloudEvents 1.0.2, required attributes."""
+    for name in ("specversion", "id", "source", "type"):
+        found = attributes.get(name)
+        if not isinstance(found, str) or not found:
+            raise InvalidEvent("cloudevent", f"the attribute {name} is missing or not a non-empty string")
+    if not _SPECVERSION.fullmatch(attributes["specversion"]):
+        raise InvalidEvent("cloudevent", "only specversion 1.x is supported")
+
+
+def fallback_id(topic: str, partition: int, offset: int) -> str:
+    """`evt_` and 24 hex digits for a record that brings no id: the same after every redelivery.
+
+    A hash, because topic, partition and offset written out can be longer than an id may be, and
+    because subscribers needn't learn the names of topics.
+    """
+    origin = f"{topic}\0{partition}\0{offset}".encode("utf-8", "surrogatepass")
+    return "evt_" + blake2b(origin, digest_size=12).hexdigest()
+
+
+def valid_id(text: str) -> bool:
+    """1 to 256 visible ASCII characters."""
+    # Four C calls cost half of one regular expression.
+    return 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() and " " not in text
+
+
+def valid_tenant(text: str) -> bool:
+    """1 to 256 printable characters of any script; not `*`, which means every tenant in a subscription."""
+    return 0 < len(text) <= MAX_TENANT and text.isprintable() and text != "*"
+
+
+def valid_type(text: str) -> bool:
+    """1 to 256 characters of [A-Za-z0-9_-] in dot-separated, non-empty parts."""
+    return len(text) <= MAX_TYPE and _TYPE.fullmatch(text) is not None
+
+
+def valid_head(head: bytes) -> bool:
+    """Whether these are lines as `decode` makes them: for a head that comes back from a topic."""
+    return len(head) <= MAX_HEAD and _HEAD.fullmatch(head) is not None
+
+
+# The caches below keep what passed (lru_cache keeps no exception), so each key is short and clean.
+
+
+@lru_cache(maxsize=16_384)
+def check_type(text: str) -> str:
+    """The type itself: one string object for each, whose hash the index needn't compute again."""
+    if not valid_type(text):
+        raise InvalidEvent("type", _TYPE_DETAIL)
+    return text
+
+
+@lru_cache(maxsize=16_384)
+def _type_of(raw: bytes) -> str:
+    if len(raw) > MAX_TYPE or not raw.isascii():
+        raise InvalidEvent("type", _TYPE_DETAIL)
+    return check_type(raw.decode("ascii"))
+
+
+@lru_cache(maxsize=16_384)
+def _tenant_of(raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not valid_tenant(text):
+        raise InvalidEvent("tenant", _TENANT_DETAIL)
+    return text
+
+
+def _id_of(raw: bytes) -> str:
+    if raw.isascii():
+        text = raw.decode("ascii")
+        if valid_id(text):
+            return text
+    raise InvalidEvent("id", _ID_DETAIL)
+
+
+class _ContentType(NamedTuple):
+    line: bytes
+    structured: bool
+
+
+@lru_cache(maxsize=1024)
+def _content_type(raw: bytes) -> _ContentType:
+    if len(raw) > 256 or not _CONTENT_TYPE.fullmatch(raw):
+        raise InvalidEvent("content_type", "the content type is not type/subtype with ASCII parameters")
+    media = raw.partition(b";")[0].strip().lower()
+    return _ContentType(b"Content-Type: %b\r\n" % raw, media == b"application/cloudevents+json")
+
+
+def _trace(headers: Mapping[str, bytes | None]) -> bytes:
+    """W3C trace context as header lines; nothing if `traceparent` isn't exactly as specified."""
+    parent = headers.get("traceparent")
+    if parent is None or len(parent) > 256 or not _TRACEPARENT.fullmatch(parent):
+        return b""
+    state = headers.get("tracestate")
+    if state is None or not _TRACESTATE.fullmatch(state):
+        return b"traceparent: %b\r\n" % parent
+    return b"traceparent: %b\r\ntracestate: %b\r\n" % (parent, state)
+
+
+def _object(value: bytes) -> dict[str, Any]:
+    try:
+        document = loads(value)
+    except JSONDecodeError as error:
+        _not_json(error)
+    if not isinstance(document, dict):
+        raise InvalidEvent("json", _OBJECT_DETAIL)
+    return document
+
+
+def _not_json(error: JSONDecodeError) -> NoReturn:
+    # orjson quotes the document in `error.doc`, not in its message.
+    raise InvalidEvent("json", f"the value is not JSON: {error.msg[:200]} at byte {error.pos}") from None
+
+
+def _milliseconds(time: _Time) -> int | None:
+    """Unix milliseconds of Unix seconds or ISO 8601 (without an offset: UTC); None if it is neither."""
+    if time is None or isinstance(time, bool):
+        return None
+    if isinstance(time, bytes):
+        time = time.decode("ascii", "replace")
+    if isinstance(time, str):
+        if len(time) > 64:
+            return None
+        if not _SECONDS.fullmatch(time):
+            return _from_iso(time)
+        time = float(time)
+    return round(time * 1000) if 0 <= time < _LAST_SECOND else None
+
+
+def _from_iso(text: str) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return (moment - _EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, OverflowError):
+        return None
+
+
+_OBJECT_DETAIL: Final = "the value is JSON, but not an object"
+_TYPE_DETAIL: Final = (
+    "a type is 1 to 256 characters of A-Z a-z 0-9 _ - in dot-separated parts, none of them empty"
+)
+_ID_DETAIL: Final = "an id is a string of 1 to 256 visible ASCII characters"
+_TENANT_DETAIL: Final = 'a tenant is a string of 1 to 256 printable characters, and not "*"'
+
+_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_CONTENT_TYPE = re.compile(_TOKEN + b"/" + _TOKEN + rb"(?:[ \t]*;[ -~\t]*)?")
+_TRACE_IDS = rb"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+# Version 00 ends after the flags, ff is forbidden, later versions may add fields (Trace Context 1, 3.2).
+_TRACEPARENT = re.compile(b"00" + _TRACE_IDS + rb"|(?!00|ff)[0-9a-f]{2}" + _TRACE_IDS + rb"(?:-[!-~]+)?")
+_TRACESTATE = re.compile(rb"[!-~][ -~]{0,510}[!-~]")
+_HEAD = re.compile(
+    rb"Content-Type: [!-~][\t -~]*\r\n(?:(?:ce-[a-z0-9]{1,64}|traceparent|tracestate): [\t -~]*\r\n)*"
+)
+_SPECVERSION = re.compile(r"1\.[0-9]{1,3}", re.ASCII)
+_ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
+_NOT_IN_ATTRIBUTE = re.compile("[\x00-\x1f\x7f-\x9f]")
+# HTTP binding 3.1.3.2: everything but visible ASCII without the double quote and the percent sign is escaped.
+_PLAIN_VALUE = re.compile(rb"[!#$&-~]*")
+_ESCAPES: Final = tuple(
+    bytes((byte,)) if _PLAIN_VALUE.fullmatch(bytes((byte,))) else b"%%%02X" % byte for byte in range(256)
+)
+_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_SECOND: Final = 253_402_300_800  # the end of the year 9999

@@ -1,0 +1,343 @@
+"""What travels through the dispatcher's own topics: dead letters, and deliveries on their way to a retry.
+
+A record's value is the event's bytes, unchanged. Its headers say whose delivery it is, how far
+it got, and where it came from, so that it can be read by a person, sent again, or carried on by
+another replica:
+
+=====================  ====================================================================
+`delivery_id`          stable for one event and one subscription: also after a redelivery
+`subscription_id`
+`attempt`              attempts made so far
+`parked`               how often it was parked since its last attempt; absent for never
+`first_attempt_ms`     Unix milliseconds; absent before the first one
+`due_ms`               when the next attempt is due, in Unix milliseconds; absent in dead letters
+`reason`               why it is here: `retry`, `hold_limit`; `exhausted`, `gone`, or why a record could not be read
+`last_result`          the last attempt: `status 503`, `timeout: ...`
+`history`              the attempts, the first two and the last eight of them: a JSON array of
+                       `[number, Unix milliseconds of its start, result]`, of at most 4 KiB
+`topic` `partition`    the origin: where the event was read
+`offset`
+`timestamp_ms`         of the origin's record; absent where it had none
+`occurred_ms`          when the event happened, as itself or its record tells
+`event_id`             of the event, where it could be read
+`event_type` `tenant`
+`head`                 the event's own request header lines, ready for the wire
+`omitted`              the value was larger than this topic takes; it is still at the origin
+`original.<name>`      of an unreadable record: its headers
+=====================  ====================================================================
+
+A retry record comes back from a topic that others may write to, so `read_letter` believes nothing: whatever
+goes onto the wire or into an index is checked as it was when the event was first read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from orjson import JSONDecodeError, dumps, loads
+
+from dispatcher.core.event.decode import Event, Record, valid_head, valid_id, valid_tenant, valid_type
+from dispatcher.core.request.results import Failure, Response, Result
+
+Headers = list[tuple[str, bytes]]
+
+HISTORY_CAP: Final = 4096
+"""Bytes of the `history` header at the most."""
+
+UNREADABLE: Final = "retry_record"
+"""The reason of the dead letter for a retry record that can't be read."""
+
+_DETAIL_CAP = 512
+_FIRST, _LAST = 2, 8  # attempts of a history that are kept
+_RESULT_CAPS = (256, 48)  # characters of each result in it; the second where the first is too much
+_BLAKE = blake2b(digest_size=12)
+_NUMBER = re.compile(rb"[0-9]{1,15}")
+_SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+
+class Place(NamedTuple):
+    """Where an event was read."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Tried(NamedTuple):
+    """One attempt that failed: its number (1 for the first), when it started, and its result in words."""
+
+    attempt: int
+    time_ms: int
+    result: str
+
+
+History = tuple[Tried, ...]
+
+
+def remember(history: History, tried: Tried) -> History:
+    """One more: the first ones tell what began it, the last ones what it has come to; those between go."""
+    if len(history) >= _FIRST + _LAST:
+        return (*history[:_FIRST], *history[_FIRST + 1 :], tried)
+    return (*history, tried)
+
+
+class InvalidLetter(ValueError):
+    """The record can't be read as a delivery on its way to a retry. The message is for people."""
+
+
+class Letter:
+    """A delivery that waited in a retry topic."""
+
+    __slots__ = (
+        "attempt",
+        "due",
+        "event",
+        "first_attempt_ms",
+        "history",
+        "last_result",
+        "omitted",
+        "parked",
+        "place",
+        "subscription_id",
+    )
+
+    def __init__(
+        self,
+        event: Event,
+        subscription_id: str,
+        place: Place,
+        *,
+        attempt: int,
+        first_attempt_ms: int | None,
+        due: float,
+        last_result: str | None,
+        omitted: bool,
+        parked: int,
+        history: History = (),
+    ) -> None:
+        """`due` in Unix seconds; `omitted`: the event's body has to be read at `place`."""
+        self.event = event
+        self.subscription_id = subscription_id
+        self.place = place
+        self.attempt = attempt
+        self.first_attempt_ms = first_attempt_ms
+        self.due = due
+        self.last_result = last_result
+        self.omitted = omitted
+        self.parked = parked
+        self.history = history
+
+    def with_body(self, body: bytes) -> Letter:
+        """The same with its event's body, where it was omitted."""
+        event = self.event
+        return Letter(
+            Event(
+                event.id,
+                event.type,
+                event.tenant,
+                body,
+                event.timestamp_ms,
+                event.head,
+                event.occurred_ms / 1000,
+            ),
+            self.subscription_id,
+            self.place,
+            attempt=self.attempt,
+            first_attempt_ms=self.first_attempt_ms,
+            due=self.due,
+            last_result=self.last_result,
+            omitted=False,
+            parked=self.parked,
+            history=self.history,
+        )
+
+
+def delivery_id(topic: str, partition: int, offset: int, subscription_id: str) -> str:
+    """`dlv_` and 24 hex digits: the same for the same origin and subscription, today and after a restart."""
+    hashed = (
+        _BLAKE.copy()
+    )  # with the parameter set: a fifth less than making one (attempts are logged by the thousand)
+    hashed.update(f"{topic}\0{partition}\0{offset}\0{subscription_id}".encode())
+    return "dlv_" + hashed.hexdigest()
+
+
+def describe(result: Result) -> str:
+    """One line about a result, for people."""
+    match result:
+        case Response(status=status, location=location):
+            # Without its query: that of a signed URL is a secret.
+            if location and 300 <= status < 400:
+                return f"status {status} to {location.partition('?')[0][:_DETAIL_CAP]}"
+            return f"status {status}"
+        case Failure(reason=reason, detail=detail):
+            return f"{reason}: {detail[:_DETAIL_CAP]}" if detail else str(reason)
+
+
+def delivery_headers(
+    event: Event,
+    subscription_id: str,
+    place: Place,
+    *,
+    attempt: int,
+    first_attempt_ms: int | None,
+    last_result: str | None,
+    reason: str,
+    due: float | None = None,
+    parked: int = 0,
+    history: History = (),
+) -> Headers:
+    """The headers of one delivery's record. `due` (Unix seconds) is for those that are tried again."""
+    headers: Headers = [
+        ("delivery_id", delivery_id(*place, subscription_id).encode()),
+        ("subscription_id", subscription_id.encode()),
+        ("attempt", b"%d" % attempt),
+    ]
+    if first_attempt_ms is not None:
+        headers.append(("first_attempt_ms", b"%d" % first_attempt_ms))
+    if due is not None:
+        headers.append(("due_ms", b"%d" % round(due * 1000)))
+    if parked:
+        headers.append(("parked", b"%d" % parked))
+    headers.append(("reason", reason.encode()))
+    if last_result is not None:
+        headers.append(("last_result", last_result.encode(errors="replace")))
+    if history:
+        headers.append(("history", _history_bytes(history)))
+    headers += _origin(*place)
+    if event.timestamp_ms >= 0:  # Kafka knows records without a timestamp (-1)
+        headers.append(("timestamp_ms", b"%d" % event.timestamp_ms))
+    if (occurred_ms := event.occurred_ms) >= 0:
+        headers.append(("occurred_ms", b"%d" % occurred_ms))
+    headers.append(("event_id", event.id.encode()))
+    headers.append(("event_type", event.type.encode()))
+    if event.tenant is not None:
+        headers.append(("tenant", event.tenant.encode(errors="replace")))
+    headers.append(("head", event.head))
+    return headers
+
+
+def read_letter(record: Record) -> Letter:
+    """Read a retry record; raises InvalidLetter, whatever the bytes."""
+    if record.value is None:
+        raise InvalidLetter("the record has no value")
+    headers = dict(record.headers)
+    subscription_id = _text(headers, "subscription_id")
+    if not _SUBSCRIPTION_ID.fullmatch(subscription_id):
+        raise InvalidLetter("subscription_id is none")
+    event_id = _text(headers, "event_id")
+    event_type = _text(headers, "event_type")
+    tenant = _text(headers, "tenant") if headers.get("tenant") is not None else None
+    head = headers.get("head")
+    if not valid_id(event_id):
+        raise InvalidLetter("event_id is not 1 to 256 visible ASCII characters")
+    if not valid_type(event_type):
+        raise InvalidLetter("event_type is none")
+    if tenant is not None and not valid_tenant(tenant):
+        raise InvalidLetter("tenant is none")
+    if head is None or not valid_head(head):
+        raise InvalidLetter("head is missing, or not header lines as the dispatcher writes them")
+    place = Place(_text(headers, "topic"), _number(headers, "partition"), _number(headers, "offset"))
+    occurred_ms = _optional_number(headers, "occurred_ms")
+    timestamp_ms = _optional_number(headers, "timestamp_ms")
+    last_result = headers.get("last_result")
+    event = Event(
+        event_id,
+        event_type,
+        tenant,
+        record.value,
+        -1 if timestamp_ms is None else timestamp_ms,
+        head,
+        None if occurred_ms is None else occurred_ms / 1000,
+    )
+    return Letter(
+        event,
+        subscription_id,
+        place,
+        attempt=_number(headers, "attempt"),
+        first_attempt_ms=_optional_number(headers, "first_attempt_ms"),
+        due=_number(headers, "due_ms") / 1000,
+        last_result=None if last_result is None else last_result.decode(errors="replace"),
+        omitted="omitted" in headers,
+        parked=_optional_number(headers, "parked") or 0,
+        history=_read_history(headers.get("history")),
+    )
+
+
+def _history_bytes(history: History) -> bytes:
+    written = b""
+    for cap in _RESULT_CAPS:
+        written = dumps(
+            [
+                (number, time_ms, result[:cap].encode(errors="replace").decode())
+                for number, time_ms, result in history
+            ]
+        )
+        if len(written) <= HISTORY_CAP:
+            break
+    return written
+
+
+def _read_history(raw: bytes | None) -> History:
+    """What can be read of it; it only accompanies the delivery, so garbage is none."""
+    if raw is None or len(raw) > HISTORY_CAP:
+        return ()
+    try:
+        read = loads(raw)
+    except JSONDecodeError:
+        return ()
+    history: History = ()
+    for tried in read if isinstance(read, list) else ():
+        match tried:
+            case [int(attempt), int(time_ms), str(result)]:
+                history = remember(history, Tried(attempt, time_ms, result))
+    return history
+
+
+def _text(headers: Mapping[str, bytes | None], name: str) -> str:
+    raw = headers.get(name)
+    if raw is None:
+        raise InvalidLetter(f"the header {name} is missing")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidLetter(f"{name} is not UTF-8") from None
+
+
+def _number(headers: Mapping[str, bytes | None], name: str) -> int:
+    raw = headers.get(name)
+    if raw is None or not _NUMBER.fullmatch(raw):
+        raise InvalidLetter(f"{name} is missing, or not a number of up to 15 digits")
+    return int(raw)
+
+
+def _optional_number(headers: Mapping[str, bytes | None], name: str) -> int | None:
+    return None if headers.get(name) is None else _number(headers, name)
+
+
+def unreadable_headers(
+    original: Sequence[tuple[str, bytes | None]],
+    *,
+    topic: str,
+    partition: int,
+    offset: int,
+    reason: str,
+    detail: str,
+) -> Headers:
+    """The headers of the dead letter for a record that could not be read as an event."""
+    return [
+        ("reason", reason.encode()),
+        ("detail", detail[:_DETAIL_CAP].encode(errors="replace")),
+        *_origin(topic, partition, offset),
+        *((f"original.{name}", value or b"") for name, value in original),
+    ]
+
+
+def _origin(topic: str, partition: int, offset: int) -> Headers:
+    return [
+        ("topic", topic.encode()),
+        ("partition", b"%d" % partition),
+        ("offset", b"%d" % offset),
+    ]

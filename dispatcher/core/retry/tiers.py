@@ -1,0 +1,99 @@
+"""The upper levels of the timing wheel: retry topics in which every record waits the same time.
+
+A delivery that is due in T goes to the largest tier of at most T. When it comes out, what is left of T
+goes to a tier again, or into the wheel in memory when it is within the horizon: timers cascade, as
+between the levels of any hierarchical wheel. The due time travels with the record, so the tiers
+don't quantise it.
+
+Because all records of a tier wait the same time, a partition of it is a queue in the order in which its records
+come out, and only its head needs looking at. Two things could disturb that, and neither is let: a
+record that is due sooner than its tier's delay (parked for something short) comes out when it is due if it is at the
+head by then, and after its tier's delay at the latest; a timestamp in the future (another replica's clock) counts
+as now.
+
+A record comes out a little before its time (`LEAD`): reading on a partition that was paused takes a
+broker's round trip, and the wheel keeps what is early to the millisecond.
+
+Rejected: a topic per wait of the schedules (schedules are per subscription, and Retry-After names any
+time); topics of powers of two (twice the topics, and no fewer writes for the usual schedules).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from dispatcher.core.text.units import format_duration
+
+LEAD: Final = 2.0
+"""Seconds before its time that a record comes out; less for tiers of less than twenty."""
+
+PARKED_AT_MOST: Final = 3600.0
+"""Seconds; an endpoint that recovers should not be left alone for longer, unless the smallest tier is longer."""
+
+_LEAD_SHARE: Final = 0.1
+_MOMENT: Final = 5.0  # seconds that what comes out of a tier may wait in memory, however many do
+
+
+class Tier(NamedTuple):
+    """One retry topic. `delay` in seconds; `level` is how people write it: `10m`."""
+
+    delay: float
+    level: str
+    topic: str
+
+
+class Tiers:
+    """All of them, the shortest first."""
+
+    __slots__ = ("_all", "_by_topic", "_delays")
+
+    def __init__(self, delays: Sequence[float], prefix: str) -> None:
+        """`delays` in seconds, growing; topics are `<prefix>retry.<delay>`."""
+        levels = [format_duration(delay) for delay in delays]
+        self._delays = list(delays)
+        self._all = [
+            Tier(delay, level, f"{prefix}retry.{level}") for delay, level in zip(delays, levels, strict=True)
+        ]
+        self._by_topic = {tier.topic: tier for tier in self._all}
+
+    def __iter__(self) -> Iterator[Tier]:
+        return iter(self._all)
+
+    def of(self, topic: str) -> Tier:
+        """The tier that has this topic; KeyError if none has."""
+        return self._by_topic[topic]
+
+    def park_delay(self, parkings: int) -> float:
+        """Seconds that a delivery waits which is parked for the so-manieth time (1 for the first) without an attempt.
+
+        From tier to tier, so that what a slow endpoint can't take doesn't circle through the broker; an hour at most.
+        """
+        delay = self._delays[min(parkings, len(self._delays)) - 1]
+        return max(self._delays[0], min(delay, PARKED_AT_MOST))
+
+    def park(self, wait: float) -> Tier:
+        """The smallest tier that lasts for `wait` seconds, to within a moment; the largest where none does.
+
+        What is parked is written once, so the tier has to be long enough. It comes out when it is due, unless other
+        records of its partition wait ahead of it, and after the tier's delay at the latest. (`choose` is exact to the
+        millisecond, and may take several writes.)
+        """
+        return self._all[
+            min(bisect_left(self._delays, wait - min(_MOMENT, wait * _LEAD_SHARE)), len(self._all) - 1)
+        ]
+
+    def choose(self, wait: float) -> Tier:
+        """The largest tier of at most `wait` seconds; the smallest where each is larger."""
+        return self._all[max(0, bisect_right(self._delays, wait) - 1)]
+
+
+def comes_out(tier: Tier, written: float, due: float, now: float) -> float:
+    """When a record at the head of its partition leaves the tier; all times in Unix seconds.
+
+    `written` is the record's own timestamp. Ask once per record: never later than the tier's delay from `now`.
+    """
+    if not 0 < written < now:
+        written = now
+    return min(written + tier.delay, due) - min(LEAD, tier.delay * _LEAD_SHARE)

@@ -1,0 +1,218 @@
+"""The attempt log: a record of every attempt, written to the attempts topic behind the deliveries' backs.
+
+It must cost little (25,000 a second) and hold nothing up. So the hot path notes a tuple; the
+tuples are encoded 32 at a time, and what was encoded is written every tenth of a second by a task of its own, over a
+connection of its own. A broker that is away or refuses fills a buffer, and what no longer fits
+is dropped, the oldest first, and counted: deliveries don't wait for their log, and no offset is held by it.
+A process that is killed loses the last tenth of a second of it.
+
+5 us a delivery were allowed; `python -m benchmarks micro` says what it takes ("attempt log").
+
+Rules:
+
+1. `note` never waits, and never raises whatever the delivery contains.
+2. At most `_CHUNK` deliveries are kept alive by it, and `limit` bytes of encoded records.
+3. One write at a time, the oldest records first: the attempts of one delivery stay in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal, Protocol
+
+import structlog
+
+from dispatcher.broker.base import BrokerError, Entry, MessageTooLarge
+from dispatcher.core.attempt.encode import Attempted, Noted, encode
+from dispatcher.core.request.results import Result
+
+log = structlog.get_logger(__name__)
+
+Append = Callable[[str, Sequence[Entry]], Awaitable[None]]
+Mode = Literal["all", "failures", "none"]
+
+_CHUNK: Final = 32  # attempts noted before they are encoded: some 100 us of work
+_INTERVAL: Final = 0.1  # seconds between two writes
+_BATCH: Final = 10_000  # records of one write, up to the end of a chunk
+_LIMIT: Final = 32 << 20
+_OVERHEAD: Final = 200  # bytes that a record takes in memory beside its value
+_PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
+
+
+class Noting(Attempted, Protocol):
+    """A delivery, as it is when an attempt of it has ended. Times in seconds of the loop's clock."""
+
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def queued(self) -> float:
+        """When it came into its lane."""
+
+    @property
+    def started(self) -> float: ...
+
+
+class _Encoded:
+    """Records that go the same way together, as nothing is done for each of them any more."""
+
+    __slots__ = ("entries", "size")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.size = 0  # bytes in memory
+
+
+class AttemptLog:
+    """Attempts on their way to their topic. Owned by the engine."""
+
+    def __init__(self, mode: Mode, topic: str, replica: str, append: Append, *, limit: int = _LIMIT) -> None:
+        """`replica` names this process; `append` writes to the broker; `limit` in bytes."""
+        self.successes = mode == "all"
+        self.failures = mode != "none"
+        self.written = 0
+        self.dropped = 0
+        self.problem: str | None = None
+        self._topic = topic
+        self._replica = replica
+        self._append = append
+        self._limit = limit
+        self._noted: list[Noted] = []
+        self._waiting: deque[_Encoded] = deque()
+        self._writing = _Encoded()
+        self._count = 0  # entries of both
+        self._size = 0  # and their bytes
+        self._broken = False
+
+    def __len__(self) -> int:
+        """Records not acknowledged yet."""
+        return len(self._noted) + self._count
+
+    def note(
+        self,
+        delivery: Noting,
+        result: Result,
+        decision: str,
+        now: float,
+        unix: float,
+        due: float | None = None,
+    ) -> None:
+        """The attempt ended. `now` by the loop's clock, `unix` the same by the wall's, `due` (Unix) the next try."""
+        noted = self._noted
+        noted.append(
+            (
+                delivery,
+                delivery.attempt,
+                delivery.queued,
+                delivery.started,
+                result,
+                decision,
+                now,
+                unix,
+                due,
+            )
+        )
+        if len(noted) >= _CHUNK:
+            self._encode()
+
+    def _encode(self) -> None:
+        noted, self._noted = self._noted, []
+        replica = self._replica
+        encoded = _Encoded()
+        entries = encoded.entries
+        size = 0
+        for attempt in noted:
+            try:
+                entry = encode(attempt, replica)
+            except Exception:
+                # A bug, but no reason not to deliver (rule 1). Told once.
+                self.dropped += 1
+                if not self._broken:
+                    self._broken = True
+                    log.exception("an attempt can't be logged")
+                continue
+            size += len(entry[1]) + _OVERHEAD
+            entries.append(entry)
+        encoded.size = size
+        self._size += size
+        self._count += len(entries)
+        self._waiting.append(encoded)
+        if self._size > self._limit:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Make room: the oldest go, but for those that are being written."""
+        waiting = self._waiting
+        while self._size > self._limit and waiting:
+            self.dropped += self._forget(waiting.popleft())
+
+    def _forget(self, encoded: _Encoded) -> int:
+        """They are no longer here; how many they were."""
+        count = len(encoded.entries)
+        self._size -= encoded.size
+        self._count -= count
+        return count
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            await self._write()
+
+    async def _write(self) -> None:
+        """Write all there is now."""
+        if self._noted:
+            self._encode()
+        waiting = self._waiting
+        while waiting or self._writing.entries:
+            writing = self._writing  # not empty: `finish` goes on with what `run` had begun
+            while waiting and len(writing.entries) < _BATCH:
+                next_ = waiting.popleft()
+                writing.entries += next_.entries
+                writing.size += next_.size
+            await self._deliver()
+
+    async def _deliver(self) -> None:
+        tries = 0
+        while batch := self._writing.entries:
+            try:
+                await self._append(self._topic, batch)
+            except MessageTooLarge as error:
+                # Some kilobytes: the topic takes next to nothing. One by one would be the same again.
+                self.dropped += self._done()
+                self._tell(error, tries, 0.0)
+                return
+            except BrokerError as error:
+                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+                self._tell(error, tries, pause)
+                tries += 1
+                await asyncio.sleep(pause)
+            else:
+                self.written += self._done()
+                self.problem = None
+
+    def _done(self) -> int:
+        writing, self._writing = self._writing, _Encoded()
+        return self._forget(writing)
+
+    def _tell(self, error: BrokerError, tries: int, pause: float) -> None:
+        if self.problem is None or tries % 10 == 9:
+            log.warning(
+                "the attempt log can't be written; deliveries go on",
+                error=str(error),
+                waiting=len(self),
+                dropped=self.dropped,
+                tries=tries + 1,
+                pause=pause,
+            )
+        self.problem = f"the attempt log can't be written: {error}"
+
+    async def finish(self, limit: float) -> None:
+        """Write what is left, within `limit` seconds. Call it when `run` has ended."""
+        try:
+            async with asyncio.timeout(limit):
+                await self._write()
+        except TimeoutError:
+            self.dropped += len(self)
+            log.warning("the broker did not answer: the end of the attempt log is lost", attempts=len(self))

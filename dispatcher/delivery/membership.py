@@ -1,0 +1,181 @@
+"""One membership in a consumer group: the partitions it has, what each still owes, and the commits.
+
+The engine takes deliveries from two sources, the event topics and the retry topics. Both need the same
+care: a tracker per partition, a commit of the lowest owed offset, trackers that outlive a rebalance. Each is
+a group of its own, so that a rebalance of one leaves the other's partitions alone, and so that either can be
+read at its own pace. (One consumer over all topics was rejected: the library has one fetch in flight
+per broker, so a retry that is due would wait for the long poll of the event topics.)
+
+With each commit goes a note of what is done beyond it (`core/commit/note.py`), so that whoever reads on from there, after
+a crash, a restart or a rebalance, passes over what has been acknowledged. A note is committed when it has changed,
+also where the lowest owed offset hasn't.
+
+What happens to deliveries while partitions move is the host's business: it is asked before they go,
+and told what came.
+
+Rules:
+
+1. `trackers` has exactly the partitions that were assigned last.
+2. A tracker taken out of `trackers` is `lost`; what it still owes is settled with it, harmlessly.
+3. Only `commit` commits, never beyond what a tracker allows, and one at a time: a note that is older than what is
+   committed already would have what is done since sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+import structlog
+
+from dispatcher.broker.base import (
+    Broker,
+    BrokerError,
+    CommitRefused,
+    MetadataTooLarge,
+    Position,
+    TopicPartition,
+)
+from dispatcher.core.commit.note import LIMIT, note, read_note
+from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.telemetry.metrics import Labels, Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class Host(Protocol):
+    """Who works on what an intake brings."""
+
+    async def before_revocation(self, intake: Intake) -> None:
+        """Partitions of it are about to move: end what is under way, start nothing."""
+
+    async def after_revocation(self, intake: Intake) -> None:
+        """What had ended is committed."""
+
+    def after_assignment(self, intake: Intake) -> None:
+        """`trackers` are new; those that went elsewhere are lost."""
+
+
+class Intake:
+    """A consumer and its trackers. Also the broker's assignment listener."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        topics: Collection[str],
+        group: str,
+        host: Host,
+        metrics: Metrics,
+        *,
+        own: bool = False,
+    ) -> None:
+        """`own`: the topics are the dispatcher's own (see `Broker.consumer`)."""
+        self.group = group
+        self.trackers: dict[TopicPartition, PartitionTracker] = {}
+        self.assigned = False
+        self._host = host
+        self._metrics = metrics
+        self._committing = asyncio.Lock()
+        self._note_limit = LIMIT
+        self.consumer = broker.consumer(topics, group, self, own=own)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing comes from it now, in one sentence; None when all is well."""
+        if self.consumer.problem is not None:
+            return self.consumer.problem
+        return None if self.assigned else "no partitions have been assigned yet"
+
+    def observe(self, now: float) -> None:
+        """Keep `held` current; called every second or so."""
+        for tracker in self.trackers.values():
+            tracker.observe(now)
+
+    async def commit(self) -> None:
+        """Commit each partition that has moved since the last time: its lowest owed offset, and what is done beyond."""
+        await self._commit(self.trackers)
+
+    async def _commit(self, partitions: Collection[TopicPartition]) -> None:
+        async with self._committing:
+            trackers: dict[TopicPartition, PartitionTracker] = {}
+            positions: dict[TopicPartition, Position] = {}
+            for partition in partitions:
+                tracker = self.trackers.get(partition)
+                position = None if tracker is None else _to_commit(tracker, self._note_limit)
+                if tracker is not None and position is not None:
+                    trackers[partition] = tracker
+                    positions[partition] = position
+            if not positions:
+                return
+            try:
+                await self.consumer.commit(positions)
+            except CommitRefused as error:
+                self._metrics.commits["refused"] += 1
+                log.warning(
+                    "commit refused: the partitions were reassigned", group=self.group, error=str(error)
+                )
+            except MetadataTooLarge as error:
+                self._metrics.commits["failed"] += 1
+                self._note_limit = max(len(each.metadata) for each in positions.values()) // 2
+                log.warning(
+                    "commit failed, trying again with a shorter note of what is done beyond it; more may arrive twice"
+                    " after a crash: raise the broker's offset.metadata.max.bytes to 4096",
+                    group=self.group,
+                    error=str(error),
+                    limit=self._note_limit,
+                )
+            except BrokerError as error:
+                # Nothing is lost by it: the next commit carries the same offsets, or later ones.
+                self._metrics.commits["failed"] += 1
+                log.warning("commit failed, trying again", group=self.group, error=str(error))
+            else:
+                self._metrics.commits["ok"] += 1
+                for partition, position in positions.items():
+                    tracker = trackers[partition]
+                    tracker.committed, tracker.noted = position
+
+    async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
+        """Partitions are about to move: end what is under way, start nothing, commit."""
+        log.info("partitions revoked", group=self.group, partitions=len(partitions))
+        await self._host.before_revocation(self)
+        await self._commit(partitions)
+        await self._host.after_revocation(self)
+
+    async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        """Keep the trackers of partitions that came back; give up those that went elsewhere."""
+        for partition in [p for p in self.trackers if p not in partitions]:
+            self.trackers.pop(partition).lost = True
+        for partition, (offset, metadata) in partitions.items():
+            done = read_note(*partition, offset, metadata)
+            tracker = self.trackers.get(partition)
+            if tracker is None or not tracker.resume_at(offset, done):
+                if tracker is not None:
+                    tracker.lost = True
+                tracker = self.trackers[partition] = PartitionTracker(*partition, offset, done)
+            tracker.committed, tracker.noted = offset, metadata
+        self.assigned = True
+        log.info("partitions assigned", group=self.group, partitions=len(partitions))
+        self._host.after_assignment(self)
+
+    # For metrics.
+
+    def lag(self) -> dict[Labels, float]:
+        """Records not read yet, by topic and partition."""
+        with contextlib.suppress(BrokerError):
+            return {(p.topic, str(p.partition)): n for p, n in self.consumer.lag().items()}
+        return {}
+
+    def held(self) -> dict[Labels, float]:
+        """Seconds for which the lowest owed offset has not moved, by topic and partition."""
+        return {(p.topic, str(p.partition)): tracker.held for p, tracker in self.trackers.items()}
+
+
+def _to_commit(tracker: PartitionTracker, limit: int) -> Position | None:
+    """With a note of at most `limit` characters; None if it would say nothing new."""
+    offset = tracker.committable
+    text = note(tracker.topic, tracker.partition, offset, tracker.completed(), tracker.partly(), limit)
+    if offset == tracker.committed and text == tracker.noted:
+        return None
+    return Position(offset, text)

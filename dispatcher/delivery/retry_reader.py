@@ -1,0 +1,202 @@
+"""Reads the retry topics: takes each record out when its time has come, and not before.
+
+In a tier every record waits the same time, so only the head of each partition matters. Its partition is
+paused until the head is nearly due; what was read behind it waits in a short queue, which is read anew
+after a rebalance. So a million pending retries cost this process no more than the few that are near.
+
+A record that comes out is handed to the engine if it is due within the horizon; it waits there in the wheel,
+its tier's offset owed. If more of its wait is left it is written to a tier again, as it is, and settled when the broker
+has it. One that can't be read becomes a dead letter.
+
+Rules:
+
+1. Of each partition at most one poll's worth of records is kept, and the partition is paused as long as any is.
+2. A record is tracked when it comes out, in the order of offsets, and not while it waits in the queue: a rebalance
+   drops the queues, and the records are read again.
+3. Nothing comes out while the engine has no room; that is looked at again and again, between polls, so that the
+   group keeps this member. What comes out goes before fresh events, which wait for less than a full cap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+import structlog
+
+from dispatcher.broker.base import BrokerError, Message, Record, TopicPartition
+from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, read_letter
+from dispatcher.core.retry.tiers import Tiers, comes_out
+from dispatcher.delivery.membership import Intake
+from dispatcher.telemetry.metrics import Labels, Metrics
+
+log = structlog.get_logger(__name__)
+
+_BATCH: Final = 100  # records that one poll may bring
+_SLICE: Final = 50  # records taken out between two polls: about 1 ms of work
+_IDLE: Final = 0.5  # seconds between two looks when nothing is near
+_NO_ROOM: Final = 0.05
+_AWAY: Final = 1.0  # until an origin that couldn't be read is tried again
+
+Read = Callable[[TopicPartition, int], Awaitable[Record | None]]
+
+
+class Host(Protocol):
+    """Who takes what comes out."""
+
+    def has_room(self) -> bool:
+        """Whether one more delivery may be taken up."""
+
+    def knows(self, subscription_id: str) -> bool:
+        """Whether the subscription is still there: for one that was deleted nothing need wait on."""
+
+    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """It is due within the horizon, or past due, or not wanted; the offset owes this one delivery."""
+
+    def pass_on(self, message: Message, tracker: PartitionTracker, offset: int) -> None:
+        """Write it, then settle the offset."""
+
+    def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
+        """Nobody can read it: to the dead letters with it, then settle the offset."""
+
+
+class _Waiting(NamedTuple):
+    record: Record
+    letter: Letter | InvalidLetter
+    out: float  # Unix seconds; fixed when it is read, or a clock that is ahead would put it off again and again
+
+
+class Retries:
+    """The consumer of the tiers."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        tiers: Tiers,
+        horizon: float,
+        host: Host,
+        read: Read,
+        metrics: Metrics,
+        wall: Callable[[], float],
+    ) -> None:
+        """`horizon` in seconds; `read` gives one record of any topic; `wall` gives Unix seconds."""
+        self._intake = intake
+        self._tiers = tiers
+        self._horizon = horizon
+        self._host = host
+        self._read = read
+        self._metrics = metrics
+        self._wall = wall
+        self._waiting: dict[TopicPartition, deque[_Waiting]] = {}
+
+    def reassigned(self) -> None:
+        """The partitions are read from their commits again."""
+        self._waiting.clear()
+
+    def waiting(self) -> dict[Labels, int]:
+        """Records that were read and wait for their time, by topic and partition."""
+        return {(p.topic, str(p.partition)): len(queue) for p, queue in self._waiting.items()}
+
+    async def run(self) -> None:
+        """Take out what is due, until cancelled."""
+        consumer = self._intake.consumer
+        await consumer.start()
+        while True:
+            pause = await self._take_out()
+            for partition, records in await consumer.poll(pause, _BATCH):
+                self._keep(partition, records)
+
+    def _keep(self, partition: TopicPartition, records: Sequence[Record]) -> None:
+        if partition not in self._intake.trackers:
+            return  # revoked since it was read
+        queue = self._waiting.get(partition)
+        if queue is None:
+            queue = self._waiting[partition] = deque()
+        tier = self._tiers.of(partition.topic)
+        now = self._wall()
+        for record in records:
+            letter: Letter | InvalidLetter
+            try:
+                letter = read_letter(record)
+            except InvalidLetter as error:
+                letter = error
+                out = now  # nobody waits for it
+            else:
+                out = comes_out(tier, record.timestamp / 1000, letter.due, now)
+            queue.append(_Waiting(record, letter, out))
+        self._intake.consumer.pause([partition])
+
+    async def _take_out(self) -> float:
+        """Take out what is due now, at most a slice of it; returns how long there is nothing more to do."""
+        pause = _IDLE
+        left = _SLICE
+        for partition, queue in list(self._waiting.items()):
+            tracker = self._intake.trackers[partition]
+            tier = self._tiers.of(partition.topic)
+            while queue:
+                now = self._wall()
+                record, letter, out = queue[0]
+                if not tracker.seen(record.offset):
+                    if out > now:
+                        pause = min(pause, out - now)
+                        break
+                    if not left:
+                        return 0.0
+                    if not self._host.has_room():
+                        pause = min(pause, _NO_ROOM)
+                        break
+                    if isinstance(letter, Letter) and letter.omitted and letter.due - now <= self._horizon:
+                        restored = await self._restored(letter)
+                        if self._waiting.get(partition) is not queue:
+                            return 0.0  # the partitions were reassigned meanwhile
+                        if restored is None:
+                            pause = min(pause, _AWAY)
+                            break
+                        letter = restored
+                    left -= 1
+                    self._metrics.retries_due[tier.level] += 1
+                    self._release(record, letter, tracker, now)
+                queue.popleft()
+            else:
+                del self._waiting[partition]
+                self._intake.consumer.resume([partition])
+        return pause
+
+    def _release(
+        self, record: Record, letter: Letter | InvalidLetter, tracker: PartitionTracker, now: float
+    ) -> None:
+        offset = record.offset
+        tracker.track(offset, 1)
+        if isinstance(letter, InvalidLetter):
+            self._host.refuse(record, tracker, UNREADABLE, str(letter))
+        elif (wait := letter.due - now) <= self._horizon or not self._host.knows(letter.subscription_id):
+            self._host.take_back(letter, tracker, offset)
+        else:
+            headers = [(name, value) for name, value in record.headers if value is not None]
+            self._host.pass_on(
+                Message(
+                    self._tiers.choose(wait).topic,
+                    record.value,
+                    record.key,
+                    headers,
+                    timestamp_ms=int(now * 1000),
+                ),
+                tracker,
+                offset,
+            )
+
+    async def _restored(self, letter: Letter) -> Letter | InvalidLetter | None:
+        """The letter with its event's body, which was too large for the tier; None if it can't be read now."""
+        topic, partition, offset = letter.place
+        try:
+            origin = await self._read(TopicPartition(topic, partition), offset)
+        except BrokerError as error:
+            log.warning("the origin of a retry can't be read, trying again", error=str(error))
+            return None
+        if origin is None or origin.value is None:
+            return InvalidLetter(
+                "the value was too large for the retry topic, and its origin has been deleted"
+            )
+        return letter.with_body(origin.value)

@@ -1,0 +1,119 @@
+"""The record of an attempt: complete, bounded, JSON whatever the endpoint answered; and documented."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, strategies as st
+
+from dispatcher.core.attempt.encode import RESPONSE_CAP, encode
+from dispatcher.core.event.decode import Event
+from dispatcher.core.request.results import Failure, Opened, Reason, Response, Result
+from dispatcher.core.retry.records import delivery_id
+from dispatcher.core.subscription.index import Subscription
+from tests.fakes import subscription
+
+DOCUMENTED = Path(__file__).parents[3] / "docs/attempts.md"
+
+
+class Delivery:
+    """As the engine's."""
+
+    def __init__(self, tenant: str | None = "acme") -> None:
+        self.event = Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None)
+        self.subscription: Subscription = subscription("sub_billing")
+        self.read_at = ("events", 3, 42)
+
+
+def record(result: Result, *, decision: str = "retry", due: float | None = None, **delivery: Any) -> Any:
+    """Queued at 100.0, started at 100.25, over at 100.5 (1760000000.5 by the wall's clock)."""
+    noted = (Delivery(**delivery), 2, 100.0, 100.25, result, decision, 100.5, 1760000000.5, due)
+    key, value, time_ms = encode(noted, "host:1")
+    assert key == b"sub_billing"
+    assert time_ms == 1760000000250
+    return orjson.loads(value)
+
+
+def test_an_acknowledged_attempt() -> None:
+    assert record(Response(204), decision="delivered") == {
+        "delivery_id": delivery_id("events", 3, 42, "sub_billing"),
+        "event_id": "evt_1",
+        "event_type": "invoice.paid",
+        "tenant": "acme",
+        "subscription_id": "sub_billing",
+        "attempt": 2,
+        "time_ms": 1760000000250,
+        "decision": "delivered",
+        "queue_ms": 250,
+        "first_byte_ms": 250,
+        "total_ms": 250,
+        "status": 204,
+        "topic": "events",
+        "partition": 3,
+        "offset": 42,
+        "replica": "host:1",
+    }
+
+
+def test_what_only_some_attempts_have() -> None:
+    answer = Response(
+        503, "120", "https://elsewhere.example/x?secret=1", b"busy", 100.3, Opened(0.002, 0.0104, None)
+    )
+    got = record(answer, due=1760000120.5, tenant=None)
+    assert got["tenant"] is None
+    assert got["response"] == "busy"
+    assert got["retry_after"] == "120"
+    assert got["location"] == "https://elsewhere.example/x"
+    assert got["first_byte_ms"] == 50
+    assert got["due_ms"] == 1760000120500
+    assert (got["dns_ms"], got["connect_ms"]) == (2, 10)
+    assert "tls_ms" not in got
+
+
+def test_an_attempt_without_an_answer() -> None:
+    got = record(Failure(Reason.TIMEOUT, "the deadline passed", opened=Opened(dns=1.0)))
+    assert (got["reason"], got["detail"]) == ("timeout", "the deadline passed")
+    assert got["dns_ms"] == 1000
+    assert not {"status", "first_byte_ms", "response"} & got.keys()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_body_that_was_cut_in_the_middle_of_a_character_is_text_all_the_same(cut: int) -> None:
+    body = b"x" * (RESPONSE_CAP - cut) + "\N{GRINNING FACE}".encode()
+    assert record(Response(200, body=body[:RESPONSE_CAP]))["response"] == "x" * (RESPONSE_CAP - cut)
+
+
+def test_a_body_that_is_no_text_is_kept_in_base64() -> None:
+    for body in (b"\xff\x00", b"\x80" + b"x" * RESPONSE_CAP, b"ends in \xe2\x82"):
+        assert (
+            record(Response(200, body=body))["response_base64"]
+            == base64.b64encode(body[:RESPONSE_CAP]).decode()
+        )
+
+
+@given(body=st.binary(max_size=2048), detail=st.text(st.characters(), max_size=600), answered=st.booleans())
+def test_whatever_comes_back_the_record_is_json_and_of_a_few_kilobytes(
+    body: bytes, detail: str, answered: bool
+) -> None:
+    result = Response(200, detail, detail, body) if answered else Failure(Reason.CLOSED, detail + "\udcff")
+    noted = (Delivery(), 1, 0.0, 0.0, result, "delivered", 1.0, 1e9, None)
+    value = encode(noted, "host:1")[1]
+    assert len(value) < 16 * 1024
+    assert orjson.loads(value)["attempt"] == 1
+
+
+def test_every_field_is_documented_and_no_other() -> None:
+    everything: set[str] = set()
+    for result in (
+        Response(503, "1", "/x", b"text", 100.3, Opened(0.1, 0.1, 0.1)),
+        Response(200, body=b"\xff"),
+        Failure(Reason.CLOSED, "why"),
+    ):
+        everything |= record(result, due=1.0).keys()
+    rows = re.findall(r"^\| (`.*?) \|", DOCUMENTED.read_text(), re.MULTILINE)
+    assert everything == {name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)}

@@ -1,0 +1,82 @@
+"""How fast a queue moves, and appointments for what it can't take."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dispatcher.core.endpoint.pace import EVIDENCE, Pace, appointment
+
+
+def busy(pace: Pace, rate: float, seconds: float, *, done: int = 0, under_way: int = 0) -> float | None:
+    steps = round(seconds / 0.5)
+    for step in range(1, steps + 1):
+        pace.busy(done + int(rate * step * 0.5), under_way, 0.5)
+    return pace.rate
+
+
+def test_nothing_is_concluded_before_it_has_been_busy_for_a_while() -> None:
+    assert busy(Pace(0), 5.0, EVIDENCE - 0.5) is None
+
+
+@pytest.mark.parametrize("rate", [0.5, 5.0, 5000.0])
+def test_a_steady_rate_is_found(rate: float) -> None:
+    assert busy(Pace(0), rate, 60.0) == pytest.approx(rate, rel=0.2)
+
+
+def test_at_first_what_is_under_way_counts_as_nearly_done() -> None:
+    at_once = busy(Pace(0), 0.0, EVIDENCE, under_way=16)
+    assert at_once is not None
+    assert at_once > 16 / EVIDENCE * 0.7
+    later = busy(Pace(0), 0.0, 60.0, under_way=16)
+    assert later is not None
+    assert later < 0.1
+
+
+def test_a_change_is_noticed_within_some_seconds() -> None:
+    pace = Pace(0)
+    busy(pace, 100.0, 60.0)
+    rate = busy(pace, 5.0, 30.0, done=6000)
+    assert rate == pytest.approx(5.0, abs=6.0)
+
+
+def test_a_pause_of_a_fast_one_does_not_make_it_slow() -> None:
+    pace = Pace(0)
+    busy(pace, 5000.0, 60.0)
+    rate = busy(pace, 0.0, 3.0, done=300_000)
+    assert rate is not None
+    assert rate > 3000
+
+
+def test_having_nothing_to_do_is_not_being_slow() -> None:
+    pace = Pace(0)
+    busy(pace, 100.0, 20.0)
+    assert not pace.idle(2000, 0.5)
+    assert not pace.idle(2000, 2.0)
+    assert pace.rate == pytest.approx(100.0, rel=0.1)
+    assert pace.idle(2000, 1.0)
+
+
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=200),
+    st.floats(0.01, 1000),
+)
+def test_appointments_follow_each_other_no_faster_than_the_rate(arrivals: list[float], rate: float) -> None:
+    line = 0.0
+    given_out: list[float] = []
+    for now in sorted(arrivals):
+        at, line = appointment(line, now + 30.0, now + 3600.0, rate)
+        assert now + 30.0 <= at <= now + 3600.0
+        given_out.append(at)
+    assert given_out == sorted(given_out), "first come, first served"
+    exact = [at for at in given_out if at < min(arrivals) + 3600.0]
+    for earlier, later in pairwise(exact):
+        assert later - earlier >= 1 / rate * 0.999
+
+
+def test_the_line_of_an_endpoint_that_took_nothing_ends_with_the_latest_appointment() -> None:
+    at, line = appointment(0.0, 30.0, 3600.0, 0.0)
+    assert (at, line) == (30.0, 3600.0)
+    assert appointment(line, 3700.0, 7300.0, 10.0)[0] == 3700.0, "an hour later it is forgotten"

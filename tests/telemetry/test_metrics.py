@@ -1,0 +1,76 @@
+"""Plain integers in, Prometheus families out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dispatcher.telemetry.metrics import Histogram, Metrics
+
+# DESIGN's names, of the parts that exist.
+NAMED = {
+    "events_consumed_total", "events_unmatched_total", "events_invalid_total", "deliveries_total",
+    "attempts_total", "attempt_duration_seconds", "delivery_latency_seconds", "deliveries_in_flight",
+    "deliveries_queued", "deliveries_held", "deliveries_parked_total", "retries_due_total", "retry_lateness_seconds",
+    "dead_letters_total", "lanes", "connections", "connections_opened_total", "partition_lag",
+    "partition_held_seconds", "commits_total", "rebalances_total", "subscriptions",
+    "registry_reloads_total", "event_loop_lag_seconds", "build_info",
+}  # fmt: skip
+
+
+def scrape(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
+def test_every_name_is_there_with_its_prose_before_anything_happened() -> None:
+    families = {family.name: family for family in text_string_to_metric_families(scrape(Metrics()))}
+    for name in NAMED:
+        family = families[f"dispatcher_{name.removesuffix('_total')}"]
+        assert family.documentation
+
+
+def test_what_was_counted_is_shown() -> None:
+    metrics = Metrics()
+    metrics.delivered = 7
+    metrics.consumed["events"] += 3
+    metrics.deliveries["dropped_paused"] += 2
+    metrics.attempts["timeout", "none"] += 4
+    metrics.reads("connections", lambda: {("idle",): 5, ("busy",): 6})
+    metrics.reads("lanes", lambda: 8)
+    text = scrape(metrics)
+    for line in (
+        'dispatcher_deliveries_total{outcome="delivered"} 7.0',
+        'dispatcher_deliveries_total{outcome="dropped_paused"} 2.0',
+        'dispatcher_attempts_total{code_class="2xx",outcome="delivered"} 7.0',
+        'dispatcher_attempts_total{code_class="none",outcome="timeout"} 4.0',
+        'dispatcher_events_consumed_total{topic="events"} 3.0',
+        'dispatcher_connections{state="idle"} 5.0',
+        "dispatcher_lanes 8.0",
+    ):
+        assert line in text.splitlines()
+
+
+def test_a_histogram_is_cumulative_and_its_bounds_belong_to_their_bucket() -> None:
+    histogram = Histogram((0.1, 1.0))
+    for value in (0.05, 0.1, 0.5, 1.0, 2.0):
+        histogram.observe(value)
+    assert list(histogram.buckets()) == [("0.1", 2), ("1.0", 4), ("+Inf", 5)]
+    assert histogram.sum == pytest.approx(3.65)
+
+
+@given(st.lists(st.one_of(st.floats(-1, 4), st.sampled_from([0.1, 1.0, 2.5, float("inf")]))))
+def test_a_histogram_counts_each_value_in_its_bucket_whatever_came_before(values: list[float]) -> None:
+    bounds = (0.1, 1.0, 2.5)
+    histogram = Histogram(bounds)
+    for value in values:
+        histogram.observe(value)
+    assert [count for _, count in histogram.buckets()] == [
+        sum(value <= bound for value in values) for bound in (*bounds, float("inf"))
+    ]
+
+
+def test_a_reader_for_a_metric_that_does_not_exist_is_a_mistake() -> None:
+    with pytest.raises(KeyError, match="no such metric: nonsense"):
+        Metrics().reads("nonsense", lambda: 1)
