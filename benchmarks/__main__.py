@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import bench_transport, control, end_to_end, isolation, micro, retries, scale
+from benchmarks import against, bench_transport, control, end_to_end, isolation, micro, retries, scale
 from benchmarks.harness import (
     CORES,
     RESULTS,
@@ -40,7 +40,7 @@ ALL = (
     "micro",
     "matching",
 )
-LONG = ("soak",)  # only when asked for by name
+LONG = ("soak", "against")  # only when asked for by name
 _WITHOUT_DAEMON = {"transport", "micro", "matching"}
 _PLOTTED = {"growth", "soak"}
 
@@ -64,6 +64,12 @@ def _arguments() -> argparse.Namespace:
         "--python", metavar="PATH", help="another interpreter of this version to run the daemon with"
     )
     parser.add_argument("--minutes", type=float, help="of the soak (30)")
+    parser.add_argument(
+        "--base", metavar="REV", default="HEAD", help="the revision that `against` compares with (HEAD)"
+    )
+    parser.add_argument(
+        "--case", action="append", choices=against.CASES, help="of `against` (all); may be given repeatedly"
+    )
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
     parser.add_argument(
         "--profile", action="store_true", help="one more run under py-spy: table and flame graph"
@@ -114,6 +120,14 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: retries.run(command, quick=given.quick)
             case "control":
                 yield lambda: control.run(command, quick=given.quick)
+            case "against":
+                yield lambda: against.run(
+                    command,
+                    base=given.base,
+                    cases=tuple(given.case or against.CASES),
+                    compiled=not given.pure,
+                    **load_options,
+                )
             case "soak":
                 yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":
@@ -145,7 +159,7 @@ def main() -> int:
             compile_daemon()
         with awake():
             for section in _sections(given):
-                section().report(results)
+                section().report(None if given.what == ["against"] else results)
     except CannotRun as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

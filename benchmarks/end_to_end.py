@@ -245,9 +245,12 @@ class Daemon:
         subscriptions: Sequence[Mapping[str, Any]] | None = None,
         ready: float = _READY,
         warm: float = 0.05,
+        site: str | None = None,
         **settings: Any,
     ) -> None:
         """`subscriptions` are those of `per_host` unless given; `ready` are the seconds until the first delivery.
+
+        `site` is the folder with the package to run, where it is another revision's.
 
         The rate counts from when the share `warm` of all is delivered.
         """
@@ -258,6 +261,7 @@ class Daemon:
         self._subscriptions = subscriptions
         self._ready = ready
         self._warm = warm
+        self._site = site
         self._settings = settings
         self._folder = folder
         self._port = 0
@@ -295,7 +299,7 @@ class Daemon:
         """The process, until the block ends; `prefix` goes before its command."""
         run = [daemon_python(), "-m", "dispatcher", "run", "--config", str(self._configure())]
         command = pinned(CORES.client, [*prefix, *run])
-        with process(command, log=self.log, cwd=self._folder, environ=daemon_environ()) as child:
+        with process(command, log=self.log, cwd=self._folder, environ=daemon_environ(self._site)) as child:
             yield child
 
     def wait_until_ready(self) -> None:

@@ -51,6 +51,7 @@ from typing import Final, Generic, NamedTuple, Self, TypeVar
 import orjson
 import trustme
 
+ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 PROFILES: Final = Path(__file__).with_name("profiles")
 BODY_BYTES: Final = 1024
@@ -279,8 +280,12 @@ def compile_daemon() -> None:
     Takes about a minute. CannotRun where there is no C compiler.
     """
     global _compiled  # noqa: PLW0603 - one for the process, which builds it once
+    _compiled = compiled_from(ROOT)
+
+
+def compiled_from(root: Path) -> tempfile.TemporaryDirectory[str]:
+    """The compiled package of a checkout, in a folder to put on the path. CannotRun where it can't be built."""
     folder = tempfile.TemporaryDirectory(prefix="bench-compiled-")
-    root = Path(__file__).parents[1]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheels = Path(folder.name, "wheels")
     for command in (
@@ -307,15 +312,32 @@ def compile_daemon() -> None:
             raise CannotRun(
                 f"the daemon can't be compiled (--pure measures the sources as they are): {ran.stderr.strip()[-2000:]}"
             )
-    _compiled = folder
+    return folder
 
 
-def daemon_environ() -> dict[str, str]:
-    """What to start a daemon with, from any folder but the repository's."""
+@contextlib.contextmanager
+def revision(name: str, *, compiled: bool) -> Iterator[str]:
+    """The package of another revision of this repository, in a folder to put on the path. CannotRun if there is none."""
+    with tempfile.TemporaryDirectory(prefix="bench-revision-") as folder:
+        git = ["git", "-C", str(ROOT)]
+        archive = subprocess.run([*git, "archive", name], capture_output=True, check=False)
+        if archive.returncode:
+            raise CannotRun(f"there is no revision {name}: {archive.stderr.decode().strip()}")
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        if not compiled:
+            yield folder
+            return
+        with compiled_from(Path(folder)) as site:
+            yield site
+
+
+def daemon_environ(site: str | None = None) -> dict[str, str]:
+    """What to start a daemon with, from any folder but the repository's. `site` is another revision's package."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
-    paths = [] if _compiled is None else [_compiled.name]
+    first = site if _compiled is None or site is not None else _compiled.name
+    paths = [] if first is None else [first]
     if daemon_python() != sys.executable:
-        paths += [sysconfig.get_path("purelib"), str(Path(__file__).parents[1])]
+        paths += [sysconfig.get_path("purelib"), str(ROOT)]
     if paths:
         environ["PYTHONPATH"] = os.pathsep.join(paths)
     return environ

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and the page that they write."""
 
+import os
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -189,3 +190,12 @@ def test_the_many_hosts_are_loopback_addresses_each_once() -> None:
 def test_the_engine_is_measured_with_stand_ins_that_fit_it() -> None:
     taken = bench_engine.results(quick=True)
     assert all(seconds > 0 for seconds in taken.values()), taken
+
+
+def test_another_revision_is_run_from_a_folder_of_its_own() -> None:
+    with harness.revision("HEAD", compiled=False) as site:
+        assert Path(site, "dispatcher", "__about__.py").exists()
+        assert harness.daemon_environ(site)["PYTHONPATH"].split(os.pathsep)[0] == site
+    assert not Path(site).exists()
+    with pytest.raises(harness.CannotRun, match="no revision"), harness.revision("no-such", compiled=False):
+        pass

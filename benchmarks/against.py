@@ -1,0 +1,171 @@
+"""What a delivery costs here and in another revision, run by run in turns: `python -m benchmarks against --base REV`.
+
+Rates on these machines drift by a fifth within minutes, and identical builds differ by some per cent from run to run. So each round
+runs both, in an order that changes from round to round, and what is told is the median of the rounds' ratios of CPU per delivery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from benchmarks.end_to_end import HOSTS, PARTITIONS, TOPIC, Daemon, events, kafka
+from benchmarks.harness import (
+    BODY_BYTES,
+    Disturbance,
+    Nginx,
+    Section,
+    Table,
+    envelope,
+    median,
+    one_digit,
+    require,
+    revision,
+    spread,
+    wait_for_calm,
+)
+from benchmarks.scale import addresses, fill, subscription_for
+from dispatcher.broker.base import Message
+
+_FAN_OUT: Final = 10
+_MANY: Final = 100_000  # subscriptions
+_HOSTS: Final = 10_000
+_ROUNDS: Final = 8
+CASES: Final = ("plain", "fan-out", "subscriptions", "hosts", "embedded")
+
+Made = Callable[[str | None, Path], Daemon]
+"""A daemon of a site (None: this checkout's), with files of its own in a folder."""
+
+
+@contextlib.contextmanager
+def _case(name: str, broker: str, count: int, *, quick: bool) -> Iterator[tuple[Made, int]]:
+    """How to make a daemon of a case, and what it delivers; the topic is filled."""
+    many, hosts = (number // 10 if quick else number for number in (_MANY, _HOSTS))
+    topic = f"bench-against-{name}"
+
+    def each(width: int, number: int) -> Iterator[Message]:
+        for n in range(number):
+            body = envelope(n, BODY_BYTES, "order.paid", f"tenant-{n * 7919 % width}")[1]
+            yield Message(topic, body, partition=n % PARTITIONS)
+
+    match name:
+        case "plain" | "embedded":
+            fill(broker, TOPIC, (message for _, message in events(count)))
+            with Nginx(HOSTS) as endpoint:
+                yield lambda site, folder: Daemon(broker, endpoint, folder, site=site), count
+        case "fan-out":
+            fill(
+                broker,
+                topic,
+                (
+                    Message(topic, envelope(n, BODY_BYTES, "fan.out", "wide")[1], partition=n % PARTITIONS)
+                    for n in range(count // _FAN_OUT)
+                ),
+            )
+            with Nginx(HOSTS) as endpoint:
+                wanted = [
+                    subscription_for(n, HOSTS[n % len(HOSTS)], endpoint.port, "wide", "fan.*")
+                    for n in range(_FAN_OUT)
+                ]
+                yield (
+                    lambda site, folder: Daemon(
+                        broker, endpoint, folder, topic=topic, subscriptions=wanted, site=site
+                    ),
+                    count // _FAN_OUT * _FAN_OUT,
+                )
+        case "subscriptions":
+            often = max(count, many * 5)
+            fill(broker, topic, each(many, often))
+            with Nginx(HOSTS) as endpoint:
+                wanted = [
+                    subscription_for(n, HOSTS[n % len(HOSTS)], endpoint.port, f"tenant-{n}", "order.*")
+                    for n in range(many)
+                ]
+                yield (
+                    lambda site, folder: Daemon(
+                        broker,
+                        endpoint,
+                        folder,
+                        topic=topic,
+                        subscriptions=wanted,
+                        ready=300.0,
+                        warm=0.24,
+                        site=site,
+                    ),
+                    often,
+                )
+        case _:
+            fill(broker, topic, each(hosts, count))
+            far = addresses(hosts)
+            with Nginx(far) as endpoint:
+                wanted = [
+                    subscription_for(n, host, endpoint.port, f"tenant-{n}", "order.*")
+                    for n, host in enumerate(far)
+                ]
+                yield (
+                    lambda site, folder: Daemon(
+                        broker,
+                        endpoint,
+                        folder,
+                        topic=topic,
+                        subscriptions=wanted,
+                        delivery={"connections_per_host": 1},
+                        ready=120.0,
+                        warm=1.2 * hosts / count,
+                        site=site,
+                    ),
+                    count,
+                )
+
+
+def run(
+    command: str,
+    *,
+    base: str,
+    cases: tuple[str, ...] = CASES,
+    quick: bool,
+    compiled: bool,
+    count: int | None = None,
+    runs: int | None = None,
+) -> Section:
+    """Each case of `cases`, in this checkout and in the revision `base`."""
+    require("nginx", "taskset", "git", "tar")
+    count = count or (20_000 if quick else 200_000)
+    rounds = runs or (2 if quick else _ROUNDS)
+    section = Section(f"Against {base}", command)
+    table = Table(("us of CPU a delivery", "here", base, "ratio by round", "median"))
+    with revision(base, compiled=compiled) as site, tempfile.TemporaryDirectory(prefix="bench-") as name:
+        for case in cases:
+            with contextlib.ExitStack() as held:
+                broker = f"sqlite:///{name}/log.db" if case == "embedded" else held.enter_context(kafka())
+                make, expected = held.enter_context(_case(case, broker, count, quick=quick))
+                sides: dict[str, Daemon] = {}
+                for side, package in (("here", None), ("base", site)):
+                    folder = Path(name, f"{case}-{side}")
+                    folder.mkdir()
+                    sides[side] = make(package, folder)
+                seen: dict[str, list[float]] = {side: [] for side in sides}
+                disturbed = 0
+                for number in range(rounds):
+                    for side in sorted(sides, reverse=bool(number % 2)):
+                        wait_for_calm(10.0)
+                        disturbance = Disturbance()
+                        seen[side].append(sides[side].run(expected).cpu * 1e6)
+                        disturbed += disturbance.read()[0] > Disturbance.LIMIT
+                    print(f"  {case}: {seen['here'][-1]:.2f}, {seen['base'][-1]:.2f} us", flush=True)
+            ratios = [here / there for here, there in zip(seen["here"], seen["base"], strict=True)]
+            table.add(
+                case,
+                spread(seen["here"], one_digit),
+                spread(seen["base"], one_digit),
+                spread(ratios, lambda value: f"{value:.3f}"),
+                f"{median(ratios):.3f}",
+            )
+            if disturbed:
+                section.add(f"{case}: other processes disturbed {disturbed} of {2 * rounds} runs.")
+    section.parts.insert(0, table)
+    section.add(f"{rounds} rounds of each case, {count:,} events (many subscriptions: five for each).")
+    return section
