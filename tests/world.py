@@ -42,6 +42,7 @@ class World:
         self.transport = ScriptedTransport()
         self.registry = registry
         self.metrics = Metrics()
+        self.step = 0.0  # seconds by which somebody has set the wall clock
         self.given_up: list[tuple[str, str, str, int, str | None]] = []
         self.failures: list[tuple[str, BaseException]] = []
         settings = Settings(
@@ -62,7 +63,7 @@ class World:
             ),
             on_failure=lambda task, error: self.failures.append((task, error)),
             chance=lambda: 0.5,
-            wall=lambda: 1_000_000.0 + loop.time(),
+            wall=lambda: 1_000_000.0 + self.step + loop.time(),
         )
 
     @property

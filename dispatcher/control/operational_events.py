@@ -65,15 +65,16 @@ class Announcer:
         self._queue: deque[Message] = deque()
         self._some = asyncio.Event()
         self._tokens = _BURST
-        self._since = wall()
-        self._told = 0.0
+        self._clock = asyncio.get_running_loop().time
+        self._since = self._clock()
+        self._told = -_TOLD
 
     def announce(self, type: str, subscription_id: str, tenant: str | None, data: dict[str, Any]) -> None:  # noqa: A002 - the field's name
         """Publish it soon, unless there are too many."""
         if not self._enabled:
             return
-        now = self._wall()
-        self._tokens = min(_BURST, self._tokens + max(0.0, now - self._since) * _RATE)
+        now = self._clock()
+        self._tokens = min(_BURST, self._tokens + (now - self._since) * _RATE)
         self._since = now
         if self._tokens < 1 or len(self._queue) >= _QUEUED:
             self._metrics.announcements["dropped"] += 1
@@ -83,7 +84,7 @@ class Announcer:
             return
         self._tokens -= 1
         event_id = f"evt_{token_hex(12)}"
-        document: dict[str, Any] = {"id": event_id, "type": type, "created": round(now, 3)}
+        document: dict[str, Any] = {"id": event_id, "type": type, "created": round(self._wall(), 3)}
         if tenant is not None and tenant != EVERY_TENANT:
             document["tenant"] = tenant
         document["data"] = {"subscription_id": subscription_id, **data}

@@ -284,9 +284,11 @@ class Deliveries:
         state = next((state for state in (State.OPEN, State.PROBING) if state in states), State.CLOSED)
         if vitals is None and share is None and state is State.CLOSED:
             return Health()
-        return (vitals or Vitals(subscription.tenant)).health(
+        health = (vitals or Vitals(subscription.tenant)).health(
             _BREAKERS[state], 0 if share is None else share.queued, 0 if share is None else share.in_flight
         )
+        at = health.last_failure_at
+        return health if at is None else health._replace(last_failure_at=at + self._wall() - self._clock())
 
     # Taking up.
 
@@ -301,8 +303,8 @@ class Deliveries:
             self._queue(delivery, self._clock(), urgent=False)
         owed.clear()
 
-    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
-        """A delivery has waited in the retry topics for all but the last of its wait."""
+    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int, due: float) -> None:
+        """A delivery has waited in the retry topics for all but the last of its wait. `due` by the loop's clock."""
         subscription = self._registry.index.get(letter.subscription_id)
         if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
             # Deleted, or an id that went to another tenant meanwhile.
@@ -316,7 +318,7 @@ class Deliveries:
         delivery.last_result = letter.last_result
         delivery.history = letter.history
         delivery.parked = letter.parked
-        delivery.due = self._clock() + (letter.due - self._wall())
+        delivery.due = due
         self.in_flight += 1
         self.bytes += len(letter.event.body)
         self._hold(delivery)
@@ -520,7 +522,7 @@ class Deliveries:
             vitals = subscription.vitals
             if not isinstance(vitals, Vitals) or vitals.generation != self._roster.generation:
                 vitals = subscription.vitals = self._roster.admit(subscription.id, subscription.tenant)
-            if vitals.succeeded(took, unix):
+            if vitals.succeeded(took, now):
                 self._well(subscription.id)
             metrics.attempt_duration.observe(took)
             metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
@@ -848,25 +850,33 @@ class Deliveries:
         registry = self._registry
         vitals = self._roster.admit(id_, subscription.tenant)
         silence = max(SILENCE, 2 * max(subscription.retry.schedule, default=0.0))
+        # Notes are by the wall clock, as they outlive this process; what it has seen itself is by its own.
+        ahead = unix - now
+        noted = registry.failing(id_)
         streak = vitals.failed(
-            now - delivery.started, describe(result), unix, registry.failing(id_), self._patience, silence
+            now - delivery.started,
+            describe(result),
+            now,
+            None if noted is None else noted - ahead,
+            self._patience,
+            silence,
         )
         if streak.struck:
             registry.note_recovered(id_)
         if streak.worth_noting:
-            registry.note_failing(id_, streak.since)
+            registry.note_failing(id_, streak.since + ahead)
         longest = self._disable_after
         if (
             longest is not None
             and not gone
-            and unix - streak.since >= longest
-            and unix - streak.own >= self._patience
+            and now - streak.since >= longest
+            and now - streak.own >= self._patience
         ):
             log.warning(
                 "nothing but failures",
                 subscription_id=id_,
                 host=subscription.origin.host,
-                seconds=round(unix - streak.since),
+                seconds=round(now - streak.since),
                 last_result=describe(result),
             )
             registry.disable(id_, "failing")

@@ -15,10 +15,13 @@ Rules:
    drops the queues, and the records are read again.
 3. Nothing comes out while the engine has no room; that is looked at again and again, between polls, so that the
    group keeps this member. What comes out goes before fresh events, which wait for less than a full cap.
+4. Due times travel by the wall clock, and are the loop's clock's from the moment a record is read: a step of the wall
+   clock neither delays nor hurries what has been read.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
@@ -27,8 +30,8 @@ import structlog
 
 from dispatcher.broker.base import BrokerError, Message, Record, TopicPartition
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, read_letter
-from dispatcher.core.retry.tiers import Tiers, comes_out
+from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, due_again, read_letter
+from dispatcher.core.retry.tiers import Tiers, comes_out, left_of
 from dispatcher.delivery.membership import Intake
 from dispatcher.telemetry.metrics import Labels, Metrics
 
@@ -38,6 +41,7 @@ _BATCH: Final = 100  # records that one poll may bring
 _SLICE: Final = 50  # records taken out between two polls: about 1 ms of work
 _IDLE: Final = 0.5  # seconds between two looks when nothing is near
 _NO_ROOM: Final = 0.05
+_SHORTEST: Final = 0.001  # a pause: what is left of a wait may be less than a clock can tell
 _AWAY: Final = 1.0  # until an origin that couldn't be read is tried again
 
 Read = Callable[[TopicPartition, int], Awaitable[Record | None]]
@@ -52,8 +56,8 @@ class Host(Protocol):
     def knows(self, subscription_id: str) -> bool:
         """Whether the subscription is still there: for one that was deleted nothing need wait on."""
 
-    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
-        """It is due within the horizon, or past due, or not wanted; the offset owes this one delivery."""
+    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int, due: float) -> None:
+        """It is due (by the loop's clock) within the horizon, or past due, or not wanted; the offset owes this one delivery."""
 
     def pass_on(self, message: Message, tracker: PartitionTracker, offset: int) -> None:
         """Write it, then settle the offset."""
@@ -65,7 +69,8 @@ class Host(Protocol):
 class _Waiting(NamedTuple):
     record: Record
     letter: Letter | InvalidLetter
-    out: float  # Unix seconds; fixed when it is read, or a clock that is ahead would put it off again and again
+    out: float  # seconds of the loop's clock, as `due`: fixed when it is read, so that no step of the wall clock moves it
+    due: float
 
 
 class Retries:
@@ -89,6 +94,7 @@ class Retries:
         self._read = read
         self._metrics = metrics
         self._wall = wall
+        self._clock = asyncio.get_running_loop().time
         self._waiting: dict[TopicPartition, deque[_Waiting]] = {}
 
     def reassigned(self) -> None:
@@ -115,17 +121,20 @@ class Retries:
         if queue is None:
             queue = self._waiting[partition] = deque()
         tier = self._tiers.of(partition.topic)
-        now = self._wall()
+        now = self._clock()
+        unix = self._wall()
         for record in records:
             letter: Letter | InvalidLetter
             try:
                 letter = read_letter(record)
             except InvalidLetter as error:
                 letter = error
-                out = now  # nobody waits for it
+                out = due = now  # nobody waits for it
             else:
-                out = comes_out(tier, record.timestamp / 1000, letter.due, now)
-            queue.append(_Waiting(record, letter, out))
+                written = record.timestamp / 1000
+                out = now + (comes_out(tier, written, letter.due, unix) - unix)
+                due = now + left_of(written, letter.due, unix)
+            queue.append(_Waiting(record, letter, out, due))
         self._intake.consumer.pause([partition])
 
     async def _take_out(self) -> float:
@@ -136,18 +145,18 @@ class Retries:
             tracker = self._intake.trackers[partition]
             tier = self._tiers.of(partition.topic)
             while queue:
-                now = self._wall()
-                record, letter, out = queue[0]
+                now = self._clock()
+                record, letter, out, due = queue[0]
                 if not tracker.seen(record.offset):
                     if out > now:
-                        pause = min(pause, out - now)
+                        pause = min(pause, max(out - now, _SHORTEST))
                         break
                     if not left:
                         return 0.0
                     if not self._host.has_room():
                         pause = min(pause, _NO_ROOM)
                         break
-                    if isinstance(letter, Letter) and letter.omitted and letter.due - now <= self._horizon:
+                    if isinstance(letter, Letter) and letter.omitted and due - now <= self._horizon:
                         restored = await self._restored(letter)
                         if self._waiting.get(partition) is not queue:
                             return 0.0  # the partitions were reassigned meanwhile
@@ -157,7 +166,7 @@ class Retries:
                         letter = restored
                     left -= 1
                     self._metrics.retries_due[tier.level] += 1
-                    self._release(record, letter, tracker, now)
+                    self._release(record, letter, tracker, due - now)
                 queue.popleft()
             else:
                 del self._waiting[partition]
@@ -165,23 +174,25 @@ class Retries:
         return pause
 
     def _release(
-        self, record: Record, letter: Letter | InvalidLetter, tracker: PartitionTracker, now: float
+        self, record: Record, letter: Letter | InvalidLetter, tracker: PartitionTracker, wait: float
     ) -> None:
+        """`wait` is how many seconds are left until it is due."""
         offset = record.offset
         tracker.track(offset, 1)
         if isinstance(letter, InvalidLetter):
             self._host.refuse(record, tracker, UNREADABLE, str(letter))
-        elif (wait := letter.due - now) <= self._horizon or not self._host.knows(letter.subscription_id):
-            self._host.take_back(letter, tracker, offset)
+        elif wait <= self._horizon or not self._host.knows(letter.subscription_id):
+            self._host.take_back(letter, tracker, offset, self._clock() + wait)
         else:
-            headers = [(name, value) for name, value in record.headers if value is not None]
+            unix = self._wall()
+            headers = due_again(record.headers, unix + wait)
             self._host.pass_on(
                 Message(
                     self._tiers.choose(wait).topic,
                     record.value,
                     record.key,
                     headers,
-                    timestamp_ms=int(now * 1000),
+                    timestamp_ms=int(unix * 1000),
                 ),
                 tracker,
                 offset,

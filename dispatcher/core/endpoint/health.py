@@ -18,6 +18,7 @@ nothing but failures for some minutes itself.
 
 from __future__ import annotations
 
+import math
 from array import array
 from itertools import count
 from typing import Final, NamedTuple
@@ -38,6 +39,7 @@ SILENCE: Final = 2 * 86400.0
 LOOK: Final = 60.0
 """Seconds between two looks at whether a subscription that is well has been noted as failing."""
 
+_SAME: Final = 1.0  # seconds within which two times are one: a note has been by another clock
 _NOTHING: Final = array("f")
 _generations: Final = count(1)
 
@@ -52,11 +54,13 @@ class Health(NamedTuple):
     queued: int = 0
     in_flight: int = 0
     last_failure: str | None = None
-    last_failure_at: float | None = None  # Unix seconds
+    last_failure_at: float | None = (
+        None  # of the same clock as the attempts; `Deliveries.health` makes Unix seconds of it
+    )
 
 
 class Streak(NamedTuple):
-    """Nothing but failures, up to the one just told. Times in Unix seconds."""
+    """Nothing but failures, up to the one just told. Times as `Vitals` has them."""
 
     since: float
     own: float
@@ -68,7 +72,7 @@ class Streak(NamedTuple):
 
 
 class Vitals:
-    """One subscription's last attempts. Times are Unix seconds."""
+    """One subscription's last attempts. Times are seconds of one clock, which is never set (the loop's)."""
 
     __slots__ = (
         "_attempts",
@@ -96,7 +100,7 @@ class Vitals:
         self._fresh0 = 0.0
         self._fresh1 = 0.0
         self._fresh2 = 0.0
-        self._well_at = 0.0
+        self._well_at = -math.inf
         self._look_at = 0.0
         self._failing: float | None = None  # since when, in this process
         self._known = False  # whether that had been noted when it failed last
@@ -148,7 +152,7 @@ class Vitals:
         if struck:
             noted = None
         since = own if noted is None else min(own, noted)
-        worth = now - own >= patience and (noted is None or since < noted)
+        worth = now - own >= patience and (noted is None or since < noted - _SAME)
         self._known = worth or noted is not None
         return Streak(since, own, struck, worth)
 

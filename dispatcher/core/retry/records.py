@@ -219,6 +219,13 @@ def delivery_headers(
     return headers
 
 
+def due_again(headers: Sequence[tuple[str, bytes | None]], due: float) -> Headers:
+    """The headers of a retry record that waits on, due at `due` (Unix seconds) by the clock as it is now."""
+    again = [(name, value) for name, value in headers if value is not None and name != "due_ms"]
+    again.append(("due_ms", b"%d" % round(due * 1000)))
+    return again
+
+
 def read_letter(record: Record) -> Letter:
     """Read a retry record; raises InvalidLetter, whatever the bytes."""
     if record.value is None:

@@ -97,3 +97,12 @@ def comes_out(tier: Tier, written: float, due: float, now: float) -> float:
     if not 0 < written < now:
         written = now
     return min(written + tier.delay, due) - min(LEAD, tier.delay * _LEAD_SHARE)
+
+
+def left_of(written: float, due: float, now: float) -> float:
+    """Seconds left, at `now`, until a record is due; all times in Unix seconds, `written` the record's own timestamp.
+
+    A record from the future was written by a clock that is ahead, or before this one was set back: what is left is not more
+    than it was given when it was written.
+    """
+    return due - max(written, now)
