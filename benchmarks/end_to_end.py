@@ -62,7 +62,7 @@ from benchmarks.harness import (
     wrk,
 )
 from benchmarks.profiling import Profile
-from dispatcher.broker.base import Message, Position, TopicPartition, TopicSpec
+from dispatcher.broker.base import Jump, Message, Position, TopicPartition, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.settings import KafkaSettings
 
@@ -157,6 +157,12 @@ class Listener:
         pass
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
+        pass
+
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None:
+        pass
+
+    def on_jump(self, jump: Jump) -> None:
         pass
 
 

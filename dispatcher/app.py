@@ -135,6 +135,7 @@ class App:
             replica=f"{socket.gethostname()}:{os.getpid()}",
             on_failure=self._failed,
             on_given_up=self.plane.exhausted,
+            memory=self.plane.memory,
         )
         self._engine.start()
         self.plane.attach(self._engine)

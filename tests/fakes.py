@@ -16,6 +16,7 @@ from dispatcher.broker.base import (
     BrokerError,
     CommitRefused,
     Entry,
+    GroupMemory,
     Message,
     Position,
     Record,
@@ -58,6 +59,9 @@ class MemoryConsumer:
         await self._listener.on_assigned(committed)
         self._positions = {p: position.offset for p, position in committed.items()}
         self._broker.changed.set()
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        return {}
 
     async def poll(self, timeout: float, limit: int) -> Sequence[tuple[TopicPartition, Sequence[Record]]]:
         self.polls += 1
@@ -201,7 +205,13 @@ class MemoryBroker:
         return found + [TopicPartition(topic, 0) for topic in topics if topic not in named]
 
     def consumer(
-        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+        self,
+        topics: Collection[str],
+        group: str,
+        listener: AssignmentListener,
+        *,
+        own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> MemoryConsumer:
         consumer = MemoryConsumer(self, topics, listener)
         self.consumers.append(consumer)

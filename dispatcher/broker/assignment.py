@@ -3,28 +3,165 @@ reading starts, and how its owner is told.
 
 An owner that fails to take over or to give up its partitions can't be left to believe that it did, and the
 group can't wait for it either. So its exception stops nothing here: it is kept, and raised by its next `poll`.
+
+Where reading starts is decided once. `kafka.offset_reset: latest` is for a group that has never run, and an offset that
+was never committed says nothing of that: a partition without traffic moves no offset, the broker forgets offsets
+(`offsets.retention.minutes`), a new partition has none. Whoever decides again each time loses what came in between. So:
+
+1. A start is committed with the assignment, for every partition of the topics and not only for one's own: of two members
+   that come at the same time, neither takes the other's commits for the group's past.
+2. A group that has any commit, or is remembered, begins whatever has no commit at its first record.
+3. A remembered partition without a commit has lost it, which is said aloud (`Why.EXPIRED`).
+4. A topic of another id than remembered was made anew: its commits are about something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 
-from dispatcher.broker.base import AssignmentListener, BrokerError, Position, TopicPartition
+from dispatcher.broker.base import (
+    AssignmentListener,
+    BrokerError,
+    GroupMemory,
+    Jump,
+    Position,
+    Remembered,
+    TopicPartition,
+    Why,
+)
 
 log = structlog.get_logger(__name__)
 
+_SAID = {
+    Why.RETENTION: "the next offset was deleted before it was read: retention is too short, or this group too far behind",
+    Why.EXPIRED: "the group's offset is gone, though the group has read the partition before: reading begins at the earliest"
+    " record that is kept, and what was delivered before may be delivered again; was the group away for longer than the broker's"
+    " offsets.retention.minutes, or did somebody delete its offsets?",
+    Why.MADE_ANEW: "the topic was deleted and made anew: it is read from its beginning",
+    Why.CUT: "the partition ends before the offset: made anew, or cut off by its new leader; it is read from its beginning",
+}
 
-def start_of(committed: Position | None, earliest: int, end: int, *, from_latest: bool) -> Position:
-    """Where reading a partition starts that holds the offsets from `earliest` to before `end`."""
+
+class Start(NamedTuple):
+    """Where reading a partition starts."""
+
+    position: Position
+    why: Why | None = None
+    """Set where it isn't where the group had come to."""
+
+
+def start_of(
+    committed: Position | None,
+    earliest: int,
+    end: int,
+    *,
+    from_latest: bool,
+    known: bool = False,
+    anew: bool = False,
+    cut: bool = False,
+) -> Start:
+    """Where reading a partition starts that holds the offsets from `earliest` to before `end`.
+
+    `from_latest`: where there is no commit, at the end. `known`: the group has read it before. `anew`, `cut`: what was
+    committed is about a former topic of that name, or beyond where the partition was cut.
+    """
+    if anew or cut:
+        return Start(Position(earliest), Why.MADE_ANEW if anew else Why.CUT)
     if committed is None:
-        return Position(end if from_latest else earliest)
+        if known:
+            return Start(Position(earliest), Why.EXPIRED)
+        return Start(Position(end if from_latest else earliest))
     if earliest <= committed.offset <= end:
-        return committed
-    # Deleted by retention, or the topic was made anew: everything that is there is unread, and what was
-    # noted of that offset holds no more.
-    return Position(earliest)
+        return Start(committed)
+    # Everything that is there is unread, and what was noted of that offset holds no more.
+    return Start(Position(earliest), Why.RETENTION if committed.offset < earliest else Why.CUT)
+
+
+class Extent(NamedTuple):
+    """What a partition holds: offsets from `earliest` to before `end`."""
+
+    earliest: int
+    end: int
+
+
+class Plan(NamedTuple):
+    """The starts of one assignment."""
+
+    starts: dict[TopicPartition, Position]
+    """Of every partition of the topics."""
+    commits: dict[TopicPartition, Position]
+    """Those of them that aren't committed yet."""
+    jumps: list[Jump]
+    topics: dict[str, Remembered]
+    """What is to be remembered, where it isn't."""
+
+
+def plan(
+    group: str,
+    topics: Mapping[str, Remembered],
+    committed: Mapping[TopicPartition, Position],
+    extents: Mapping[TopicPartition, Extent],
+    memory: GroupMemory,
+    *,
+    from_latest: bool,
+    cut: Collection[TopicPartition] = (),
+) -> Plan:
+    """Where the members of a group start with the partitions that `extents` names, which are of `topics`."""
+    remembered = memory.topics()
+    past = remembered or {}
+    # `latest` holds once in a group's life (rule 2).
+    from_latest = from_latest and remembered is None and not committed
+    result = Plan({}, {}, [], {name: topic for name, topic in topics.items() if past.get(name) != topic})
+    for key, (earliest, end) in extents.items():
+        topic = topics[key.topic]
+        before = past.get(key.topic)
+        known = before is not None and key.partition < before.partitions
+        anew = known and None not in (before.id, topic.id) and before.id != topic.id  # type: ignore[union-attr]
+        kept = committed.get(key)
+        start, why = start_of(
+            kept, earliest, end, from_latest=from_latest, known=known, anew=anew, cut=key in cut
+        )
+        result.starts[key] = start
+        if start != kept:
+            result.commits[key] = start
+        if why is not None:
+            expected = None if kept is None else kept.offset
+            result.jumps.append(Jump(key, why, expected, start.offset, "" if kept is None else kept.metadata))
+    for topic_name in sorted({key.topic for key in result.commits}):
+        log.info(
+            "the group begins to read",
+            group=group,
+            topic=topic_name,
+            starts={
+                key.partition: at.offset for key, at in result.commits.items() if key.topic == topic_name
+            },
+        )
+    return result
+
+
+def vanished(
+    had: Iterable[TopicPartition], before: Mapping[str, Remembered], now: Mapping[str, Remembered]
+) -> list[TopicPartition]:
+    """Of the partitions that a member had, those that are no more: their topics are gone, or made anew."""
+    gone = []
+    for key in had:
+        topic = now.get(key.topic)
+        old = before.get(key.topic)
+        if topic is None or (old is not None and None not in (old.id, topic.id) and old.id != topic.id):
+            gone.append(key)
+    return gone
+
+
+def absent(wanted: Sequence[str], there: Collection[str]) -> str | None:
+    """What to say of topics that are missing."""
+    missing = [topic for topic in wanted if topic not in there]
+    if not missing:
+        return None
+    verb = "does" if len(missing) == 1 else "do"
+    return f"topic {', '.join(missing)} {verb} not exist: `dispatcher topics --create` makes what is missing"
 
 
 class Owner:
@@ -50,6 +187,28 @@ class Owner:
         except Exception as error:
             log.exception("on_revoked failed", group=self._group)
             self._failure = error
+
+    def gone(self, partitions: Collection[TopicPartition]) -> None:
+        if not partitions:
+            return
+        log.warning(
+            "partitions are gone with their topics; what was read of them is delivered all the same",
+            group=self._group,
+            partitions=[f"{topic}-{number}" for topic, number in partitions],
+        )
+        self._listener.on_gone(partitions)
+
+    def jump(self, jump: Jump) -> None:
+        log.error(
+            _SAID[jump.why],
+            group=self._group,
+            topic=jump.partition.topic,
+            partition=jump.partition.partition,
+            why=str(jump.why),
+            expected=jump.expected,
+            read_from=jump.to,
+        )
+        self._listener.on_jump(jump)
 
     def fail(self, error: Exception) -> None:
         """The next `poll` has to raise this."""

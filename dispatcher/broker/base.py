@@ -15,7 +15,9 @@ Rules, for every implementation:
    partitions, unless the session was lost or the broker's rebalance timeout went by.
 5. `produce()` (and `produce_bulk()`) returns when every message is acknowledged by all in-sync replicas (Kafka) or
    on disk (SQLite). When it raises, any of them may have been written: send all of them again.
-6. A broker that is away is waited for, not an error: `connect()`, `poll()` and `commit()`
+6. Partitions that are added, and a topic that is made anew, are found within `LOOK_INTERVAL` and a rebalance. A topic
+   that is missing is said in a consumer's `problem`.
+7. A broker that is away is waited for, not an error: `connect()`, `poll()` and `commit()`
    recover by themselves, and `problem` says meanwhile what is wrong.
 
 Errors::
@@ -32,7 +34,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from enum import StrEnum
+from typing import Final, NamedTuple, Protocol
+
+LOOK_INTERVAL: Final = 10.0
+"""Seconds between two looks at which topics and partitions there are."""
 
 
 class BrokerError(Exception):
@@ -147,6 +153,57 @@ class TopicInfo:
     config: Mapping[str, str] = field(default_factory=dict)
 
 
+class Remembered(NamedTuple):
+    """What is remembered of a topic that a group reads."""
+
+    id: str | None
+    """The broker's own name of it, which a topic made anew doesn't have again; None where the broker gives none."""
+    partitions: int
+
+
+class GroupMemory(Protocol):
+    """What is remembered of one group beside its offsets, which a broker may forget."""
+
+    def topics(self) -> Mapping[str, Remembered] | None:
+        """The topics that the group has begun to read; None for a group that isn't known to have read any."""
+
+    def remember(self, topics: Mapping[str, Remembered]) -> None:
+        """Remember these, beside the others; kept soon, and waited for by nobody."""
+
+
+class NoMemory:
+    """Remembers for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, Remembered] | None = None
+
+    def topics(self) -> Mapping[str, Remembered] | None:
+        return self._topics
+
+    def remember(self, topics: Mapping[str, Remembered]) -> None:
+        self._topics = {**(self._topics or {}), **topics}
+
+
+class Why(StrEnum):
+    """Why reading a partition goes on at another offset than it had come to."""
+
+    RETENTION = "retention"  # what was next was deleted before it was read
+    EXPIRED = "expired"  # the group's offset is gone, though the group has read the partition before
+    MADE_ANEW = "made_anew"  # the topic was deleted and made anew
+    CUT = "cut"  # the partition ends before the offset: made anew, or cut off by its new leader
+
+
+class Jump(NamedTuple):
+    """Reading a partition goes on at `to`, though `expected` was next (None: nobody knows)."""
+
+    partition: TopicPartition
+    why: Why
+    expected: int | None
+    to: int
+    metadata: str = ""
+    """The text beside the commit of `expected`, where that was a commit."""
+
+
 class AssignmentListener(Protocol):
     """Told of every change of assignment, before `poll()` returns anything of it."""
 
@@ -155,6 +212,15 @@ class AssignmentListener(Protocol):
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """The member is about to lose these; commits made in here still count."""
+
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None:
+        """Their topics are deleted or made anew, so that nobody will read again what was read of these.
+
+        Comes between `on_revoked` and `on_assigned`, with partitions that the member had before.
+        """
+
+    def on_jump(self, jump: Jump) -> None:
+        """Reading skips or repeats records. Comes before `on_assigned`, or while the partition is assigned."""
 
 
 class Consumer(Protocol):
@@ -181,6 +247,11 @@ class Consumer(Protocol):
 
     def lag(self) -> Mapping[TopicPartition, int]:
         """Records between the last one read and the partition's end, as of the last fetch."""
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        """Stretches that hold nothing to read, each behind the last record that `poll` gave: its first offset, and one
+        past its last. Markers of transactions, what compaction took, and what was deleted before it was read.
+        """
 
     @property
     def problem(self) -> str | None:
@@ -236,9 +307,18 @@ class Broker(Protocol):
         """Every topic that isn't the broker's own, with the group's committed offsets."""
 
     def consumer(
-        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+        self,
+        topics: Collection[str],
+        group: str,
+        listener: AssignmentListener,
+        *,
+        own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> Consumer:
         """A member of `group`, not started yet.
+
+        Where reading starts is committed with the assignment. `kafka.offset_reset: latest` holds for a group that has
+        neither a commit nor a `memory`; any other begins what it has no commit for at its first record.
 
         `own` is for topics that the dispatcher itself writes: a group without commits begins at their first
         record whatever `kafka.offset_reset` says, and a resumed partition is read again at once.

@@ -11,9 +11,10 @@ import socket
 import time
 from collections.abc import Callable
 
-from dispatcher.broker.base import Broker
+from dispatcher.broker.base import Broker, GroupMemory
 from dispatcher.control.access import Access
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.groups import StoredMemory
 from dispatcher.control.operational_events import DISABLED, EXHAUSTED, RESERVED, Announcer
 from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
@@ -92,6 +93,10 @@ class ControlPlane:
         self._registry.on_disabled = None
         await self._tasks.stop()
         await self.store.stop()
+
+    def memory(self, group: str) -> GroupMemory:
+        """What is remembered of a consumer group. Complete once `start` has returned."""
+        return StoredMemory(self.store.groups, group, self._tasks)
 
     def attach(self, source: Source) -> None:
         """The engine is there, and knows how deliveries go."""

@@ -11,7 +11,8 @@ What is kept under which key:
 - `status:<id>`: what has become of a subscription at run time, the file's too (`registry.Runtime`). Apart from the
   document, so that an endpoint that begins to fail doesn't change the version (the ETag) that its owner goes
   by, and so that a subscription of the same id in the file and in the API have one status each by its tag.
-- `key:<id>`, `event-type:<name>`: API keys and the catalogue. No id of a subscription has a colon.
+- `key:<id>`, `event-type:<name>`: API keys and the catalogue. `group:<name>`: what a consumer group has begun to read
+  (`groups.py`). Kinds that this version doesn't know are left alone. No id of a subscription has a colon.
 
 Secrets and the values of headers are sealed before they are written, where there is a key (`core/control/sealing.py`). A
 subscription whose secrets no key opens is kept, listed and disabled (`sealed`); one that the settings refuse by
@@ -56,6 +57,7 @@ from dispatcher.broker.base import (
     Reader as TopicReader,
     Record,
 )
+from dispatcher.control import groups
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.ledger import Ledger, State, Verdict, from_headers, to_headers
@@ -78,6 +80,7 @@ IDEMPOTENCY_WINDOW: Final = 24 * 3600.0
 _STATUS: Final = "status:"
 _KEY: Final = "key:"
 _EVENT_TYPE: Final = "event-type:"
+_GROUP: Final = "group:"
 
 _SLICE: Final = 0.005  # seconds of work at a stretch
 _BATCH: Final = 1000
@@ -260,6 +263,7 @@ class Store:
     ) -> None:
         """`wall` gives Unix seconds; `on_failure` is told when it died: the process should end. Times in seconds."""
         self.keys: Table[Key] = Table(self, _KEY, Key.to_document, Key.from_document)
+        self.groups: Table[groups.Topics] = Table(self, _GROUP, groups.to_document, groups.from_document)
         self.event_types: Table[EventType] = Table(self, _EVENT_TYPE, EventType.document, EventType.of)
         self._settings = settings
         self._topic = subscriptions_topic(settings)
@@ -562,6 +566,8 @@ class Store:
             self._registry.set_runtime(id_, self._with_wish(id_))
         elif key.startswith(_KEY):
             self.keys.take(key.removeprefix(_KEY), state)
+        elif key.startswith(_GROUP):
+            self.groups.take(key.removeprefix(_GROUP), state)
         elif key.startswith(_EVENT_TYPE):
             self.event_types.take(key.removeprefix(_EVENT_TYPE), state)
         elif ":" in key:

@@ -30,7 +30,7 @@ from typing import Final
 
 import structlog
 
-from dispatcher.broker.base import Broker, Record, TopicPartition
+from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicPartition
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.health import Health
 from dispatcher.core.event.decode import InvalidEvent, decode
@@ -82,11 +82,13 @@ class Engine:
         replica: str = "",
         on_failure: Callable[[str, BaseException], None] | None = None,
         on_given_up: GivenUp | None = None,
+        memory: Callable[[str], GroupMemory] | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`replica` names this process in the attempt log. `on_failure` is told when a part of the engine died: the
-        process should end; `on_given_up` of each delivery whose dead letter is written.
+        process should end; `on_given_up` of each delivery whose dead letter is written. `memory` gives what is
+        remembered of a consumer group; without it nothing is.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
@@ -122,9 +124,17 @@ class Engine:
             wall=wall,
         )
         self._deliveries.on_given_up = on_given_up
-        self._events = Intake(broker, settings.topics.events, settings.group, self, metrics)
+        group, retry_group = settings.group, f"{settings.group}.retry"
+        remembered = memory or (lambda _: NoMemory())
+        self._events = Intake(broker, settings.topics.events, group, self, metrics, memory=remembered(group))
         self._returning = Intake(
-            broker, [tier.topic for tier in tiers], f"{settings.group}.retry", self, metrics, own=True
+            broker,
+            [tier.topic for tier in tiers],
+            retry_group,
+            self,
+            metrics,
+            own=True,
+            memory=remembered(retry_group),
         )
         self._retries = Retries(
             self._returning, tiers, settings.retry.horizon, self._deliveries, broker.read, metrics, wall
@@ -156,7 +166,8 @@ class Engine:
 
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on, a sentence each."""
-        return [] if self._attempts.problem is None else [self._attempts.problem]
+        found = [] if self._attempts.problem is None else [self._attempts.problem]
+        return found + self._events.warnings() + self._returning.warnings()
 
     def problems(self) -> list[str]:
         """Why it isn't working just now, a sentence each; empty when it is."""

@@ -16,7 +16,8 @@ and told what came.
 Rules:
 
 1. `trackers` has exactly the partitions that were assigned last.
-2. A tracker taken out of `trackers` is `lost`; what it still owes is settled with it, harmlessly.
+2. A tracker taken out of `trackers` is `lost`; what it still owes is settled with it, harmlessly. One whose topic is gone
+   (`on_gone`) isn't: no other member will deliver what it owes.
 3. Only `commit` commits, never beyond what a tracker allows, and one at a time: a note that is older than what is
    committed already would have what is done since sent again.
 """
@@ -34,12 +35,16 @@ from dispatcher.broker.base import (
     Broker,
     BrokerError,
     CommitRefused,
+    GroupMemory,
+    Jump,
     MetadataTooLarge,
     Position,
     TopicPartition,
+    Why,
 )
 from dispatcher.core.commit.note import LIMIT, note, read_note
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Labels, Metrics
 
 log = structlog.get_logger(__name__)
@@ -70,8 +75,9 @@ class Intake:
         metrics: Metrics,
         *,
         own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> None:
-        """`own`: the topics are the dispatcher's own (see `Broker.consumer`)."""
+        """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`)."""
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.assigned = False
@@ -79,7 +85,12 @@ class Intake:
         self._metrics = metrics
         self._committing = asyncio.Lock()
         self._note_limit = LIMIT
-        self.consumer = broker.consumer(topics, group, self, own=own)
+        self.jumps = Jumps(group, metrics)
+        for topic in topics:
+            metrics.offsets_skipped[topic] += 0
+        for why in Why:
+            metrics.jumps[str(why)] += 0
+        self.consumer = broker.consumer(topics, group, self, own=own, memory=memory)
 
     @property
     def problem(self) -> str | None:
@@ -87,6 +98,16 @@ class Intake:
         if self.consumer.problem is not None:
             return self.consumer.problem
         return None if self.assigned else "no partitions have been assigned yet"
+
+    def warnings(self) -> list[str]:
+        """What isn't as it should be, while it works, a sentence each."""
+        found = self.jumps.warnings()
+        if self.assigned and not self.trackers and self.consumer.problem is None:
+            found.append(
+                f"no partitions are assigned: group {self.group} has more members than its topics have partitions, so this"
+                " process delivers nothing until another one ends"
+            )
+        return found
 
     def observe(self, now: float) -> None:
         """Keep `held` current; called every second or so."""
@@ -99,6 +120,9 @@ class Intake:
 
     async def _commit(self, partitions: Collection[TopicPartition]) -> None:
         async with self._committing:
+            for partition, (first, end) in self.consumer.passed().items():
+                if partition in self.trackers:
+                    self.trackers[partition].pass_over(first, end)
             trackers: dict[TopicPartition, PartitionTracker] = {}
             positions: dict[TopicPartition, Position] = {}
             for partition in partitions:
@@ -142,6 +166,15 @@ class Intake:
         await self._host.before_revocation(self)
         await self._commit(partitions)
         await self._host.after_revocation(self)
+
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None:
+        """What is owed of them is delivered all the same, and nothing of it is committed: nobody reads it again."""
+        for partition in partitions:
+            self.trackers.pop(partition, None)
+
+    def on_jump(self, jump: Jump) -> None:
+        """Count it, and have it said."""
+        self.jumps.note(jump)
 
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Keep the trackers of partitions that came back; give up those that went elsewhere."""

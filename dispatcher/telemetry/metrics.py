@@ -109,6 +109,14 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         "Records for the attempt log: written, or dropped because the broker did not take them in time.",
     ),
     "commits_total": (("result",), "Offset commits: ok, refused (the partition moved on), failed."),
+    "offsets_skipped_total": (
+        ("topic",),
+        "Offsets that retention deleted before they were read: lost, but for markers of transactions among them.",
+    ),
+    "position_jumps_total": (
+        ("reason",),
+        "Times that a partition was read on elsewhere than where it had come to: retention, expired, made_anew, cut.",
+    ),
     "rebalances_total": ((), "Times the group gave this member a new assignment."),
     "registry_reloads_total": (("result",), "Loads of the subscriptions file: ok, failed."),
     "events_published_total": (
@@ -175,6 +183,8 @@ class Metrics:
         self.parked: defaultdict[str, int] = defaultdict(int)
         self.dead_letters: defaultdict[str, int] = defaultdict(int)
         self.commits: defaultdict[str, int] = defaultdict(int)
+        self.offsets_skipped: defaultdict[str, int] = defaultdict(int)
+        self.jumps: defaultdict[str, int] = defaultdict(int)
         self.rebalances = 0
         self.attempt_duration = Histogram(ATTEMPT_BUCKETS)
         self.delivery_latency = Histogram(LATENCY_BUCKETS)
@@ -194,6 +204,8 @@ class Metrics:
             "retries_due_total": lambda: _by_word(self.retries_due),
             "dead_letters_total": lambda: _by_word(self.dead_letters),
             "commits_total": lambda: _by_word(self.commits),
+            "offsets_skipped_total": lambda: _by_word(self.offsets_skipped),
+            "position_jumps_total": lambda: _by_word(self.jumps),
             "rebalances_total": lambda: self.rebalances,
         }
         self._histograms = {

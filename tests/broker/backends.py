@@ -10,13 +10,16 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from dispatcher.broker.base import (
     AssignmentListener,
     Broker,
     Consumer,
+    GroupMemory,
+    Jump,
     Position,
     Record,
     TopicPartition,
@@ -25,6 +28,10 @@ from dispatcher.broker.base import (
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.settings import KafkaSettings, SqliteSettings
 from tests.kafka.mock import MockCluster
+
+SQLITE = pytest.param("sqlite", id="sqlite")
+KAFKA = pytest.param("kafka", id="kafka", marks=pytest.mark.kafka)
+MOCK = pytest.param("mock", id="mock")
 
 WITHIN = 30.0  # seconds that anything may take before it counts as hanging
 
@@ -121,6 +128,34 @@ class OnKafka(Backend):
         finally:
             await admin.close()
 
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> Any:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
+
+    async def add_partitions(self, topic: str, total: int) -> None:
+        async with self._admin() as admin:
+            await admin.create_partitions({topic: NewPartitions(total)})
+
+    async def delete_topic(self, topic: str) -> None:
+        async with self._admin() as admin:
+            await admin.delete_topics([topic])
+
+    async def make_anew(self, topic: str, partitions: int = 4) -> None:
+        """Delete the topic, and create it again."""
+        await self.delete_topic(topic)
+        await self.create_topic(topic, partitions)
+
+    async def create_topic(self, topic: str, partitions: int) -> None:
+        """As soon as the broker lets us: one of that name may be on its way out."""
+        async with self._admin() as admin, asyncio.timeout(WITHIN):
+            while (await admin.create_topics([NewTopic(topic, partitions, 1)])).topic_errors[0][1]:
+                await asyncio.sleep(0.05)
+
 
 class OnMock(OnKafka):
     """librdkafka's mock: groups of one member, no admin requests."""
@@ -150,6 +185,8 @@ class Listener:
         self.calls: list[str] = []
         self.assigned: dict[TopicPartition, Position] = {}
         self.starts: dict[TopicPartition, Position] = {}  # as of the last assignment
+        self.gone: set[TopicPartition] = set()
+        self.jumps: list[Jump] = []
 
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         self.calls.append("assigned")
@@ -165,6 +202,12 @@ class Listener:
             await self.during_revoked(partitions)
         self.assigned = {}
 
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None:
+        self.gone |= set(partitions)
+
+    def on_jump(self, jump: Jump) -> None:
+        self.jumps.append(jump)
+
 
 class Member:
     """A consumer with its listener; checks with every poll that nothing comes of what isn't assigned."""
@@ -177,10 +220,11 @@ class Member:
         listener: Listener | None = None,
         *,
         own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> None:
         self.listener = listener or Listener()
         port: AssignmentListener = self.listener
-        self.consumer: Consumer = broker.consumer(topics, group, port, own=own)
+        self.consumer: Consumer = broker.consumer(topics, group, port, own=own, memory=memory)
         self.records: defaultdict[TopicPartition, list[Record]] = defaultdict(list)
 
     async def poll(self, timeout: float = 0.2, limit: int = 1000) -> int:

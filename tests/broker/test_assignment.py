@@ -4,26 +4,26 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from dispatcher.broker.assignment import Owner, start_of
-from dispatcher.broker.base import BrokerError, Position, TopicPartition
+from dispatcher.broker.assignment import Owner, Start, start_of
+from dispatcher.broker.base import BrokerError, Jump, Position, TopicPartition, Why
 
 
 @pytest.mark.parametrize(("from_latest", "offset"), [(False, 10), (True, 20)])
 def test_without_a_commit_reading_starts_where_the_settings_say(from_latest: bool, offset: int) -> None:
-    assert start_of(None, 10, 20, from_latest=from_latest) == Position(offset)
+    assert start_of(None, 10, 20, from_latest=from_latest) == Start(Position(offset))
 
 
 @pytest.mark.parametrize("offset", [10, 15, 20])
 def test_a_commit_within_the_partition_is_taken_up_with_its_metadata(offset: int) -> None:
     committed = Position(offset, "noted")
-    assert start_of(committed, 10, 20, from_latest=True) == committed
+    assert start_of(committed, 10, 20, from_latest=True) == Start(committed)
 
 
-@pytest.mark.parametrize("offset", [9, 21])
+@pytest.mark.parametrize(("offset", "why"), [(9, Why.RETENTION), (21, Why.CUT)])
 def test_a_commit_outside_of_the_partition_gives_the_earliest_record_without_its_metadata(
-    offset: int,
+    offset: int, why: Why
 ) -> None:
-    assert start_of(Position(offset, "noted"), 10, 20, from_latest=True) == Position(10)
+    assert start_of(Position(offset, "noted"), 10, 20, from_latest=True) == Start(Position(10), why)
 
 
 class Failing:
@@ -39,6 +39,10 @@ class Failing:
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         if self.error is not None:
             raise self.error
+
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def on_jump(self, jump: Jump) -> None: ...
 
 
 @pytest.mark.parametrize("change", ["assigned", "revoked"])

@@ -17,8 +17,8 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
 )
-from tests.broker.backends import WITHIN, Backend, OnKafka, OnMock, OnSqlite
-from tests.broker.test_contract import KAFKA, MOCK, SQLITE, numbered, numbers
+from tests.broker.backends import KAFKA, MOCK, SQLITE, WITHIN, Backend, OnKafka, OnMock, OnSqlite
+from tests.broker.test_contract import numbered, numbers
 
 
 @pytest.fixture(params=[SQLITE, KAFKA, MOCK])

@@ -39,6 +39,7 @@ import orjson
 from dispatcher.broker.base import (
     Broker,
     BrokerError,
+    Jump,
     Message,
     Position,
     Record,
@@ -248,6 +249,10 @@ class _Listener:
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None: ...
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def on_jump(self, jump: Jump) -> None: ...
 
 
 async def read_all(broker: Broker, topics: Sequence[str]) -> list[tuple[TopicPartition, Record]]:

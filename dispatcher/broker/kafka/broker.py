@@ -38,9 +38,12 @@ from dispatcher.broker.base import (
     BrokerRefused,
     BrokerUnavailable,
     Entry,
+    GroupMemory,
     Message,
     PartitionInfo,
+    Position,
     Record,
+    Remembered,
     TopicInfo,
     TopicPartition,
     TopicSpec,
@@ -56,6 +59,7 @@ from dispatcher.broker.kafka.client import (
     thin_out_logs,
 )
 from dispatcher.broker.kafka.consumer import KafkaConsumer, stop_consumer
+from dispatcher.broker.kafka.metadata import look
 from dispatcher.broker.kafka.producer import KafkaProducer
 from dispatcher.broker.kafka.reader import KafkaReader
 from dispatcher.runtime.tasks import Tasks
@@ -216,9 +220,15 @@ class KafkaBroker:
         await self._drop_admin()
 
     def consumer(
-        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+        self,
+        topics: Collection[str],
+        group: str,
+        listener: AssignmentListener,
+        *,
+        own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> KafkaConsumer:
-        consumer = KafkaConsumer(self, topics, group, listener, own=own)
+        consumer = KafkaConsumer(self, topics, group, listener, own=own, memory=memory)
         self._consumers.add(consumer)
         return consumer
 
@@ -319,6 +329,13 @@ class KafkaBroker:
     async def describe(self, topics: Sequence[str] | None) -> dict[str, list[int]]:
         """The partitions of each of these topics that exists (None: of all but the broker's own)."""
         return await describe(await self._connected().live_client(), topics)
+
+    async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
+        """Those of these topics that exist."""
+        return await look(await self._connected().live_client(), topics)
+
+    async def inherited(self, group: str, topics: Collection[str]) -> Mapping[TopicPartition, Position]:  # noqa: ARG002
+        return {}
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         found = await self.describe([spec.name for spec in topics])

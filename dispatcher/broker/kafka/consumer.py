@@ -13,7 +13,10 @@ What the library leaves to its caller, and how it is met here:
   which Kafka accepts for partitions that belong to somebody else by then. Commits under way are
   cut off when their partitions are given up.
 - `committed()` hides the metadata, and a committed offset may point to what retention deleted, so
-  starting positions are read and checked here, once per assignment.
+  starting positions are read, checked and committed here, once per assignment (`starts.py`).
+- Told to (`auto_offset_reset`), it goes on after what retention deleted, or from the beginning of a topic that was made
+  anew, and tells nobody. It isn't told to: it raises, and what was skipped is counted here.
+- It looks for new partitions every five minutes, and never whether a topic is another one than before. `_watch` does.
 - Its records come one by one, at 1.6 us each. `records.py` takes them together.
 - Its background tasks may die, and it doesn't tell: `poll` looks after them, and starts another consumer.
 
@@ -43,19 +46,26 @@ from aiokafka import (
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
-from dispatcher.broker.assignment import Owner, start_of
+from dispatcher.broker.assignment import Owner, absent, vanished
 from dispatcher.broker.base import (
+    LOOK_INTERVAL,
     AssignmentListener,
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
     CommitRefused,
+    GroupMemory,
+    Jump,
+    NoMemory,
     Position,
     Record,
+    Remembered,
     TopicPartition,
+    Why,
 )
 from dispatcher.broker.kafka import records as kafka_records
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, reason_of
+from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import KafkaSettings
 
@@ -65,7 +75,9 @@ log = structlog.get_logger(__name__)
 kafka_records.install()
 
 _STOP_TIMEOUT = 5.0
+_REJOIN_PAUSE = 0.5
 _OWN_FETCH_WAIT = 0.1  # seconds
+_LOOK_LIMIT = 2.0  # seconds that a revocation waits to learn which topics are still there
 _NEVER_MS = 2**31 - 1
 
 
@@ -79,8 +91,11 @@ class Cluster(Protocol):
     def options(self) -> Mapping[str, Any]:
         """What to make a client of the library with, once connected."""
 
-    async def describe(self, topics: Sequence[str]) -> dict[str, list[int]]:
-        """The partitions of each of these topics that exists."""
+    async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
+        """Those of these topics that exist."""
+
+    async def inherited(self, group: str, topics: Collection[str]) -> Mapping[TopicPartition, Position]:
+        """What a group of another name has committed on these topics, for a group that has begun none of them."""
 
     def forget(self, consumer: KafkaConsumer) -> None:
         """It has stopped."""
@@ -112,9 +127,12 @@ class KafkaConsumer:
         listener: AssignmentListener,
         *,
         own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> None:
         self.group = group
         self._cluster = cluster
+        self._own = own
+        self._memory = memory or NoMemory()
         self._settings = settings = cluster.settings
         if own:
             # One fetch is in flight per broker, and a partition that is resumed waits for its end.
@@ -126,7 +144,16 @@ class KafkaConsumer:
         self._consumer: AIOKafkaConsumer | None = None
         self._bridge: _Bridge | None = None
         self._mine: frozenset[TopicPartition] = frozenset()
-        self._positions: dict[TopicPartition, int] = {}
+        self._positions: dict[TopicPartition, int] = {}  # behind the last record handed out
+        self._had: frozenset[TopicPartition] = frozenset()  # before the last revocation
+        self._topics_read: Mapping[
+            str, Remembered
+        ] = {}  # the topics as they were when it took its partitions
+        self._stale: set[str] = set()  # topics that have gone since
+        self._cut: set[TopicPartition] = set()  # that end before their position
+        self._inherited: Mapping[TopicPartition, Position] = {}
+        self._absent: str | None = None
+        self._watching = False
         self._paused: set[TopicPartition] = set()
         # What getmany is asked for: () is everything, None nothing.
         self._wanted: tuple[KafkaPartition, ...] | None = ()
@@ -148,6 +175,8 @@ class KafkaConsumer:
     def problem(self) -> str | None:
         if self._problem is not None:
             return self._problem
+        if self._absent is not None:
+            return self._absent
         if self._trouble is not None:
             return self._trouble
         consumer = self._consumer
@@ -177,9 +206,11 @@ class KafkaConsumer:
                 return
 
     async def _start(self) -> None:
-        found = await self._cluster.describe(self._topics)
-        if missing := [topic for topic in self._topics if topic not in found]:
-            raise BrokerUnavailable(f"topic {', '.join(missing)} does not exist")
+        found = await self._cluster.look(self._topics)
+        if (missing := absent(self._topics, found)) is not None:
+            raise BrokerUnavailable(missing)
+        if self._own and self._memory.topics() is None:
+            self._inherited = await self._cluster.inherited(self.group, self._topics)
         settings = self._settings
         options = dict(self._cluster.options)
         # The answer to joining comes when every member has joined, which may take the rebalance timeout.
@@ -190,7 +221,7 @@ class KafkaConsumer:
             **options,
             group_id=self.group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",  # where retention has passed us by; `_starts` decides the rest
+            auto_offset_reset="none",
             isolation_level="read_committed",
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             fetch_max_wait_ms=milliseconds(settings.fetch_max_wait),
@@ -217,6 +248,9 @@ class KafkaConsumer:
                 raise mapped(error, f"joining group {self.group}") from error
             raise
         await self._joined.wait()
+        if not self._watching:
+            self._watching = True
+            self._tasks.start(self._watch(), f"watch topics of {self.group}")
 
     async def stop(self) -> None:
         self._stopped = True
@@ -261,6 +295,10 @@ class KafkaConsumer:
         self._problem = "the group is rebalancing"
         self._interrupt()
         if self._mine:
+            with contextlib.suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(_LOOK_LIMIT):
+                    self._see(await self._cluster.look(self._topics))
+            self._had = self._mine
             await self._owner.revoked(self._mine)
         self._drop()
 
@@ -282,20 +320,43 @@ class KafkaConsumer:
         if self._stopped or consumer is None:
             return
         try:
-            starts = await self._starts(consumer, list(assigned))
-        except (errors.KafkaError, OSError, TimeoutError) as error:
+            async with asyncio.timeout(self._settings.session_timeout / 2):
+                topics = await self._cluster.look(self._topics)
+                plan = await starts_of(
+                    consumer,
+                    self.group,
+                    topics,
+                    assigned,
+                    self._memory,
+                    from_latest=self._settings.offset_reset == "latest",
+                    cut=self._cut,
+                    inherited=self._inherited,
+                )
+        except (errors.KafkaError, OSError, TimeoutError, BrokerError) as error:
             problem = mapped(error, "reading committed offsets")
             self._problem = str(problem)
             log.warning("can't take over the partitions, joining again", group=self.group, error=str(problem))
+            await asyncio.sleep(_REJOIN_PAUSE)
             consumer._coordinator.request_rejoin()
             return
-        for partition, position in starts.items():
-            consumer.seek(partition, position.offset)
-        self._mine = frozenset(TopicPartition(*partition) for partition in starts)
-        self._positions = {
-            TopicPartition(*partition): position.offset for partition, position in starts.items()
+        starts = {
+            partition: plan.starts[partition]
+            for partition in (TopicPartition(*each) for each in assigned)
+            if partition in plan.starts  # or it was added, or deleted, in this moment
         }
-        await self._owner.assigned({TopicPartition(*p): position for p, position in starts.items()})
+        for partition, position in starts.items():
+            consumer.seek(KafkaPartition(*partition), position.offset)
+        self._mine = frozenset(starts)
+        self._positions = {partition: position.offset for partition, position in starts.items()}
+        self._owner.gone({*vanished(self._had, self._topics_read, topics), *(self._cut & self._had)})
+        for jump in plan.jumps:
+            self._owner.jump(jump)
+        self._topics_read = topics
+        self._had, self._cut, self._stale = frozenset(), set(), set()
+        self._absent = absent(self._topics, topics)
+        await self._owner.assigned(starts)
+        if plan.topics:
+            self._memory.remember(plan.topics)
         if self._consumer is not consumer:
             return  # stopped meanwhile
         self._trouble = self._problem = None
@@ -303,35 +364,47 @@ class KafkaConsumer:
         self._joined.set()
         self._interrupt()
 
-    async def _starts(
-        self, consumer: AIOKafkaConsumer, partitions: list[KafkaPartition]
-    ) -> dict[KafkaPartition, Position]:
-        """Where reading starts, with the metadata of the commit. No heartbeat is sent meanwhile."""
-        if not partitions:
-            return {}
-        async with asyncio.timeout(self._settings.session_timeout / 2):
-            committed, first, end = await asyncio.gather(
-                consumer._coordinator.fetch_committed_offsets(partitions),
-                consumer.beginning_offsets(partitions),
-                consumer.end_offsets(partitions),
-            )
-        from_latest = self._settings.offset_reset == "latest"
-        starts = {}
-        for partition in partitions:
-            found = committed.get(partition)
-            kept = None if found is None else Position(found.offset, found.metadata or "")
-            start = start_of(kept, first[partition], end[partition], from_latest=from_latest)
-            if kept is not None and start.offset != kept.offset:
-                log.warning(
-                    "the committed offset is gone, starting at the earliest",
-                    topic=partition.topic,
-                    partition=partition.partition,
-                    committed=kept.offset,
-                    earliest=first[partition],
-                    latest=end[partition],
-                )
-            starts[partition] = start
-        return starts
+    # Topics that come and go.
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            if self._open:
+                # A broker that is away is somebody else's to tell.
+                with contextlib.suppress(BrokerError):
+                    self._see(await self._cluster.look(self._topics))
+
+    def _see(self, topics: Mapping[str, Remembered]) -> None:
+        """Look whether these are the topics that it reads; have the group share them out anew if not."""
+        consumer = self._consumer
+        self._absent = absent(self._topics, topics)
+        if consumer is None or self._stopped:
+            return
+        others = {topic for topic, _ in vanished(self._mine, self._topics_read, topics)}
+        if others - self._stale:
+            log.warning("topics are gone or made anew", group=self.group, topics=sorted(others))
+            self._stale |= others
+            consumer._coordinator.request_rejoin()
+        known = consumer._client.cluster.partitions_for_topic
+        if others or any(len(known(name) or ()) != topic.partitions for name, topic in topics.items()):
+            # Who leads the group sees the change in it, and has it share them out.
+            consumer._client.force_metadata_update()
+
+    async def _look_for_positions(self, consumer: AIOKafkaConsumer) -> None:
+        """Some position isn't there: go on behind what retention has deleted; a partition that was cut is begun anew."""
+        async with asyncio.timeout(self._settings.request_timeout):
+            passed, cut = await out_of_range(consumer, self._mine, self._positions)
+        if self._consumer is not consumer or not self._open:
+            return
+        for partition, (expected, first) in passed.items():
+            self._owner.jump(Jump(partition, Why.RETENTION, expected, first))
+        if cut:
+            self._begin_anew(consumer, cut)
+
+    def _begin_anew(self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> None:
+        self._cut.update(partitions)
+        self._open = False
+        consumer._coordinator.request_rejoin()
 
     # What its owner does with it.
 
@@ -349,6 +422,14 @@ class KafkaConsumer:
                     fetched = await self._getmany(
                         consumer, wanted, left, min(limit, self._settings.max_poll_records)
                     )
+                except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError):
+                    try:
+                        await self._look_for_positions(consumer)
+                    except (errors.KafkaError, OSError, TimeoutError) as error:
+                        await self._fetch_failed(mapped(error, "looking for positions"), min(left, 1.0))
+                    if left:
+                        continue
+                    return ()
                 except (errors.KafkaError, OSError) as error:
                     await self._fetch_failed(mapped(error, "fetching"), min(left, 1.0))
                     if left:
@@ -408,10 +489,8 @@ class KafkaConsumer:
                 consumer.seek(partition, offset)  # paused while we waited: it comes again after resume
                 continue
             if offset < positions[partition]:
-                raise BrokerError(
-                    f"{partition.topic}-{partition.partition} was cut or its topic made anew: offset {offset} follows"
-                    f" {positions[partition] - 1}; start again to read it from its beginning"
-                )
+                self._begin_anew(consumer, [TopicPartition(*partition)])
+                continue
             positions[partition] = records[-1].offset + 1
             batches.append((partition, records))
         return batches
@@ -454,8 +533,12 @@ class KafkaConsumer:
                 raise CommitRefused(f"partition {topic}-{partition} is not assigned to this member")
         assert consumer is not None  # noqa: S101 - for the type checker: the loop has run
         offsets = {
-            KafkaPartition(*key): (position.offset, position.metadata) for key, position in positions.items()
+            KafkaPartition(*key): (position.offset, position.metadata)
+            for key, position in positions.items()
+            if key.topic not in self._stale and key not in self._cut  # of another topic than there is by now
         }
+        if not offsets:
+            return
         commit = asyncio.timeout(self._settings.request_timeout)
         self._commits.add(commit)
         try:
@@ -481,8 +564,22 @@ class KafkaConsumer:
         for partition in self._mine:
             end = consumer.highwater(KafkaPartition(*partition))
             if end is not None:
-                behind[partition] = max(0, end - self._positions[partition])
+                position = position_of(consumer, partition)
+                behind[partition] = max(
+                    0, end - (self._positions[partition] if position is None else position)
+                )
         return behind
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        consumer = self._consumer
+        if consumer is None or not self._open:
+            return {}
+        stretches = {}
+        for partition, behind in self._positions.items():
+            position = position_of(consumer, partition)
+            if position is not None and position > behind:
+                stretches[partition] = (behind, position)
+        return stretches
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:

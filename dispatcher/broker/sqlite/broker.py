@@ -19,6 +19,7 @@ from dispatcher.broker.base import (
     BrokerError,
     BrokerRefused,
     Entry,
+    GroupMemory,
     Message,
     MessageTooLarge,
     PartitionInfo,
@@ -174,9 +175,15 @@ class SqliteBroker:
         return None
 
     def consumer(
-        self, topics: Collection[str], group: str, listener: AssignmentListener, *, own: bool = False
+        self,
+        topics: Collection[str],
+        group: str,
+        listener: AssignmentListener,
+        *,
+        own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> SqliteConsumer:
-        return SqliteConsumer(self._groups, self._store, topics, group, listener, own=own)
+        return SqliteConsumer(self._groups, self._store, topics, group, listener, own=own, memory=memory)
 
     def reader(self, topic: str, partition: int = 0) -> SqliteReader:
         return SqliteReader(self._store, TopicPartition(topic, partition))

@@ -17,20 +17,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
 
-from dispatcher.broker.assignment import Owner, start_of
+from dispatcher.broker.assignment import Extent, Owner, Plan, plan
 from dispatcher.broker.base import (
     AssignmentListener,
     BrokerUnavailable,
     CommitRefused,
+    GroupMemory,
+    Jump,
     MetadataTooLarge,
+    NoMemory,
     Position,
     Record,
+    Remembered,
     TopicPartition,
+    Why,
 )
 from dispatcher.broker.sqlite.file import Request
 from dispatcher.broker.sqlite.store import Partition, Store
@@ -118,7 +123,7 @@ class Groups:
                 version = group.version
                 await self._revoke_all(group)
                 try:
-                    committed = await self._store.committed(group.name)
+                    plans = await self._plan(group)
                 except BrokerUnavailable as error:
                     log.warning(
                         "can't read committed offsets, trying again", error=str(error), group=group.name
@@ -126,17 +131,54 @@ class Groups:
                     await asyncio.sleep(1.0)
                     continue
                 if version == group.version:
-                    await self._assign_all(group, committed)
+                    await self._assign_all(group, plans)
                     settled = version
         finally:
             group.rebalancing = False
 
-    async def _assign_all(self, group: _Group, committed: Mapping[int, Position]) -> None:
+    async def _plan(self, group: _Group) -> dict[SqliteConsumer, Plan]:
+        """Where each member starts with whatever it may be given; committed, where it isn't."""
+        committed = await self._store.committed(group.name)
+        plans: dict[SqliteConsumer, Plan] = {}
+        rows: dict[int, Position] = {}
+        for member in group.members:
+            topics = [self._store.topics[name] for name in sorted(member.topics)]
+            partitions = [partition for topic in topics for partition in topic.partitions]
+            plans[member] = found = plan(
+                group.name,
+                # Nothing deletes a topic from the file, so none is made anew.
+                {topic.name: Remembered(None, len(topic.partitions)) for topic in topics},
+                {each.key: committed[each.id] for each in partitions if each.id in committed},
+                {each.key: Extent(each.start, each.end) for each in partitions},
+                member.memory,
+                from_latest=self._from_latest and not member.own,
+            )
+            rows |= {each.id: found.commits[each.key] for each in partitions if each.key in found.commits}
+            committed |= rows  # what the next one finds
+        if rows:
+            try:
+                await self._store.commit(group.name, list(rows.items()))
+            except BrokerUnavailable as error:
+                if self._from_latest:
+                    raise
+                # It is decided alike the next time; a full disk must not keep what is there from being read.
+                log.warning("can't commit where reading begins", error=str(error), group=group.name)
+        return plans
+
+    async def _assign_all(self, group: _Group, plans: Mapping[SqliteConsumer, Plan]) -> None:
         members = [(member, member.topics) for member in group.members if not member.revoking]
         sizes = {name: len(topic.partitions) for name, topic in self._store.topics.items()}
         await asyncio.gather(
             *(
-                member.take(self._starts(share, committed, from_latest=self._from_latest and not member.own))
+                member.take(
+                    {
+                        self._store.topics[name].partitions[number]: plans[member].starts[
+                            TopicPartition(name, number)
+                        ]
+                        for name, number in share
+                    },
+                    plans[member],
+                )
                 for member, share in assign(members, sizes)
             )
         )
@@ -167,17 +209,6 @@ class Groups:
             if member in group.members:
                 self._change(group)
 
-    def _starts(
-        self, share: Iterable[TopicPartition], committed: Mapping[int, Position], *, from_latest: bool
-    ) -> dict[Partition, Position]:
-        starts = {}
-        for name, number in share:
-            partition = self._store.topics[name].partitions[number]
-            starts[partition] = start_of(
-                committed.get(partition.id), partition.start, partition.end, from_latest=from_latest
-            )
-        return starts
-
 
 class SqliteConsumer:
     """A member of a group."""
@@ -191,10 +222,12 @@ class SqliteConsumer:
         listener: AssignmentListener,
         *,
         own: bool = False,
+        memory: GroupMemory | None = None,
     ) -> None:
         self.topics = frozenset(topics)
         self.group = group
         self.own = own  # the dispatcher's own topics: their readers begin at the first record
+        self.memory = memory or NoMemory()
         self.revoking = False
         self.late = False
         self._groups = groups
@@ -202,6 +235,7 @@ class SqliteConsumer:
         self._owner = Owner(group, listener)
         self._mine: dict[TopicPartition, Partition] = {}
         self._positions: dict[TopicPartition, int] = {}
+        self._handed: dict[TopicPartition, int] = {}  # behind the last record that was given out
         self._paused: set[TopicPartition] = set()
         self._open = False
         self._stopped = False
@@ -255,15 +289,21 @@ class SqliteConsumer:
             partition.readers.discard(self)
         self._mine = {}
         self._positions = {}
+        self._handed = {}
         self._paused = set()
 
-    async def take(self, starts: Mapping[Partition, Position]) -> None:
+    async def take(self, starts: Mapping[Partition, Position], plan: Plan) -> None:
         """These are its partitions now."""
         if self._stopped:
             return
         self.drop()
         self._mine = {partition.key: partition for partition in starts}
         self._positions = {partition.key: position.offset for partition, position in starts.items()}
+        self._handed = dict(self._positions)
+        for jump in plan.jumps:
+            self._owner.jump(jump)
+        if plan.topics:
+            self.memory.remember(plan.topics)
         await self._owner.assigned({partition.key: position for partition, position in starts.items()})
         if self._mine.keys() != {partition.key for partition in starts}:
             return  # stopped meanwhile
@@ -332,8 +372,12 @@ class SqliteConsumer:
         for partition, records, following in fetched:
             if partition in self._paused:
                 continue  # since the read began
+            start, expected = self._mine[partition].start, self._positions[partition]
+            if expected < start:
+                self._owner.jump(Jump(partition, Why.RETENTION, expected, start))
             self._positions[partition] = following
             if records:
+                self._handed[partition] = records[-1].offset + 1
                 batches.append((partition, records))
         return batches
 
@@ -360,4 +404,13 @@ class SqliteConsumer:
         return frozenset(self._mine)
 
     def lag(self) -> Mapping[TopicPartition, int]:
-        return {key: max(0, partition.end - self._positions[key]) for key, partition in self._mine.items()}
+        return {
+            key: max(0, partition.end - max(self._positions[key], partition.start))
+            for key, partition in self._mine.items()
+        }
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        positions = self._positions
+        return {
+            key: (behind, positions[key]) for key, behind in self._handed.items() if positions[key] > behind
+        }

@@ -128,6 +128,15 @@ class PartitionTracker:
             if settled:
                 settled.pop(offset, None)
 
+    def pass_over(self, first: int, end: int) -> None:
+        """Whatever was read before `first` has been tracked if all below it is, and nothing is to be read from there to `end`."""
+        if not first <= self._next < end:
+            return
+        ahead = self._ahead
+        while ahead and ahead[0][0] <= end:
+            end = max(end, ahead.popleft()[1])
+        self._next = end
+
     @property
     def committable(self) -> int:
         """The position to commit: the lowest offset that owes a delivery, else the next to be read."""

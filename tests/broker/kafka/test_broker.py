@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import SecretStr
 
 from dispatcher.broker.base import (
-    BrokerError,
     BrokerRefused,
     BrokerUnavailable,
     CommitRefused,
@@ -29,6 +28,7 @@ from dispatcher.broker.base import (
     MessageTooLarge,
     Position,
     TopicPartition,
+    Why,
 )
 from dispatcher.broker.kafka import producer as kafka_producer
 from dispatcher.broker.kafka.broker import KafkaBroker
@@ -517,8 +517,8 @@ async def test_a_dead_task_inside_the_library_means_a_new_member_not_silence(on_
     assert member.listener.calls == ["assigned", "revoked", "assigned", "revoked", "assigned"]
 
 
-async def test_a_topic_made_anew_under_a_running_member_is_an_error_not_silence(on_kafka: OnKafka) -> None:
-    """Its offsets begin again: whoever knows the old ones would take the new records for seen."""
+async def test_offsets_that_go_back_begin_their_partition_anew(on_kafka: OnKafka) -> None:
+    """Whoever knows the old ones would take the new records for seen."""
     broker = await on_kafka.connect()
     topic = await on_kafka.topic(broker)
     await broker.produce([Message(topic, b"%d" % n, partition=0) for n in range(5)])
@@ -527,8 +527,9 @@ async def test_a_topic_made_anew_under_a_running_member_is_an_error_not_silence(
     await member.poll_for(5)
     consumer = member.consumer
     consumer._consumer.seek(KafkaPartition(topic, 0), 1)  # as an out-of-range reset does
-    with pytest.raises(BrokerError, match="cut or its topic made anew: offset 1 follows 4"):
-        await member.poll_until(lambda: False)
+    await member.poll_for(10)
+    assert [(jump.partition, jump.why) for jump in member.listener.jumps] == [((topic, 0), Why.CUT)]
+    assert member.listener.gone == {(topic, 0)}
 
 
 async def test_a_commit_is_cut_off_when_its_partitions_are_given_up(on_mock: OnMock) -> None:

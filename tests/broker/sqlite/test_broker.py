@@ -105,6 +105,7 @@ async def test_what_was_acknowledged_survives_kill_9_and_so_does_the_lock_not(
         class Listener:
             async def on_assigned(self, partitions): pass
             async def on_revoked(self, partitions): pass
+            def on_jump(self, jump): pass
 
         async def main():
             broker = SqliteBroker(Path({str(tmp_path / "log.db")!r}))
@@ -237,6 +238,8 @@ async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(
     await member.consumer.start()
     await member.poll_for(written)
     assert len(member.all) == written
+    with pytest.raises(BrokerUnavailable, match=r"is full"):
+        await fill()
     assert "is full" in (member.consumer.problem or "")
 
     await broker._store._run(broker._store._file.limit_pages, 1_000_000)
