@@ -16,7 +16,16 @@ import structlog
 
 from tests.kafka.server import Unavailable
 from tests.torture.harness import Ground, Report, kafka_ground, torture
-from tests.torture.schedule import Schedule, plan, plan_embedded, plan_quiet, plan_replicated
+from tests.torture.schedule import (
+    Schedule,
+    drawn,
+    plan,
+    plan_embedded,
+    plan_quiet,
+    plan_replicated,
+    with_traits,
+)
+from tests.torture.traits import Trait, fit
 
 
 def _seeds(text: str) -> list[int]:
@@ -27,13 +36,30 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+def _traits(text: str) -> frozenset[Trait] | None:
+    """None: those that each seed draws."""
+    if text == "drawn":
+        return None
+    try:
+        traits = frozenset(Trait(name) for name in text.split(",") if text != "none")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; there are {', '.join(Trait)}") from None
+    if not fit(traits):
+        raise argparse.ArgumentTypeError(f"{text} exclude each other")
+    return traits
+
+
 def _schedule(arguments: argparse.Namespace, seed: int) -> Schedule:
     if arguments.broker == "sqlite":
-        return plan_embedded(seed, rounds=arguments.rounds, rate=arguments.rate)
-    make = {"replicated": plan_replicated}.get(arguments.broker, plan)
-    if arguments.quiet:
-        make = plan_quiet
-    return make(seed, length=arguments.length, rate=arguments.rate)
+        schedule = plan_embedded(seed, rounds=arguments.rounds, rate=arguments.rate)
+    elif arguments.quiet:
+        schedule = plan_quiet(seed, length=arguments.length, rate=arguments.rate)
+    else:
+        make = {"replicated": plan_replicated}.get(arguments.broker, plan)
+        schedule = make(seed, length=arguments.length, rate=arguments.rate)
+    if arguments.traits is None:
+        return drawn(schedule, arguments.broker)
+    return with_traits(schedule, arguments.traits) if arguments.traits else schedule
 
 
 async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
@@ -76,6 +102,12 @@ def main() -> int:
     parser.add_argument("--length", type=float, default=20.0, help="seconds of faults (kafka)")
     parser.add_argument("--rounds", type=int, default=6, help="lives of the daemon (sqlite)")
     parser.add_argument("--rate", type=float, default=60.0, help="events a second, each owed four times")
+    parser.add_argument(
+        "--traits",
+        type=_traits,
+        default="none",
+        help=f"none, drawn (by each seed), or of {', '.join(Trait)} (several: a,b)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no fault: what the numbers are compared with")
     parser.add_argument(
         "--report", type=Path, help="append a line of JSON for each seed: see tests.torture.totals"

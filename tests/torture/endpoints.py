@@ -4,6 +4,10 @@ steady   takes everything at once
 flaky    answers 503 to one request in four
 picky    answers 422 to one event in 29, whenever it comes: a dead letter in the end
 moody    goes through the schedule's phases: fails, hangs, is down
+stall    takes everything, but for its stalls: what comes then is answered when they are over
+
+The last part of a URL's path is the subscription. Each life of a daemon connects from an address of its own
+(`address_of`), which says who sent a request.
 """
 
 from __future__ import annotations
@@ -12,16 +16,17 @@ import asyncio
 import random
 import re
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from aiohttp import web
 
 from tests.torture.ledger import Ledger
 from tests.torture.schedule import Mood, Phase
 
-NAMES = ("steady", "flaky", "picky", "moody")
+NAMES = ("steady", "flaky", "picky", "moody", "stall")
 TIMEOUT = 5.0
 _NUMBER = re.compile(r"\d+")
+_GIVES_UP = 1.0  # before a sender's timeout from which on an answer may come too late: none is given then
 
 
 def refused(event: str) -> bool:
@@ -30,54 +35,59 @@ def refused(event: str) -> bool:
     return found is not None and int(found[0]) % 29 == 7
 
 
+def address_of(life: str) -> str:
+    """Where that life (`replica.number`) connects from: all of 127.0.0.0/8 is this machine."""
+    replica, _, number = life.partition(".")
+    return f"127.1.{int(replica) + int(number) // 250}.{int(number) % 250 + 1}"
+
+
 class Endpoints:
     """One server, a port for each."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, patience: float = TIMEOUT) -> None:
+        """`patience`: the timeout of those that ask the endpoint that stalls."""
+        self._patience = patience
         self.ledger = Ledger()
+        self.ports: dict[str, int] = {}
         self.last_request = 0.0
+        self.first: dict[str, float] = {}
+        """When the first request of each life came."""
+        self.lives: dict[str, str] = {}
+        """Address to life; whoever starts one enters it."""
+        self.strangers = 0
+        """Requests from an address of no life."""
+        self.failed: set[tuple[str, str]] = set()
+        """Debts to the endpoint that stalls which had an attempt that was not answered in time."""
         self._draw = random.Random(f"endpoints {seed}")
         self._runner: web.AppRunner | None = None
         self._sites: dict[str, web.TCPSite] = {}
-        self._ports: dict[str, int] = {}
         self._mood: Mood | None = None
         self._healed = asyncio.Event()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        app.router.add_post("/{name}", self._handle)
+        app.router.add_post("/{endpoint}/{subscription}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
         for name in NAMES:
             await self._listen(name, 0)
-            self._ports[name] = self._runner.addresses[-1][1]
+            self.ports[name] = self._runner.addresses[-1][1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         self._healed.set()
+        self._flowing.set()
         await self._runner.cleanup()
 
     async def _listen(self, name: str, port: int) -> None:
         assert self._runner is not None
-        site = self._sites[name] = web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True)
+        site = self._sites[name] = web.TCPSite(
+            self._runner, "127.0.0.1", port, reuse_address=True, backlog=1024
+        )
         await site.start()
-
-    def subscriptions(self, life: str = "") -> list[dict[str, Any]]:
-        """As they stand in the file of a daemon in that life."""
-        patient = {"schedule": ["200ms", "500ms", "1s", *["2s"] * 60], "jitter": 0.1}
-        return [
-            {
-                "id": f"sub_{name}",
-                "tenant": "*",
-                "url": f"http://127.0.0.1:{self._ports[name]}/{name}",
-                "event_types": ["*"],
-                "timeout": f"{TIMEOUT:g}s",
-                "headers": {"X-Life": life},
-                "retry": {"schedule": ["200ms"], "jitter": 0} if name == "picky" else patient,
-            }
-            for name in NAMES
-        ]
 
     async def play(self, phases: Sequence[Phase]) -> None:
         clock = asyncio.get_running_loop().time
@@ -91,29 +101,46 @@ class Endpoints:
                 await asyncio.sleep(phase.lasts)
             finally:
                 if phase.mood is Mood.DOWN:
-                    await self._listen("moody", self._ports["moody"])
+                    await self._listen("moody", self.ports["moody"])
                 self._mood = None
+
+    async def stall(self, lasts: float) -> None:
+        """Answer nothing of the endpoint that stalls for so long."""
+        self._flowing.clear()
+        try:
+            await asyncio.sleep(lasts)
+        finally:
+            self._flowing.set()
 
     def heal(self) -> None:
         """All are well from now on (after `play` has ended)."""
         self._healed.set()
+        self._flowing.set()
 
     async def _handle(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
+        clock = asyncio.get_running_loop().time
+        begin = self.last_request = clock()
         await request.read()
         event = request.headers["webhook-id"]
-        self.last_request = asyncio.get_running_loop().time()
-        debt, life = (f"sub_{name}", event), request.headers["x-life"]
-        self.ledger.ask(debt, life)
-        status = await self._decide(name, event, request)
+        debt = (request.match_info["subscription"], event)
+        life = self.lives.get(request.remote or "")
+        if life is None:
+            self.strangers += 1
+            return web.Response(status=503)
+        self.first.setdefault(life, begin)
+        self.ledger.ask(debt, life, begin)
+        status = await self._decide(request.match_info["endpoint"], debt, request)
         if status == 200:
             # Noted before the answer leaves: what a dying process doesn't get to read counts as paid.
-            self.ledger.pay(debt, life, asyncio.get_running_loop().time())
+            self.ledger.pay(debt, life, clock(), begin)
         return web.Response(status=status)
 
-    async def _decide(self, name: str, event: str, request: web.Request) -> int:
+    async def _decide(self, name: str, debt: tuple[str, str], request: web.Request) -> int:
+        event = debt[1]
         if name == "picky":
             return 422 if refused(event) else 200
+        if name == "stall":
+            return await self._stalled(debt, request)
         if self._healed.is_set() or name == "steady":
             return 200
         if name == "flaky":
@@ -133,3 +160,18 @@ class Endpoints:
                 return 503
             case None:
                 return 200
+
+    async def _stalled(self, debt: tuple[str, str], request: web.Request) -> int:
+        if self._flowing.is_set():
+            return 200
+        try:
+            async with asyncio.timeout(self._patience - _GIVES_UP):
+                await self._flowing.wait()
+        except TimeoutError:
+            # The sender is about to give up, and would not hear that it was paid: it is better told so.
+            self.failed.add(debt)
+            return 503
+        gone = request.transport is None or request.transport.is_closing()
+        if gone:
+            self.failed.add(debt)
+        return 503 if gone else 200

@@ -1,7 +1,7 @@
 """What arrived where, when and from whom, and what that says: lost, duplicate, explained.
 
 Names: a *debt* is one event owed to one subscription. It is paid when the endpoint has answered 2xx. A *life* is one process of a
-replica, from its start to its end; every request says in a header which life sent it.
+replica, from its start to its end; every request comes from an address that says which life sent it.
 
 **Lost** is a debt that is neither paid nor in the dead-letter topic. There must be none.
 
@@ -11,10 +11,11 @@ means that there are some, after *trouble*: a life was killed, frozen, cut off f
 stopped while an attempt was under way. What trouble may cost is bounded by what the promise says: what was in flight when it began, and
 what was completed within the last commit interval before. From that:
 
-- A debt is **at risk** from trouble that began at `b` if its life had asked for it, and it was paid after `b - COMMITTED`: in flight at
-  `b`, or completed since the last commit that is sure to have gone through. Likewise if it was **set aside** then: written to a retry
-  topic without having been asked for (parked, left behind at a stop, or nobody was there to be asked), which also completes it. The topic's records say
-  when; they don't say by which life, so any trouble of those seconds will do.
+- **Narrow** trouble has a life end, or lose its partitions in good order. A debt is **at risk** from one that began at `b` if that life paid it after
+  `b - COMMITTED`: in flight at `b`, or completed since the last commit that is sure to have gone through. Likewise if it was **written** to a retry topic
+  then, which also completes it. The topic's records say when; they don't say by which life, so any trouble of those seconds will do.
+- **Wide** trouble leaves a life alive that knows less than the others: frozen, cut off, without its broker. It may still deliver what it had, after others have.
+  A debt is at risk from one if that life has asked for it, and whoever paid it did so between `b - COMMITTED` and the end of the trouble.
 - A duplicate is **explained** if its debt is at risk from trouble that began before its last payment. Every other one is a finding.
 - The **bound** of a run is the number of debts at risk, summed over its troubles: one trouble makes a debt be paid again at most once.
 
@@ -25,7 +26,7 @@ This knows nothing of notes and commits. It goes by the clock alone, so that a d
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -39,11 +40,12 @@ COMMITTED = 2.5
 class Payment(NamedTuple):
     at: float
     life: str
+    begin: float = -math.inf  # when its request was there
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Of one life, or of all (None). What it pays until `until` may be paid again because of it."""
+    """Of one life, or of all (None). What is paid until `until` may be paid again because of it."""
 
     kind: str
     life: str | None
@@ -51,6 +53,8 @@ class Trouble:
     until: float = math.inf
     since: float | None = None  # what it paid from then on is at risk; None: from COMMITTED before `begin` on
     over: float | None = None  # when the life came to its end and wrote nothing more; None: it goes on
+    wide: bool = False
+    before: float = math.inf  # requests that began later are not its concern
 
     @property
     def risky(self) -> float:
@@ -63,23 +67,43 @@ class Trouble:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the endpoints got, and what they paid for."""
+    """What is owed, what the endpoints got, and what they paid for."""
 
+    owed: set[Debt] = field(default_factory=set)
+    open: set[Debt] = field(default_factory=set)  # of those, the ones that nobody has paid
     paid: defaultdict[Debt, list[Payment]] = field(default_factory=lambda: defaultdict(list))
-    asked: defaultdict[Debt, set[str]] = field(default_factory=lambda: defaultdict(set))  # lives
-    aside: defaultdict[Debt, list[float]] = field(default_factory=lambda: defaultdict(list))  # when
-    requests: Counter[Debt] = field(default_factory=Counter)
+    asked: defaultdict[Debt, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    written: defaultdict[Debt, list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # to a retry topic
+    requests: int = 0
 
-    def ask(self, debt: Debt, life: str) -> None:
-        self.requests[debt] += 1
-        self.asked[debt].add(life)
+    def owe(self, debts: Iterable[Debt]) -> None:
+        for debt in debts:
+            self.owed.add(debt)
+            if debt not in self.paid:
+                self.open.add(debt)
 
-    def pay(self, debt: Debt, life: str, now: float) -> None:
-        self.paid[debt].append(Payment(now, life))
+    def forgive(self, debts: Iterable[Debt]) -> None:
+        """These may be paid, and need not."""
+        for debt in debts:
+            self.owed.discard(debt)
+            self.open.discard(debt)
+
+    def ask(self, debt: Debt, life: str, now: float) -> None:
+        self.requests += 1
+        self.asked[debt].append((now, life))
+
+    def pay(self, debt: Debt, life: str, now: float, begin: float = -math.inf) -> None:
+        self.paid[debt].append(Payment(now, life, begin))
+        self.open.discard(debt)
+
+    def asked_by(self, debt: Debt, life: str) -> bool:
+        return any(each == life for _, each in self.asked.get(debt, ()))
 
 
-def lost(ledger: Ledger, owed: Iterable[Debt], dead: Collection[Debt]) -> list[Debt]:
-    return sorted(debt for debt in owed if debt not in ledger.paid and debt not in dead)
+def lost(ledger: Ledger, dead: Collection[Debt]) -> list[Debt]:
+    return sorted(debt for debt in ledger.open if debt not in dead)
 
 
 def duplicates(ledger: Ledger, copies: Mapping[str, int]) -> Iterator[tuple[Debt, Sequence[Payment]]]:
@@ -95,11 +119,14 @@ def excess(ledger: Ledger, copies: Mapping[str, int]) -> int:
 
 def at_risk(ledger: Ledger, debt: Debt, payment: Payment, trouble: Trouble) -> bool:
     """Whether the trouble may have this payment made again."""
-    concerned = trouble.life is None or trouble.life in ledger.asked[debt]
+    if trouble.wide:
+        concerned = trouble.life is None or ledger.asked_by(debt, trouble.life)
+    else:
+        concerned = payment.life == trouble.life and payment.begin <= trouble.before
     if concerned and trouble.risky <= payment.at <= trouble.until:
         return True
     last = trouble.until if trouble.over is None else trouble.over
-    return any(trouble.risky <= at <= last for at in ledger.aside.get(debt, ()))
+    return any(trouble.risky <= at <= last for at in ledger.written.get(debt, ()))
 
 
 def causes(

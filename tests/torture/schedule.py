@@ -14,6 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from tests.torture.subscribers import Sizes
+from tests.torture.traits import (
+    EMBEDDED,
+    ON_KAFKA,
+    REPLICATED,
+    Act,
+    Trait,
+    Turn,
+    draw_traits,
+    turns,
+)
+
 
 class Kind(StrEnum):
     KILL = "kill"  # kill -9 a replica, start it again after `lasts`
@@ -67,12 +79,17 @@ class Schedule:
     phases: Sequence[Phase]
     parking: bool = False  # the daemons' own breakers and limit of waiting are on
     hold_limit: float = 15.0
+    timeout: float = 5.0
+    bursts: int = 0  # more events, which only the endpoint that stalls is owed
+    traits: frozenset[Trait] = frozenset()
+    turns: Sequence[Turn] = ()
 
     def __str__(self) -> str:
         return (
             f"{self.events} events, cap {self.max_in_flight}, horizon {self.horizon:g}, hold limit {self.hold_limit:g}, "
             f"{'breakers and parking on' if self.parking else 'no breakers, no parking'}, {self.replicas} at first; "
             f"{' '.join(map(str, self.faults)) or 'no faults'}; endpoint {' '.join(map(str, self.phases)) or 'well'}"
+            + (f"; {', '.join(sorted(self.traits))}: {' '.join(map(str, self.turns))}" if self.traits else "")
         )
 
 
@@ -212,3 +229,66 @@ def _phases(draw: random.Random, length: float) -> list[Phase]:
         phases.append(Phase(round(at, 2), draw.choice(list(Mood)), round(lasts, 2)))
         at += lasts + draw.uniform(1.0, 6.0)
     return phases
+
+
+AMONG = {"kafka": ON_KAFKA, "replicated": REPLICATED, "sqlite": EMBEDDED}
+"""The traits that each kind of broker can have."""
+
+
+def drawn(schedule: Schedule, broker: str, among: Sequence[Trait] | None = None) -> Schedule:
+    """The same with one to three traits that its seed chooses."""
+    draw = random.Random(f"traits {broker} {schedule.seed}")
+    return with_traits(schedule, draw_traits(draw, AMONG[broker] if among is None else among))
+
+
+def with_traits(schedule: Schedule, traits: frozenset[Trait]) -> Schedule:
+    """The same with these traits: what they do when, and what they need of the rest."""
+    # By itself, as above.
+    draw = random.Random(f"turns {schedule.seed}")
+    found = turns(draw, traits, schedule.length)
+    changed = replace(schedule, traits=traits, turns=found)
+    if Trait.FANOUT in traits:
+        changed = replace(
+            changed,
+            events=max(12, 8000 // Sizes.of(schedule.seed, traits).fan),
+            phases=_ailing(draw, schedule),
+        )
+    if Trait.TENANTS in traits:
+        changed = replace(changed, phases=_ailing(draw, schedule))
+    if Trait.STALLS in traits:
+        # As a deployment has it: what waits for an endpoint that stalls is to be held, not parked.
+        bursts = schedule.events * draw.choice((2, 4))
+        changed = replace(
+            changed, parking=True, horizon=5.0, hold_limit=60.0, max_in_flight=10_000, bursts=bursts
+        )
+    if Trait.RETENTION in traits:
+        # An endpoint that hangs keeps the daemon at its cap, and what it has not read yet expires.
+        hung = Phase(0.3, Mood.HANG, round(schedule.length * 0.9, 2))
+        changed = replace(changed, max_in_flight=150, phases=[hung])
+    if Trait.PAUSE in traits and not {Trait.FANOUT, Trait.TENANTS, Trait.RETENTION} & traits:
+        # Something waits for its retry when the pause begins.
+        first = next(turn.at for turn in found if turn.act is Act.PAUSE)
+        failing = Phase(round(max(0.1, first - 3.0), 2), Mood.FAIL, 4.0)
+        changed = replace(
+            changed, phases=[failing, *(p for p in schedule.phases if p.at > failing.at + failing.lasts)]
+        )
+    if Trait.ALONE in traits:
+        changed = replace(changed, replicas=1, faults=_kills(draw, schedule.length))
+    return changed
+
+
+def _ailing(draw: random.Random, schedule: Schedule) -> list[Phase]:
+    """Failing nearly all the time, at once, so that much is acknowledged by all others meanwhile."""
+    mood = draw.choice((Mood.FAIL, Mood.FAIL, Mood.CHOOSE))
+    return [Phase(0.1, mood, round(schedule.length * 0.95, 2))]
+
+
+def _kills(draw: random.Random, length: float) -> list[Fault]:
+    """Of the only replica, with time between them to come back."""
+    faults: list[Fault] = []
+    at = draw.uniform(2.0, 4.0)
+    while at < length or not faults:
+        lasts = draw.uniform(0.0, 1.0)
+        faults.append(Fault(round(at, 2), Kind.KILL, 0, round(lasts, 2)))
+        at += lasts + draw.uniform(7.0, 12.0)
+    return faults

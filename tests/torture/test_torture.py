@@ -45,10 +45,11 @@ def test_a_seed_makes_the_same_schedule_again_and_another_seed_another() -> None
 
 def test_the_ledger_tells_what_was_lost_from_what_was_paid_and_what_was_given_up() -> None:
     ledger = Ledger()
-    ledger.ask(("a", "unpaid"), "0.1")
+    ledger.owe([("a", "paid"), ("a", "dead"), ("a", "unpaid"), ("a", "unasked"), ("a", "forgiven")])
+    ledger.ask(("a", "unpaid"), "0.1", 0.5)
     ledger.pay(("a", "paid"), "0.1", 1.0)
-    owed = [("a", "paid"), ("a", "dead"), ("a", "unpaid"), ("a", "unasked")]
-    assert lost(ledger, owed, {("a", "dead")}) == [("a", "unasked"), ("a", "unpaid")]
+    ledger.forgive([("a", "forgiven")])
+    assert lost(ledger, {("a", "dead")}) == [("a", "unasked"), ("a", "unpaid")]
 
 
 def test_a_second_payment_is_a_duplicate_unless_the_producer_wrote_the_event_twice() -> None:
@@ -64,8 +65,8 @@ def test_a_second_payment_is_a_duplicate_unless_the_producer_wrote_the_event_twi
 def paid(*payments: tuple[float, str]) -> tuple[Ledger, list[Payment]]:
     ledger = Ledger()
     for at, life in payments:
-        ledger.ask(("a", "e"), life)
-        ledger.pay(("a", "e"), life, at)
+        ledger.ask(("a", "e"), life, at)
+        ledger.pay(("a", "e"), life, at, at)
     return ledger, ledger.paid["a", "e"]
 
 
@@ -79,13 +80,34 @@ KILL = Trouble("kill", "0.1", 10.0)
         pytest.param([(7.0, "0.1"), (12.0, "0.2")], KILL, False, id="completed long before it"),
         pytest.param([(9.5, "0.1"), (9.9, "0.1")], KILL, False, id="twice before it"),
         pytest.param([(9.5, "1.1"), (12.0, "1.2")], KILL, False, id="it befell another"),
-        pytest.param([(9.5, "1.1"), (12.0, "1.2")], Trouble("broker", None, 10.0), True, id="it befell all"),
         pytest.param(
-            [(14.0, "0.1"), (15.0, "1.1")], Trouble("stop", "0.1", 10.0, 20.0), True, id="while it lasted"
+            [(9.5, "1.1"), (12.0, "1.2")], Trouble("broker", None, 10.0, wide=True), True, id="it befell all"
         ),
         pytest.param(
-            [(21.0, "0.1"), (22.0, "1.1")], Trouble("stop", "0.1", 10.0, 20.0), False, id="after its end"
+            [(14.0, "1.1"), (15.0, "0.1")],
+            Trouble("stop", "0.1", 10.0, 20.0, wide=True),
+            True,
+            id="while it lasted, by another",
         ),
+        pytest.param(
+            [(21.0, "0.1"), (22.0, "1.1")],
+            Trouble("stop", "0.1", 10.0, 20.0, wide=True),
+            False,
+            id="after its end",
+        ),
+        pytest.param(
+            [(10.4, "0.1"), (12.0, "1.1")],
+            Trouble("revoked", "0.1", 10.0, before=11.0),
+            True,
+            id="under way when its partitions went",
+        ),
+        pytest.param(
+            [(11.5, "0.1"), (12.0, "1.1")],
+            Trouble("revoked", "0.1", 10.0, before=11.0),
+            False,
+            id="begun after its partitions had gone",
+        ),
+        pytest.param([(9.5, "0.2"), (12.0, "1.1")], KILL, False, id="paid by another than the one it befell"),
         pytest.param(
             [(9.5, "0.1"), (12.0, "1.1")],
             Trouble("term", "0.1", 9.0, since=10.0),
@@ -109,7 +131,7 @@ def test_what_was_set_aside_unasked_right_before_trouble_is_at_risk_too_and_nobo
     kill = Trouble("kill", "0.1", 10.0, over=10.2)
     for set_aside, explained in {7.0: False, 9.0: True, 10.1: True, 11.0: False}.items():
         ledger, found = paid((12.0, "0.2"), (13.0, "0.2"))
-        ledger.aside["a", "e"].append(set_aside)
+        ledger.written["a", "e"].append(set_aside)
         assert causes(ledger, ("a", "e"), found, 1, [kill]) == [kill if explained else None], set_aside
         assert bound(ledger, [kill]) == explained
 
@@ -119,9 +141,9 @@ def test_the_bound_is_what_was_in_flight_or_completed_within_the_last_commit_int
 ):
     ledger = Ledger()
     for event, at in {"long ago": 3.0, "just now": 9.0, "in flight": 10.5}.items():
-        ledger.ask(("a", event), "0.1")
+        ledger.ask(("a", event), "0.1", at)
         ledger.pay(("a", event), "0.1", at)
-    ledger.ask(("a", "later"), "0.2")
+    ledger.ask(("a", "later"), "0.2", 12.0)
     ledger.pay(("a", "later"), "0.2", 12.0)
     assert bound(ledger, [KILL]) == 2
     assert bound(ledger, [KILL, KILL]) == 4
@@ -143,8 +165,8 @@ def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
     monkeypatch.setattr("sys.argv", ["totals", str(file)])
     assert totals.main() == 0
     out = capsys.readouterr().out
-    assert re.search(r"\| `kafka` \| 1-2,4 \| \d \| \d \| 1,050 \| 0 \| 3 \| 18 \| 0\.5 s \| 0 \|", out)
-    assert "`sqlite` | 1 |" in out
+    assert re.search(r"\| `kafka` \| none \| 1-2,4 \| \d \| \d \| 1,050 \| 0 \| 3 \| 18 \| 0\.5 s \| 0 \|", out)
+    assert "`sqlite` | none | 1 |" in out
     assert "4 schedules" in out
     assert "1 earlier runs" in out
 

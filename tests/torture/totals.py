@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 
 HEAD = (
-    "| `--broker` | seeds | with parking | 30 s stops | deliveries owed | lost | duplicates | bound | oldest | findings |\n"
-    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    "| `--broker` | traits | seeds | with parking | 30 s stops | deliveries owed | lost | duplicates | bound | oldest | findings |\n"
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )
 _LONG_STOP = 30.0
 
@@ -29,9 +29,9 @@ def read(files: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def last(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last run of each seed of each broker."""
-    found = {(run["broker"], run["seed"]): run for run in runs}
-    return sorted(found.values(), key=lambda run: (run["broker"], run["seed"]))
+    """The last run of each seed of each broker, with the same traits."""
+    found = {(run["broker"], tuple(run["traits"]), run["seed"]): run for run in runs}
+    return [run for _, run in sorted(found.items())]
 
 
 def ranges(seeds: Sequence[int]) -> str:
@@ -45,10 +45,10 @@ def ranges(seeds: Sequence[int]) -> str:
     return ",".join(f"{first}-{end}" if first != end else f"{first}" for first, end in parts)
 
 
-def row(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def row(name: str, traits: str, runs: Sequence[Mapping[str, Any]]) -> str:
     total = {key: sum(run[key] for run in runs) for key in ("owed", "lost", "duplicates", "bound")}
     return (
-        f"| `{name}` | {ranges([run['seed'] for run in runs])} | {sum(run['parking'] for run in runs)}"
+        f"| `{name}` | {traits} | {ranges(sorted(run['seed'] for run in runs))} | {sum(run['parking'] for run in runs)}"
         f" | {sum(run['longest_stop'] >= _LONG_STOP for run in runs)} | {total['owed']:,} | {total['lost']}"
         f" | {total['duplicates']:,} | {total['bound']:,} | {max(run['oldest'] for run in runs):.1f} s"
         f" | {sum(len(run['findings']) for run in runs)} |"
@@ -62,11 +62,19 @@ def main() -> int:
     counted = last(runs)
     print(HEAD)
     for broker in sorted({run["broker"] for run in counted}):
-        print(row(broker, [run for run in counted if run["broker"] == broker]))
+        of_it = [run for run in counted if run["broker"] == broker]
+        plain = [run for run in of_it if not run["traits"]]
+        if plain:
+            print(row(broker, "none", plain))
+        if len(plain) < len(of_it):
+            print(row(broker, "some", [run for run in of_it if run["traits"]]))
+    for trait in sorted({trait for run in counted for trait in run["traits"]}):
+        print(row("any", trait, [run for run in counted if trait in run["traits"]]))
     causes, parked = Counter[str](), Counter[str]()
     for run in counted:
         causes.update(run["causes"])
         parked.update(run["parked"])
+    print(f"\ncommits: {dict(Counter(run['commit'] for run in counted))}")
     print(f"\n{len(counted)} schedules, {sum(run['seconds'] for run in counted) / 3600:.1f} h")
     print(f"duplicates by cause: {dict(causes.most_common())}")
     print(f"records in retry topics by reason: {dict(parked.most_common())}")
