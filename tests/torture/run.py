@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from dispatcher.broker.base import Broker, Message, Position, Record, TopicPartition
-from dispatcher.settings.settings import DeliverySettings
 from dispatcher.runtime.tasks import Tasks
+from dispatcher.settings.settings import DeliverySettings
 from tests.e2e.daemon import Daemon, envelope
 from tests.ports import free_port
 from tests.torture import ledger as books, mutants

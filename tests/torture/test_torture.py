@@ -165,7 +165,9 @@ def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
     monkeypatch.setattr("sys.argv", ["totals", str(file)])
     assert totals.main() == 0
     out = capsys.readouterr().out
-    assert re.search(r"\| `kafka` \| none \| 1-2,4 \| \d \| \d \| 1,050 \| 0 \| 3 \| 18 \| 0\.5 s \| 0 \|", out)
+    assert re.search(
+        r"\| `kafka` \| none \| 1-2,4 \| \d \| \d \| 1,050 \| 0 \| 3 \| 18 \| 0\.5 s \| 0 \|", out
+    )
     assert "`sqlite` | none | 1 |" in out
     assert "4 schedules" in out
     assert "1 earlier runs" in out
