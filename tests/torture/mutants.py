@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import structlog
+
+from dispatcher.broker.assignment import start_of
+from dispatcher.broker.base import Position
+from dispatcher.broker.kafka import consumer
 from dispatcher.cli import main as dispatcher
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.delivery.deliveries import Deliveries
 from dispatcher.delivery.outbox import Outbox
 
 
@@ -57,13 +63,91 @@ def notes_whole_events_only() -> None:
     _replace(PartitionTracker, "partly", lambda _: {})
 
 
-def _replace(owner: type, name: str, value: object) -> None:
+def notes_little() -> None:
+    """A note that names many, or many sets of, subscriptions is left out."""
+    partly = PartitionTracker.partly
+
+    def few(tracker: PartitionTracker) -> Any:
+        groups = partly(tracker)
+        return {} if len(groups) > 10 or any(len(ids) > 100 for ids in groups) else groups
+
+    _replace(PartitionTracker, "partly", few)
+
+
+def begins_added_partitions_at_their_end() -> None:
+    """What is written to a partition before anybody knows of it is passed over."""
+
+    def late(committed: Position | None, earliest: int, end: int, **others: Any) -> Position:
+        return Position(end) if committed is None else start_of(committed, earliest, end, **others)
+
+    _replace(consumer, "start_of", late)
+
+
+def goes_on_where_the_old_topic_ended() -> None:
+    """A committed offset that the topic doesn't have is taken for its end."""
+
+    def late(committed: Position | None, earliest: int, end: int, **others: Any) -> Position:
+        if committed is not None and committed.offset > end:
+            return Position(end)
+        return start_of(committed, earliest, end, **others)
+
+    _replace(consumer, "start_of", late)
+
+
+def says_nothing_of_what_expired() -> None:
+    """Records that were deleted before they were read are passed over in silence."""
+    structlog.configure(processors=[_silence, *structlog.get_config()["processors"]])
+    configure = structlog.configure
+
+    def silent(*, processors: Any = (), **others: Any) -> None:
+        configure(processors=[_silence, *processors], **others)
+
+    _replace(structlog, "configure", silent)
+
+
+def _silence(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if {"topic", "partition"} <= event.keys() and "invalid" not in event["event"]:
+        raise structlog.DropEvent
+    return event
+
+
+def passes_over_what_it_cannot_read() -> None:
+    """A record that is no event costs nothing, not even a dead letter."""
+
+    def settle(_: Deliveries, record: Any, tracker: PartitionTracker, *__: Any) -> None:
+        tracker.settle(record.offset)
+
+    _replace(Deliveries, "refuse", settle)
+
+
+def comes_back_late() -> None:
+    """It waits before it joins, as for a member that is gone."""
+    start = consumer.KafkaConsumer.start
+
+    async def late(member: consumer.KafkaConsumer) -> None:
+        await asyncio.sleep(20.0)
+        await start(member)
+
+    _replace(consumer.KafkaConsumer, "start", late)
+
+
+def _replace(owner: object, name: str, value: object) -> None:
     setattr(owner, name, value)
 
 
 LOSING = (commits_what_is_owed, settles_before_the_broker_has_it, notes_one_too_many)
 REPEATING = (notes_nothing, notes_whole_events_only)
+OF_TRAITS = {
+    "fanout": notes_little,
+    "tenants": notes_little,
+    "partitions": begins_added_partitions_at_their_end,
+    "anew": goes_on_where_the_old_topic_ended,
+    "retention": says_nothing_of_what_expired,
+    "odd": passes_over_what_it_cannot_read,
+    "alone": comes_back_late,
+}
+"""What each trait is there to find."""
 
 if __name__ == "__main__":
-    {each.__name__: each for each in (*LOSING, *REPEATING)}[sys.argv.pop(1)]()
+    {each.__name__: each for each in (*LOSING, *REPEATING, *OF_TRAITS.values())}[sys.argv.pop(1)]()
     dispatcher(prog_name="dispatcher")
