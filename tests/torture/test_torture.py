@@ -6,6 +6,8 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -23,9 +25,25 @@ from tests.torture.ledger import (
     lost,
 )
 from tests.torture.mutants import LOSING, REPEATING, settles_before_the_broker_has_it
-from tests.torture.schedule import Kind, plan, plan_embedded, plan_mutant, plan_quiet, plan_replicated
+from tests.torture.pauses import Pause, Pauses
+from tests.torture.run import Run
+from tests.torture.schedule import (
+    AMONG,
+    Kind,
+    Schedule,
+    drawn,
+    plan,
+    plan_embedded,
+    plan_mutant,
+    plan_quiet,
+    plan_replicated,
+)
+from tests.torture.subscribers import Published
+from tests.torture.traits import Trait, fit
 
 Mutant = Callable[[], None]
+QUIET = {Trait.FANOUT, Trait.TENANTS, Trait.LATEST, Trait.ODD, Trait.ALONE}
+"""Traits that do nothing at a time of their own."""
 
 
 def test_a_seed_makes_the_same_schedule_again_and_another_seed_another() -> None:
@@ -171,6 +189,45 @@ def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
     assert "`sqlite` | none | 1 |" in out
     assert "4 schedules" in out
     assert "1 earlier runs" in out
+
+
+def test_a_seed_draws_traits_that_fit_together_and_every_trait_is_drawn_by_some() -> None:
+    for broker, among in AMONG.items():
+        makers: dict[str, Callable[[int], Schedule]] = {
+            "kafka": plan,
+            "replicated": plan_replicated,
+            "sqlite": plan_embedded,
+        }
+        make = makers[broker]
+        schedules = [drawn(make(seed), broker) for seed in range(100)]
+        assert schedules[7] == drawn(make(7), broker)
+        assert all(1 <= len(each.traits) <= 3 and fit(each.traits) for each in schedules)
+        assert {trait for each in schedules for trait in each.traits} == set(among)
+        for each in schedules:
+            assert all(0 < turn.at < each.length for turn in each.turns)
+            assert bool(each.turns) == bool(each.traits - QUIET)
+    assert not fit({Trait.FANOUT, Trait.TENANTS})
+
+
+def test_what_is_matched_while_a_subscription_is_paused_is_not_owed_and_what_was_matched_before_is() -> None:
+    ledger = Ledger()
+    published = {
+        event: Published(event, at)
+        for event, at in {"matched before": 1.0, "late before": 9.0, "while": 12.0, "after": 31.0}.items()
+    }
+    run = SimpleNamespace(ledger=ledger, published=published, clock=lambda: 100.0)
+    pauses = Pauses(cast("Run", run))
+    pauses.all.append(Pause("a", 10.0, in_force=11.0, resumed=20.0, end=30.0))
+    ledger.owe([(owner, event) for owner in "ab" for event in published])
+    ledger.ask(("b", "matched before"), "0.1", 2.0)
+    for at, event in enumerate(("late before", "while", "after"), start=31):
+        ledger.ask(("b", event), "0.1", at)
+    pauses.forgive()
+    assert {debt for debt in ledger.owed if debt[0] == "a"} == {("a", "matched before"), ("a", "after")}
+    assert len([debt for debt in ledger.owed if debt[0] == "b"]) == 4
+    assert pauses.findings() == []
+    ledger.ask(("a", "matched before"), "0.1", 19.0)
+    assert "while it was paused" in pauses.findings()[0]
 
 
 @pytest.mark.timeout(600)
