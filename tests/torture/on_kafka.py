@@ -113,7 +113,8 @@ class KafkaRun(Run):
     async def _begin(self) -> None:
         """Start replicas. Where it matters what is owed from when on, wait until that is settled."""
         first = self.replicas[: self.schedule.replicas]
-        if not {Trait.LATEST, Trait.PAUSE} & self.traits:
+        # What expires before anybody knew of it, nobody can tell of.
+        if not {Trait.LATEST, Trait.PAUSE, Trait.RETENTION} & self.traits:
             for replica in first:
                 await replica.start()
             return
@@ -122,7 +123,7 @@ class KafkaRun(Run):
             await first[0].daemon.ready(60.0)
         except AssertionError as error:
             self.report.findings.append(f"{first[0].name}: not ready at first: {str(error)[-1500:]}")
-        if Trait.LATEST in self.traits:
+        if {Trait.LATEST, Trait.RETENTION} & self.traits:
             everything = {TopicPartition(self.topic, number) for number in range(PARTITIONS)}
             if not await self.until(lambda: self.committed.keys() >= everything, _STARTED_WITHIN):
                 self.report.notes.append(f"the start was not committed within {_STARTED_WITHIN:.0f} s")

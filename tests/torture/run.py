@@ -274,6 +274,10 @@ class Run:
             quiet = quiet + self.clock() - before if busy and not any(busy) else 0.0
             if self.incomplete():
                 self.report.healed_after = self.clock() - begin
+        else:
+            # A fresh start may still bring them, but nothing would have.
+            if (left := self.incomplete()) and Trait.RETENTION not in self.traits:
+                self.report.findings.append(f"{left} debts are open, and nobody is busy")
 
     async def nothing_left(self, replica: Replica) -> None:
         """A fresh start delivers nothing."""
