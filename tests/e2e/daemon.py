@@ -197,10 +197,10 @@ class Daemon:
     def log(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def log_lines(self, message: str) -> list[dict[str, Any]]:
-        """The JSON log lines with that message."""
+    def log_lines(self, message: str | None = None) -> list[dict[str, Any]]:
+        """The JSON log lines with that message; all of them without one."""
         lines = [orjson.loads(line) for line in self.log().splitlines() if line.startswith("{")]
-        return [line for line in lines if line.get("message") == message]
+        return [line for line in lines if message in (None, line.get("message"))]
 
 
 async def publish(broker_url: str, messages: Sequence[Message]) -> None:

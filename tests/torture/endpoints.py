@@ -117,6 +117,10 @@ class Endpoints:
         self._healed.set()
         self._flowing.set()
 
+    def incomplete(self) -> int:
+        """Debts that are not paid and are not expected in the dead-letter topic."""
+        return sum(1 for debt in self.ledger.open if not (debt[0] == "sub_picky" and refused(debt[1])))
+
     async def _handle(self, request: web.Request) -> web.Response:
         clock = asyncio.get_running_loop().time
         begin = self.last_request = clock()

@@ -12,10 +12,12 @@ from typing import Any
 
 import structlog
 
-from dispatcher.broker.assignment import start_of
-from dispatcher.broker.base import Position
-from dispatcher.broker.kafka import consumer
+from dispatcher.broker import assignment
+from dispatcher.broker.assignment import Start
+from dispatcher.broker.base import Position, Why
+from dispatcher.broker.kafka import consumer, starts
 from dispatcher.cli import main as dispatcher
+from dispatcher.control.groups import StoredMemory
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.delivery.deliveries import Deliveries
 from dispatcher.delivery.outbox import Outbox
@@ -74,24 +76,36 @@ def notes_little() -> None:
     _replace(PartitionTracker, "partly", few)
 
 
+def decides_the_start_again() -> None:
+    """Where a group begins is neither committed nor remembered."""
+
+    async def commit(*_: Any) -> None: ...
+
+    _replace(starts, "_commit", commit)
+    _replace(StoredMemory, "remember", lambda *_: None)
+
+
 def begins_added_partitions_at_their_end() -> None:
     """What is written to a partition before anybody knows of it is passed over."""
+    plan = assignment.plan
 
-    def late(committed: Position | None, earliest: int, end: int, **others: Any) -> Position:
-        return Position(end) if committed is None else start_of(committed, earliest, end, **others)
+    def late(group: str, topics: Any, committed: Any, extents: Any, memory: Any, **others: Any) -> Any:
+        if memory.topics() is not None:
+            committed = {**{key: Position(extent.end) for key, extent in extents.items()}, **committed}
+        return plan(group, topics, committed, extents, memory, **others)
 
-    _replace(consumer, "start_of", late)
+    _replace(starts, "plan", late)
 
 
 def goes_on_where_the_old_topic_ended() -> None:
-    """A committed offset that the topic doesn't have is taken for its end."""
+    """What a topic that was made anew holds is taken for read."""
+    start_of = assignment.start_of
 
-    def late(committed: Position | None, earliest: int, end: int, **others: Any) -> Position:
-        if committed is not None and committed.offset > end:
-            return Position(end)
-        return start_of(committed, earliest, end, **others)
+    def late(committed: Position | None, earliest: int, end: int, **others: Any) -> Start:
+        found = start_of(committed, earliest, end, **others)
+        return Start(Position(end)) if found.why in {Why.MADE_ANEW, Why.CUT, Why.EXPIRED} else found
 
-    _replace(consumer, "start_of", late)
+    _replace(assignment, "start_of", late)
 
 
 def says_nothing_of_what_expired() -> None:
@@ -106,7 +120,7 @@ def says_nothing_of_what_expired() -> None:
 
 
 def _silence(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if {"topic", "partition"} <= event.keys() and "invalid" not in event["event"]:
+    if "why" in event:
         raise structlog.DropEvent
     return event
 
@@ -138,6 +152,7 @@ def _replace(owner: object, name: str, value: object) -> None:
 LOSING = (commits_what_is_owed, settles_before_the_broker_has_it, notes_one_too_many)
 REPEATING = (notes_nothing, notes_whole_events_only)
 OF_TRAITS = {
+    "latest": decides_the_start_again,
     "fanout": notes_little,
     "tenants": notes_little,
     "partitions": begins_added_partitions_at_their_end,

@@ -114,7 +114,7 @@ class KafkaRun(Run):
         """Start replicas. Where it matters what is owed from when on, wait until that is settled."""
         first = self.replicas[: self.schedule.replicas]
         # What expires before anybody knew of it, nobody can tell of.
-        if not {Trait.LATEST, Trait.PAUSE, Trait.RETENTION} & self.traits:
+        if not {Trait.LATEST, Trait.PAUSE, Trait.RETENTION, Trait.ALONE} & self.traits:
             for replica in first:
                 await replica.start()
             return

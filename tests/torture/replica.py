@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from dispatcher.broker.base import TopicPartition
+from dispatcher.broker.base import TopicPartition, Why
 from tests.e2e.daemon import Daemon
 from tests.torture.endpoints import Endpoints, address_of
 from tests.torture.ledger import COMMITTED, Trouble
@@ -28,8 +28,6 @@ _LATE = 1.0  # by which a request may be noted after it was sent, on a busy mach
 _BUSY = re.compile(
     rb"^dispatcher_(?:deliveries_in_flight|partition_lag|outbox_waiting)(?:\{.*\})? (\S+)$", re.MULTILINE
 )
-_SKIPPED = {"the committed offset is gone, starting at the earliest": ("committed", "earliest")}
-"""Messages that tell of records which expired before they were read, and the fields that name the first and the end."""
 
 
 class Replica:
@@ -66,7 +64,7 @@ class Replica:
     async def start(self) -> None:
         life = f"{self._number}.{len(self.births) + 1}"
         self.births.append((now(), life))
-        if self._endpoints.ledger.open:
+        if self._endpoints.incomplete():
             self.owing.add(life)
         address = address_of(life)
         self._endpoints.lives[address] = life
@@ -167,9 +165,10 @@ class Replica:
 
     def skipped(self) -> Iterator[tuple[TopicPartition, int, int]]:
         """Partitions, first offsets and ends of what it says expired before it was read."""
-        for message, (first, end) in _SKIPPED.items():
-            for _, line in self._lines(message):
-                yield TopicPartition(line["topic"], line["partition"]), line[first], line[end]
+        for line in self.daemon.log_lines():
+            if line.get("why") == Why.RETENTION and line["expected"] is not None:
+                partition = TopicPartition(line["topic"], line["partition"])
+                yield partition, line["expected"], line["read_from"]
 
     def _lines(self, message: str) -> Iterator[tuple[float, dict[str, Any]]]:
         ahead = time.time() - now()

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from dispatcher.broker.base import Broker, Message, Position, Record, TopicPartition
+from dispatcher.broker.base import Broker, Jump, Message, Position, Record, TopicPartition
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import DeliverySettings
 from tests.e2e.daemon import Daemon, envelope
@@ -77,6 +77,10 @@ class _Listener:
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None: ...
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def on_gone(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def on_jump(self, jump: Jump) -> None: ...
 
 
 async def read_all(broker: Broker, topics: Sequence[str], epoch: int = 0) -> list[Placed]:
