@@ -55,7 +55,7 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 PARAMETERS: Final = {
     ("subscriptions", "id"): r"^[A-Za-z0-9_-]{1,64}$",
     ("keys", "id"): r"^[a-z0-9]{8,32}$",
-    ("event types", "name"): r"^(?=.{1,256}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
+    ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
 }
 
 # Fields that are changed otherwise.
@@ -341,7 +341,9 @@ def _path(route: Route, request: web.Request) -> Mapping[str, str]:
     for name, value in request.match_info.items():
         if not re.fullmatch(PARAMETERS[route.tag, name], value):
             if route.method == "PUT":
-                raise problems.invalid([Flaw((name,), "must be dot-separated parts of A-Z a-z 0-9 _ -")])
+                raise problems.invalid(
+                    [Flaw((name,), "must be 1 to 1024 characters, none of them a control character")]
+                )
             raise Problem(Kind.NOT_FOUND, f"nothing can have this {name}")
     return dict(request.match_info)
 

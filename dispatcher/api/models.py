@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.publishing import Published as PublishedEvent
 from dispatcher.control.subscriptions import MAX_PAGE, OVERLAP, PAGE, Health, PingResult, View
-from dispatcher.core.event.decode import valid_type
+from dispatcher.core.event.decode import MAX_ID, MAX_TYPE, valid_type
 from dispatcher.core.subscription.index import check_pattern
 from dispatcher.core.text.units import format_duration, parse_duration, parse_rate
 
 _ID: Final = r"^[A-Za-z0-9_-]{1,64}$"
-_TYPE: Final = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
-_PATTERN: Final = r"^(\*|[A-Za-z0-9_-]+)(\.(\*|[A-Za-z0-9_-]+))*$"
+_TYPE: Final = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+_PATTERN: Final = r"^(\*|[^\u0000-\u001f\u007f-\u009f*.]+)(\.(\*|[^\u0000-\u001f\u007f-\u009f*.]+))*$"
 _DURATION: Final = (
     r"^([0-9]{1,12}(\.[0-9]{1,9})?d)?([0-9]{1,12}(\.[0-9]{1,9})?h)?([0-9]{1,12}(\.[0-9]{1,9})?m)?"
     r"([0-9]{1,12}(\.[0-9]{1,9})?s)?([0-9]{1,12}(\.[0-9]{1,9})?ms)?$"
@@ -50,12 +50,12 @@ def _check_id(value: str) -> None:
 
 def _check_type(value: str) -> None:
     if not valid_type(value):
-        raise ValueError("must be a dotted name of A-Z a-z 0-9 _ -, with at most 256 characters")
+        raise ValueError(f"must be 1 to {MAX_TYPE} bytes in UTF-8, without control characters")
 
 
 _valid_id, _id_schema = _text(_check_id, _ID, 1, 64)
-_valid_type, _type_schema = _text(_check_type, _TYPE, 1, 256)
-_valid_pattern, _pattern_schema = _text(check_pattern, _PATTERN, 1, 256)
+_valid_type, _type_schema = _text(_check_type, _TYPE, 1, MAX_TYPE)
+_valid_pattern, _pattern_schema = _text(check_pattern, _PATTERN, 1, MAX_TYPE)
 _valid_duration, _duration_schema = _text(parse_duration, _DURATION, 2, 64)
 _valid_rate, _rate_schema = _text(parse_rate, _RATE, 3, 32)
 
@@ -67,7 +67,11 @@ SubscriptionId = Annotated[
 TypeName = Annotated[
     str,
     _valid_type,
-    Field(json_schema_extra=_type_schema, description="A dotted name.", examples=["invoice.paid"]),
+    Field(
+        json_schema_extra=_type_schema,
+        description="A name; dots separate the parts that patterns look at.",
+        examples=["invoice.paid"],
+    ),
 ]
 Pattern = Annotated[
     str,
@@ -75,7 +79,7 @@ Pattern = Annotated[
     Field(
         json_schema_extra=_pattern_schema,
         description="An event type in which whole segments may be `*`: as the last one it stands for one or more, "
-        "elsewhere for exactly one, alone for all types.",
+        "elsewhere for exactly one, alone for all types but the dispatcher's own (`dispatcher.*`).",
         examples=["billing.*"],
     ),
 ]
@@ -461,7 +465,9 @@ class Event(Request):
         Annotated[
             str,
             Field(
-                pattern=r"^[\x21-\x7e]{1,256}$",
+                pattern=r"^[^\u0000-\u001f\u007f-\u009f]+$",
+                min_length=1,
+                max_length=MAX_ID,
                 description="The same id twice is delivered once, within `api.publish_window`. Made here if left out.",
             ),
         ]

@@ -129,10 +129,11 @@ class ApiServer:
 
 def _add_api(app: web.Application, frame: Frame) -> None:
     for route in ROUTES:
+        path = route.path.replace("{name}", "{name:[^/]+}")  # braces too, in the name of an event type
         if route.method == "GET":
-            app.router.add_get(route.path, frame.serve(route))
+            app.router.add_get(path, frame.serve(route))
         else:
-            app.router.add_route(route.method, route.path, frame.serve(route))
+            app.router.add_route(route.method, path, frame.serve(route))
     docs = Docs()
     for path, show in (("/docs", docs.page), ("/docs/{name}", docs.asset), ("/openapi.json", docs.document)):
         app.router.add_get(path, _public(frame, show))

@@ -28,10 +28,10 @@ import structlog
 from orjson import JSONEncodeError, dumps
 
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
-from dispatcher.control.operational_events import RESERVED, TYPES
+from dispatcher.control.operational_events import TYPES
 from dispatcher.control.store import Row, Store
 from dispatcher.core.event.catalogued import EventType
-from dispatcher.core.event.decode import valid_type
+from dispatcher.core.event.decode import MAX_TYPE, RESERVED, valid_type
 from dispatcher.core.event.schemas import Cost
 from dispatcher.core.subscription.spec import Flaw
 from dispatcher.settings.settings import ApiSettings
@@ -199,9 +199,10 @@ def _any_line_matches(pattern: str, names: str) -> bool:
     if pattern == "*":
         return True
     *front, last = pattern.split(".")
-    steps = [r"[^.\n]+" if step == "*" else re.escape(step) for step in front]
-    steps.append(r"[^\n]+" if last == "*" else re.escape(last))
-    return re.search("^" + r"\.".join(steps) + "$", names, re.MULTILINE) is not None
+    steps = [r"[^.\n]*" if step == "*" else re.escape(step) for step in front]
+    steps.append(r"[^\n]*" if last == "*" else re.escape(last))
+    named = "" if pattern.startswith(RESERVED) else f"(?!{re.escape(RESERVED)})"
+    return re.search(f"^{named}" + r"\.".join(steps) + "$", names, re.MULTILINE) is not None
 
 
 def _view(row: Row[EventType]) -> EventTypeView:
@@ -212,9 +213,7 @@ def _read(name: str, document: Mapping[str, Any]) -> EventType:
     """The entry that a document describes; raises Invalid with all that is wrong."""
     flaws = [Flaw((field,), "there is no such field") for field in document if field not in _FIELDS]
     if not valid_type(name):
-        flaws.append(
-            Flaw(("name",), "must be 1 to 256 of the characters A-Z a-z 0-9 _ -, in parts between dots")
-        )
+        flaws.append(Flaw(("name",), f"must be 1 to {MAX_TYPE} bytes in UTF-8, without control characters"))
     elif name.startswith(RESERVED):
         flaws.append(Flaw(("name",), f"must not begin with {RESERVED}: those are the dispatcher's own"))
     description = document.get("description")

@@ -25,9 +25,6 @@ from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-RESERVED: Final = "dispatcher."
-"""What the types of operational events begin with; nobody else may publish such."""
-
 CREATED: Final = "dispatcher.subscription.created"
 DELETED: Final = "dispatcher.subscription.deleted"
 DISABLED: Final = "dispatcher.subscription.disabled"

@@ -15,13 +15,13 @@ from dispatcher.broker.base import Broker, GroupMemory
 from dispatcher.control.access import Access
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.groups import StoredMemory
-from dispatcher.control.operational_events import DISABLED, EXHAUSTED, RESERVED, Announcer
+from dispatcher.control.operational_events import DISABLED, EXHAUSTED, Announcer
 from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.store import Store
 from dispatcher.control.subscriptions import Source, Subscriptions
 from dispatcher.control.validation import Validator
-from dispatcher.core.event.decode import Event
+from dispatcher.core.event.decode import RESERVED, Event
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Subscription

@@ -38,8 +38,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
-from dispatcher.control.operational_events import RESERVED
-from dispatcher.core.event.decode import InvalidEvent, decode
+from dispatcher.core.event.decode import RESERVED, InvalidEvent, decode
 from dispatcher.core.subscription.spec import Flaw
 from dispatcher.core.text.units import format_size
 from dispatcher.settings.settings import ApiSettings

@@ -33,7 +33,7 @@ import structlog
 from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicPartition
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.health import Health
-from dispatcher.core.event.decode import InvalidEvent, decode
+from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
@@ -255,7 +255,7 @@ class Engine:
             offset = record.offset
             if tracker.seen(offset):
                 metrics.skipped["seen"] += 1
-            elif record.value is None:
+            elif record.value is None and is_tombstone(record):
                 metrics.skipped["tombstone"] += 1
                 tracker.track(offset, 0)
             else:

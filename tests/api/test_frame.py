@@ -361,7 +361,7 @@ async def test_what_is_sent_reaches_the_control_plane_as_it_was_meant() -> None:
         ("limit=%205", "limit"),
         ("limit=1&limit=2", "limit"),
         ("status=lost", "status"),
-        ("event_type=a..b", "event_type"),
+        ("event_type=a%0Ab", "event_type"),
         ("cursor=%00", "cursor"),
         ("tenant=", "tenant"),
     ],
@@ -544,7 +544,7 @@ async def test_an_address_that_can_be_nobodys_is_not_found() -> None:
     async with serving(KEY) as (call, _):
         for path in ("a%20b", "%2e%2e", "a%2fb", "x" * 65, "%00"):
             problem(await call("GET", f"/v1/subscriptions/{path}"), 404, "not-found")
-        named = await call("PUT", "/v1/event-types/a..b", {})
+        named = await call("PUT", "/v1/event-types/a%0Ab", {})
         assert fields(problem(named, 422, "invalid")) == ["name"]
 
 

@@ -231,7 +231,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("PUT", "/v1/event-types/dispatcher.x", {}, "name"),
     ("POST", "/v1/events", {"type": "a", "tenant": "*"}, "tenant"),
     ("POST", "/v1/events", [{"type": "a"}, {"type": "dispatcher.x"}], "[1].type"),
-    ("POST", "/v1/events", {"type": "a", "id": "a b"}, "id"),
+    ("POST", "/v1/events", {"type": "a", "id": "a\nb"}, "id"),
     ("POST", "/v1/keys", {"name": "a", "scope": "tenant"}, "tenant"),
 ]
 

@@ -90,7 +90,7 @@ async def test_a_change_of_another_version_is_refused_and_of_two_at_once_one_win
 @pytest.mark.parametrize(
     ("name", "document", "field"),
     [
-        ("a..b", {}, "name"),
+        ("a\nb", {}, "name"),
         ("dispatcher.subscription.created", {}, "name"),
         ("a.b", {"bogus": 1}, "bogus"),
         ("a.b", {"description": 5}, "description"),

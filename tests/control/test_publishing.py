@@ -79,11 +79,11 @@ async def test_a_batch_is_written_whole_or_not_at_all(plane: Plane) -> None:
         plane.publisher.publish(
             [
                 {"type": "a.b"},
-                {"type": "a..b"},
+                {"type": "a\nb"},
                 {"data": 1},
                 {"type": "dispatcher.delivery.exhausted"},
                 {"type": "a", "id": ""},
-                {"type": "a", "id": "a b"},
+                {"type": "a", "id": "a\nb"},
                 {"type": "a", "created": True},
                 {"type": "a", "bogus": 1},
                 5,  # type: ignore[list-item]

@@ -145,7 +145,7 @@ async def test_a_dead_letter_too_large_for_its_topic_is_written_without_its_valu
     [
         (b"not json", [], "json"),
         (b'{"no": "type"}', [], "type"),
-        (b"anything", [("type", b"bad..type")], "type"),
+        (b"anything", [("type", b"bad\ntype")], "type"),
     ],
 )
 async def test_a_record_that_is_no_event_is_dead_lettered_and_blocks_nothing(
@@ -172,6 +172,39 @@ async def test_a_tombstone_is_skipped_and_counted() -> None:
         await until(lambda: world.committed == 1)
         assert world.value("events_skipped_total", reason="tombstone") == 1
         assert world.dead() == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (
+            ("ce_specversion", b"1.0"),
+            ("ce_id", b"ce 1"),
+            ("ce_source", b"/s"),
+            ("ce_type", b"user/deleted v2"),
+        ),
+        (("type", b"user/deleted v2"), ("id", b"ce 1")),
+    ],
+    ids=["CloudEvents", "header-routed"],
+)
+async def test_an_event_without_data_is_delivered_with_an_empty_body_and_so_is_its_dead_letter(
+    headers: Any,
+) -> None:
+    async with running(FixedRegistry(subscription(retry=RetryPolicyOf(5.0, 20.0)))) as world:
+        world.transport.answer = lambda *_: (0.0, Response(503))
+        world.broker.append(None, headers)
+        await until(lambda: world.committed == 1, within=400)
+        assert len(world.transport.sent) == 3
+        for _, _, request in world.transport.sent:
+            head, _, body = request.partition(b"\r\n\r\n")
+            assert body == b""
+            assert b"\r\nContent-Length: 0" in head
+            assert b"Content-Type" not in head
+            assert b"\r\nwebhook-id: ce%201\r\n" in head
+            assert b"\r\nwebhook-event-type: user/deleted%20v2\r\n" in head
+        assert world.broker.produced[-1].value == b""
+        assert world.dead()[0]["event_id"] == "ce 1"
+        assert not world.value("events_skipped_total", reason="tombstone")
 
 
 @pytest.mark.parametrize("status", [307, 308])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ class Stage:
         self.topic = f"{self.name}.events"
         self.daemon: Daemon | None = None
 
-    async def publish(self, values: list[bytes], headers: list[tuple[str, bytes]] | None = None) -> None:
+    async def publish(
+        self, values: Sequence[bytes | None], headers: list[tuple[str, bytes]] | None = None
+    ) -> None:
         messages = [
             Message(self.topic, value, headers=headers or [], key=b"%d" % number)
             for number, value in enumerate(values)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from standardwebhooks import Webhook
 
+from dispatcher.broker.base import TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.settings import KafkaSettings
-from tests.e2e.daemon import Endpoint, envelope, eventually
+from tests.e2e.daemon import SECRET, Endpoint, envelope, eventually
 from tests.e2e.test_delivery import Stage, broker_url, everything, stage
 
 __all__ = ["broker_url", "stage"]
@@ -43,6 +46,53 @@ async def test_what_failed_waits_in_the_tiers_and_comes_when_it_is_due(stage: St
         assert await daemon.metric("deliveries_in_flight") == 0
         assert await daemon.stop() == 0
         assert endpoint.ids.total() == 400
+
+
+async def test_an_event_without_data_goes_by_way_of_a_tier_to_an_endpoint_and_to_the_dead_letters(
+    stage: Stage,
+) -> None:
+    seen: list[str] = []
+
+    async def second_time_lucky(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(status=200 if request.path == "/hook" and seen.count("/hook") == 2 else 503)
+
+    async with Endpoint(second_time_lucky) as endpoint:
+        retry = {"schedule": ["3s"], "jitter": 0}
+        daemon = stage.make(
+            [
+                everything(endpoint, retry=retry),
+                everything(endpoint, retry=retry) | {"id": "sub_bad", "url": f"{endpoint.url}/bad"},
+            ],
+            retry=SHORT,
+        )
+        headers = {"specversion": "1.0", "id": "order 1", "source": "/shop", "type": "order/deleted v2"}
+        await stage.publish([None], [(f"ce_{name}", value.encode()) for name, value in headers.items()])
+        await daemon.start()
+        async with asyncio.timeout(60):
+            while not await daemon.metric("dead_letters_total", 'reason="exhausted"'):
+                await asyncio.sleep(0.1)
+        assert await daemon.metric("deliveries_total", 'outcome="delivered"') == 1
+        assert await daemon.metric("retries_due_total", 'level="2s"') >= 2
+        assert await daemon.stop() == 0
+        assert sorted(seen) == ["/bad", "/bad", "/hook", "/hook"]
+        for _, received, body in endpoint.requests:
+            assert body == b""
+            assert "content-type" not in received
+            assert received["webhook-id"] == "order%201"
+            assert received["webhook-event-type"] == "order/deleted%20v2"
+            with pytest.raises(json.JSONDecodeError):  # the signature holds; then the package reads JSON
+                Webhook(SECRET).verify(body, received)
+        broker = open_broker(stage.broker_url, KafkaSettings())
+        await broker.connect()
+        try:
+            topic = f"{stage.name}.d.dead"
+            records = [await broker.read(TopicPartition(topic, number), 0) for number in range(4)]
+        finally:
+            await broker.close()
+        (dead,) = [record for record in records if record is not None]
+        assert dead.value == b""
+        assert dict(dead.headers)["event_id"] == b"order 1"
 
 
 async def test_kill_9_with_retries_pending_loses_none_and_starts_none_anew(stage: Stage) -> None:

@@ -1,8 +1,9 @@
 """Event, and decoding a record into one.
 
-Four record formats, the first that fits wins: CloudEvents binary (header `ce_specversion`),
-CloudEvents structured (`content-type: application/cloudevents+json`), header-routed (header
-`type`), JSON envelope. Whatever the format, the body stays the bytes that were published, and
+Four record formats, the first that fits wins: CloudEvents structured (`content-type:
+application/cloudevents+json`), CloudEvents binary (header `ce_specversion`), header-routed (header
+`type`), JSON envelope. A record without a value is an event with an empty body where its headers make it one of the second or
+third format (CloudEvents Kafka binding 1.0.2, 3.2.2), else a tombstone. Whatever the format, the body stays the bytes that were published, and
 everything that goes onto the wire beside it is checked here, once per record, and kept as one
 ready block of header lines: a delivery only copies it.
 
@@ -24,29 +25,45 @@ Rules:
 4. JSON's `null` counts as absent. Of duplicate keys the last counts (as nearly everybody has it).
    An empty string is a value, and a wrong one: an empty tenant must not become "no tenant".
 5. No byte outside visible ASCII, space and tab gets into `head`, but for the CRLF of each line.
+6. Ids and types are what CloudEvents takes for them: strings without control characters. What is no visible ASCII is
+   percent-encoded where it becomes a header (`wire_text`).
+7. An escaped surrogate that is no half of a pair (JavaScript writes such JSON) is passed over in what isn't routed by, and refused in what is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from orjson import JSONDecodeError, loads
+from dispatcher.core.event.envelope import (
+    MISSING,
+    CloudEvent,
+    Envelope,
+    NotAnObject,
+    NotJson,
+    decode_cloud_event,
+    decode_envelope,
+)
 
-from dispatcher.core.event.envelope import MISSING, NotAnObject, NotJson, decode_envelope
-
-MAX_ID: Final = 256
-MAX_TYPE: Final = 256
+MAX_ID: Final = 1024
+"""Bytes of an id in UTF-8. CloudEvents knows no limit; header lines do (`MAX_HEAD`)."""
+MAX_TYPE: Final = 1024
+"""Likewise of a type."""
 MAX_TENANT: Final = 256
 MAX_HEAD: Final = 16_384  # many servers take no more than that in header lines altogether
+
+RESERVED: Final = "dispatcher."
+"""How the types of the dispatcher's own events begin. Only patterns that begin so match them."""
 
 JSON_HEAD: Final = b"Content-Type: application/json\r\n"
 
 _Time = str | bytes | int | float | None
+
+T = TypeVar("T")
 
 
 class InvalidEvent(ValueError):
@@ -89,7 +106,7 @@ class Record(Protocol):
 class Event:
     """One event. Treated as immutable; plain slots, since one is made for every record."""
 
-    __slots__ = ("_time", "body", "head", "id", "tenant", "timestamp_ms", "type")
+    __slots__ = ("_time", "body", "head", "id", "tenant", "timestamp_ms", "type", "wire_id")
 
     def __init__(
         self,
@@ -100,8 +117,12 @@ class Event:
         timestamp_ms: int,
         head: bytes,
         time: _Time = None,
+        wire_id: bytes | None = None,
     ) -> None:
-        """`timestamp_ms` is the record's. `time` is the event's own: ISO 8601, or Unix seconds."""
+        """`timestamp_ms` is the record's. `time` is the event's own: ISO 8601, or Unix seconds.
+
+        `wire_id` is what `wire_id()` makes of the id: None where it goes onto the wire as it is.
+        """
         self.id = id
         self.type = type
         self.tenant = tenant
@@ -109,6 +130,7 @@ class Event:
         self.timestamp_ms = timestamp_ms
         self.head = head
         self._time = time
+        self.wire_id = wire_id
 
     def __repr__(self) -> str:
         return f"<Event {self.id} {self.type} tenant={self.tenant!r} {len(self.body)} bytes>"
@@ -117,69 +139,84 @@ class Event:
     def occurred_ms(self) -> int:
         """When it happened, in Unix milliseconds: its own time if it tells one, else the record's.
 
-        Read on demand, because only thin payloads ask for it.
+        Read when the first request is built, because most records of a topic may match nothing.
         """
-        found = _milliseconds(self._time)
+        time = self._time
+        if time is None:
+            return self.timestamp_ms
+        found = _milliseconds(time)
+        if isinstance(time, (str, bytes)) and (found is None or found >= 0):
+            self._time = (
+                None if found is None else found / 1000
+            )  # of many deliveries only the first reads the text
         return self.timestamp_ms if found is None else found
+
+
+def is_tombstone(record: Record) -> bool:
+    """Whether the record says nothing but that its key is gone: no value, and no headers that make it an event."""
+    if record.value is not None:
+        return False
+    headers = dict(record.headers)
+    return headers.get("ce_specversion") is None and headers.get("type") is None
 
 
 def decode(record: Record, topic: str, partition: int) -> Event:
     """Read a record of that partition as an event; raises InvalidEvent, whatever the bytes."""
     value = record.value
-    if value is None:
-        raise InvalidEvent("tombstone", "the record has no value")
     if not record.headers:
+        if value is None:
+            raise InvalidEvent("tombstone", _TOMBSTONE_DETAIL)
         return _envelope(record, topic, partition, value, JSON_HEAD)
     headers = dict(record.headers)
-    if headers.get("ce_specversion") is not None:
-        return _binary(record, value, headers)
     media = headers.get("content-type")
     if media is None:
         head = JSON_HEAD
     else:
         content_type = _content_type(media)
         head = content_type.line
-        if content_type.structured:
+        if content_type.structured and value is not None:
             return _structured(record, value, head + _trace(headers))
+    if headers.get("ce_specversion") is not None:
+        return _binary(record, value or b"", headers)
+    kind = headers.get("type")
+    if value is None:
+        if kind is None:
+            raise InvalidEvent("tombstone", _TOMBSTONE_DETAIL)
+        value = b""
+        if media is None:
+            head = b""  # of nothing there is no type
     if headers.get("traceparent") is not None:
         head += _trace(headers)
-    kind = headers.get("type")
     if kind is None:
         return _envelope(record, topic, partition, value, head)
     raw_id = headers.get("id")
     raw_tenant = headers.get("tenant")
+    event_id = fallback_id(topic, partition, record.offset) if raw_id is None else _id_of(raw_id)
     return Event(
-        fallback_id(topic, partition, record.offset) if raw_id is None else _id_of(raw_id),
+        event_id,
         _type_of(kind),
         None if raw_tenant is None else _tenant_of(raw_tenant),
         value,
         record.timestamp,
         head,
         headers.get("timestamp"),
+        None if raw_id is None else wire_id(event_id),
     )
 
 
 def _envelope(record: Record, topic: str, partition: int, value: bytes, head: bytes) -> Event:
-    try:
-        # What is only passed over is not looked at as UTF-8.
-        if not value.isascii():
-            value.decode()
-        document = decode_envelope(value)
-    except NotAnObject:
-        raise InvalidEvent("json", _OBJECT_DETAIL) from None
-    except (NotJson, UnicodeDecodeError) as error:
-        # Neither of them quotes the document.
-        raise InvalidEvent("json", f"the value is not JSON: {str(error)[:200]}") from None
-    except RecursionError:
-        raise InvalidEvent("json", "the value is not JSON that anybody reads: nested too deeply") from None
+    document: Envelope = _routing_fields(value, decode_envelope)
     kind = document.type
     if not isinstance(kind, str):
         raise InvalidEvent("type", "the envelope has no type" if kind is MISSING else _TYPE_DETAIL)
     checked_type = check_type(kind)
     event_id = document.id
+    sent: bytes | None = None
     if event_id is None:
         event_id = fallback_id(topic, partition, record.offset)
-    elif not isinstance(event_id, str) or not valid_id(event_id):
+    elif isinstance(event_id, str):
+        sent = wire_id(event_id)
+    else:
         raise InvalidEvent("id", _ID_DETAIL)
     tenant = document.tenant
     if tenant is not None and not (isinstance(tenant, str) and valid_tenant(tenant)):
@@ -190,28 +227,76 @@ def _envelope(record: Record, topic: str, partition: int, value: bytes, head: by
     # A container in its place would be kept alive with the event, unaccounted for.
     if time is not None and not isinstance(time, (str, int, float)):
         time = None
-    return Event(event_id, checked_type, tenant, value, record.timestamp, head, time)
+    return Event(event_id, checked_type, tenant, value, record.timestamp, head, time, sent)
+
+
+def _routing_fields(value: bytes, decode_fields: Callable[[bytes], T]) -> T:
+    """What a JSON object is read for, by one of `envelope.py`'s decoders; raises InvalidEvent."""
+    try:
+        # What is only passed over is not looked at as UTF-8.
+        if not value.isascii():
+            value.decode()
+        try:
+            return decode_fields(value)
+        except NotJson as error:
+            mended = None if isinstance(error, NotAnObject) else without_lone_surrogates(value)
+            if mended is None:
+                raise
+            return decode_fields(mended)
+    except NotAnObject:
+        raise InvalidEvent("json", _OBJECT_DETAIL) from None
+    except (NotJson, UnicodeDecodeError) as error:
+        if value.startswith(_MARKS):
+            raise InvalidEvent("json", _MARK_DETAIL) from None
+        # Neither of them quotes the document.
+        raise InvalidEvent("json", f"the value is not JSON: {str(error)[:200]}") from None
+    except RecursionError:
+        raise InvalidEvent("json", "the value is not JSON that anybody reads: nested too deeply") from None
+
+
+def without_lone_surrogates(text: bytes, instead: bytes = b"\\uffff") -> bytes | None:
+    """A JSON text of the same length with `instead` for each escaped surrogate that is no half of a pair; None where there is none.
+
+    Parsers refuse lone surrogates, since no UTF-8 can say them; RFC 8259 (8.2) doesn't. U+FFFF is in no id and no type either, so
+    what routes by one is refused.
+    """
+    if _SURROGATE.search(text) is None:
+        return None
+
+    def mend(found: re.Match[bytes]) -> bytes:
+        escape = found[0]
+        return instead if len(escape) == 6 and escape[1:2] == b"u" else escape
+
+    mended = _ESCAPE.sub(mend, text)
+    return None if mended == text else mended
 
 
 def _structured(record: Record, value: bytes, head: bytes) -> Event:
     """CloudEvents JSON format 1.0, delivered as it is."""
-    document = _object(value)
-    _check_required(document)
-    event_id = document["id"]
-    if not valid_id(event_id):
-        raise InvalidEvent("id", _ID_DETAIL)
-    tenant = document.get("tenant")
+    document: CloudEvent = _routing_fields(value, decode_cloud_event)
+    _check_required(
+        {
+            "specversion": document.specversion,
+            "id": document.id,
+            "source": document.source,
+            "type": document.type,
+        }
+    )
+    event_id = document.id
+    sent = wire_id(event_id)
+    tenant = document.tenant
     if tenant is not None and not (isinstance(tenant, str) and valid_tenant(tenant)):
         raise InvalidEvent("tenant", _TENANT_DETAIL)
-    time = document.get("time")
+    time = document.time
     return Event(
         event_id,
-        check_type(document["type"]),
+        check_type(document.type),
         tenant,
         value,
         record.timestamp,
         head,
         time if isinstance(time, str) else None,
+        sent,
     )
 
 
@@ -228,17 +313,19 @@ def _binary(record: Record, value: bytes, headers: Mapping[str, bytes | None]) -
             attributes[attribute] = raw.decode("ascii")
         else:
             attributes[attribute] = _attribute_text(name, raw)
-            raw = b"".join([_ESCAPES[byte] for byte in raw])  # noqa: PLW2901 - from here on as it is sent
+            raw = _escaped(raw)  # noqa: PLW2901 - from here on as it is sent
         if attribute != "datacontenttype":  # travels as Content-Type
             lines += (prefix, raw, b"\r\n")
     _check_required(attributes)
-    media = headers.get("content-type") or headers.get("ce_datacontenttype")
-    head = b"".join((_content_type(media).line if media else JSON_HEAD, *lines, _trace(headers)))
+    media = headers.get("content-type")
+    if not media or (record.value is None and _content_type(media).structured):
+        media = headers.get("ce_datacontenttype")
+    default = b"" if record.value is None else JSON_HEAD  # of nothing there is no type
+    head = b"".join((_content_type(media).line if media else default, *lines, _trace(headers)))
     if len(head) > MAX_HEAD:
         raise InvalidEvent("headers", f"the attributes take {len(head)} bytes, more than {MAX_HEAD}")
     event_id = attributes["id"]
-    if not valid_id(event_id):
-        raise InvalidEvent("id", _ID_DETAIL)
+    sent = wire_id(event_id)
     tenant = attributes.get("tenant")
     if tenant is not None and not valid_tenant(tenant):
         raise InvalidEvent("tenant", _TENANT_DETAIL)
@@ -250,6 +337,7 @@ def _binary(record: Record, value: bytes, headers: Mapping[str, bytes | None]) -
         record.timestamp,
         head,
         attributes.get("time"),
+        sent,
     )
 
 
@@ -259,6 +347,10 @@ def _attribute_line(name: str) -> bytes:
     if not _ATTRIBUTE_NAME.fullmatch(name, 3):
         raise InvalidEvent("cloudevent", f"{name[:64]!r} names no attribute: only a-z and 0-9 may follow ce_")
     return b"ce-%b: " % name[3:].encode("ascii")
+
+
+def _escaped(raw: bytes) -> bytes:
+    return b"".join([_ESCAPES[byte] for byte in raw])
 
 
 def _attribute_text(name: str, raw: bytes) -> str:
@@ -292,9 +384,39 @@ def fallback_id(topic: str, partition: int, offset: int) -> str:
 
 
 def valid_id(text: str) -> bool:
-    """1 to 256 visible ASCII characters."""
+    """1 to 1024 bytes of UTF-8 without control characters, surrogates and noncharacters (CloudEvents 1.0.2, String)."""
+    return _valid_string(text, MAX_ID)
+
+
+def _valid_string(text: str, most: int) -> bool:
+    if text.isascii():
+        return 0 < len(text) <= most and text.isprintable()
+    return (
+        len(text) <= most
+        and _NOT_IN_STRING.search(text) is None
+        and len(text.encode()) <= most  # without surrogates, so it can be encoded
+    )
+
+
+def wire_id(text: str) -> bytes | None:
+    """What stands for the id in `webhook-id`, where that is not the id itself; raises InvalidEvent for what is no id."""
     # Four C calls cost half of one regular expression.
-    return 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() and " " not in text
+    if 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() and " " not in text:
+        return None
+    if not valid_id(text):
+        raise InvalidEvent("id", _ID_DETAIL)
+    return wire_text(text)
+
+
+def wire_text(text: str) -> bytes:
+    """A valid id or type as a header's value.
+
+    Visible ASCII is sent as it is. Anything else is percent-encoded like CloudEvents' attributes (HTTP binding
+    1.0.2, 3.1.3.2), the percent sign too.
+    """
+    if text.isascii() and text.isprintable() and " " not in text:
+        return text.encode("ascii")
+    return _escaped(text.encode())
 
 
 def valid_tenant(text: str) -> bool:
@@ -303,8 +425,8 @@ def valid_tenant(text: str) -> bool:
 
 
 def valid_type(text: str) -> bool:
-    """1 to 256 characters of [A-Za-z0-9_-] in dot-separated, non-empty parts."""
-    return len(text) <= MAX_TYPE and _TYPE.fullmatch(text) is not None
+    """What `valid_id` takes. Dots separate the parts that patterns look at."""
+    return _valid_string(text, MAX_TYPE)
 
 
 def valid_head(head: bytes) -> bool:
@@ -325,9 +447,12 @@ def check_type(text: str) -> str:
 
 @lru_cache(maxsize=16_384)
 def _type_of(raw: bytes) -> str:
-    if len(raw) > MAX_TYPE or not raw.isascii():
+    if len(raw) > MAX_TYPE:
         raise InvalidEvent("type", _TYPE_DETAIL)
-    return check_type(raw.decode("ascii"))
+    try:
+        return check_type(raw.decode())
+    except UnicodeDecodeError:
+        raise InvalidEvent("type", _TYPE_DETAIL) from None
 
 
 @lru_cache(maxsize=16_384)
@@ -342,11 +467,11 @@ def _tenant_of(raw: bytes) -> str:
 
 
 def _id_of(raw: bytes) -> str:
-    if raw.isascii():
-        text = raw.decode("ascii")
-        if valid_id(text):
-            return text
-    raise InvalidEvent("id", _ID_DETAIL)
+    """Not checked yet."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidEvent("id", _ID_DETAIL) from None
 
 
 class _ContentType(NamedTuple):
@@ -373,34 +498,28 @@ def _trace(headers: Mapping[str, bytes | None]) -> bytes:
     return b"traceparent: %b\r\ntracestate: %b\r\n" % (parent, state)
 
 
-def _object(value: bytes) -> dict[str, Any]:
-    try:
-        document = loads(value)
-    except JSONDecodeError as error:
-        _not_json(error)
-    if not isinstance(document, dict):
-        raise InvalidEvent("json", _OBJECT_DETAIL)
-    return document
-
-
-def _not_json(error: JSONDecodeError) -> NoReturn:
-    # orjson quotes the document in `error.doc`, not in its message.
-    raise InvalidEvent("json", f"the value is not JSON: {error.msg[:200]} at byte {error.pos}") from None
+def valid_time(text: str) -> bool:
+    """Whether it is a time as an event may tell its own: ISO 8601, or Unix seconds."""
+    return _milliseconds(text) is not None
 
 
 def _milliseconds(time: _Time) -> int | None:
     """Unix milliseconds of Unix seconds or ISO 8601 (without an offset: UTC); None if it is neither."""
-    if time is None or isinstance(time, bool):
-        return None
-    if isinstance(time, bytes):
-        time = time.decode("ascii", "replace")
-    if isinstance(time, str):
+    if isinstance(time, (float, int)):
+        if isinstance(time, bool):
+            return None
+        seconds = float(time) if time < _LAST_SECOND else -1.0
+    else:
+        if time is None:
+            return None
+        if isinstance(time, bytes):
+            time = time.decode("ascii", "replace")
         if len(time) > 64:
             return None
         if not _SECONDS.fullmatch(time):
             return _from_iso(time)
-        time = float(time)
-    return round(time * 1000) if 0 <= time < _LAST_SECOND else None
+        seconds = float(time)
+    return round(seconds * 1000) if 0 <= seconds < _LAST_SECOND else None
 
 
 def _from_iso(text: str) -> int | None:
@@ -414,13 +533,29 @@ def _from_iso(text: str) -> int | None:
 
 
 _OBJECT_DETAIL: Final = "the value is JSON, but not an object"
-_TYPE_DETAIL: Final = (
-    "a type is 1 to 256 characters of A-Z a-z 0-9 _ - in dot-separated parts, none of them empty"
+_TOMBSTONE_DETAIL: Final = (
+    "the record has no value, and no headers that make it an event (ce_specversion, type)"
 )
-_ID_DETAIL: Final = "an id is a string of 1 to 256 visible ASCII characters"
+_MARK_DETAIL: Final = (
+    "the value begins with a byte order mark, or is UTF-16: JSON is UTF-8 without a mark (RFC 8259, 8.1)"
+)
+_TYPE_DETAIL: Final = "a type is a string of 1 to 1024 bytes in UTF-8, without control characters"
+_ID_DETAIL: Final = "an id is a string of 1 to 1024 bytes in UTF-8, without control characters"
 _TENANT_DETAIL: Final = 'a tenant is a string of 1 to 256 printable characters, and not "*"'
 
-_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # of UTF-8, and of UTF-16 in both orders
+# CloudEvents 1.0.2, 3.1: control characters, surrogates that are no pair, noncharacters.
+_NOT_IN_STRING = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
+    + "]"
+)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Every escape is one match, so that an escaped backslash begins none; a pair of surrogates is one, too.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][89a-fA-F][0-9a-fA-F]{2}|.)",
+    re.DOTALL,
+)
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _CONTENT_TYPE = re.compile(_TOKEN + b"/" + _TOKEN + rb"(?:[ \t]*;[ -~\t]*)?")
 _TRACE_IDS = rb"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -428,7 +563,7 @@ _TRACE_IDS = rb"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(b"00" + _TRACE_IDS + rb"|(?!00|ff)[0-9a-f]{2}" + _TRACE_IDS + rb"(?:-[!-~]+)?")
 _TRACESTATE = re.compile(rb"[!-~][ -~]{0,510}[!-~]")
 _HEAD = re.compile(
-    rb"Content-Type: [!-~][\t -~]*\r\n(?:(?:ce-[a-z0-9]{1,64}|traceparent|tracestate): [\t -~]*\r\n)*"
+    rb"(?:Content-Type: [!-~][\t -~]*\r\n)?(?:(?:ce-[a-z0-9]{1,64}|traceparent|tracestate): [\t -~]*\r\n)*"
 )
 _SPECVERSION = re.compile(r"1\.[0-9]{1,3}", re.ASCII)
 _ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,64}", re.ASCII)

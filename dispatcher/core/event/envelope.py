@@ -1,4 +1,4 @@
-"""The five fields that an envelope is read for. By itself, because it describes itself to msgspec at run time."""
+"""The fields that a JSON event is read for. By themselves, because they describe themselves to msgspec at run time."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ class Envelope(msgspec.Struct, gc=False):
 
 
 decode_envelope: Final[Callable[[bytes], Envelope]] = msgspec.json.Decoder(Envelope).decode
+
+
+class CloudEvent(msgspec.Struct, gc=False):
+    """Of a structured CloudEvent."""
+
+    specversion: Any = None
+    id: Any = None
+    source: Any = None
+    type: Any = None
+    tenant: Any = None
+    time: Any = None
+
+
+decode_cloud_event: Final[Callable[[bytes], CloudEvent]] = msgspec.json.Decoder(CloudEvent).decode

@@ -39,7 +39,15 @@ from typing import Final, NamedTuple
 
 from orjson import JSONDecodeError, dumps, loads
 
-from dispatcher.core.event.decode import Event, Record, valid_head, valid_id, valid_tenant, valid_type
+from dispatcher.core.event.decode import (
+    Event,
+    InvalidEvent,
+    Record,
+    valid_head,
+    valid_tenant,
+    valid_type,
+    wire_id,
+)
 from dispatcher.core.request.results import Failure, Response, Result
 
 Headers = list[tuple[str, bytes]]
@@ -142,6 +150,7 @@ class Letter:
                 event.timestamp_ms,
                 event.head,
                 event.occurred_ms / 1000,
+                event.wire_id,
             ),
             self.subscription_id,
             self.place,
@@ -238,8 +247,10 @@ def read_letter(record: Record) -> Letter:
     event_type = _text(headers, "event_type")
     tenant = _text(headers, "tenant") if headers.get("tenant") is not None else None
     head = headers.get("head")
-    if not valid_id(event_id):
-        raise InvalidLetter("event_id is not 1 to 256 visible ASCII characters")
+    try:
+        sent = wire_id(event_id)
+    except InvalidEvent as error:
+        raise InvalidLetter(f"event_id is none: {error.detail}") from error
     if not valid_type(event_type):
         raise InvalidLetter("event_type is none")
     if tenant is not None and not valid_tenant(tenant):
@@ -258,6 +269,7 @@ def read_letter(record: Record) -> Letter:
         -1 if timestamp_ms is None else timestamp_ms,
         head,
         None if occurred_ms is None else occurred_ms / 1000,
+        sent,
     )
     return Letter(
         event,

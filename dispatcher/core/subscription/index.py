@@ -40,6 +40,7 @@ from functools import lru_cache
 from itertools import count, islice
 from typing import Any, Final, NamedTuple, TypeVar
 
+from dispatcher.core.event.decode import MAX_TYPE, RESERVED, valid_type
 from dispatcher.core.request.build import Template, template
 from dispatcher.core.request.netguard import Origin, Target
 from dispatcher.core.request.signing import make_signers
@@ -197,9 +198,13 @@ class Subscription:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise ValueError unless it is an event type in which whole segments may be `*`."""
-    if not 0 < len(pattern) <= 256:
-        raise ValueError("must have 1 to 256 characters")
+    """Raise ValueError unless it is an event type in which whole segments may be `*`.
+
+    What only a slip of the pen makes of a pattern is refused, though a type may be so: empty segments, spaces around it. `*`
+    stands for such segments too.
+    """
+    if not pattern or len(pattern) > MAX_TYPE:
+        raise ValueError(f"must have 1 to {MAX_TYPE} characters")
     for segment in pattern.split("."):
         if segment == "*":
             continue
@@ -209,21 +214,26 @@ def check_pattern(pattern: str) -> None:
             raise ValueError(
                 "has a * that is only a part of a segment: it stands for whole ones, as in billing.*"
             )
-        if not (segment.isascii() and segment.replace("_", "a").replace("-", "a").isalnum()):
-            raise ValueError("must consist of A-Z a-z 0-9 _ - and dots, or * for a segment")
+    if not valid_type(pattern):
+        raise ValueError(f"must have no control characters, and at most {MAX_TYPE} bytes in UTF-8")
+    if pattern != pattern.strip():
+        raise ValueError("must have no space around it")
 
 
 def matches(pattern: str, type: str) -> bool:  # noqa: A002 - the field's name
     """Whether a pattern wants an event type.
 
-    `*` as the last segment stands for one or more, so `*` alone for all; anywhere else for exactly one.
+    `*` as the last segment stands for one or more, so `*` alone for all; anywhere else for exactly one. Reserved types
+    are for patterns that name them: `dispatcher.*`, `dispatcher.subscription.disabled`.
     """
+    if type.startswith(RESERVED) and not pattern.startswith(RESERVED):
+        return False
     if "*" not in pattern:
         return pattern == type
     if pattern.endswith("*"):
         head = pattern[:-1]
         if "*" not in head:
-            return type.startswith(head) and len(type) > len(head)
+            return type.startswith(head)  # what follows may be an empty segment
         wanted = head[:-1].split(".")
         given = type.split(".")
         if len(given) <= len(wanted):
@@ -304,7 +314,13 @@ def _walk(root: _Node, type: str) -> dict[str, None]:  # noqa: A002 - the field'
     """Ids of the patterns in the trie that want the type."""
     found: dict[str, None] = {}
     nodes = [root]
-    for segment in type.split("."):
+    segments = type.split(".")
+    if type.startswith(RESERVED):  # only for patterns that name it
+        named = root.children.get(segments.pop(0))
+        if named is None:
+            return found
+        nodes = [named]
+    for segment in segments:
         following = []
         for node in nodes:
             if node.rest:

@@ -103,6 +103,8 @@ def test_the_request_is_the_one_of_the_design_byte_for_byte() -> None:
         "Host: hooks.acme.example\r\n"
         f"User-Agent: dispatcher/{__about__.__version__}\r\n"
         "Content-Type: application/json\r\n"
+        "webhook-event-type: a.b\r\n"
+        "webhook-event-time: 2023-11-14T22:13:20.123Z\r\n"
         "webhook-id: evt_1\r\n"
         "webhook-timestamp: 1614265330\r\n"
         f"{signature}"
@@ -112,6 +114,80 @@ def test_the_request_is_the_one_of_the_design_byte_for_byte() -> None:
         "\r\n"
         '{"type":"a.b"}'
     )
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Rec(b'{"amount": 42}', (("type", b"invoice.paid"), ("timestamp", b"2017-02-10T04:26:14.5+01:00"))),
+        Rec(b'{"type":"invoice.paid","created":1486697174.5,"data":{"amount":42}}', ()),
+        Rec(
+            b'{"specversion":"1.0","id":"e","source":"/s","type":"invoice.paid","time":"2017-02-10T03:26:14.500Z"}',
+            (("content-type", b"application/cloudevents+json"),),
+        ),
+        Rec(
+            None,
+            (
+                ("ce_specversion", b"1.0"),
+                ("ce_id", b"e"),
+                ("ce_source", b"/s"),
+                ("ce_type", b"invoice.paid"),
+                ("ce_time", b"2017-02-10T03:26:14.5Z"),
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("thin", [False, True])
+def test_type_and_time_of_an_event_come_the_same_way_however_it_was_published(
+    record: Rec, thin: bool
+) -> None:
+    event = decode(record)
+    for _ in range(2):
+        found = Parsed(build(sub(thin=thin), event, NOW))
+        assert found["webhook-event-type"] == "invoice.paid"
+        assert found["webhook-event-time"] == "2017-02-10T03:26:14.500Z"
+        assert found["webhook-id"] == event.id
+    assert Parsed(build(sub(), event, NOW)).body == (record.value or b"")
+
+
+@pytest.mark.parametrize(
+    ("timestamp_ms", "expected"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (999, "1970-01-01T00:00:00.999Z"),
+        (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+        (-1, None),
+        (-(2**63), None),
+        (253_402_300_800_000, None),
+        (2**63 - 1, None),
+    ],
+)
+def test_a_time_that_nobody_can_write_is_not_told(timestamp_ms: int, expected: str | None) -> None:
+    event = Event("evt_1", "a.b", None, b"", timestamp_ms, JSON_HEAD)
+    found = Parsed(build(sub(), event, NOW))
+    assert dict(found.headers).get("webhook-event-time") == expected
+    assert (found["webhook-event-type"], found["webhook-id"]) == ("a.b", "evt_1")
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("com.example/order:created v2", "com.example/order:created%20v2"),
+        (" x ", "%20x%20"),
+        ("caf\u00e9 100%", "caf%C3%A9%20100%25"),
+        ('a%20b"', 'a%20b"'),
+        ("\U0001f600", "%F0%9F%98%80"),
+    ],
+)
+def test_ids_and_types_of_cloudevents_are_valid_header_fields_and_what_is_signed(
+    text: str, sent: str
+) -> None:
+    headers = (("type", text.encode()), ("id", text.encode()))
+    found = Parsed(build(sub(), decode(Rec(b"{}", headers)), int(time.time())))
+    assert (found["webhook-id"], found["webhook-event-type"]) == (sent, sent)
+    Webhook(SECRET).verify(found.body, dict(found.headers))
+    thin = Parsed(build(sub(thin=True), decode(Rec(b"{}", headers)), NOW))
+    assert json.loads(thin.body)["id"] == json.loads(thin.body)["type"] == text
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"\0\r\n\r\nGET / HTTP/1.1\r\n\r\n", b"x" * 100_000])
@@ -278,7 +354,7 @@ def test_every_name_the_dispatcher_sends_is_one_that_can_not_be_overridden() -> 
     signers = make_signers([SECRET], ["v1", "github"])
     made = template(Guard().check_url("https://example.com/"), (), signers, thin=False)
     names = Parsed(build(Sub(made), decode(Rec(b"", headers)), NOW)).names
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 16
     for name in names:
         with pytest.raises(ValueError, match="set by the dispatcher"):
             check_header(name, "x")
@@ -467,4 +543,4 @@ def test_nothing_of_a_subscription_breaks_the_head(a: str, b: str, c: str) -> No
         found = Parsed(build(subscription, event, NOW))
         assert found.complete == 1
         assert found.headers[-1] == (name, value)
-        assert len(found.names) == len(set(found.names)) == 8
+        assert len(found.names) == len(set(found.names)) == 10

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dispatcher.broker.base import StoredRecord
-from dispatcher.core.event.decode import Event
+from dispatcher.core.event.decode import Event, decode
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.retry.records import (
     HISTORY_CAP,
@@ -106,6 +106,19 @@ def test_what_was_never_attempted_and_has_no_time_comes_back_too() -> None:
     assert letter.last_result is None
 
 
+def test_an_event_without_data_and_with_an_id_of_any_characters_comes_back_as_it_was() -> None:
+    record = StoredRecord(3, 7, None, None, [("type", b"a b"), ("id", "caf\u00e9 1".encode())])
+    event = decode(record, "events", 0)
+    headers = delivery_headers(
+        event, "sub_1", Place("events", 0, 3), attempt=1, first_attempt_ms=1, last_result=None,
+        reason="retry", due=1.0,
+    )  # fmt: skip
+    again = read_letter(StoredRecord(0, 9, None, event.body, headers)).event
+    assert (again.id, again.type, again.body, again.head) == ("caf\u00e9 1", "a b", b"", b"")
+    assert again.wire_id == event.wire_id == b"caf%C3%A9%201"
+    assert again.occurred_ms == event.occurred_ms == 7
+
+
 def test_a_body_that_was_omitted_is_put_back_without_losing_anything_else() -> None:
     letter = read_letter(_record(b"", omitted=b"2 bytes"))
     assert letter.omitted
@@ -129,13 +142,14 @@ def test_a_body_that_was_omitted_is_put_back_without_losing_anything_else() -> N
         {"due_ms": b"9" * 16},
         {"due_ms": b""},
         {"first_attempt_ms": b"soon"},
-        {"event_id": b"evt 1"},
+        {"event_id": b""},
+        {"event_id": b"\xff"},
         {"event_id": b"x\r\nX-Evil: 1"},
-        {"event_type": b"a..b"},
+        {"event_type": b"a\nb"},
         {"tenant": b"*"},
         {"head": b"Content-Type: a/b\r\nX-Evil: 1\r\n"},
         {"head": b"Content-Type: a/b\r\n\r\nGET / HTTP/1.1\r\n"},
-        {"head": b""},
+        {"head": b"\r\n"},
     ],
 )  # fmt: skip
 def test_of_a_retry_record_nothing_is_believed(changed: dict[str, bytes | None]) -> None:
