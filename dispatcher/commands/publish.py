@@ -17,10 +17,17 @@ import orjson
 from dispatcher.broker.base import BrokerError, Message, StoredRecord, TopicSpec
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import PATIENCE, connected, quiet, run
-from dispatcher.core.event.decode import InvalidEvent, decode
+from dispatcher.core.event.decode import (
+    RESERVED,
+    InvalidEvent,
+    decode,
+    valid_time,
+    without_lone_surrogates,
+)
 from dispatcher.settings.settings import Settings
 
 _BATCH: Final = 1000
+_TIMES: Final = ("timestamp", "ce_time")
 _OWN: Final = {"type": "TYPE", "id": "--id", "tenant": "--tenant", "content-type": "--content-type"}
 
 
@@ -32,7 +39,8 @@ _OWN: Final = {"type": "TYPE", "id": "--id", "tenant": "--tenant", "content-type
 @click.option("--id", "id_", help="Event id; with --count, -1, -2... are added [default: a new one].")
 @click.option("--tenant", help="Tenant [default: none].")
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1, 10_000_000), help="How many.")
-@click.option("--topic", help="Topic to write to [default: the first of topics.events].")
+@click.option("--topic", help="Topic to write to, of topics.events [default: the first of them].")
+@click.option("--force", is_flag=True, help="Write to a topic that is not in topics.events, too.")
 @click.option(
     "--header", "headers", multiple=True, metavar="K=V", help="A record header, such as traceparent=..."
 )
@@ -45,6 +53,7 @@ def publish(
     tenant: str | None,
     count: int,
     topic: str | None,
+    force: bool,
     headers: tuple[str, ...],
     content_type: str | None,
     config: Path | None,
@@ -59,7 +68,16 @@ def publish(
     body = _body(data, content_type)
     routing = _headers(type_, tenant, content_type, headers)
     ids = _ids(id_, count)
+    if type_.startswith(RESERVED):
+        raise click.UsageError(
+            f"types that begin with {RESERVED} are the dispatcher's own: choose another type"
+        )
     topic = topic or settings.topics.events[0]
+    if topic not in settings.topics.events and not force:
+        raise click.UsageError(
+            f"{topic} is not in topics.events ({', '.join(settings.topics.events)}), so the dispatcher doesn't read it; "
+            "--force writes there all the same"
+        )
     messages = (_message(topic, event_id, body, routing) for event_id in ids)
     _check(_message(topic, id_ if id_ is not None else "evt_0", body, routing), type_)
     run(_publish(settings, topic, messages))
@@ -98,7 +116,7 @@ def _body(data: str, content_type: str | None) -> bytes:
         raise click.BadParameter(f"can't read {data[1:]}: {error.strerror}", param_hint="--data") from error
     if content_type is None:
         try:
-            orjson.loads(body)
+            orjson.loads(without_lone_surrogates(body) or body)
         except orjson.JSONDecodeError as error:
             raise click.BadParameter(
                 f"not JSON ({error}); name what it is with --content-type", param_hint="--data"
@@ -120,6 +138,10 @@ def _headers(
             raise click.BadParameter(f"{header!r} is not NAME=VALUE", param_hint="--header")
         if name.lower() in _OWN:
             raise click.BadParameter(f"{name} is given by {_OWN[name.lower()]}", param_hint="--header")
+        if name in _TIMES and not valid_time(value):
+            raise click.BadParameter(
+                f"{name} is no time (ISO 8601: 2026-03-01T09:30:00Z)", param_hint="--header"
+            )
         headers.append((name, value.encode()))
     return headers
 

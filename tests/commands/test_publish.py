@@ -83,15 +83,18 @@ async def test_a_body_that_is_not_json_needs_a_content_type(tmp_path: Path) -> N
 
 
 async def test_another_topic_may_be_named(tmp_path: Path) -> None:
-    assert console.dispatcher("publish", "ping", "--topic", "others", cwd=tmp_path).returncode == 0
+    ended = console.dispatcher(
+        "publish", "ping", "--topic", "others", "--set", "topics.events=events,others", cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
     assert len(await published(tmp_path, "others")) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["a..b"], "type"),
-        (["ping", "--id", "a b"], "id"),
+        (["a\nb"], "type"),
+        (["ping", "--id", "a\nb"], "id"),
         (["ping", "--data", "@nowhere.json"], "nowhere.json"),
         (["ping", "--header", "x"], "NAME=VALUE"),
         (["ping", "--header", "type=pong"], "TYPE"),
@@ -130,3 +133,42 @@ def test_a_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("Error: no broker after 10 s: ")
     assert len(ended.stderr.splitlines()) == 1
+
+
+async def test_a_topic_that_nobody_reads_is_refused_and_not_made(tmp_path: Path) -> None:
+    refused = console.dispatcher("publish", "ping", "--topic", "evnets", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "evnets is not in topics.events (events)" in refused.stderr
+    assert "--force" in refused.stderr
+    assert await published(tmp_path, "evnets") == []
+    forced = console.dispatcher("publish", "ping", "--topic", "evnets", "--force", cwd=tmp_path)
+    assert forced.returncode == 0, forced.stderr
+    assert len(await published(tmp_path, "evnets")) == 1
+    assert await published(tmp_path) == []
+
+
+async def test_reserved_types_are_refused_with_force_too(tmp_path: Path) -> None:
+    refused = console.dispatcher("publish", "dispatcher.subscription.disabled", "--force", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "the dispatcher's own" in refused.stderr
+    assert await published(tmp_path) == []
+
+
+async def test_what_is_no_time_is_refused_as_one(tmp_path: Path) -> None:
+    for name in ("timestamp", "ce_time"):
+        refused = console.dispatcher(
+            "publish", "ping", "--header", f"{name}=2026-13-45T99:99:99Z", cwd=tmp_path
+        )
+        assert refused.returncode == 2
+        assert f"{name} is no time" in refused.stderr
+
+
+async def test_an_id_and_a_type_of_any_characters_and_json_as_javascript_writes_it(tmp_path: Path) -> None:
+    body = b'{"text": "\\ud83d"}'
+    ended = console.dispatcher(
+        *("publish", "com.example/order:created v2", "--id", "order 1", "--data", body.decode()), cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    (record,) = await published(tmp_path)
+    event = decode(record, "events", 0)
+    assert (event.id, event.type, event.body) == ("order 1", "com.example/order:created v2", body)
