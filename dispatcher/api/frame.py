@@ -19,6 +19,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -29,7 +30,8 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from dispatcher.api import models, problems
-from dispatcher.api.payload import parse_json, parse_lines, read_body
+from dispatcher.api.event_body import parse_events
+from dispatcher.api.payload import parse_json, read_body
 from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.routes import BODY_LIMIT, NDJSON, Allowed, Call, Reply, Route, Services
 from dispatcher.control import errors
@@ -43,6 +45,7 @@ BODY_TIMEOUT: Final = 20.0
 BODIES: Final = 64 << 20
 """Bytes of events that may be on their way from callers to the broker, in all requests together."""
 _LARGE: Final = 64 << 10  # bytes of JSON
+_SLICE: Final = 50  # events that are checked at a stretch: about 1 ms
 _MAX_FLAWS: Final = 100  # that are told; explaining hundreds of thousands would take minutes
 HANDLER_TIMEOUT: Final = 90.0
 """Seconds; the operations have bounds of their own, this is for one that forgets."""
@@ -148,6 +151,7 @@ class Frame:
         """`events_limit` is how many bytes a request with events may have."""
         self._services = services
         self._events_limit = events_limit
+        self._large = asyncio.Semaphore(1)  # for whoever parses a large body
         self._bodies = 0  # bytes of all requests with events that are under way
 
     def serve(self, route: Route) -> Handler:
@@ -253,17 +257,22 @@ class Frame:
         if not body and not wanted.required:
             return None, None
         _check_type(request, wanted.types)
-        lines = request.content_type == NDJSON
-        if len(body) > _LARGE:  # beside the loop: deliveries go on meanwhile
-            parsed = await asyncio.to_thread(_parsed, body, wanted.many if lines else 0)
+        lines = wanted.many if request.content_type == NDJSON else 0
+        parse = partial(_parsed_events, body, lines) if wanted.many else partial(parse_json, body)
+        if len(body) > _LARGE:
+            # Beside the loop, and one after the other: each holds the interpreter's lock while it is at it.
+            async with self._large:
+                parsed = await asyncio.to_thread(parse)
         else:
-            parsed = _parsed(body, wanted.many if lines else 0)
+            parsed = parse()
         if wanted.many and isinstance(parsed, list):
             if not 0 < len(parsed) <= wanted.many:
                 flaw = Flaw((), f"the list has {len(parsed)} events; 1 to {wanted.many} are taken at once")
                 raise problems.invalid([flaw])
             flaws: list[Flaw] = []
             for number, one in enumerate(parsed):
+                if number % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)
                 flaws += _flaws(wanted.model, one, (number,))
                 if len(flaws) >= _MAX_FLAWS:
                     break
@@ -273,12 +282,10 @@ class Frame:
         return parsed, _checked(wanted.model, parsed)
 
 
-def _parsed(body: bytes, lines: int) -> Any:
-    """The JSON of a body; with `lines` NDJSON of at most so many. Raises Problem."""
-    if not lines:
-        return parse_json(body)
-    found = parse_lines(body, lines)
-    if not found:
+def _parsed_events(body: bytes, lines: int) -> Any:
+    """The events of a body; with `lines` NDJSON of at most so many. Raises Problem."""
+    found = parse_events(body, lines)
+    if lines and not found:
         raise Problem(Kind.MALFORMED, "there is no line with an event")
     return found
 

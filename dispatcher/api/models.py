@@ -476,9 +476,20 @@ class Event(Request):
     tenant: (
         Annotated[Tenant, Field(description="Whose event it is; a tenant's key publishes its own.")] | None
     ) = None
-    created: Annotated[int | float, Field(description="Unix seconds.")] | None = None
+    created: Annotated[int | float, Field(ge=0, lt=253_402_300_800, description="Unix seconds.")] | None = (
+        None
+    )
     timestamp: (
-        Annotated[str, Field(min_length=1, max_length=64, description="The same in RFC 3339.")] | None
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=64,
+                json_schema_extra={"format": "date-time"},
+                description="The same in RFC 3339.",
+            ),
+        ]
+        | None
     ) = None
     data: Any = None
 

@@ -32,6 +32,7 @@ from dispatcher.control.operational_events import TYPES
 from dispatcher.control.store import Row, Store
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.event.decode import MAX_TYPE, RESERVED, valid_type
+from dispatcher.core.event.raw_json import RawJson, reading
 from dispatcher.core.event.schemas import Cost
 from dispatcher.core.subscription.spec import Flaw
 from dispatcher.settings.settings import ApiSettings
@@ -164,7 +165,9 @@ class Catalogue:
     def validate_payload(self, type: str, data: Any) -> Sequence[Flaw]:  # noqa: A002 - the field's name
         """Where a payload differs from its type's schema; nothing for a type without one."""
         schema = self._schema(type)
-        return [] if schema is None else schema.differences(data, "data")
+        if schema is None:
+            return []
+        return schema.differences(reading(data) if isinstance(data, RawJson) else data, "data")
 
     def _schema(self, name: str) -> _Schema | None:
         row = self._store.event_types.get(name)

@@ -59,6 +59,61 @@ async def test_from_registering_a_webhook_to_its_verified_delivery(tmp_path: Pat
         assert again.json["events"][0]["duplicate"]
 
 
+async def test_what_is_delivered_and_signed_are_the_bytes_of_data_that_came(tmp_path: Path) -> None:
+    data = (
+        b'{"b" : 1.10, "a": [1E2, 0.123000000000000005123, 18446744073709551615, 1' + b"0" * 400 + b"],\n "
+        rb'"text": "\u0041\/ \ud83d caf\u00e9"}'
+    )
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"items": {"type": "number", "maximum": 1e300}, "maxItems": 3},
+            "text": {"pattern": "^A/ \ufffd caf\u00e9$"},
+        },
+    }
+    async with (
+        Endpoint() as endpoint,
+        running(tmp_path, api={"publish_validation": "warn"}) as (call, _),
+    ):
+        new = {"url": endpoint.url, "event_types": ["invoice.*"], "secrets": [SECRET]}
+        made(await call("POST", "/v1/subscriptions", new))
+        made(await call("PUT", "/v1/event-types/invoice.paid", {"schema": schema}))
+        for number, (body, media) in enumerate(
+            (
+                (b'{"type":"invoice.paid","id":"evt_0","data":%b}' % data, "application/json"),
+                (b'[{"data": %b ,"type":"invoice.paid","id":"evt_1"}]' % data, "application/json"),
+                (
+                    b'{"type":"invoice.paid","id":"evt_2","data":%b}\n' % data.replace(b"\n", b""),
+                    "application/x-ndjson",
+                ),
+            )
+        ):
+            headers = {"Content-Type": media}
+            answer = await call("POST", "/v1/events", data=body, headers=headers)
+            assert answer.status == 202, answer.body
+            # The schema reads the same bytes: exact integers, and U+FFFD for the lone surrogate.
+            warned = [warning["field"] for warning in answer.json["events"][0]["warnings"]]
+            at = "data" if number == 0 else "[0].data"
+            assert sorted(warned) == [f"{at}.a", f"{at}.a[3]"]
+            again = await call("POST", "/v1/events", data=body, headers=headers)
+            assert again.json["events"][0]["duplicate"]
+            # Another spelling of a number is another event.
+            other = await call("POST", "/v1/events", data=body.replace(b"1.10", b"1.1"), headers=headers)
+            assert other.status == 422
+        await endpoint.received({"evt_0", "evt_1", "evt_2"}, within=60)
+        for _, headers, body in endpoint.requests:
+            assert body.partition(b'"data":')[2] in (data + b"}", data.replace(b"\n", b"") + b"}")
+            Webhook(SECRET).verify(body, headers)
+
+
+async def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as (call, _):
+        for name, time in (("timestamp", "2026-13-45T99:99:99Z"), ("timestamp", "soon"), ("created", -1)):
+            answer = await call("POST", "/v1/events", {"type": "a", name: time})
+            assert answer.status == 422, answer.body
+            assert [error["field"] for error in answer.json["errors"]] == [name]
+
+
 async def test_a_rotated_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, running(tmp_path) as (call, _):
         made(

@@ -498,9 +498,9 @@ def _trace(headers: Mapping[str, bytes | None]) -> bytes:
     return b"traceparent: %b\r\ntracestate: %b\r\n" % (parent, state)
 
 
-def valid_time(text: str) -> bool:
+def valid_time(time: str | float) -> bool:
     """Whether it is a time as an event may tell its own: ISO 8601, or Unix seconds."""
-    return _milliseconds(text) is not None
+    return _milliseconds(time) is not None
 
 
 def _milliseconds(time: _Time) -> int | None:
