@@ -272,6 +272,12 @@ class MaskedSecret(Reply):
 
     masked: Annotated[str, Field(examples=["whsec_...LaSw"])]
     expires_at: Annotated[Time | None, Field(description="When it stops signing.")]
+    public_key: Annotated[
+        str | None,
+        Field(
+            description="Of an ed25519 secret (`whsk_`): what receivers verify `v1a` signatures with, `whpk_...`."
+        ),
+    ]
 
 
 class RetryPolicy(Reply):
@@ -598,7 +604,12 @@ def _fields(view: View) -> dict[str, Any]:
         "url": given["url"],
         "event_types": list(given["event_types"]),
         "secrets": [
-            {"masked": secret.masked, "expires_at": time_of(secret.expires_ms)} for secret in view.secrets
+            {
+                "masked": secret.masked,
+                "expires_at": time_of(secret.expires_ms),
+                "public_key": secret.public_key,
+            }
+            for secret in view.secrets
         ],
         "signatures": list(given.get("signatures", ("v1",))),
         "headers": dict(given.get("headers", {})),

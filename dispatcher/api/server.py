@@ -134,9 +134,14 @@ def _add_api(app: web.Application, frame: Frame) -> None:
             app.router.add_get(path, frame.serve(route))
         else:
             app.router.add_route(route.method, path, frame.serve(route))
+    app.router.add_get("/", _public(frame, _to_docs))
     docs = Docs()
     for path, show in (("/docs", docs.page), ("/docs/{name}", docs.asset), ("/openapi.json", docs.document)):
         app.router.add_get(path, _public(frame, show))
+
+
+def _to_docs(_request: web.Request) -> web.Response:
+    return web.Response(status=302, headers={"Location": "/docs"})
 
 
 def _public(frame: Frame, show: Callable[[web.Request], web.Response]) -> Handler:

@@ -170,7 +170,8 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _secret(each: Mapping[str, Any]) -> str:
-    return str(each["masked"]) + (f" until {each['expires_at']}" if each["expires_at"] else "")
+    public = f" (public key {each['public_key']})" if each.get("public_key") else ""
+    return str(each["masked"]) + public + (f" until {each['expires_at']}" if each["expires_at"] else "")
 
 
 def _share(share: float | None) -> str | None:
@@ -386,4 +387,7 @@ def rotate(api: Api, id_: str, *, secret: str | None, overlap: str | None, as_js
         print_json(rotated)
         return
     click.echo(f"the old secret signs until {shown(rotated['old_expires_at'])}")
+    public = next((each.get("public_key") for each in rotated["subscription"]["secrets"]), None)
+    if public:
+        click.echo(f"its public key, for receivers: {shown(public)}")
     _once("new secret", rotated["secret"] if secret is None else None)

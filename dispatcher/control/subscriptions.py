@@ -57,7 +57,7 @@ from dispatcher.control.validation import Validator
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.handshake import Refused
 from dispatcher.core.request.results import Failure, Response
-from dispatcher.core.request.signing import MAX_SECRETS
+from dispatcher.core.request.signing import MAX_SECRETS, public_key
 from dispatcher.core.subscription.index import EVERY_TENANT, Status, Subscription, matches
 from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Flaw, Reader, SpecError
 from dispatcher.core.text.merge_patch import merge
@@ -77,6 +77,12 @@ class SecretView(NamedTuple):
 
     masked: str
     expires_ms: int | None  # when it stops signing; None: it doesn't
+    public_key: str | None = None  # `whpk_...` of an ed25519 secret
+
+    @classmethod
+    def of(cls, secret: str, expires_ms: int | None = None) -> SecretView:
+        """Of a secret, which is not kept."""
+        return cls(mask_secret(secret), expires_ms, public_key(secret))
 
 
 class View(NamedTuple):
@@ -434,7 +440,7 @@ class Subscriptions:
         return View(
             id=id,
             document=mask_document(_document_of(subscription)),
-            secrets=tuple(SecretView(mask_secret(secret), None) for secret in subscription.secrets),
+            secrets=tuple(SecretView.of(secret) for secret in subscription.secrets),
             version=0,
             managed="file",
             status=subscription.status.value,
@@ -456,7 +462,7 @@ class Subscriptions:
             id=stored.id,
             document=document,
             secrets=tuple(
-                SecretView(mask_secret(secret.secret), secret.expires_ms)
+                SecretView.of(secret.secret, secret.expires_ms)
                 for secret in stored.secrets
                 if secret.expires_ms is None or secret.expires_ms > now
             ),

@@ -36,6 +36,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,9 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+MAX_FILE: Final = 512 << 20
+"""Bytes of the subscriptions file: some two million subscriptions."""
 
 _POLL: Final = 1.0  # seconds between two looks at the file
 _SLICE: Final = 0.002  # seconds that the reading thread works at a stretch...
@@ -153,10 +157,27 @@ def _look(file: Path) -> _Mark:
 def _contents(file: Path) -> tuple[_Mark, bytes]:
     """The file, and its mark from before it was read: a change during the reading shows at the next look."""
     try:
-        with file.open("rb") as opened:
-            return _mark(os.fstat(opened.fileno())), opened.read()
+        # Without O_NONBLOCK opening a FIFO waits for a writer, perhaps for ever, and no file is read again.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SubscriptionsError([f"{file}: must be a regular file, and is {_kind(status.st_mode)}"])
+            content = opened.read(MAX_FILE + 1)
     except OSError as error:
         raise SubscriptionsError([f"{file}: can't be read: {error.strerror or error}"]) from error
+    if len(content) > MAX_FILE:
+        raise SubscriptionsError(
+            [
+                f"{file}: is larger than {MAX_FILE >> 20} MiB, the most that is read: subscriptions can be made by the API too"
+            ]
+        )
+    return _mark(status), content
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _digest(raw: Any) -> bytes | None:
@@ -255,6 +276,10 @@ def _entry(part: Any, reader: Reader, known: _Entries, entries: _Entries, lines:
 
 def _check_certificate(certificate: ClientCertificate) -> None:
     """Raise SpecError unless it can be used: better now than at the first delivery."""
+    for path in certificate:
+        # Reading a FIFO would wait for its writer, and hold up the reading of the file.
+        if path is not None and Path(path).exists() and not Path(path).is_file():
+            raise SpecError([Flaw(("client_certificate",), f"{path} is no regular file")])
     try:
         # Never asked for on the terminal: an encrypted key is refused.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*certificate, password="")

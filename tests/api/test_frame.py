@@ -540,6 +540,13 @@ async def test_methods_that_are_not_there_are_named() -> None:
         problem(await call("GET", "/v1/subscription"), 404, "not-found")
 
 
+async def test_the_root_leads_to_the_page() -> None:
+    async with serving(KEY) as (call, _):
+        answer = await call("GET", "/", allow_redirects=False)
+        assert (answer.status, answer.headers["Location"]) == (302, "/docs")
+        assert (await call.using(None)("GET", "/")).status == 200
+
+
 async def test_an_address_that_can_be_nobodys_is_not_found() -> None:
     async with serving(KEY) as (call, _):
         for path in ("a%20b", "%2e%2e", "a%2fb", "x" * 65, "%00"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import pytest
 from orjson import loads
 
+from dispatcher.api import models
 from dispatcher.control import validation
 from dispatcher.control.errors import (
     AlreadyExists,
@@ -427,6 +429,18 @@ async def test_what_is_deleted_is_gone(plane: Plane) -> None:
 
 
 # Secrets.
+
+
+async def test_of_an_ed25519_secret_the_public_key_is_shown_and_of_others_none(plane: Plane) -> None:
+    vector = loads((Path(__file__).parents[1] / "vectors" / "standard-webhooks.json").read_text())
+    created = await plane.create(
+        secrets=[vector["v1a"]["secret"], vector["v1"]["secret"]], signatures=["v1", "v1a"]
+    )
+    keys = [secret.public_key for secret in created.view.secrets]
+    assert keys == [vector["v1a"]["public"], None]
+    shown = plane.subscriptions.get(created.view.id, tenant=None)
+    assert [secret.public_key for secret in shown.secrets] == keys
+    assert models.subscription(shown).secrets[0].public_key == vector["v1a"]["public"]
 
 
 async def test_after_a_rotation_both_sign_and_the_old_one_has_an_end(plane: Plane) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,42 @@ async def test_stopping_ends_the_reading_of_a_large_file(registries: Any, file: 
     await registry.stop()
     assert await reading is False
     assert ids(registry) == ["a"]
+
+
+async def test_a_fifo_is_refused_and_the_file_that_comes_after_it_is_taken(
+    registries: Any, file: Any
+) -> None:
+    """Opening one waits for its writer: the thread that reads would never come back, and nothing be reloaded again."""
+    registry = await registries(document(entry("a")))
+    file.unlink()
+    os.mkfifo(file)
+    await eventually(lambda: registry.reloads_failed)
+    assert ids(registry) == ["a"]
+    replace(file, document(entry("b")))
+    await eventually(lambda: ids(registry) == ["b"])
+
+
+async def test_only_a_regular_file_of_a_stated_size_is_read(file: Any, monkeypatch: Any) -> None:
+    os.mkfifo(file)
+    for path, kind in ((file, "a FIFO"), (file.parent, "a directory"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(SubscriptionsError, match="directory" if kind == "a directory" else kind):
+            load_file(path, Settings(), Guard(), {})
+    file.unlink()
+    text = document(entry("a"))
+    file.write_text(text)
+    monkeypatch.setattr(module, "MAX_FILE", len(text))
+    assert len(load_file(file, Settings(), Guard(), {"S": SECRET})) == 1
+    with file.open("ab") as opened:
+        opened.truncate(1 << 40)  # sparse: a terabyte that takes no room
+    with pytest.raises(SubscriptionsError, match="is larger than"):
+        load_file(file, Settings(), Guard(), {})
+
+
+def test_a_client_certificate_that_is_a_fifo_holds_nothing_up(file: Any, tmp_path: Any) -> None:
+    fifo = tmp_path / "client.pem"
+    os.mkfifo(fifo)
+    [said] = mistakes(file, document(entry("a", extra=f", client_certificate: {{cert_file: {fifo}}}")))
+    assert f"{fifo} is no regular file" in said
 
 
 async def test_a_file_that_can_not_be_read_is_named_with_the_reason(registries: Any, file: Any) -> None:

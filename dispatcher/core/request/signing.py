@@ -146,9 +146,22 @@ class Signers:
 
     def public_keys(self) -> tuple[str, ...]:
         """`whpk_...` of each v1a secret, newest first: what its receiver verifies with."""
-        return tuple(
-            "whpk_" + b64encode(_public(key)).decode() for scheme, key in self._keys if scheme == "v1a"
-        )
+        return tuple(_written(key) for scheme, key in self._keys if scheme == "v1a")
+
+
+def public_key(secret: str) -> str | None:
+    """`whpk_...`, which the receiver of an ed25519 secret (`whsk_...`) verifies with; None for any other secret."""
+    if not secret.startswith(_ASYMMETRIC):
+        return None
+    try:
+        _, seed = _parse(secret)
+    except ValueError:
+        return None
+    return _written(seed)
+
+
+def _written(seed: bytes) -> str:
+    return "whpk_" + b64encode(_public(seed)).decode()
 
 
 def make_signers(secrets: Sequence[str], signatures: Sequence[str]) -> Signers:
