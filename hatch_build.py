@@ -48,6 +48,7 @@ MODULES = (
     "transport/connection.py",
     "transport/pool.py",
     "transport/proxy.py",
+    "transport/response.py",
     "transport/secure.py",
 )
 

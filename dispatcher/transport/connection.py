@@ -12,10 +12,10 @@ speed, and the endpoints belong to strangers, so it is written for suspicion. Ho
   adds an entry only if its deadline is earlier than that. Idle expiry and maximum age use the same entry.
 - **Header fields are read only when somebody wants them.** llhttp checks the syntax of all of them in C,
   but a Python call per field costs a microsecond per response. So the first parser has no callback for
-  fields. What it read is kept until the head is complete, and a second one (`_Look`) goes over the same
+  fields. What it read is kept until the head is complete, and a second one (`Look`) goes over the same
   bytes where a field matters: a status that isn't 2xx (Retry-After, Location), the first response of
   a connection (Keep-Alive), more lines than a head may have. Being the same parser, it reads the same.
-- **One parser for all.** Nearly every response comes in one piece; those are read by one parser (`_Whole`), and a connection
+- **One parser for all.** Nearly every response comes in one piece; those are read by one parser (`Whole`), and a connection
   gets its own when something of it wasn't so plain. Over 4,000 connections that is some 5 % of the CPU time of an
   exchange, and 0.8 KiB of each idle connection.
 - **Known bytes are not parsed again.** A response that is to the byte one of the last few gets the result of that one: 1.2 us
@@ -27,21 +27,22 @@ speed, and the endpoints belong to strangers, so it is written for suspicion. Ho
   caches: over 2,000 hosts pairs of runs went from 0.73 of one host's rate to 0.84; later ones could not tell 16 from 64. Until
   then the connection counts as idle to its endpoint.
 - **Strict first, lenient second.** llhttp doesn't tell that a leniency was used. So when the strict
-  parser refuses a head, a lenient one goes over the kept bytes, and the connection isn't used again.
+  parser refuses a head, a lenient one goes over the kept bytes, mended where they are sloppy (`response.py`), and the connection isn't used again.
 
 Rules:
 
 1. At most one exchange at a time. It leaves `_exchange` before its `done` is called, so `done`
    happens once whatever follows.
-2. A connection is reused only if the response was parsed strictly to its end, nothing followed it,
-   both sides keep it alive, the whole request has left the process, and neither age nor number of
+2. A connection is reused only if the response was parsed strictly to its end, nothing followed it, it has announced no
+   body where none may be, both sides keep it alive, the whole request has left the process, and neither age nor number of
    requests say otherwise.
 3. Bytes or an end of file on an idle connection close it. (TLS housekeeping isn't bytes.) So do bytes
    that come before the request was written: they can't be its answer, and it goes to a fresh connection.
 4. Once a head is complete its status is the result, however the body ends: cut off, too long or
    malformed. Except for the deadline, which is over head and body.
-5. A connection that has completed a response before, and ends before the first byte of the next one,
-   hands the exchange back for a fresh connection. A fresh one never does.
+5. A connection that has completed a response before hands the exchange back for a fresh connection when it ends before the
+   first byte of the next response, or what comes may not be the answer to this request: bytes that aren't HTTP (what is left of the
+   response before), 408 (RFC 9110 15.5.9), and 410, which disables a subscription and so must not be somebody else's. A fresh connection never does.
 6. No bytes from outside raise: parser, TLS and socket errors end in a Result.
 7. `abort()` and `close()` take the connection out of its pool at once; the socket follows.
 """
@@ -49,9 +50,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
-from functools import lru_cache
 from typing import Final, Protocol, cast
 
 import httptools
@@ -63,21 +61,31 @@ from dispatcher.core.retry.wheel import Entry
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
+from dispatcher.transport.response import (
+    FEW_BYTES,
+    KEPT_BODY,
+    LAST_STATUS,
+    MAX_FIELDS,
+    MAX_HEAD,
+    MAX_INTERIM,
+    Look,
+    Stop,
+    Whole,
+    contradicts,
+    keep_alive,
+    make_parser,
+    may_end_head,
+    mended,
+    speaks_http,
+)
 
 log = structlog.get_logger(__name__)
 
-MAX_HEAD: Final = 32 * 1024  # bytes of status line and fields, interim responses included
-MAX_FIELDS: Final = 100
-MAX_INTERIM: Final = 16
-KEPT_BODY: Final = 1024  # bytes of the body that go into the result
-_MAX_VALUE: Final = 2048  # characters kept of a field value
 _SLICE: Final = 16 * 1024  # the most that is parsed without looking at the caps in between
-_FEW_BYTES: Final = MAX_FIELDS * 4  # a head below this can't have too many fields: "a:\r\n" each
 _LINGER: Final = 5.0  # seconds a closing connection may take to flush
 _TOGETHER: Final = 16  # requests written one after the other; more would leave the CPU's caches meanwhile
-_KNOWN: Final = 64  # answers that are kept, of at most so many bytes
-_KNOWN_BYTES: Final = 1024
 _NEVER: Final = float("inf")
+_UNFIT: Final = -1  # instead of a status: of no HTTP response
 
 
 class Owner(Protocol):
@@ -152,7 +160,7 @@ class Shared:
         self.opened = 0
         self.closed = 0
         self.resent = 0
-        self.whole = _Whole()
+        self.whole = Whole()
         self._leaving: list[Connection] = []  # those whose request is still to be written in this turn
         self._scheduled = False
 
@@ -173,174 +181,6 @@ class Shared:
         leaving, self._leaving = self._leaving, []
         for connection in leaving:
             connection.write_now()
-
-
-class _Stop(Exception):
-    """What follows is of no interest."""
-
-
-class _Look:
-    """A second parser over a head that was kept, for its fields. Those of the last head win."""
-
-    __slots__ = (
-        "allowed_origin",
-        "allowed_rate",
-        "complete",
-        "count",
-        "keep_alive",
-        "location",
-        "parser",
-        "retry_after",
-    )
-
-    def __init__(self, head: bytes, *, lenient: bool) -> None:
-        self._reset()
-        self.complete = False
-        self.parser: httptools.HttpResponseParser | None = _parser(self, lenient=lenient)
-        # The first parser has judged these bytes; here only the fields count.
-        with contextlib.suppress(HttpParserError, HttpParserUpgrade):
-            self.parser.feed_data(head)
-        self.parser = None  # it holds this object
-
-    def _reset(self) -> None:
-        self.count = 0
-        self.retry_after: str | None = None
-        self.location: str | None = None
-        self.keep_alive = b""
-        self.allowed_origin: str | None = None
-        self.allowed_rate: str | None = None
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            raise _Stop
-        self._reset()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
-            raise _Stop  # a trailer field
-        self.count += 1
-        length = len(name)
-        # The first of several wins, as with every other client.
-        if length == 11:
-            if self.retry_after is None and name.lower() == b"retry-after":
-                self.retry_after = value[:_MAX_VALUE].decode("latin-1").strip()
-        elif length == 8:
-            if self.location is None and name.lower() == b"location":
-                self.location = value[:_MAX_VALUE].decode("latin-1").strip()
-        elif length == 10:
-            if name.lower() == b"keep-alive":
-                self.keep_alive = self.keep_alive or value
-        elif length == 22:
-            if self.allowed_origin is None and name.lower() == b"webhook-allowed-origin":
-                self.allowed_origin = value[:_MAX_VALUE].decode("latin-1").strip()
-        elif length == 20 and self.allowed_rate is None and name.lower() == b"webhook-allowed-rate":
-            self.allowed_rate = value[:_MAX_VALUE].decode("latin-1").strip()
-
-    def on_headers_complete(self) -> None:
-        parser = self.parser
-        self.complete = parser is not None and parser.get_status_code() >= 200
-
-
-def _parser(protocol: object, *, lenient: bool = False) -> httptools.HttpResponseParser:
-    parser = httptools.HttpResponseParser(protocol)
-    if lenient:
-        # All of them: the connection won't be used again, so nothing can get out of step.
-        parser.set_dangerous_leniencies(
-            lenient_headers=True,
-            lenient_chunked_length=True,
-            lenient_keep_alive=True,
-            lenient_transfer_encoding=True,
-            lenient_version=True,
-            lenient_data_after_close=True,
-            lenient_optional_lf_after_cr=True,
-            lenient_optional_cr_before_lf=True,
-            lenient_optional_crlf_after_chunk=True,
-            lenient_spaces_after_chunk_size=True,
-        )
-    return parser
-
-
-_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-_MAX = re.compile(rb"(?:^|[,;\s])max\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-
-
-@lru_cache(maxsize=256)
-def keep_alive(value: bytes) -> tuple[float, int | None]:
-    """What `Keep-Alive: timeout=5, max=100` grants: seconds that an idle connection is safe to use, requests.
-
-    The server counts from when it sent the response and closes on time, so a second (half the time,
-    when it is short) is taken off for the way there and back.
-    """
-    timeout, most = _TIMEOUT.search(value), _MAX.search(value)
-    seconds = _NEVER
-    if timeout is not None:
-        given = int(timeout[1])
-        seconds = given - 1.0 if given > 1 else given / 2
-    return seconds, int(most[1]) if most is not None else None
-
-
-class _Whole:
-    """Reads the responses that come in one piece, which is nearly all of them, for every connection.
-
-    One parser for all, because it stays in the CPU's caches while a connection's own does not: where thousands
-    of connections take turns, each response would wait for the memory of its parser first. It is between two messages
-    whenever somebody uses it; as soon as anything isn't as it should be it is replaced, and the connection reads the same
-    bytes again with a parser of its own, so that only one place decides what they mean.
-
-    An endpoint that is delivered to at full speed says the same again and again, to the byte, until its clock's next
-    second. So the last answers that were as they should be are kept, and known bytes are not parsed again.
-    """
-
-    __slots__ = ("body", "complete", "keep", "known", "odd", "parser", "status")
-
-    def __init__(self) -> None:
-        self.known: dict[bytes, Response] = {}
-        self._renew()
-
-    def remember(self, data: bytes, response: Response) -> None:
-        """What these bytes say: a 2xx after which the connection goes on. From now on the response is everybody's."""
-        if len(data) <= _KNOWN_BYTES:
-            if len(self.known) >= _KNOWN:
-                self.known.clear()
-            self.known[data] = response
-
-    def _renew(self) -> None:
-        self.parser = _parser(self)
-
-    def read(self, data: bytes) -> bool:
-        """Whether it is exactly one final response, strictly parsed, with a body of at most `KEPT_BODY` in one part."""
-        self.complete = False
-        self.odd = False
-        self.body = b""
-        try:
-            self.parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade):
-            self._renew()
-            return False
-        if self.complete and not self.odd:
-            if not self.keep:
-                self._renew()
-            return True
-        self._renew()
-        return False
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            self.odd = True
-
-    def on_body(self, chunk: bytes) -> None:
-        if self.body or len(chunk) > KEPT_BODY:
-            self.odd = True
-        else:
-            self.body = chunk
-
-    def on_message_complete(self) -> None:
-        parser = self.parser
-        self.status = status = parser.get_status_code()
-        self.keep = parser.should_keep_alive()
-        self.complete = True
-        if status < 200:
-            self.odd = True
 
 
 class Connection:
@@ -366,6 +206,7 @@ class Connection:
         "_interim",
         "_keep",
         "_lenient",
+        "_mending",
         "_opened",
         "_opening",
         "_owner",
@@ -387,7 +228,7 @@ class Connection:
         self._shared = shared
         self._owner = owner
         self._exchange: Exchange | None = None
-        self._parser: httptools.HttpResponseParser | None = None  # if `_Whole` doesn't do
+        self._parser: httptools.HttpResponseParser | None = None  # if `Whole` doesn't do
         self._gone = False  # abandoned or closed: nothing that still comes from the socket matters
         self._fresh = True  # no response so far
         self._unwritten = False  # the exchange's request waits for the end of this turn
@@ -397,6 +238,7 @@ class Connection:
         self._retire_at = shared.loop.time() + shared.max_age
         self._idle_for = shared.idle_timeout
         self._lenient = False
+        self._mending = False  # the head is refused as it is; its end is awaited
         self._paused = False
         self._entry: Entry[Callback] | None = None
         self._opening: Opening | None = opening
@@ -575,7 +417,7 @@ class Connection:
                 self._complete = True
                 return
             # This endpoint's responses come in pieces, or aren't plain otherwise: from now on, one of its own.
-            self._parser = _parser(self)
+            self._parser = make_parser(self)
         if size > _SLICE:
             for start in range(0, size, _SLICE):
                 if self._exchange is None:
@@ -592,6 +434,9 @@ class Connection:
             if size > room:
                 self._feed_to_the_brim(data, room)
                 return
+            if self._mending:
+                self._mend(size)
+                return
         else:
             # Chunk sizes and trailers aren't body, but they aren't free either.
             self._raw += size
@@ -599,6 +444,10 @@ class Connection:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._refused(error)
+        self._look_on()
+
+    def _look_on(self) -> None:
+        """Something was parsed."""
         if not self._complete:
             if not self._first_byte:
                 self._first_byte = self._shared.loop.time()
@@ -608,10 +457,13 @@ class Connection:
     def _feed_to_the_brim(self, data: bytes, room: int) -> None:
         """The head could be over its cap now, unless it ends in what there is still room for."""
         self._head = self._head[:MAX_HEAD]
-        try:
-            self._parser.feed_data(data[:room])  # type: ignore[union-attr]
-        except (HttpParserError, HttpParserUpgrade) as error:
-            self._refused(error)
+        if self._mending:
+            self._mend(room)
+        else:
+            try:
+                self._parser.feed_data(data[:room])  # type: ignore[union-attr]
+            except (HttpParserError, HttpParserUpgrade) as error:
+                self._refused(error)
         if self._exchange is None:
             return
         if self._complete:
@@ -626,8 +478,10 @@ class Connection:
     def _check_caps(self) -> None:
         """The head is complete, the body isn't: is it still worth waiting for?"""
         cap = self._shared.response_cap
-        # 205 has no content by definition (RFC 9110 15.3.6); many servers don't say so with a length.
-        if self._status == 205 or self._body_size > cap or self._raw > 2 * cap + MAX_HEAD:
+        status = self._status
+        # 205 has no content by definition (RFC 9110 15.3.6); many servers don't say so with a length. What a status of 600
+        # or more means is nowhere said (RFC 9110 15): no body makes it a success.
+        if status == 205 or status > LAST_STATUS or self._body_size > cap or self._raw > 2 * cap + MAX_HEAD:
             self._complete = True
 
     def _refused(self, error: HttpParserError | HttpParserUpgrade) -> None:
@@ -640,30 +494,55 @@ class Connection:
             self._fail(Failure(Reason.PROTOCOL_ERROR, "the endpoint switched protocols without being asked"))
         elif self._interim > MAX_INTERIM:
             self._fail(Failure(Reason.PROTOCOL_ERROR, f"more than {MAX_INTERIM} interim (1xx) responses"))
+        elif self._status == _UNFIT:
+            self._fail(
+                Failure(Reason.PROTOCOL_ERROR, f"not an HTTP response: it begins with {self._head[:64]!r}")
+            )
         elif self._status:
             self._complete = True  # the status is known; the body is beyond understanding
             self._keep = False
         elif not self._lenient:
             self._lenient = True
-            self._interim = 0
-            self._parser = _parser(self, lenient=True)
-            try:
-                self._parser.feed_data(self._head)
-            except (HttpParserError, HttpParserUpgrade) as again:
-                self._refused(again)
+            self._mend(len(self._head))
+        elif not self._fresh and not speaks_http(self._head, 0):
+            self._stale()
         else:
             detail = f"not an HTTP response: {error}; it begins with {self._head[:64]!r}"
             self._fail(Failure(Reason.PROTOCOL_ERROR, detail))
+
+    def _mend(self, news: int) -> None:
+        """Read the head again, more leniently and mended, or wait for its end. `news` bytes of it are new."""
+        if self._mending and not may_end_head(self._head, news):
+            self._look_on()
+            return
+        head = mended(self._head)
+        self._mending = head == b""
+        if not self._mending:
+            if head is not None:
+                self._head = head
+            self._interim = 0
+            self._parser = make_parser(self, lenient=True)
+            try:
+                self._parser.feed_data(self._head)
+            except (HttpParserError, HttpParserUpgrade) as error:
+                self._refused(error)
+        self._look_on()
 
     # httptools finds these by name.
 
     def on_message_begin(self) -> None:
         if self._complete:
             self._keep = False
-            raise _Stop
+            raise Stop
 
     def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()  # type: ignore[union-attr]
+        self._status = status = self._parser.get_status_code()  # type: ignore[union-attr]
+        if status < 100 or not (
+            (self._head.startswith(b"HTTP/1.") and not self._interim)
+            or speaks_http(self._head, self._interim)
+        ):
+            self._status = _UNFIT
+            raise Stop
 
     def on_body(self, chunk: bytes) -> None:
         self._body_size = size = self._body_size + len(chunk)
@@ -678,14 +557,14 @@ class Connection:
     def on_message_complete(self) -> None:
         if self._status >= 200:
             self._complete = True
-            self._keep = self._parser.should_keep_alive()  # type: ignore[union-attr]
+            self._keep = self._status <= LAST_STATUS and self._parser.should_keep_alive()  # type: ignore[union-attr]
         elif self._status == 101:
-            raise _Stop
+            raise Stop
         else:
             self._interim += 1
             self._status = 0
             if self._interim > MAX_INTERIM:
-                raise _Stop
+                raise Stop
 
     def _finish(self) -> None:
         """Hand the response over, and the connection back."""
@@ -697,13 +576,15 @@ class Connection:
         result = response = Response(status, None, None, self._body, self._first_byte)
         head = self._head
         keep = self._keep
+        if keep and (status in (204, 304) or self._interim) and contradicts(head, status, self._interim):
+            keep = False
         first = self._fresh
         if (
             first
             or not 200 <= status < 300
-            or (len(head) >= _FEW_BYTES and head.count(b"\n", 0, MAX_HEAD) > MAX_FIELDS)
+            or (len(head) >= FEW_BYTES and head.count(b"\n", 0, MAX_HEAD) > MAX_FIELDS)
         ):
-            look = _Look(head, lenient=self._lenient)
+            look = Look(head, lenient=self._lenient)
             if look.count > MAX_FIELDS:
                 detail = f"the response head has more than {MAX_FIELDS} fields"
                 self._fail(Failure(Reason.RESPONSE_TOO_LARGE, detail))
@@ -720,8 +601,8 @@ class Connection:
             response.location = look.location
             if first:
                 response.opened = self._opened
-            if status == 408 and not first and not keep:
-                # The server gave the idle connection up just as the request set out (RFC 9110 15.5.9).
+            if not first and (status == 410 or (status == 408 and not keep)):
+                # Rule 5. With 408 the server gave the idle connection up just as the request set out.
                 self._stale()
                 return
             result = self._result(response)
@@ -830,7 +711,7 @@ class Connection:
         opening.failed(self, Failure(Reason.CLOSED, f"the endpoint closed the new connection{how}"))
 
     def _stale(self) -> None:
-        """The connection was given up by the endpoint while it was idle, and only now it shows."""
+        """What comes, or doesn't, is no answer to this request: it goes to a fresh connection (rule 5)."""
         exchange = self._exchange
         self._exchange = None
         if exchange is not None:

@@ -23,7 +23,8 @@ from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.transport.connection import Connection, Opening, Owner, Shared
 from dispatcher.transport.secure import SecureConnection
 
-_MAX_ANSWER: Final = 16 * 1024  # bytes of the head of a CONNECT's answer
+MAX_ANSWER: Final = 16 * 1024  # bytes of a CONNECT's answer, interim ones included
+MAX_INTERIM_ANSWERS: Final = 16
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?\n")
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 
@@ -79,11 +80,13 @@ class ForwardedConnection(Connection):
 class TunnelConnection(SecureConnection):
     """To an endpoint with TLS, through a tunnel that the proxy makes."""
 
-    __slots__ = ("_answer", "_then")
+    __slots__ = ("_answer", "_answered", "_interim_answers", "_then")
 
     def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
         super().__init__(shared, owner, opening)
         self._answer: bytes | None = None
+        self._answered = 0  # bytes of it, with those of interim ones
+        self._interim_answers = 0
         self._then: tuple[ssl.SSLContext, str] | None = None
 
     def tunnel(self, proxy: Proxy, origin: Origin, context: ssl.SSLContext) -> None:
@@ -102,32 +105,43 @@ class TunnelConnection(SecureConnection):
         if self._answer is None:
             super().data_received(data)
             return
-        self._answer += data
-        opening, then = self._opening, self._then
-        if opening is None or then is None:
-            return
-        end = _HEAD_END.search(self._answer)
-        if end is None:
-            if len(self._answer) > _MAX_ANSWER:
-                self._refuse(opening, Failure(Reason.PROXY_ERROR, "the proxy's answer to CONNECT has no end"))
-            return
-        status = _STATUS.match(self._answer)
-        if status is None:
-            detail = f"the proxy doesn't answer CONNECT with HTTP; it begins with {self._answer[:64]!r}"
+        opening = self._opening
+        if opening is not None:
+            self._answered += len(data)
+            self._read_answer(opening, self._answer + data)
+
+    def _read_answer(self, opening: Opening, answer: bytes) -> None:
+        """Read as many responses as there are: interim ones (1xx), and the one that counts."""
+        while (end := _HEAD_END.search(answer)) is not None:
+            status = _STATUS.match(answer)
+            rest = answer[end.end() :]
+            if status is None:
+                detail = f"the proxy doesn't answer CONNECT with HTTP; it begins with {answer[:64]!r}"
+                self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
+                return
+            if status[1][:1] == b"2":
+                self._answer = None
+                then = self._then
+                if then is not None:
+                    self.secure(*then)
+                if rest:
+                    super().data_received(rest)
+                return
+            if status[1][:1] != b"1":
+                words = b" ".join(part for part in status.groups() if part).decode("latin-1")
+                detail = f"the proxy refused the tunnel: {words[:200]}"
+                self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
+                return
+            self._interim_answers += 1
+            if self._interim_answers > MAX_INTERIM_ANSWERS:
+                detail = f"more than {MAX_INTERIM_ANSWERS} interim (1xx) responses to CONNECT"
+                self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
+                return
+            answer = rest
+        self._answer = answer
+        if self._answered > MAX_ANSWER:
+            detail = f"the proxy's answer to CONNECT has no end within {MAX_ANSWER} bytes"
             self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
-        elif status[1][:1] == b"1":
-            # An interim response; the one that counts follows.
-            rest, self._answer = self._answer[end.end() :], b""
-            if rest:
-                self.data_received(rest)
-        elif status[1][:1] != b"2":
-            words = b" ".join(part for part in status.groups() if part).decode("latin-1")
-            self._refuse(opening, Failure(Reason.PROXY_ERROR, f"the proxy refused the tunnel: {words[:200]}"))
-        else:
-            rest, self._answer = self._answer[end.end() :], None
-            self.secure(*then)
-            if rest:
-                super().data_received(rest)
 
     def eof_received(self) -> bool:
         if self._answer is None or self._opening is None:

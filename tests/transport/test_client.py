@@ -106,6 +106,46 @@ async def test_a_send_from_inside_done_goes_out_on_the_same_connection(zoo: Zoo,
     assert harness.transport.connections_opened == 1
 
 
+async def test_410_on_a_used_connection_is_confirmed_on_a_fresh_one_within_the_attempt(
+    zoo: Zoo, make: Make
+) -> None:
+    seen: list[tuple[int, bytes]] = []
+
+    async def script(peer: Peer) -> None:
+        while True:
+            seen.append((peer.number, await peer.request()))
+            await peer.send(OK if len(seen) == 1 else response(b"", status=b"410 Gone"))
+
+    origin = http(await zoo.serve(script))
+    harness = make()
+    assert isinstance(await harness.result(origin), Response)
+    exchange = harness.send(origin)
+    result = await exchange.result
+    assert isinstance(result, Response)
+    assert result.status == 410
+    assert exchange.told == 1
+    assert [number for number, _ in seen] == [1, 1, 2]
+    assert seen[1][1] == seen[2][1]
+    assert harness.transport.resent == 1
+
+
+async def test_410_whose_confirmation_fails_disables_nothing(zoo: Zoo, make: Make) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if peer.number == 1:
+            await peer.send(OK)
+            await peer.request()
+            await peer.send(response(b"", status=b"410 Gone"))
+            await peer.hang()
+
+    origin = http(await zoo.serve(script))
+    harness = make()
+    assert isinstance(await harness.result(origin), Response)
+    result = await harness.result(origin)
+    assert isinstance(result, Failure)
+    assert result.reason is Reason.CLOSED
+
+
 async def test_a_connection_serves_its_number_of_requests_and_no_more(zoo: Zoo, make: Make) -> None:
     origin = http(await zoo.serve(answers(OK)))
     harness = make(delivery={"connection_max_requests": 3})

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from dispatcher.core.request.results import Failure, Reason, Response
-from dispatcher.transport import connection
-from dispatcher.transport.connection import KEPT_BODY, MAX_HEAD, keep_alive
+from dispatcher.transport import response
+from dispatcher.transport.response import KEPT_BODY, MAX_HEAD, keep_alive
 from tests.zoo.wire import CAP, Wire
 
 PIECES = st.sampled_from(
@@ -23,6 +23,13 @@ PIECES = st.sampled_from(
         b"Content-Length: 0\r\n",
         b"Content-Length: 5\r\n",
         b"Content-Length: 99999\r\n",
+        b"Content-Length: 5\r\ncontent-length : 5\r\n",
+        b"X : y\r\n",
+        b"X-\xe9: y\r\n",
+        b"RTSP/1.0 200 OK\r\n",
+        b"HTTP/1.1 600 Why\r\n",
+        b"HTTP/1.1 099 Why\r\n",
+        b"HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n",
         b"Transfer-Encoding: chunked\r\n",
         b"Transfer-Encoding: gzip\r\n",
         b"Connection: close\r\n",
@@ -165,7 +172,7 @@ def test_a_response_in_one_piece_means_the_same_to_the_parser_of_all_and_to_one_
     raw: bytes, more: bytes
 ) -> None:
     one, other = Wire(), Wire()
-    other.connection._parser = connection._parser(other.connection)
+    other.connection._parser = response.make_parser(other.connection)
     for wire in (one, other):
         wire.receive(raw + more)
     assert _outcome(one) == _outcome(other)
@@ -216,13 +223,13 @@ def test_an_answer_that_is_known_to_the_byte_is_not_parsed_again(monkeypatch: py
     wire, other = Wire(), Wire()
     other.shared.whole = whole = wire.shared.whole
     read: list[bytes] = []
-    parse = connection._Whole.read
+    parse = response.Whole.read
 
-    def counted(self: connection._Whole, data: bytes) -> bool:
+    def counted(self: response.Whole, data: bytes) -> bool:
         read.append(data)
         return parse(self, data)
 
-    monkeypatch.setattr(connection._Whole, "read", counted)
+    monkeypatch.setattr(response.Whole, "read", counted)
     answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n%02d" % number for number in range(3)]
     for _ in range(5):
         for each in (wire, other):
@@ -243,7 +250,7 @@ def test_an_answer_that_is_known_to_the_byte_is_not_parsed_again(monkeypatch: py
         other.again()
     assert other.closed, "after so many requests, known answers or not"
     assert len(other.told) == 1000
-    assert 0 < len(whole.known) <= connection._KNOWN
+    assert 0 < len(whole.known) <= response.KNOWN
 
 
 def test_only_small_answers_after_which_all_goes_on_are_kept() -> None:

@@ -209,6 +209,36 @@ async def talks_while_idle(peer: Peer) -> None:
     await peer.hang()
 
 
+async def sends_a_body_after_204(peer: Peer) -> None:
+    """It announces a body where none may be, and sends it when the client has turned to something else."""
+    while True:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 204 No Content\r\nContent-Length: 15\r\n\r\n")
+        await asyncio.sleep(0.001)
+        await peer.send(b"late and unasked")
+
+
+async def leaves_something_over(peer: Peer) -> None:
+    """More than its length said: the rest meets the next request."""
+    await peer.request()
+    await peer.send(OK)
+    await peer.request()
+    await peer.send(b" and more")
+    await peer.hang()
+
+
+async def says_gone_unasked(peer: Peer) -> None:
+    """On its first connection an answer to nothing, which meets the second request."""
+    await peer.request()
+    await peer.send(OK)
+    await peer.request()
+    if peer.number == 1:
+        await peer.send(response(b"", status=b"410 Gone"))
+    else:
+        await peer.send(OK)
+    await peer.hang()
+
+
 async def shuts_its_side_down(peer: Peer) -> None:
     await peer.request()
     await peer.send(ENDLESS + b"ok")
@@ -222,7 +252,8 @@ PLAIN = [
     Behaviour("answers without a body", answers(response(b"")), 200, Left.IDLE, exchanges=3),
     Behaviour("answers 204", answers(b"HTTP/1.1 204 No Content\r\n\r\n"), 204, Left.IDLE, exchanges=3),
     Behaviour("answers 205 with length 0", answers(response(b"", status=b"205 Reset")), 205, Left.IDLE, exchanges=2),
-    Behaviour("answers 304 with a length", answers(b"HTTP/1.1 304 Same\r\nContent-Length: 9\r\n\r\n"), 304, Left.IDLE),
+    Behaviour("answers 204 with length 0", answers(b"HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n"), 204, Left.IDLE, exchanges=3),
+    Behaviour("answers 304", answers(b"HTTP/1.1 304 Same\r\n\r\n"), 304, Left.IDLE, exchanges=2),
     Behaviour("answers in chunks", answers(chunked(b"a", b"bc" * 99)), 200, Left.IDLE, exchanges=3),
     Behaviour("sends a trailer", answers(chunked(b"a", trailer=b"X-Sum: 1\r\n")), 200, Left.IDLE, exchanges=3),
     Behaviour("sends chunk extensions", answers(CHUNKED + b"2;a=b\r\nok\r\n0\r\n\r\n"), 200, Left.IDLE, exchanges=2),
@@ -230,7 +261,6 @@ PLAIN = [
     Behaviour("sends chunks byte by byte", drips(b"", chunked(b"a", b"b")), 200, Left.IDLE, exchanges=2),
     Behaviour("splits in a line end", drips(b"HTTP/1.1 204 X\r", b"\n\r\n", 0.005), 204, Left.IDLE, exchanges=2),
     Behaviour("has no reason phrase", answers(response(status=b"200")), 200, Left.IDLE, exchanges=2),
-    Behaviour("has a strange status", answers(response(status=b"999 Why")), 999, Left.IDLE, exchanges=2),
     Behaviour("fails politely", answers(response(b"no", status=b"500 Oops")), 500, Left.IDLE, exchanges=2, says="no"),
     Behaviour("says 100 first", answers(b"HTTP/1.1 100 Continue\r\n\r\n" + OK), 200, Left.IDLE, exchanges=2),
     Behaviour("gives early hints", answers(EARLY * 2 + OK), 200, Left.IDLE, exchanges=2),
@@ -246,6 +276,7 @@ PLAIN = [
     Behaviour("fills the head cap byte by byte", drips(head_of(32 * 1024 - 9)[:-9], head_of(40)[-9:]), 200, Left.IDLE),
     Behaviour("has 100 fields", answers(fields(100)), 200, Left.IDLE, exchanges=2),
     Behaviour("has latin-1 in a field", answers(response(b"", b"X: caf\xe9")), 200, Left.IDLE),
+    Behaviour("has latin-1 in its reason", answers(response(status=b"200 d\xe9j\xe0")), 200, Left.IDLE, exchanges=2),
     Behaviour("has an empty field", answers(response(b"", b"X:", b"Y: ")), 200, Left.IDLE, exchanges=2),
     # Legal, and the end of the connection
     Behaviour("has no length", closes_after(ENDLESS + b"ok"), 200, Left.CLOSED, says="ok"),
@@ -260,7 +291,27 @@ PLAIN = [
     Behaviour("grants no further request", answers(response(b"", b"Keep-Alive: max=0")), 200, Left.CLOSED, exchanges=2, connections=2),
     Behaviour("grants one further request", answers(response(b"", b"Keep-Alive: timeout=5, max=1"), OK), 200, Left.CLOSED, exchanges=2),
     Behaviour("grants 200 ms more or less", answers(response(b"", b"Keep-Alive: timeout=1")), 200, Left.CLOSED, pause=0.8),
+    # A body where none may be: the status counts, and nothing can be read as the beginning of the next response
+    Behaviour("answers 304 with a length", answers(b"HTTP/1.1 304 Same\r\nContent-Length: 9\r\n\r\n"), 304, Left.CLOSED, exchanges=2, connections=2),
+    Behaviour("announces a body with 204", answers(b"HTTP/1.1 204 No\r\ncontent-length:2\r\n\r\n"), 204, Left.CLOSED, exchanges=2, connections=2),
+    Behaviour("announces chunks with 204", answers(b"HTTP/1.1 204 No\r\nTRANSFER-ENCODING : chunked\r\n\r\n".replace(b" :", b":")), 204, Left.CLOSED, exchanges=2, connections=2),
+    Behaviour("announces a body with a hint", answers(EARLY[:-2] + b"Content-Length: 2\r\n\r\n" + OK), 200, Left.CLOSED, exchanges=2, connections=2),
+    Behaviour("announces a body with a later hint", drips(b"", EARLY + EARLY[:-2] + b"Content-Length: 2\r\n\r\n" + OK), 200, Left.CLOSED),
+    Behaviour("sends a body after 204", sends_a_body_after_204, 204, Left.CLOSED, exchanges=9, connections=9),
     # Sloppy: the status counts, the connection doesn't
+    Behaviour("says its length twice", answers(response(b"ok", b"content-length: 2")), 200, Left.CLOSED, exchanges=2, connections=2, says="ok"),
+    Behaviour("says its length twice, byte by byte", drips(b"", response(b"ok", b"Content-Length: 2")), 200, Left.CLOSED, says="ok"),
+    Behaviour("says its length twice in a line", answers(OK.replace(b"h: 2", b"h: 2, 2")), 200, Left.CLOSED, says="ok"),
+    Behaviour("says its length twice after a hint", answers(EARLY + response(b"ok", b"Content-Length: 2")), 200, Left.CLOSED, says="ok"),
+    Behaviour("says its length twice, with LF", answers(response(b"ok", b"Content-Length: 2").replace(b"\r\n", b"\n")), 200, Left.CLOSED, says="ok"),
+    Behaviour("has a space before a colon", answers(response(b"ok", b"X : y")), 200, Left.CLOSED, exchanges=2, connections=2, says="ok"),
+    Behaviour("has a space before its length's colon", answers(OK.replace(b"h:", b"h :")), 200, Left.CLOSED, says="ok"),
+    Behaviour("has a space before a colon, byte by byte", drips(b"", response(b"ok", b"X\t: y")), 200, Left.CLOSED, says="ok"),
+    Behaviour("has a space before its chunks' colon", answers(chunked(b"ok").replace(b"g:", b"g :")), 200, Left.CLOSED, says="ok"),
+    Behaviour("has a space before a hint's colon", answers(EARLY.replace(b"k:", b"k :") + OK), 200, Left.CLOSED, says="ok"),
+    Behaviour("has latin-1 in a name", answers(response(b"ok", b"X-Caf\xe9: a\r\n b")), 200, Left.CLOSED, says="ok"),
+    Behaviour("has a strange status", answers(response(status=b"999 Why")), 999, Left.CLOSED, exchanges=2, connections=2, says="ok"),
+    Behaviour("has a strange status and no end", answers(b"HTTP/1.1 600 Why\r\n\r\n"), 600, Left.CLOSED),
     Behaviour("ends lines with LF", answers(OK.replace(b"\r\n", b"\n")), 200, Left.CLOSED, says="ok"),
     Behaviour("ends lines with LF, byte by byte", drips(b"", OK.replace(b"\r\n", b"\n")), 200, Left.CLOSED, says="ok"),
     Behaviour("ends some lines with LF", answers(OK.replace(b"\r\n", b"\n", 1)), 200, Left.CLOSED),
@@ -314,7 +365,18 @@ PLAIN = [
     Behaviour("has a length of 2^64", answers(b"HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED),
     Behaviour("has two lengths", answers(response(b"ok", b"Content-Length: 3")), Reason.PROTOCOL_ERROR, Left.CLOSED),
     Behaviour("has a line without colon", answers(response(b"", b"nonsense")), Reason.PROTOCOL_ERROR, Left.CLOSED),
-    Behaviour("has a space before a colon", answers(response(b"", b"X : y")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("has two lengths in a line", answers(OK.replace(b"h: 2", b"h: 2, 3")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("has two lengths, byte by byte", drips(b"", response(b"ok", b"Content-Length: 3")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("has a line without colon, and stays", says(b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("has a status below 100", answers(response(status=b"099 X")), Reason.PROTOCOL_ERROR, Left.CLOSED, says="not an HTTP"),
+    Behaviour("has the status 0 and no end", answers(b"HTTP/1.1 000 X\r\n\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED, says="not an HTTP"),
+    Behaviour("is RTSP", answers(OK.replace(b"HTTP/1.1", b"RTSP/1.0")), Reason.PROTOCOL_ERROR, Left.CLOSED, says="RTSP"),
+    Behaviour("is RTSP and has no end", answers(b"RTSP/1.0 200 OK\r\n\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED, says="RTSP"),
+    Behaviour("is RTSP byte by byte", drips(b"", OK.replace(b"HTTP/1.1", b"RTSP/1.0")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("is ICE", answers(OK.replace(b"HTTP/1.1", b"ICE/1.0")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("becomes RTSP after a hint", answers(EARLY + OK.replace(b"HTTP/1.1", b"RTSP/1.0")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("says HTTP/0.9", answers(OK.replace(b"/1.1", b"/0.9")), Reason.PROTOCOL_ERROR, Left.CLOSED),
+    Behaviour("says HTTP/0.9 and has no end", answers(b"HTTP/0.9 200 OK\r\n\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED),
     Behaviour("switches protocols", answers(b"HTTP/1.1 101 Go\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nxx"), Reason.PROTOCOL_ERROR, Left.CLOSED, says="switched"),
     Behaviour("switches protocols without a word", answers(b"HTTP/1.1 101 Go\r\n\r\n"), Reason.PROTOCOL_ERROR, Left.CLOSED, says="switched"),
     # Gone
@@ -331,6 +393,9 @@ PLAIN = [
     Behaviour("resets on the second request", resets_on_the_second_request, 200, Left.IDLE, exchanges=3, connections=3),
     Behaviour("answers the second request with 408", times_idle_connections_out_with_408, 200, Left.IDLE, exchanges=3, connections=3),
     Behaviour("talks while idle", talks_while_idle, 200, Left.CLOSED, exchanges=2, connections=2, pause=0.1),
+    # What is left of a response before isn't the answer to this request
+    Behaviour("leaves something over", leaves_something_over, 200, Left.IDLE, exchanges=3, connections=3),
+    Behaviour("says gone unasked", says_gone_unasked, 200, Left.IDLE, exchanges=3, connections=2),
     # Slow
     Behaviour("never answers", never_answers, Reason.TIMEOUT, Left.CLOSED, deadline=0.2, says="before a response"),
     Behaviour("never reads", never_reads, Reason.TIMEOUT, Left.CLOSED, deadline=0.2, body=9 * MIB, says="being sent"),
@@ -463,6 +528,11 @@ async def closes_in_its_own_flight(peer: Peer) -> None:
         await peer.send(secure.outgoing.read()[:200])
 
 
+def sends_tickets(count: int, script: Callable[[TlsPeer], Awaitable[None]] = never_answers) -> Script:
+    """Session tickets, some 250 bytes each, before the script begins."""
+    return over_tls(script, lambda: zoo.with_tickets(count))
+
+
 def replies(data: bytes) -> Script:
     """Answer the ClientHello with this."""
 
@@ -507,6 +577,11 @@ SECURE = [
     Behaviour("breaks a record", tls(breaks_a_record), Reason.TLS_FAILED, Left.CLOSED, tls=True),
     Behaviour("breaks a record in the body", tls(breaks_a_record_in_the_body), 200, Left.CLOSED, tls=True),
     Behaviour("speaks plainly after the handshake", tls(speaks_plainly_after_the_handshake), Reason.TLS_FAILED, Left.CLOSED, tls=True),
+    Behaviour("sends 50 tickets", sends_tickets(50, answers(OK)), 200, Left.IDLE, exchanges=3, tls=True),
+    Behaviour("sends tickets without end", sends_tickets(2000), Reason.TLS_FAILED, Left.CLOSED, tls=True, says="carry no data"),
+    Behaviour("leaves something over", tls(leaves_something_over), 200, Left.IDLE, exchanges=3, connections=3, tls=True),
+    Behaviour("says gone unasked", tls(says_gone_unasked), 200, Left.IDLE, exchanges=3, connections=2, tls=True),
+    Behaviour("sends a body after 204", tls(sends_a_body_after_204), 204, Left.CLOSED, exchanges=9, connections=9, tls=True),
     Behaviour("has expired", tls(answers(OK), zoo.expired), Reason.TLS_EXPIRED, Left.CLOSED, tls=True),
     Behaviour("is not valid yet", tls(answers(OK), zoo.not_yet_valid), Reason.TLS_EXPIRED, Left.CLOSED, tls=True),
     Behaviour("is for another name", tls(answers(OK), zoo.other_name), Reason.TLS_HOSTNAME, Left.CLOSED, tls=True),

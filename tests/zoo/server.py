@@ -254,6 +254,14 @@ def _context(
 
 
 @cache
+def with_tickets(count: int) -> ssl.SSLContext:
+    """Like `good`, and sends so many session tickets after the handshake."""
+    context = _context(authority().issue_cert("localhost", "127.0.0.1"))
+    context.num_tickets = count
+    return context
+
+
+@cache
 def good() -> ssl.SSLContext:
     """Valid for `localhost` and the loopback addresses."""
     return _context(authority().issue_cert("localhost", "127.0.0.1", "::1"))
