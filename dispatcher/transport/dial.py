@@ -4,6 +4,7 @@ The only part of the transport with a task per use: a connection is opened rarel
 exchanges. From the moment the socket is connected everything goes by callback, so that whatever
 the endpoint says at once meets a connection that is ready for it.
 
+Nothing is connected to without a `Permit` of the guard's, whoever sends: deliveries, pings, validations, redirects.
 The address that has been checked is the address that is connected to: `create_connection` is given
 the literal, never the name, so no second look-up can answer differently (rebinding).
 
@@ -28,7 +29,7 @@ from typing import Final, Protocol, cast
 
 import structlog
 
-from dispatcher.core.request.netguard import Blocked, Guard, Origin
+from dispatcher.core.request.netguard import Blocked, Guard, Origin, Permit
 from dispatcher.core.request.results import Failure, Opened, Reason
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.core.subscription.index import ClientCertificate
@@ -103,21 +104,6 @@ class Route:
         self.connect_timeout = connect_timeout
         self.proxy = proxy
         self.bind = {":" in address: address for address in bind}  # by "is IPv6"
-
-    def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
-        """Those that may be contacted, in the order in which to try them. Raises Blocked when none may."""
-        fit: list[str] = []
-        blocked: Blocked | None = None
-        for address in addresses:
-            try:
-                self.guard.check_address(address)
-            except Blocked as error:
-                blocked = error
-            else:
-                fit.append(address)
-        if not fit:
-            raise blocked if blocked is not None else Blocked("address", f"{host} has no address")
-        return self.reachable(host, fit)
 
     def reachable(self, host: str, fit: Sequence[str]) -> list[str]:
         """Those that the bound addresses can reach, in the order in which to try them. Raises OSError."""
@@ -213,8 +199,8 @@ class Dial:
         try:
             if self._route.proxy is None:
                 origin = self._owner.origin
-                addresses = self._route.allowed(origin.host, await self._resolve(origin.host))
-                await self._race(addresses, origin.port)
+                permit = self._route.guard.permit(origin.host, await self._resolve(origin.host))
+                await self._race(permit, origin.port)
             else:
                 await self._to_proxy(self._route.proxy)
         except Blocked as error:
@@ -230,12 +216,10 @@ class Dial:
 
     async def _to_proxy(self, proxy: Proxy) -> None:
         """The proxy is the operator's: where it is isn't the guard's business, where it leads to is."""
-        origin = self._owner.origin
-        if is_literal(origin.host):
-            self._route.guard.check_address(origin.host)
+        host, guard = self._owner.origin.host, self._route.guard
+        guard.check_name(host)  # before the proxy is looked up, whose failures are another's fault
         try:
-            addresses = self._route.reachable(proxy.host, await self._resolve(proxy.host))
-            await self._race(addresses, proxy.port)
+            await self._race(guard.permit_by_proxy(host, await self._resolve(proxy.host)), proxy.port)
         except (LookupFailed, OSError) as error:
             self.fail(Failure(Reason.PROXY_ERROR, f"the proxy {proxy} can't be reached: {error}"))
 
@@ -248,7 +232,11 @@ class Dial:
         finally:
             self._opened.dns = self._lap()
 
-    async def _race(self, addresses: Sequence[str], port: int) -> None:
+    async def _race(self, permit: Permit, port: int) -> None:
+        """Connect to one of the addresses that the guard has permitted for this origin, and to nothing else."""
+        if permit.host != self._owner.origin.host:
+            raise Blocked("host", f"what is permitted is {permit.host}, not {self._owner.origin.host}")
+        addresses = self._route.reachable(permit.host, permit.addresses)
         self._stage = f"connecting to {', '.join(addresses)}"
         if len(addresses) == 1:
             error = await self._connect(addresses[0], port, self._connection())

@@ -1,8 +1,8 @@
 """Through an egress proxy: CONNECT for https, the absolute form for http (RFC 9110 9.3.6, RFC 9112 3.2.2).
 
 An operator who lets nothing out but through a proxy sets `network.proxy`. What changes: the dial goes to
-the proxy, and the name of the endpoint is resolved there, so the guard can check the URL and
-literal addresses here, and names must be checked by the proxy's own rules. TLS is with the endpoint,
+the proxy, and the name of the endpoint is resolved there, so the guard can check the URL, literal addresses and the
+name itself here (`Guard.permit_by_proxy`); what a public name resolves to must be checked by the proxy's own rules. TLS is with the endpoint,
 inside the tunnel: the proxy sees names and sizes, nothing else.
 
 What the proxy itself does wrong (not reachable, 407, any refusal of a CONNECT) is the

@@ -35,7 +35,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final, NamedTuple, NoReturn
@@ -106,6 +106,22 @@ class Target(NamedTuple):
         return f"{self.origin}{self.target}"
 
 
+class Permit:
+    """Leave to open connections for one host, to these addresses and no others.
+
+    Only a Guard makes them, out of what it has checked, and the transport connects to nothing else: a way that goes past the
+    guard has nothing to connect with.
+    """
+
+    __slots__ = ("addresses", "host")
+
+    def __init__(self, guard: Guard, host: str, addresses: Sequence[str]) -> None:
+        if not isinstance(guard, Guard):
+            raise TypeError("only a Guard permits connections")
+        self.host = host
+        self.addresses = tuple(addresses)
+
+
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 
 # IANA IPv4 Special-Purpose Address Registry, and what stands beside it. Blocks that the registry calls
@@ -166,8 +182,22 @@ _IPV6: Final = (
     ("ff00::/8", "multicast", "RFC 4291"),
 )
 
-# RFC 6761, RFC 6762, RFC 8375; .internal is reserved by ICANN for private use (2024).
-_INSIDE: Final = (".localhost", ".local", ".home.arpa", ".internal")
+# RFC 6761, RFC 6762 with its appendix G, RFC 8375; .internal is reserved by ICANN for private use (2024). The last are what
+# Kubernetes, Consul and resolv.conf put below nothing.
+_INSIDE: Final = (
+    ".localhost",
+    ".local",
+    ".home.arpa",
+    ".internal",
+    ".intranet",
+    ".private",
+    ".corp",
+    ".home",
+    ".lan",
+    ".svc",
+    ".consul",
+    ".localdomain",
+)
 
 _Span = tuple[int, int, str]  # first address, last address, what it is
 
@@ -335,6 +365,29 @@ class Guard:
             raise Blocked("address", "not an IP address")
         if (reason := self._verdict(address)) is not None:
             raise Blocked("address", reason)
+
+    def permit(self, host: str, addresses: Iterable[str]) -> Permit:
+        """Leave to connect to those of the host's addresses that may be contacted. Raises Blocked when none may."""
+        fit: list[str] = []
+        blocked: Blocked | None = None
+        for address in addresses:
+            try:
+                self.check_address(address)
+            except Blocked as error:
+                blocked = error
+            else:
+                fit.append(address)
+        if not fit:
+            raise blocked if blocked is not None else Blocked("address", f"{host} has no address")
+        return Permit(self, host, fit)
+
+    def permit_by_proxy(self, host: str, proxy: Sequence[str]) -> Permit:
+        """Leave to reach the host through the operator's proxy, which has these addresses. Raises Blocked.
+
+        The proxy resolves the name, so the name is all that can be checked; where the proxy is, the operator says.
+        """
+        self.check_name(host)
+        return Permit(self, host, proxy)
 
     def _judge(self, address: str) -> str | None:
         """Why the address is refused, or None."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from dispatcher.core.request import netguard
-from dispatcher.core.request.netguard import MAX_URL, RULES, Blocked, Guard, Origin, Target
+from dispatcher.core.request.netguard import MAX_URL, RULES, Blocked, Guard, Origin, Permit, Target
 
 # Address, and a part of the reason that is given.
 DENIED = [
@@ -772,6 +772,12 @@ def test_a_redirect_that_leads_elsewhere_is_refused(location: str, rule: str) ->
         "metadata",
         "metadata.google.internal",
         "router.home.arpa",
+        "intranet",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "vault.service.consul",
+        "wiki.corp",
+        "nas.lan",
         "127.0.0.1",
         "::1",
         "10.0.0.1",
@@ -780,7 +786,18 @@ def test_a_redirect_that_leads_elsewhere_is_refused(location: str, rule: str) ->
 def test_a_name_of_the_inside_is_refused_where_a_proxy_resolves(name: str) -> None:
     refusal(Guard().check_name, name)
     Guard().check_name("hooks.example.com")
+    refusal(Guard().permit_by_proxy, name, ["192.0.2.1"])
     Guard(allow=["0.0.0.0/0", "::/0"]).check_name(name)
+
+
+def test_a_permit_names_what_was_checked_and_nobody_else_makes_one() -> None:
+    guard = Guard()
+    permit = guard.permit("hooks.example.com", ["10.0.0.1", "8.8.8.8", "::1", "2606:4700::1"])
+    assert (permit.host, permit.addresses) == ("hooks.example.com", ("8.8.8.8", "2606:4700::1"))
+    refusal(guard.permit, "hooks.example.com", ["10.0.0.1", "::1"])
+    refusal(guard.permit, "hooks.example.com", [])
+    with pytest.raises(TypeError):
+        Permit(None, "10.0.0.1", ["10.0.0.1"])  # type: ignore[arg-type]
 
 
 # Everything that makes up URLs, so that random strings get past the first check.
