@@ -202,6 +202,8 @@ class KafkaRun(Run):
         await self._admin(create)
         async with self.writing:
             await self._fresh_producer()
+            self.narrow = False
+            await self._write(self.messages(40))  # the schedule may be over
         self.report.notes.append(f"{partitions} partitions after {self.clock() - begin:.1f} s")
         self.hopeful = self.clock() + _NOTICED_WITHIN
 
@@ -240,8 +242,7 @@ class KafkaRun(Run):
         async with self.writing:
             await self._fresh_producer()
             self.with_more = True
-            # The schedule may be over: some come in any case.
-            await self._write(self.messages(40, self.more))
+            await self._write(self.messages(40, self.more))  # likewise
         self.report.notes.append(
             f"the second topic made anew with {partitions} partitions within {self.clock() - begin:.1f} s"
         )

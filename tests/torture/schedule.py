@@ -192,6 +192,45 @@ def plan_mutant(horizon: float) -> Schedule:
     )
 
 
+def plan_trait(trait: Trait) -> Schedule:
+    """The shortest on which a daemon that does wrong by that trait is found, and one that does right passes."""
+    well = Schedule(3, 120, 6.0, 1000, 10.0, 1, (), ())  # a seed of 200 subscriptions, 1,000 tenants
+    ill = [Phase(0.1, Mood.CHOOSE, 600.0)]
+    found = {
+        # Killed when all that could be acknowledged was, long before.
+        Trait.FANOUT: replace(well, events=20, faults=[Fault(12.0, Kind.KILL, 0, 0.0)], phases=ill),
+        Trait.TENANTS: replace(well, faults=[Fault(8.0, Kind.KILL, 0, 0.0)], phases=ill),
+        # Away while partitions that were silent get their first events.
+        Trait.LATEST: replace(well, faults=[Fault(2.5, Kind.TERM, 0, 3.0)]),
+        Trait.PARTITIONS: replace(well, turns=[Turn(1.5, Act.ADD, 8)]),
+        Trait.ANEW: replace(well, turns=[Turn(1.5, Act.ANEW, 2)]),
+        Trait.STALLS: replace(
+            well,
+            length=8.0,
+            parking=True,
+            horizon=5.0,
+            hold_limit=60.0,
+            max_in_flight=10_000,
+            bursts=800,
+            faults=[Fault(12.0, Kind.TERM, 0, 0.0)],
+            turns=[Turn(2.0, Act.STALL, 0, 3.5)],
+        ),
+        # Frozen while what comes is deleted.
+        Trait.RETENTION: replace(
+            well, faults=[Fault(1.0, Kind.STOP, 0, 4.0)], turns=[Turn(3.5, Act.EXPIRE, 0)]
+        ),
+        Trait.PAUSE: replace(
+            well,
+            phases=[Phase(0.1, Mood.FAIL, 5.0)],
+            faults=[Fault(12.0, Kind.TERM, 0, 0.0)],
+            turns=[Turn(3.0, Act.PAUSE, 0, 3.0)],
+        ),
+        Trait.ODD: well,
+        Trait.ALONE: replace(well, faults=[Fault(3.0, Kind.KILL, 0, 0.0)]),
+    }
+    return replace(found[trait], traits=frozenset({trait}))
+
+
 def _isolated(schedule: Schedule, kind: str) -> Schedule:
     """Half of them with the daemons' own ways of keeping endpoints apart.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,7 +13,7 @@ import pytest
 
 from tests.kafka.server import Unavailable, missing
 from tests.torture import totals
-from tests.torture.harness import Report, kafka_ground, torture
+from tests.torture.harness import Ground, Report, kafka_ground, torture
 from tests.torture.ledger import (
     Ledger,
     Payment,
@@ -24,7 +24,7 @@ from tests.torture.ledger import (
     excess,
     lost,
 )
-from tests.torture.mutants import LOSING, REPEATING, settles_before_the_broker_has_it
+from tests.torture.mutants import LOSING, OF_TRAITS, REPEATING, settles_before_the_broker_has_it
 from tests.torture.pauses import Pause, Pauses
 from tests.torture.run import Run
 from tests.torture.schedule import (
@@ -37,9 +37,10 @@ from tests.torture.schedule import (
     plan_mutant,
     plan_quiet,
     plan_replicated,
+    plan_trait,
 )
 from tests.torture.subscribers import Published
-from tests.torture.traits import Trait, fit
+from tests.torture.traits import EMBEDDED, KEPT, Trait, fit
 
 Mutant = Callable[[], None]
 QUIET = {Trait.FANOUT, Trait.TENANTS, Trait.LATEST, Trait.ODD, Trait.ALONE}
@@ -255,6 +256,38 @@ async def test_a_daemon_that_is_right_passes_and_one_with_a_fault_does_not(tmp_p
         assert any("that nothing explains" in finding for finding in report.findings), (
             f"{mutant.__name__}: nothing found"
         )
+
+
+async def find(traits: Iterable[Trait], folder: Path, ground: Ground | None) -> None:
+    """A daemon that is right passes with each of the traits, and one that is wrong by it doesn't."""
+
+    async def life(trait: Trait, mutant: str | None) -> Report:
+        own = folder / f"{trait}-{mutant or 'right'}"
+        own.mkdir()
+        return await torture(plan_trait(trait), own, ground, mutant=mutant)
+
+    for trait in sorted(traits):
+        right, wrong = await asyncio.gather(life(trait, None), life(trait, OF_TRAITS[trait].__name__))
+        assert right.owed > 0
+        assert not right.findings, f"{trait}: " + "\n".join(right.findings)
+        assert wrong.findings, f"{OF_TRAITS[trait].__name__}: nothing found"
+
+
+@pytest.mark.timeout(600)
+async def test_what_the_traits_are_for_is_found_on_sqlite(tmp_path: Path) -> None:
+    await find(KEPT.intersection(EMBEDDED), tmp_path, None)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(900)
+async def test_what_the_traits_are_for_is_found_on_kafka(tmp_path: Path) -> None:
+    if (problem := missing()) is not None:
+        pytest.skip(f"no real Apache Kafka: {problem}")
+    try:
+        async with kafka_ground() as ground:
+            await find(KEPT.difference(EMBEDDED), tmp_path, ground)
+    except Unavailable as error:
+        pytest.skip(f"no real Apache Kafka: {error}")
 
 
 @pytest.mark.timeout(600)
