@@ -113,8 +113,7 @@ class KafkaRun(Run):
     async def _begin(self) -> None:
         """Start replicas. Where it matters what is owed from when on, wait until that is settled."""
         first = self.replicas[: self.schedule.replicas]
-        # What expires before anybody knew of it, nobody can tell of.
-        if not {Trait.LATEST, Trait.PAUSE, Trait.RETENTION, Trait.ALONE} & self.traits:
+        if not self.traits:
             for replica in first:
                 await replica.start()
             return

@@ -300,6 +300,10 @@ def with_traits(schedule: Schedule, traits: frozenset[Trait]) -> Schedule:
         changed = replace(
             changed, parking=True, horizon=5.0, hold_limit=60.0, max_in_flight=10_000, bursts=bursts
         )
+        if draw.random() < 0.6:
+            # How soon all has come after a stall can only be said where nothing else has gone wrong.
+            calm = [Fault(max(turn.at + turn.lasts for turn in found) + 8.0, Kind.TERM, 0, 0.0)]
+            changed = replace(changed, faults=calm, phases=())
     if Trait.RETENTION in traits:
         # An endpoint that hangs keeps the daemon at its cap, and what it has not read yet expires.
         hung = Phase(0.3, Mood.HANG, round(schedule.length * 0.9, 2))
