@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -38,11 +40,15 @@ from tests.torture.schedule import (
     plan_quiet,
     plan_replicated,
     plan_trait,
+    with_traits,
 )
 from tests.torture.subscribers import Published
 from tests.torture.traits import EMBEDDED, KEPT, Trait, fit
 
 Mutant = Callable[[], None]
+LONG = pytest.mark.skipif(
+    not os.environ.get("DISPATCHER_TEST_LONG"), reason="takes minutes; DISPATCHER_TEST_LONG=1 runs it"
+)
 QUIET = {Trait.FANOUT, Trait.TENANTS, Trait.LATEST, Trait.ODD, Trait.ALONE}
 """Traits that do nothing at a time of their own."""
 
@@ -258,36 +264,59 @@ async def test_a_daemon_that_is_right_passes_and_one_with_a_fault_does_not(tmp_p
         )
 
 
-async def find(traits: Iterable[Trait], folder: Path, ground: Ground | None) -> None:
-    """A daemon that is right passes with each of the traits, and one that is wrong by it doesn't."""
-
-    async def life(trait: Trait, mutant: str | None) -> Report:
-        own = folder / f"{trait}-{mutant or 'right'}"
-        own.mkdir()
-        return await torture(plan_trait(trait), own, ground, mutant=mutant)
-
-    for trait in sorted(traits):
-        right, wrong = await asyncio.gather(life(trait, None), life(trait, OF_TRAITS[trait].__name__))
-        assert right.owed > 0
-        assert not right.findings, f"{trait}: " + "\n".join(right.findings)
-        assert wrong.findings, f"{OF_TRAITS[trait].__name__}: nothing found"
-
-
-@pytest.mark.timeout(600)
-async def test_what_the_traits_are_for_is_found_on_sqlite(tmp_path: Path) -> None:
-    await find(KEPT.intersection(EMBEDDED), tmp_path, None)
-
-
-@pytest.mark.kafka
-@pytest.mark.timeout(900)
-async def test_what_the_traits_are_for_is_found_on_kafka(tmp_path: Path) -> None:
+@contextlib.asynccontextmanager
+async def ground_or_skip() -> AsyncIterator[Ground]:
     if (problem := missing()) is not None:
         pytest.skip(f"no real Apache Kafka: {problem}")
     try:
         async with kafka_ground() as ground:
-            await find(KEPT.difference(EMBEDDED), tmp_path, ground)
+            yield ground
     except Unavailable as error:
         pytest.skip(f"no real Apache Kafka: {error}")
+
+
+async def find(traits: Iterable[Trait], folder: Path, ground: Ground | None) -> None:
+    """A daemon that is right passes with each of the traits, and one that is wrong by it doesn't."""
+    room = asyncio.Semaphore(4)
+
+    async def life(trait: Trait, mutant: str | None) -> Report:
+        own = folder / f"{trait}-{mutant or 'right'}"
+        own.mkdir()
+        async with room:
+            return await torture(plan_trait(trait), own, ground, mutant=mutant)
+
+    wanted = sorted(traits)
+    names = {trait: OF_TRAITS[trait].__name__ for trait in wanted}
+    found = await asyncio.gather(*(life(trait, name) for trait in wanted for name in (None, names[trait])))
+    for trait, right, wrong in zip(wanted, found[::2], found[1::2], strict=True):
+        assert right.owed > 0
+        assert not right.findings, f"{trait}: " + "\n".join(right.findings)
+        assert wrong.findings, f"{names[trait]}: nothing found"
+
+
+@LONG
+@pytest.mark.timeout(900)
+async def test_what_the_traits_are_for_is_found_on_sqlite(tmp_path: Path) -> None:
+    await find(KEPT.intersection(EMBEDDED), tmp_path, None)
+
+
+@LONG
+@pytest.mark.kafka
+@pytest.mark.timeout(900)
+async def test_what_the_traits_are_for_is_found_on_kafka(tmp_path: Path) -> None:
+    async with ground_or_skip() as ground:
+        await find(KEPT.difference(EMBEDDED), tmp_path, ground)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(600)
+async def test_a_group_that_begins_at_the_end_loses_nothing_when_partitions_are_added(tmp_path: Path) -> None:
+    schedule = with_traits(plan(9, length=4.0), frozenset({Trait.LATEST, Trait.PARTITIONS}))
+    async with ground_or_skip() as ground:
+        report = await torture(schedule, tmp_path, ground)
+    assert report.owed > 0
+    assert report.lost == 0
+    assert not report.findings, f"{report.schedule}\n" + "\n".join(report.findings)
 
 
 @pytest.mark.timeout(600)
@@ -301,13 +330,8 @@ async def test_a_replica_on_sqlite_that_is_killed_again_and_again_loses_nothing(
 @pytest.mark.kafka
 @pytest.mark.timeout(600)
 async def test_two_replicas_on_kafka_lose_nothing_whatever_befalls_them(tmp_path: Path) -> None:
-    if (problem := missing()) is not None:
-        pytest.skip(f"no real Apache Kafka: {problem}")
-    try:
-        async with kafka_ground() as ground:
-            report = await torture(plan(9, length=4.0), tmp_path, ground)
-            assert report.owed > 0
-            assert report.lost == 0
-            assert not report.findings, f"{report.schedule}\n" + "\n".join(report.findings)
-    except Unavailable as error:
-        pytest.skip(f"no real Apache Kafka: {error}")
+    async with ground_or_skip() as ground:
+        report = await torture(plan(9, length=4.0), tmp_path, ground)
+    assert report.owed > 0
+    assert report.lost == 0
+    assert not report.findings, f"{report.schedule}\n" + "\n".join(report.findings)
