@@ -136,6 +136,7 @@ class App:
             on_failure=self._failed,
             on_given_up=self.plane.exhausted,
             memory=self.plane.memory,
+            skips=lambda: self.plane.store.skips,
         )
         self._engine.start()
         self.plane.attach(self._engine)

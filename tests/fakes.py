@@ -24,6 +24,7 @@ from dispatcher.broker.base import (
     TopicInfo,
     TopicPartition,
     TopicSpec,
+    UnreadableBatch,
 )
 from dispatcher.core.request.netguard import Guard, Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
@@ -69,7 +70,11 @@ class MemoryConsumer:
         while True:
             batches = []
             for partition, position in self._positions.items():
-                records = self._broker.log[partition][position : position + limit]
+                end = position + limit
+                batch = self._broker.unreadable.get(partition)
+                if batch is not None and position <= batch.first:
+                    end = min(end, batch.first)
+                records = self._broker.log[partition][position:end]
                 if records and partition not in self.paused:
                     limit -= len(records)
                     self._positions[partition] = position + len(records)
@@ -103,6 +108,16 @@ class MemoryConsumer:
 
     def assignment(self) -> Collection[TopicPartition]:
         return list(self._positions)
+
+    def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
+        return {
+            p: batch for p, batch in self._broker.unreadable.items() if self._positions.get(p) == batch.first
+        }
+
+    def skip(self, partition: TopicPartition) -> None:
+        if (batch := self.stuck().get(partition)) is not None:
+            self._positions[partition] = batch.last + 1
+            self._broker._wake()
 
     def lag(self) -> Mapping[TopicPartition, int]:
         return {p: len(self._broker.log[p]) - n for p, n in self._positions.items()}
@@ -160,6 +175,8 @@ class MemoryBroker:
         self.produced: list[Message] = []
         self.produce_errors: list[BrokerError] = []
         self.commit_errors: list[BrokerError] = []
+        self.unreadable: dict[TopicPartition, UnreadableBatch] = {}
+        """Batches that can't be unpacked: reading stands before them. `log` has something at their offsets."""
         self.readers: list[MemoryReader] = []
         self.read_errors: list[BrokerError] = []
         self.bulk: list[tuple[str, bytes, bytes, int]] = []
@@ -240,6 +257,9 @@ class MemoryBroker:
         self.bulk += [(topic, *entry) for entry in entries]
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        batch = self.unreadable.get(partition)
+        if batch is not None and batch.first <= offset <= batch.last:
+            raise batch
         log = self.log[partition]
         return log[offset] if offset < len(log) else None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
 from dispatcher.broker.base import TopicPartition
 from dispatcher.core.request.netguard import Guard, Origin
 from dispatcher.core.request.results import Response, Result
+from dispatcher.core.skips import Skip
 from dispatcher.delivery.engine import Engine
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.settings import AttemptsSettings, DeliverySettings, RetrySettings, Settings
@@ -35,6 +36,7 @@ class World:
         *,
         retry: RetrySettings | None = None,
         attempts: AttemptsSettings | None = None,
+        skips: Collection[Skip] = (),
         **delivery: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -62,6 +64,7 @@ class World:
                 (subscription.id, event.id, *rest)
             ),
             on_failure=lambda task, error: self.failures.append((task, error)),
+            skips=lambda: skips,
             chance=lambda: 0.5,
             wall=lambda: 1_000_000.0 + self.step + loop.time(),
         )

@@ -19,6 +19,9 @@ Rules, for every implementation:
    that is missing is said in a consumer's `problem`.
 7. A broker that is away is waited for, not an error: `connect()`, `poll()` and `commit()`
    recover by themselves, and `problem` says meanwhile what is wrong.
+8. What can't be unpacked costs as little as it can. One record: an `UnreadableRecord` comes in its place, with what could
+   be got of it. A whole batch: its partition stands still before it (`stuck()`), is tried again now and then, and goes on
+   behind it after `skip()`. The other partitions go on meanwhile.
 
 Errors::
 
@@ -27,6 +30,7 @@ Errors::
     ├── BrokerRefused           it answered no: credentials, authorization, a bad topic name
     ├── MessageTooLarge         larger than the broker takes; sending it again can't help
     ├── MetadataTooLarge        likewise of the text beside a commit; a shorter one can help
+    ├── UnreadableBatch         a stretch of offsets can't be unpacked
     └── CommitRefused           the partition belongs to somebody else by now
 """
 
@@ -59,6 +63,21 @@ class MessageTooLarge(BrokerError):
 
 class MetadataTooLarge(BrokerError):
     """The text beside a commit is longer than the broker accepts: its partition's commit was not made."""
+
+
+class UnreadableBatch(BrokerError):
+    """The records of the offsets from `first` to `last` can't be unpacked, because of `reason`."""
+
+    def __init__(self, first: int, last: int, reason: str) -> None:
+        super().__init__(f"the batch of offsets {first} to {last} can't be unpacked: {reason}")
+        self.first = first
+        self.last = last
+        self.reason = reason
+
+    @property
+    def offset(self) -> int:
+        """Where reading stands."""
+        return self.first
 
 
 class CommitRefused(BrokerError):
@@ -105,6 +124,19 @@ class StoredRecord:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@dataclass(slots=True)
+class UnreadableRecord(StoredRecord):
+    """What could be got of a record that can't be unpacked. Bytes of a header's name that are no UTF-8 show as escapes.
+
+    Where its value could not be told from the rest, `value` is all of its bytes.
+    """
+
+    problem: str = ""
+    """What is wrong with it, in one sentence."""
+    raw_headers: Sequence[tuple[bytes, bytes | None]] = ()
+    """The headers with their names as they came."""
 
 
 @dataclass(slots=True)
@@ -253,6 +285,12 @@ class Consumer(Protocol):
         past its last. Markers of transactions, what compaction took, and what was deleted before it was read.
         """
 
+    def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
+        """The assigned partitions whose reading stands before a batch that can't be unpacked."""
+
+    def skip(self, partition: TopicPartition) -> None:
+        """Go on behind the batch that the partition is stuck at; nothing where it isn't stuck."""
+
     @property
     def problem(self) -> str | None:
         """What keeps it from consuming now, in one sentence; None when all is well."""
@@ -271,6 +309,8 @@ class Reader(Protocol):
         """The next records, at most `limit`, in offset order; none when nothing came within `timeout` seconds.
 
         Raises BrokerError when the partition was cut or made anew: what was read of it is not what it holds.
+        Stands before a batch that can't be unpacked, with `problem` saying so, until a record that follows it asks for
+        its skip (`core/skips.py`).
         """
 
     @property
@@ -337,7 +377,7 @@ class Broker(Protocol):
         """
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
-        """The one record there; None if it has been deleted or isn't there yet."""
+        """The one record there; None if it has been deleted or isn't there yet. Raises UnreadableBatch."""
 
 
 def check_exact(spec: TopicSpec, partitions: int, config: Mapping[str, str]) -> None:

@@ -13,20 +13,32 @@ from rich.table import Table
 
 from dispatcher.app import topic_specs
 from dispatcher.broker.base import PartitionInfo, TopicInfo
+from dispatcher.commands.group import Commands
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
+from dispatcher.commands.skip import skip
 from dispatcher.settings.settings import Settings
 
 
-@click.command(short_help="Show topics, offsets and lag.")
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    short_help="Show topics, offsets and lag.",
+)
 @click.option("--create", is_flag=True, help="Create the topics that are missing.")
 @click.option("--all", "everything", is_flag=True, help="Show other topics of the broker too.")
 @settings_options
-def topics(*, create: bool, everything: bool, config: Path | None, overrides: dict[str, Any]) -> None:
+@click.pass_context
+def topics(
+    context: click.Context, *, create: bool, everything: bool, config: Path | None, overrides: dict[str, Any]
+) -> None:
     """Show the dispatcher's topics: partitions, offsets, and how far the group is behind.
 
     Exits 1 when a topic it needs is missing.
     """
+    if context.invoked_subcommand is not None:
+        return
     settings = load_settings(config, overrides)
     quiet()
     missing, found = run(_topics(settings, create=create))
@@ -39,6 +51,9 @@ def topics(*, create: bool, everything: bool, config: Path | None, overrides: di
     if missing:
         names = ", ".join(missing)
         raise click.ClickException(f"missing: {names}; dispatcher topics --create makes them")
+
+
+topics.add_command(skip)
 
 
 async def _topics(settings: Settings, *, create: bool) -> tuple[Sequence[str], Sequence[TopicInfo]]:

@@ -11,6 +11,7 @@ What is kept under which key:
 - `status:<id>`: what has become of a subscription at run time, the file's too (`registry.Runtime`). Apart from the
   document, so that an endpoint that begins to fail doesn't change the version (the ETag) that its owner goes
   by, and so that a subscription of the same id in the file and in the API have one status each by its tag.
+- `skip:...`: a batch of some topic that an operator has given up reading (`core/skips.py`); no document, and kept for ever.
 - `key:<id>`, `event-type:<name>`: API keys and the catalogue. `group:<name>`: what a consumer group has begun to read
   (`groups.py`). Kinds that this version doesn't know are left alone. No id of a subscription has a colon.
 
@@ -56,6 +57,7 @@ from dispatcher.broker.base import (
     MessageTooLarge,
     Reader as TopicReader,
     Record,
+    UnreadableRecord,
 )
 from dispatcher.control import groups
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
@@ -65,6 +67,7 @@ from dispatcher.core.control.sealing import CannotOpen, Sealer, read_key
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.skips import Skip, read_skip
 from dispatcher.core.subscription.index import Status, Subscription
 from dispatcher.core.subscription.spec import Reader as SpecReader, SpecError
 from dispatcher.registry.registry import Managed, Registry, Runtime
@@ -265,6 +268,8 @@ class Store:
         self.keys: Table[Key] = Table(self, _KEY, Key.to_document, Key.from_document)
         self.groups: Table[groups.Topics] = Table(self, _GROUP, groups.to_document, groups.from_document)
         self.event_types: Table[EventType] = Table(self, _EVENT_TYPE, EventType.document, EventType.of)
+        self.skips: set[Skip] = set()
+        """What operators have given up reading, since ever."""
         self._settings = settings
         self._topic = subscriptions_topic(settings)
         self._broker = broker
@@ -454,7 +459,7 @@ class Store:
         await reader.start()
         began = time.perf_counter()
         while not reader.caught_up:
-            self._problem = f"reading the subscriptions: {self._records} records so far"
+            self._problem = reader.problem or f"reading the subscriptions: {self._records} records so far"
             await self._sliced(await reader.read(_POLL, _BATCH), self._learn)
         await self._load()
         log.info(
@@ -481,12 +486,20 @@ class Store:
     def _learn(self, record: Record) -> tuple[str, Verdict, bytes]:
         """Let the ledger have the record: its key, what became of it, and its nonce."""
         self._records += 1
+        if (skip := read_skip(record.key)) is not None:
+            self.skips.add(skip)
+            return "", Verdict.IGNORED, b""
         key = "" if record.key is None else record.key.decode(errors="replace")
         try:
+            if isinstance(record, UnreadableRecord):
+                raise ValueError(record.problem)  # noqa: TRY301, TRY004 - handled like what `from_headers` raises
             change = from_headers(record.headers)
-        except ValueError:
+        except ValueError as error:
             log.warning(
-                "a foreign record in the topic of the subscriptions", key=key[:80], offset=record.offset
+                "a foreign record in the topic of the subscriptions, passed over",
+                key=key[:80],
+                offset=record.offset,
+                error=str(error),
             )
             self._ledger.spoil(key)
             verdict, nonce = Verdict.IGNORED, b""

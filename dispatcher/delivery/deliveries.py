@@ -31,7 +31,7 @@ from typing import Final, assert_never
 
 import structlog
 
-from dispatcher.broker.base import Message, Record
+from dispatcher.broker.base import Message, Record, UnreadableRecord
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.breaker import Blame, State, blame, reached_host
 from dispatcher.core.endpoint.health import NOTED_AFTER, SILENCE, Health, Roster, Vitals
@@ -353,6 +353,7 @@ class Deliveries:
             offset=offset,
             reason=reason,
             detail=detail,
+            raw=record.raw_headers if isinstance(record, UnreadableRecord) else (),
         )
 
         def written() -> None:

@@ -24,24 +24,27 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
 import structlog
 
-from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicPartition
+from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicPartition, UnreadableRecord
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.health import Health
 from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.records import UNREADABLE_RECORD as UNREADABLE
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
+from dispatcher.core.skips import Skip
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.retry_reader import Retries
+from dispatcher.delivery.stuck import pass_over, sentence
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Callback, Timers
@@ -83,16 +86,18 @@ class Engine:
         on_failure: Callable[[str, BaseException], None] | None = None,
         on_given_up: GivenUp | None = None,
         memory: Callable[[str], GroupMemory] | None = None,
+        skips: Callable[[], Collection[Skip]] = tuple,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`replica` names this process in the attempt log. `on_failure` is told when a part of the engine died: the
         process should end; `on_given_up` of each delivery whose dead letter is written. `memory` gives what is
-        remembered of a consumer group; without it nothing is.
+        remembered of a consumer group; without it nothing is. `skips` gives what operators have given up reading.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
         self._registry = registry
+        self._skips = skips
         self._transport = transport
         self._metrics = metrics
         self._timers = timers
@@ -167,7 +172,10 @@ class Engine:
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on, a sentence each."""
         found = [] if self._attempts.problem is None else [self._attempts.problem]
-        return found + self._events.warnings() + self._returning.warnings()
+        for intake in (self._events, self._returning):
+            found += intake.warnings()
+            found += [sentence(*stuck) for stuck in intake.consumer.stuck().items()]
+        return found
 
     def problems(self) -> list[str]:
         """Why it isn't working just now, a sentence each; empty when it is."""
@@ -255,6 +263,10 @@ class Engine:
             offset = record.offset
             if tracker.seen(offset):
                 metrics.skipped["seen"] += 1
+            elif isinstance(record, UnreadableRecord):
+                tracker.track(offset, 1)
+                metrics.invalid[UNREADABLE] += 1
+                deliveries.refuse(record, tracker, UNREADABLE, record.problem)
             elif record.value is None and is_tombstone(record):
                 metrics.skipped["tombstone"] += 1
                 tracker.track(offset, 0)
@@ -338,6 +350,7 @@ class Engine:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
             intake.observe(self._clock())
+            pass_over(intake.consumer, self._skips(), self._metrics)
             await intake.commit()
 
     async def _limit_holding_regularly(self) -> None:
@@ -440,6 +453,14 @@ class Engine:
         reads(
             "attempt_records_total",
             lambda: {("written",): self._attempts.written, ("dropped",): self._attempts.dropped},
+        )
+        reads(
+            "partitions_stuck",
+            lambda: {
+                (p.topic, str(p.partition)): 1.0
+                for intake in (self._events, self._returning)
+                for p in intake.consumer.stuck()
+            },
         )
         reads("consumption_paused", lambda: deliveries.full)
         reads("partition_lag", self._lag)

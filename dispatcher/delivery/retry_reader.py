@@ -28,7 +28,14 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from dispatcher.broker.base import BrokerError, Message, Record, TopicPartition
+from dispatcher.broker.base import (
+    BrokerError,
+    Message,
+    Record,
+    TopicPartition,
+    UnreadableBatch,
+    UnreadableRecord,
+)
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, due_again, read_letter
 from dispatcher.core.retry.tiers import Tiers, comes_out, left_of
@@ -126,6 +133,8 @@ class Retries:
         for record in records:
             letter: Letter | InvalidLetter
             try:
+                if isinstance(record, UnreadableRecord):
+                    raise InvalidLetter(record.problem)  # noqa: TRY301 - handled like what `read_letter` raises
                 letter = read_letter(record)
             except InvalidLetter as error:
                 letter = error
@@ -203,6 +212,8 @@ class Retries:
         topic, partition, offset = letter.place
         try:
             origin = await self._read(TopicPartition(topic, partition), offset)
+        except UnreadableBatch as error:
+            return InvalidLetter(f"the value was too large for the retry topic, and at its origin {error}")
         except BrokerError as error:
             log.warning("the origin of a retry can't be read, trying again", error=str(error))
             return None

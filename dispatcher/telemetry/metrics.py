@@ -87,7 +87,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     "events_invalid_total": (("reason",), "Records that could not be read as an event; dead-lettered."),
     "events_skipped_total": (
         ("reason",),
-        "Records that owe nothing: tombstones, and those read again after a rebalance or by the next owner.",
+        "Records that owe nothing: tombstones, those read again after a rebalance or by the next owner, and offsets given up with `dispatcher topics skip` (unreadable).",
     ),
     "deliveries_total": (("outcome",), "Deliveries settled, by how they ended."),
     "attempts_total": (
@@ -149,6 +149,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "subscriptions": (("status",), "Subscriptions known, by status."),
     "outbox_waiting": ((), "Records waiting to be acknowledged by the broker."),
     "attempt_records_waiting": ((), "Records of the attempt log waiting to be acknowledged by the broker."),
+    "partitions_stuck": (
+        ("topic", "partition"),
+        "1 while reading stands before a batch that can't be unpacked; `/readyz` names the way past it.",
+    ),
     "consumption_paused": ((), "1 while the in-flight caps keep new events from being consumed."),
 }
 

@@ -47,6 +47,7 @@ from dispatcher.broker.base import (
     TopicInfo,
     TopicPartition,
     TopicSpec,
+    UnreadableBatch,
     check_exact,
 )
 from dispatcher.broker.kafka.client import (
@@ -284,6 +285,8 @@ class KafkaBroker:
             while True:
                 for records in (await reader.getmany(key, timeout_ms=1000, max_records=1)).values():
                     record: Record = records[0]
+                    if isinstance(record, UnreadableBatch):
+                        raise record
                     if record.offset >= offset:
                         return record if record.offset == offset else None
                     # The assignment's own look for where to start has come after the seek.

@@ -1,7 +1,6 @@
 """The loops over many small records, to Kafka and from it, in a file of their own to be compiled (`hatch_build.py`).
 
-Source: Kafka's record batch since 0.11 (magic 2): its length is 4 bytes at 8 and counts from 12 on, its CRC-32C is 4
-bytes at 17, of all from 21 on.
+Source: Kafka's record batch since 0.11 (magic 2): its CRC-32C is 4 bytes at 17, of all from 21 on.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from itertools import chain, islice
 from typing import Any, Final
 
 import google_crc32c
-from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
-from dispatcher.broker.base import Entry
+from dispatcher.broker.base import Entry, UnreadableBatch
+from dispatcher.broker.kafka.unpack import framed, last_offset, unpack
 from dispatcher.broker.partitioning import partition_of
 
-_OVERHEAD: Final = 12  # bytes of a batch that its length doesn't count
 _CHECKED: Final = 21  # where that begins which the checksum is of
 
 _NO_HEADERS: Final[list[tuple[str, bytes]]] = []
@@ -54,17 +52,19 @@ def fill_bulk(batch: Any, entries: Sequence[Entry], at: int, most: int) -> int:
 class Answer:
     """The records that a fetch brought of one partition. `records.py` says what for."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | None) -> None:
         self.next_offset = 0
         """Behind what was taken or passed over; `take` goes on there."""
-        self._data = data
-        self._batches: Any = MemoryRecords(data)
-        self._end = 0  # of the last batch, in the data
+        self._data = data or b""
+        self._batches: Any = MemoryRecords(self._data)
+        self._begin = 0  # of the last batch, in the data
+        self._end = 0
         self._records: Iterator[Any] | None = None  # what is left of the batch being read
         self._after = 0  # the offset behind it
 
     def has_next(self) -> bool:
-        return bool(self._batches.has_next())
+        """Whether there is anything to take. What is no whole batch counts: `take` says what is wrong with it."""
+        return bool(self._data)
 
     def size_in_bytes(self) -> int:
         return len(self._data)
@@ -73,7 +73,7 @@ class Answer:
         """At most `limit` records; fewer if there are no more.
 
         `check` compares checksums, `passed` says of a batch of a transaction that it is passed over. Raises
-        KafkaError where the first batch can't be read; behind others, they come without it.
+        UnreadableBatch where the first batch can't be unpacked; behind others, they come without it.
         """
         taken: list[Any] = []
         try:
@@ -84,16 +84,24 @@ class Answer:
                     if records is None:
                         break
                 before = len(taken)
-                taken.extend(islice(records, limit - before))
+                try:
+                    taken.extend(islice(records, limit - before))
+                    _in_order(taken, before, self.next_offset, self._after)
+                except UnreadableBatch:
+                    raise
+                except Exception as error:  # noqa: BLE001 - whatever the library makes of bytes that it doesn't expect
+                    records = self._salvaged(taken, error)
+                    taken.extend(islice(records, limit - len(taken)))
                 if len(taken) == limit and len(taken) > before:
                     self._records = records
                     self.next_offset = taken[-1].offset + 1
                 else:
                     self._records = None
                     self.next_offset = self._after
-        except KafkaError:
+        except UnreadableBatch:
             # Nothing of this answer is read any more: it is fetched again, from here on.
             self._records = None
+            self._data = b""
             self._batches = MemoryRecords(b"")
             if not taken:
                 raise
@@ -101,29 +109,63 @@ class Answer:
             self.next_offset = max(self.next_offset, taken[-1].offset + 1)
         return taken
 
+    def _salvaged(self, taken: list[Any], error: Exception) -> Iterator[Any]:
+        """What can be read of the rest of the batch, in which the library's reader failed behind what was taken."""
+        first = max(self.next_offset, taken[-1].offset + 1) if taken else self.next_offset
+        return unpack(self._data[self._begin : self._end], first, f"{type(error).__name__}: {error}")
+
     def _open(self, check: bool, passed: Callable[[Any], bool]) -> Iterator[Any] | None:
         """The records of the next batch that has any for us."""
         while True:
-            batch = self._batches.next_batch()
-            if batch is None:
-                return None
-            modern = isinstance(batch, DefaultRecordBatch)  # the library takes one format in an answer
-            if check and not (self._sound(batch) if modern else batch.validate_crc()):
-                raise CorruptRecordException(
-                    f"a batch that ends before offset {batch.next_offset} has a wrong checksum"
-                )
-            self._after = batch.next_offset
-            if (batch.is_transactional or batch.is_control_batch) and passed(batch):
-                self.next_offset = self._after
-                continue
-            records = chain(batch)  # which, unlike the batch, may be asked for its iterator again
+            begin = self._end
             first = self.next_offset
+            if not self._batches.has_next():
+                if begin or not self._data:
+                    return None  # the last one may be cut off: it comes with the next answer
+                framed(self._data, 0, first)  # which mostly says what is wrong with it
+                raise self._unreadable("it is shorter than its head")
+            self._begin = begin
+            self._end = framed(self._data, begin, first)
+            try:
+                batch = self._batches.next_batch()
+                modern = isinstance(batch, DefaultRecordBatch)  # the library takes one format in an answer
+                sound = not check or (self._sound(batch) if modern else batch.validate_crc())
+                after = batch.next_offset
+            except Exception as error:
+                raise self._unreadable(f"{type(error).__name__}: {error}") from error
+            if not sound:
+                raise self._unreadable("its checksum is wrong")
+            if modern and batch.magic != 2:
+                raise self._unreadable(f"its format is unknown (magic {batch.magic})")
+            self._after = max(after, first)  # a head that lies must not lead back
+            if batch.is_transactional or batch.is_control_batch:
+                try:
+                    over = passed(batch)
+                except Exception as error:
+                    raise self._unreadable(
+                        f"a transaction's marker can't be read: {type(error).__name__}: {error}"
+                    ) from error
+                if over:
+                    self.next_offset = self._after
+                    continue
             if modern and batch.base_offset >= first:
-                return records
+                return chain(batch)  # which, unlike the batch, may be asked for its iterator again
             # The broker sends whole batches, also where reading starts in the middle of one.
-            return iter([record for record in records if record.offset >= first])
+            return (record for record in chain(batch) if record.offset >= first)
 
     def _sound(self, batch: Any) -> bool:
-        begin = self._end
-        self._end = end = begin + _OVERHEAD + int.from_bytes(self._data[begin + 8 : begin + _OVERHEAD], "big")
-        return bool(google_crc32c.value(self._data[begin + _CHECKED : end]) == batch.crc)
+        return bool(google_crc32c.value(self._data[self._begin + _CHECKED : self._end]) == batch.crc)
+
+    def _unreadable(self, reason: str) -> UnreadableBatch:
+        first = self.next_offset
+        return UnreadableBatch(first, last_offset(self._data[self._begin : self._end], first), reason)
+
+
+def _in_order(taken: list[Any], begin: int, first: int, after: int) -> None:
+    """Raise ValueError, and keep what is before, where an offset isn't between the one before it and the batch's end."""
+    for at in range(begin, len(taken)):
+        offset = taken[at].offset
+        if not first <= offset < after:
+            del taken[at:]
+            raise ValueError(f"offset {offset} is not between {first} and {after - 1}")
+        first = offset + 1

@@ -18,6 +18,8 @@ What the library leaves to its caller, and how it is met here:
   anew, and tells nobody. It isn't told to: it raises, and what was skipped is counted here.
 - It looks for new partitions every five minutes, and never whether a topic is another one than before. `_watch` does.
 - Its records come one by one, at 1.6 us each. `records.py` takes them together.
+- What can't be unpacked ends its fetch for every partition, and what it has taken of them is lost. `records.py`
+  hands such a batch out as an error in its place; its partition is paused in the library, and tried again now and then.
 - Its background tasks may die, and it doesn't tell: `poll` looks after them, and starts another consumer.
 
 Rules:
@@ -61,11 +63,13 @@ from dispatcher.broker.base import (
     Record,
     Remembered,
     TopicPartition,
+    UnreadableBatch,
     Why,
 )
 from dispatcher.broker.kafka import records as kafka_records
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, reason_of
 from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
+from dispatcher.core.skips import skip_command
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import KafkaSettings
 
@@ -79,6 +83,7 @@ _REJOIN_PAUSE = 0.5
 _OWN_FETCH_WAIT = 0.1  # seconds
 _LOOK_LIMIT = 2.0  # seconds that a revocation waits to learn which topics are still there
 _NEVER_MS = 2**31 - 1
+_TRY_AGAIN = (1.0, 5.0, 30.0)  # seconds until an unreadable batch is fetched again; the last one goes on
 
 
 class Cluster(Protocol):
@@ -114,6 +119,18 @@ class _Bridge(ConsumerRebalanceListener):  # type: ignore[misc] # the library ha
     async def on_partitions_assigned(self, assigned: Any) -> None:
         if self.member is not None:
             await self.member.take(assigned)
+
+
+class _Stuck:
+    """A partition stands before a batch that can't be unpacked."""
+
+    __slots__ = ("error", "fetching", "retry_at", "tries")
+
+    def __init__(self, error: UnreadableBatch) -> None:
+        self.error = error
+        self.tries = 0
+        self.retry_at = 0.0  # loop time
+        self.fetching = False  # it is being tried again
 
 
 class KafkaConsumer:
@@ -155,6 +172,7 @@ class KafkaConsumer:
         self._absent: str | None = None
         self._watching = False
         self._paused: set[TopicPartition] = set()
+        self._stuck: dict[TopicPartition, _Stuck] = {}
         # What getmany is asked for: () is everything, None nothing.
         self._wanted: tuple[KafkaPartition, ...] | None = ()
         self._open = False
@@ -308,6 +326,7 @@ class KafkaConsumer:
         self._mine = frozenset()
         self._positions = {}
         self._paused = set()
+        self._stuck = {}
         self._wanted = ()
         now = asyncio.get_running_loop().time()
         for commit in self._commits:
@@ -416,6 +435,8 @@ class KafkaConsumer:
             if self._stopped:
                 return ()
             consumer, wanted = self._consumer, self._wanted
+            if self._stuck and consumer is not None:
+                self._try_again(consumer, clock())
             left = max(0.0, deadline - clock())
             if self._open and consumer is not None and wanted is not None:
                 try:
@@ -485,6 +506,9 @@ class KafkaConsumer:
         positions = self._positions
         for partition, records in fetched.items():
             offset = records[0].offset
+            if type(records[0]) is UnreadableBatch:
+                self._stand_still(consumer, partition, records[0])
+                continue
             if partition in self._paused:
                 consumer.seek(partition, offset)  # paused while we waited: it comes again after resume
                 continue
@@ -492,8 +516,57 @@ class KafkaConsumer:
                 self._begin_anew(consumer, [TopicPartition(*partition)])
                 continue
             positions[partition] = records[-1].offset + 1
+            if self._stuck and self._stuck.pop(partition, None) is not None:
+                log.info("the batch can be read again", topic=partition.topic, partition=partition.partition)
             batches.append((partition, records))
         return batches
+
+    # Batches that can't be unpacked.
+
+    def _stand_still(
+        self, consumer: AIOKafkaConsumer, partition: KafkaPartition, error: UnreadableBatch
+    ) -> None:
+        """Fetch no more of the partition for now: the same bytes would come again and again."""
+        consumer.pause(partition)
+        key = TopicPartition(*partition)
+        stuck = self._stuck.get(key)
+        if stuck is None or stuck.error.first != error.first:
+            stuck = self._stuck[key] = _Stuck(error)
+            log.error(
+                "a partition stands still: a batch can't be unpacked",
+                topic=key.topic,
+                partition=key.partition,
+                first=error.first,
+                last=error.last,
+                reason=error.reason,
+                skip=skip_command(key.topic, key.partition, error.first),
+            )
+        stuck.error = error
+        stuck.fetching = False
+        pause = _TRY_AGAIN[min(stuck.tries, len(_TRY_AGAIN) - 1)]
+        stuck.retry_at = asyncio.get_running_loop().time() + pause
+        stuck.tries += 1
+
+    def _try_again(self, consumer: AIOKafkaConsumer, now: float) -> None:
+        """Another replica of the broker may have it right, or it was broken on its way here."""
+        for partition, stuck in self._stuck.items():
+            if not stuck.fetching and now >= stuck.retry_at:
+                stuck.fetching = True
+                consumer.resume(KafkaPartition(*partition))
+
+    def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
+        return {partition: stuck.error for partition, stuck in self._stuck.items()}
+
+    def skip(self, partition: TopicPartition) -> None:
+        stuck = self._stuck.pop(partition, None)
+        consumer = self._consumer
+        if stuck is None or consumer is None:
+            return
+        following = stuck.error.last + 1
+        consumer.seek(KafkaPartition(*partition), following)
+        self._positions[partition] = following
+        consumer.resume(KafkaPartition(*partition))
+        self._interrupt()
 
     async def _fetch_failed(self, error: BrokerError, pause: float) -> None:
         if self._trouble != str(error):

@@ -3,6 +3,9 @@
 The library goes on after what was cut away or made anew as if nothing had happened (`auto_offset_reset`); here
 that is an error, since whoever reads a whole partition keeps what it read. Its background task may die, and it
 doesn't tell: `read` looks after it, and goes on with another consumer where the last one stopped.
+
+Before a batch that can't be unpacked reading stands still: what it holds may be what all the rest hangs on. The way past it
+is a record behind it that asks for its skip (`core/skips.py`), for which alone what follows is looked through meanwhile.
 """
 
 from __future__ import annotations
@@ -15,10 +18,20 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
 from aiokafka.client import AIOKafkaClient
 
-from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable, Record, TopicPartition
+from dispatcher.broker.base import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Record,
+    TopicPartition,
+    UnreadableBatch,
+)
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after
 from dispatcher.broker.kafka.consumer import stop_consumer
+from dispatcher.core.skips import read_skip, skip_command
 from dispatcher.settings.settings import KafkaSettings
+
+_TRY_AGAIN = 30.0  # seconds until an unreadable batch is fetched again
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +64,8 @@ class KafkaReader:
         self._end = 0  # where it had to come to be caught up
         self._caught_up = False
         self._stopped = False
+        self._stuck: UnreadableBatch | None = None  # reading stands before it
+        self._retry_at = 0.0  # loop time
         self._problem: str | None = "not started yet"
 
     @property
@@ -131,7 +146,7 @@ class KafkaReader:
             return ()
         try:
             fetched = await consumer.getmany(self._partition, timeout_ms=timeout * 1000, max_records=limit)
-            if not fetched:
+            if not fetched and self._stuck is None:
                 # What was compacted away at the end is not waited for.
                 async with asyncio.timeout(0.1):
                     self._advance(await consumer.position(self._partition))
@@ -150,6 +165,12 @@ class KafkaReader:
                 raise problem from error
             await asyncio.sleep(min(timeout, 1.0))
             return ()
+        if fetched and type(fetched[self._partition][0]) is UnreadableBatch:
+            await self._stand_still(consumer, fetched[self._partition][0], timeout)
+            return ()
+        if self._stuck is not None:
+            self._look_for_skip(consumer, fetched.get(self._partition, ()))
+            return ()
         self._problem = None
         if not fetched:
             return ()
@@ -158,6 +179,45 @@ class KafkaReader:
             raise self._cut(f"offset {records[0].offset} follows")
         self._advance(records[-1].offset + 1)
         return records
+
+    async def _stand_still(self, consumer: AIOKafkaConsumer, error: UnreadableBatch, timeout: float) -> None:
+        topic, number = self._partition
+        stuck = self._stuck
+        if stuck is None:
+            self._stuck = error
+            self._retry_at = asyncio.get_running_loop().time() + _TRY_AGAIN
+            self._problem = (
+                f"{topic}-{number} can't be read on: {error}. A replica that has read it before still knows what it said;"
+                f" to go on without it: `{skip_command(topic, number, error.first)}`"
+            )
+            log.error("the topic can't be read on", topic=topic, partition=number, error=str(error))
+        elif error.first == self._position:
+            self._retry_at = asyncio.get_running_loop().time() + _TRY_AGAIN
+        consumer.seek(self._partition, error.last + 1)
+        await asyncio.sleep(min(timeout, 0.1))
+
+    def _look_for_skip(self, consumer: AIOKafkaConsumer, records: Sequence[Record]) -> None:
+        """Whether somebody asks to go on behind what can't be unpacked; after a while it is fetched once more."""
+        stuck = self._stuck
+        assert stuck is not None  # noqa: S101 - for the type checker: the caller has looked
+        topic, number = self._partition
+        for record in records:
+            skip = read_skip(record.key)
+            if skip is not None and skip[:2] == (topic, number) and stuck.first <= skip.offset <= stuck.last:
+                log.warning(
+                    "passed over what can't be unpacked, as an operator has asked",
+                    topic=topic,
+                    partition=number,
+                    first=stuck.first,
+                    last=stuck.last,
+                )
+                self._stuck = self._problem = None
+                self._advance(stuck.last + 1)
+                consumer.seek(self._partition, stuck.last + 1)
+                return
+        if asyncio.get_running_loop().time() >= self._retry_at:
+            self._stuck = None  # `_problem` says so until it can be read
+            consumer.seek(self._partition, stuck.first)
 
     def _advance(self, position: int) -> None:
         self._position = max(position, self._position or 0)

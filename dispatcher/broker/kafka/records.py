@@ -7,11 +7,14 @@ it (0.07 us).
 
 Rules, the library's own:
 
-1. A batch whose checksum is wrong is not handed out, nor anything after it: CorruptRecordException. (What was before
-   it is; the library loses that.)
+1. A batch that can't be unpacked is not handed out, nor anything after it: an `UnreadableBatch` stands in the place of
+   its records, by itself. (The library raises in the middle of its answer, and loses what it has taken of other partitions.)
 2. Control batches and, reading committed, those of aborted transactions are passed over.
 3. `next_fetch_offset` is past what was handed out or passed over; past a whole batch also where compaction
    took its last records.
+
+The text beside a commit is anybody's too: where it is no UTF-8, the library fails to read the answer with the
+offsets of the whole group, for ever. Here such bytes become U+FFFD, and a note with one is none.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ import sys
 from typing import Any
 
 from aiokafka.consumer import fetcher
+from aiokafka.protocol import commit
+from aiokafka.protocol.types import Array, Int16, Schema, String
 
+from dispatcher.broker.base import UnreadableBatch
 from dispatcher.broker.kafka.bulk import Answer
 
 
@@ -44,7 +50,7 @@ class Records(fetcher.PartitionRecords):  # type: ignore[misc] # the library has
         raise StopIteration
 
     def take(self, limit: int | None) -> list[Any]:
-        """At most `limit` records; fewer if there are no more. Raises KafkaError: the first can't be read."""
+        """At most `limit` records; fewer if there are no more. Raises UnreadableBatch: the first can't be unpacked."""
         answer = self._records
         taken = answer.take(sys.maxsize if limit is None else limit, self._check_crcs, self._passed)
         self.next_fetch_offset = answer.next_offset
@@ -67,14 +73,42 @@ class Fetched(fetcher.FetchResult):  # type: ignore[misc] # the library has no t
     _partition_records: Records | None
 
     def getall(self, max_records: int | None = None) -> list[Any]:
-        if not self.check_assignment(self._topic_partition) or not self.has_more():
+        if not self.has_more() or not self.check_assignment(self._topic_partition):
             return []
         assert self._partition_records is not None  # noqa: S101 - for the type checker: has_more says so
-        taken = self._partition_records.take(max_records)
+        try:
+            taken = self._partition_records.take(max_records)
+        except UnreadableBatch as error:
+            self._partition_records = None
+            return [error]
         self._update_position()
         if max_records is None or len(taken) < max_records:
             self._partition_records = None
         return taken
+
+
+class _Lenient(String):  # type: ignore[misc] # the library has no types
+    def decode(self, data: Any) -> str | None:
+        length = Int16.decode(data)
+        return None if length < 0 else data.read(length).decode(errors="replace")
+
+
+def _lenient(schema: Schema) -> Schema:
+    """The same, with every field `metadata` read leniently."""
+
+    def kind(name: str, field: Any) -> Any:
+        if isinstance(field, Array):
+            inner = field.array_of
+            return (
+                Array(*zip(inner.names, map(kind, inner.names, inner.fields), strict=True))
+                if isinstance(inner, Schema)
+                else field
+            )
+        return _Lenient() if name == "metadata" else field
+
+    return Schema(
+        *((name, kind(name, field)) for name, field in zip(schema.names, schema.fields, strict=True))
+    )
 
 
 def install() -> None:
@@ -82,3 +116,5 @@ def install() -> None:
     fetcher.MemoryRecords = Answer
     fetcher.PartitionRecords = Records
     fetcher.FetchResult = Fetched
+    for request in (commit.OffsetFetchRequest_v1, commit.OffsetFetchRequest_v2, commit.OffsetFetchRequest_v3):
+        request.RESPONSE_TYPE.SCHEMA = _lenient(request.RESPONSE_TYPE.SCHEMA)

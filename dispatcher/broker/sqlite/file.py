@@ -22,7 +22,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from struct import pack, unpack_from
+from struct import error as StructError, pack, unpack_from  # noqa: N812 - `error` is what handlers call theirs
 from typing import Any, NamedTuple
 
 import orjson
@@ -36,6 +36,7 @@ from dispatcher.broker.base import (
     Record,
     StoredRecord,
     TopicPartition,
+    UnreadableRecord,
 )
 from dispatcher.broker.sqlite.access import claim, real_file
 
@@ -327,9 +328,16 @@ class LogFile:
                 " WHERE position >= ? ORDER BY position LIMIT ?",
                 (offset, limit),
             ):
-                records.append(
-                    StoredRecord(position, timestamp, key, value, unpack_headers(headers) if headers else ())
-                )
+                try:
+                    unpacked = unpack_headers(headers) if headers else ()
+                except (ValueError, StructError, StopIteration) as error:
+                    records.append(
+                        UnreadableRecord(
+                            position, timestamp, key, value, problem=f"its headers can't be unpacked: {error}"
+                        )
+                    )
+                else:
+                    records.append(StoredRecord(position, timestamp, key, value, unpacked))
                 following = position + 1
                 room -= len(value or b"") + len(headers or b"")
                 if room <= 0:

@@ -35,6 +35,7 @@ from dispatcher.broker.base import (
     Record,
     Remembered,
     TopicPartition,
+    UnreadableBatch,
     Why,
 )
 from dispatcher.broker.sqlite.file import Request
@@ -402,6 +403,12 @@ class SqliteConsumer:
 
     def assignment(self) -> Collection[TopicPartition]:
         return frozenset(self._mine)
+
+    def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
+        return {}  # a row is read or is an error of the whole file
+
+    def skip(self, partition: TopicPartition) -> None:
+        pass
 
     def lag(self) -> Mapping[TopicPartition, int]:
         return {

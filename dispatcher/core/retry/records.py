@@ -23,7 +23,8 @@ another replica:
 `event_type` `tenant`
 `head`                 the event's own request header lines, ready for the wire
 `omitted`              the value was larger than this topic takes; it is still at the origin
-`original.<name>`      of an unreadable record: its headers
+`original.<name>`      of an unreadable record: its headers; bytes of a name that are no UTF-8 show as escapes
+`raw_headers`          the same, where a name is no UTF-8: a JSON array of `[name, value or null]`, both in base64
 =====================  ====================================================================
 
 A retry record comes back from a topic that others may write to, so `read_letter` believes nothing: whatever
@@ -33,6 +34,7 @@ goes onto the wire or into an index is checked as it was when the event was firs
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -55,6 +57,9 @@ Headers = list[tuple[str, bytes]]
 HISTORY_CAP: Final = 4096
 """Bytes of the `history` header at the most."""
 
+UNREADABLE_RECORD: Final = "unreadable"
+"""The reason of the dead letter for a record that can't be unpacked."""
+
 UNREADABLE: Final = "retry_record"
 """The reason of the dead letter for a retry record that can't be read."""
 
@@ -63,6 +68,7 @@ _FIRST, _LAST = 2, 8  # attempts of a history that are kept
 _RESULT_CAPS = (256, 48)  # characters of each result in it; the second where the first is too much
 _BLAKE = blake2b(digest_size=12)
 _NUMBER = re.compile(rb"[0-9]{1,15}")
+_TIME_LIMIT: Final = 10**15  # ms: what `_NUMBER` reads back
 _SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -216,9 +222,11 @@ def delivery_headers(
     if history:
         headers.append(("history", _history_bytes(history)))
     headers += _origin(*place)
-    if event.timestamp_ms >= 0:  # Kafka knows records without a timestamp (-1)
+    if (
+        0 <= event.timestamp_ms < _TIME_LIMIT
+    ):  # Kafka knows records without a timestamp (-1), and takes any number for one
         headers.append(("timestamp_ms", b"%d" % event.timestamp_ms))
-    if (occurred_ms := event.occurred_ms) >= 0:
+    if 0 <= (occurred_ms := event.occurred_ms) < _TIME_LIMIT:
         headers.append(("occurred_ms", b"%d" % occurred_ms))
     headers.append(("event_id", event.id.encode()))
     headers.append(("event_type", event.type.encode()))
@@ -344,14 +352,25 @@ def unreadable_headers(
     offset: int,
     reason: str,
     detail: str,
+    raw: Sequence[tuple[bytes, bytes | None]] = (),
 ) -> Headers:
-    """The headers of the dead letter for a record that could not be read as an event."""
-    return [
+    """The headers of the dead letter for a record that could not be read as an event.
+
+    `raw`: its headers where a name can't be written as text.
+    """
+    headers = [
         ("reason", reason.encode()),
         ("detail", detail[:_DETAIL_CAP].encode(errors="replace")),
         *_origin(topic, partition, offset),
         *((f"original.{name}", value or b"") for name, value in original),
     ]
+    if raw:
+        coded = [
+            [b64encode(name).decode(), None if value is None else b64encode(value).decode()]
+            for name, value in raw
+        ]
+        headers.append(("raw_headers", dumps(coded)))
+    return headers
 
 
 def _origin(topic: str, partition: int, offset: int) -> Headers:

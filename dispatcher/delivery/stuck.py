@@ -1,0 +1,37 @@
+"""Partitions whose reading stands before a batch that can't be unpacked: what to say of them, and the way past it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import structlog
+
+from dispatcher.broker.base import Consumer, TopicPartition, UnreadableBatch
+from dispatcher.core.skips import Skip, skip_command
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+def pass_over(consumer: Consumer, skips: Collection[Skip], metrics: Metrics) -> None:
+    """Go on behind what an operator has given up; whatever else is in `skips` does nothing."""
+    for partition, batch in list(consumer.stuck().items()):
+        if any(skip[:2] == partition and batch.first <= skip.offset <= batch.last for skip in skips):
+            log.warning(
+                "passed over what can't be unpacked, as an operator has asked",
+                topic=partition.topic,
+                partition=partition.partition,
+                first=batch.first,
+                last=batch.last,
+            )
+            metrics.skipped["unreadable"] += batch.last - batch.first + 1
+            consumer.skip(partition)
+
+
+def sentence(partition: TopicPartition, batch: UnreadableBatch) -> str:
+    """What `/readyz` says of one."""
+    topic, number = partition
+    return (
+        f"{topic}-{number} stands still: {batch}. It is tried again every 30 s, which helps where another replica of the"
+        f" broker has it right; to give these records up: `{skip_command(topic, number, batch.first)}`"
+    )
