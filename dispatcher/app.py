@@ -67,7 +67,9 @@ class App:
         self._guard = guard = Guard(network.allow, network.deny, network.https_only, network.ports)
         self._timers = Timers(asyncio.get_running_loop())
         self.registry = Registry(settings, guard, environ)
-        self.broker: Broker = open_broker(settings.broker, settings.kafka, settings.sqlite)
+        self.broker: Broker = open_broker(
+            settings.broker, settings.kafka, settings.sqlite, port=settings.http.port
+        )
         self._transport = Transport(
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
@@ -171,7 +173,7 @@ class App:
 
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on. `/readyz` shows it, and says ready all the same."""
-        return [] if self._engine is None else self._engine.warnings()
+        return self.broker.warnings() + ([] if self._engine is None else self._engine.warnings())
 
     def _failed(self, task: str, error: BaseException) -> None:
         """A part died by itself: better to end and be started anew than to go on as half a daemon."""

@@ -209,6 +209,9 @@ class MemoryBroker:
 
     async def close(self) -> None: ...
 
+    def warnings(self) -> list[str]:
+        return []
+
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         return []
 

@@ -337,6 +337,9 @@ class Broker(Protocol):
     def problem(self) -> str | None:
         """What is wrong with it now, in one sentence; None when all is well."""
 
+    def warnings(self) -> list[str]:
+        """What isn't as it should be with it, while it can be used all the same, a sentence each."""
+
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         """Create the missing ones, or (not `create`) name them: what is returned is still missing.
 

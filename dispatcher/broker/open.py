@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 from dispatcher.broker.base import Broker
 from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.kafka.client import client_options
+from dispatcher.broker.kafka.predecessor import member_name
 from dispatcher.broker.sqlite.broker import SqliteBroker
 from dispatcher.settings.settings import KafkaSettings, SqliteSettings
 
@@ -17,11 +19,17 @@ DEFAULT_PORT = 9092
 _SERVER = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/@\[\],]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
-def open_broker(url: str, kafka: KafkaSettings, sqlite: SqliteSettings | None = None) -> Broker:
-    """The broker at `url`, not connected yet. A bad URL raises ValueError with the forms there are."""
+def open_broker(
+    url: str, kafka: KafkaSettings, sqlite: SqliteSettings | None = None, *, port: int | None = None
+) -> Broker:
+    """The broker at `url`, not connected yet. A bad URL raises ValueError with the forms there are.
+
+    `port`: where this process serves HTTP, if it is a replica; by it and `kafka.member_name` its groups know it again.
+    """
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "kafka":
-        return KafkaBroker(kafka_servers(rest), kafka)
+        name = member_name(kafka.member_name, socket.gethostname(), port) if port is not None else None
+        return KafkaBroker(kafka_servers(rest), kafka, name)
     if separator and scheme == "sqlite":
         sqlite = sqlite or SqliteSettings()
         return SqliteBroker(

@@ -54,13 +54,12 @@ async def _skip(settings: Settings, asked: Skip) -> str:
         ):
             raise click.ClickException(f"missing: {', '.join(missing)}")
         batch = await _at(broker, asked)
-        value = orjson.dumps({"first": batch.first, "last": batch.last, "at_ms": int(time.time() * 1000)})
+        value = orjson.dumps({"last": batch.last, "at_ms": int(time.time() * 1000)})
         await broker.produce([Message(control, value, skip_key(asked), partition=0)])
-    count = batch.last - batch.first + 1
     return (
-        f"{topic}-{partition}: the batch with offset {offset} is given up, {count} offset{'s'[: count > 1]} from {batch.first} to"
-        f" {batch.last} ({batch.reason}). Written to {control}: replicas that run go on behind it within seconds,"
-        " one that is started later when it comes there. Its bytes stay in the topic as long as its retention keeps them."
+        f"{topic}-{partition}: the batch that holds offset {offset} and ends with offset {batch.last} is given up ({batch.reason})."
+        f" Written to {control}: replicas that run go on behind it within seconds, one that is started later when it comes"
+        " there. Its bytes stay in the topic as long as its retention keeps them."
     )
 
 

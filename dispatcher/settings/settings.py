@@ -286,6 +286,7 @@ class Group(BaseModel):
 
 class KafkaSettings(Group):
     client_id: Text = "dispatcher"
+    member_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,150}$")] = "auto"
     security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     sasl_username: Text | None = None
@@ -299,7 +300,7 @@ class KafkaSettings(Group):
     fetch_max_wait: Annotated[Duration, duration_between("1ms", "30s")] = 0.5
     max_poll_records: Annotated[Int, Field(ge=1, le=100_000)] = 1000
     session_timeout: Annotated[Duration, duration_between("1s", "30m")] = 30.0
-    heartbeat_interval: Annotated[Duration, duration_between("100ms", "10m")] = 3.0
+    heartbeat_interval: Annotated[Duration, duration_between("100ms", "10m")] = 1.0
     rebalance_timeout: Annotated[Duration, duration_between("1s", "1h")] = 60.0
     request_timeout: Annotated[Duration, duration_between("1s", "10m")] = 40.0
     compression: Literal["none", "gzip", "lz4", "snappy", "zstd"] = "none"

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.admin import ApiVersionRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from dispatcher.broker.base import (
     AssignmentListener,
@@ -60,7 +62,9 @@ from dispatcher.broker.kafka.client import (
     thin_out_logs,
 )
 from dispatcher.broker.kafka.consumer import KafkaConsumer, stop_consumer
+from dispatcher.broker.kafka.diagnosis import mismatch, spoken, unreachable
 from dispatcher.broker.kafka.metadata import look
+from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
 from dispatcher.broker.kafka.reader import KafkaReader
 from dispatcher.runtime.tasks import Tasks
@@ -71,6 +75,10 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT = 10.0
 _WATCH_INTERVAL = 5.0
+_STARTING = 15.0  # seconds that a broker may take to become able to do what it is asked
+_TOO_FEW = 5.0  # of those, seconds for other brokers to appear
+_AGAIN = 0.25
+_SLOW = 1.0  # seconds without an answer, after which a server is asked what it speaks
 _SHOWN_CONFIGS = {
     "cleanup.policy",
     "retention.ms",
@@ -84,8 +92,12 @@ _SHOWN_CONFIGS = {
 class KafkaBroker:
     """A connection to a Kafka cluster; `servers` are `host:port`."""
 
-    def __init__(self, servers: Sequence[str], settings: KafkaSettings) -> None:
+    def __init__(
+        self, servers: Sequence[str], settings: KafkaSettings, name: MemberName | None = None
+    ) -> None:
+        """`name`: of this process in its groups."""
         self.settings = settings
+        self.name = name
         self._servers = list(servers)
         self._tasks = Tasks()
         self._options: dict[str, Any] = {}
@@ -96,6 +108,7 @@ class KafkaBroker:
         self._reading = asyncio.Lock()
         self._consumers: set[KafkaConsumer] = set()
         self._readers: set[KafkaReader] = set()
+        self._away: str | None = None  # what to say of brokers that the cluster names and nobody reaches
         self._problem: str | None = "not connected yet"
         thin_out_logs()
 
@@ -144,17 +157,67 @@ class KafkaBroker:
         del options["bootstrap_servers"], options["retry_backoff_ms"]
         found: list[BrokerError] = []
         for host, port, _ in collect_hosts(self._servers):
+            server = f"{host}:{port}"
+            attempt = self._tasks.start(self._let_in(host, port, options), f"connect to {server}")
             try:
-                connection = await create_conn(host, port, **options)
-            except (errors.KafkaError, OSError, TimeoutError, ValueError) as error:
-                found.append(mapped(error, f"{host}:{port}"))
-            else:
-                connection.close()
+                done, _ = await asyncio.wait({attempt}, timeout=_SLOW)
+                if not done:
+                    await self._refuse_mismatch(host, port)
+                brokers = await attempt
+            finally:
+                attempt.cancel()
+            if not isinstance(brokers, Exception):
+                await self._check_advertised(server, brokers)
                 return
+            if not isinstance(brokers, ConnectionRefusedError | socket.gaierror):
+                await self._refuse_mismatch(host, port)
+            found.append(mapped(brokers, server))
         for problem in found:
             if isinstance(problem, BrokerRefused):
                 raise problem
         raise BrokerUnavailable("; ".join(str(problem) for problem in found))
+
+    async def _let_in(
+        self, host: str, port: int, options: Mapping[str, Any]
+    ) -> list[tuple[str, int]] | Exception:
+        """Where the cluster's brokers are, as this server says once it has let us in; or why it doesn't."""
+        try:
+            connection = await create_conn(host, port, **options)
+            try:
+                # A listener that wants credentials closes the connection at the first request that isn't about them.
+                response = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+            finally:
+                connection.close()
+        except (errors.KafkaError, OSError, TimeoutError, ValueError) as error:
+            return error
+        return [(broker[1], broker[2]) for broker in response.brokers]
+
+    async def _refuse_mismatch(self, host: str, port: int) -> None:
+        """Raise BrokerRefused where the server speaks something else than the settings say."""
+        found = await spoken(host, port)
+        settings = self.settings
+        if found is not None:
+            said = mismatch(f"{host}:{port}", found, settings.security_protocol, settings.sasl_mechanism)
+            if said is not None:
+                raise BrokerRefused(said)
+
+    async def _check_advertised(self, server: str, brokers: Sequence[tuple[str, int]]) -> None:
+        """Clients go on to the addresses that the brokers advertise: say which of them can't be reached."""
+        away = await unreachable(brokers)
+        self._away = (
+            f"{server} says that these brokers belong to the cluster, and they can't be reached from here:"
+            f" {', '.join(f'{address} ({why})' for address, why in away.items())}. Are they down? Else change"
+            " advertised.listeners on them to an address that this host reaches, or make the name known to this host"
+            if away
+            else None
+        )
+        if away and len(away) == len(set(brokers)):
+            raise BrokerUnavailable(self._away)
+        if self._away is not None:
+            log.warning("some brokers can't be reached", error=self._away)
+
+    def warnings(self) -> list[str]:
+        return [] if self._away is None else [self._away]
 
     async def _watch(self) -> None:
         """Ask every few seconds whether a broker answers; where none does, ask the bootstrap servers."""
@@ -163,6 +226,7 @@ class KafkaBroker:
             await asyncio.sleep(pause_after(tries) if tries else _WATCH_INTERVAL)
             try:
                 await self._check()
+                await self._look_at_advertised()
             except BrokerError as error:
                 pause = pause_after(tries)
                 tries += 1
@@ -182,6 +246,14 @@ class KafkaBroker:
         except BrokerError as said:
             return str(said)
         return str(error)
+
+    async def _look_at_advertised(self) -> None:
+        """Whether those that couldn't be reached can be by now."""
+        if self._away is not None:
+            client = await self._connected().live_client()
+            brokers = [(broker.host, broker.port) for broker in client.cluster.brokers()]
+            if not await unreachable(brokers):
+                self._away = None
 
     async def _check(self) -> None:
         client = await self._connected().live_client()
@@ -360,12 +432,14 @@ class KafkaBroker:
         return []
 
     async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
-        if admin._client.cluster.controller is None:
-            await admin._client.force_metadata_update()
-            if admin._client.cluster.controller is None:
+        began = time.monotonic()
+        while admin._client.cluster.controller is None:
+            if time.monotonic() - began > _STARTING:
                 raise BrokerUnavailable("the cluster has no controller just now")
+            await asyncio.sleep(_AGAIN)
+            await admin._client.force_metadata_update()
         defaults: Mapping[str, str] = {}
-        for attempt in range(3):
+        while True:
             request = [
                 NewTopic(
                     spec.name,
@@ -393,14 +467,16 @@ class KafkaBroker:
                 ):
                     defaults = await self._broker_defaults(admin)  # brokers before 2.4 don't know -1
                     again = True
-                elif error.retriable and attempt < 2:
+                elif time.monotonic() - began < _patience(error):
                     again = True
+                    log.info("the topic can't be created yet, trying again", topic=name, error=error.__name__)
                 else:
                     detail = said[0] if said and said[0] else error.description
                     raise BrokerRefused(f"topic {name} could not be created: {detail}")
             if not again:
                 return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_AGAIN)
+            await admin._client.force_metadata_update()
 
     async def _broker_defaults(self, admin: AIOKafkaAdminClient) -> Mapping[str, str]:
         cluster = await admin.describe_cluster()
@@ -466,17 +542,26 @@ class KafkaBroker:
 
     async def _with_admin(self, ask: Callable[[AIOKafkaAdminClient], Awaitable[T]], doing: str) -> T:
         self._connected()
+        deadline = time.monotonic() + _STARTING
         try:
             async with asyncio.timeout(self.settings.request_timeout):
-                if self._admin is None:
-                    admin = AIOKafkaAdminClient(**self._options)
+                while True:
+                    if self._admin is None:
+                        admin = AIOKafkaAdminClient(**self._options)
+                        try:
+                            await admin.start()
+                        except BaseException:
+                            await admin.close()
+                            raise
+                        self._admin = admin
                     try:
-                        await admin.start()
-                    except BaseException:
-                        await admin.close()
-                        raise
-                    self._admin = admin
-                return await ask(self._admin)
+                        return await ask(self._admin)
+                    except errors.BrokerResponseError as error:
+                        # A broker that has just started has no coordinator and no controller yet, and says so.
+                        if not error.retriable or time.monotonic() > deadline:
+                            raise
+                    await asyncio.sleep(_AGAIN)
+                    await self._admin._client.force_metadata_update()
         except (errors.KafkaError, OSError, TimeoutError) as error:
             await self._drop_admin()
             raise mapped(error, doing) from error
@@ -486,3 +571,10 @@ class KafkaBroker:
         if admin is not None:
             with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
                 await admin.close()
+
+
+def _patience(error: type[errors.BrokerResponseError]) -> float:
+    """For how many seconds a topic that the broker refuses with this error is tried again: it may be starting."""
+    if error is errors.InvalidReplicationFactorError:
+        return _TOO_FEW
+    return _STARTING if error.retriable else 0.0

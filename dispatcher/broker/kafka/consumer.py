@@ -46,7 +46,6 @@ from aiokafka import (
     errors,
 )
 from aiokafka.client import AIOKafkaClient
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from dispatcher.broker.assignment import Owner, absent, vanished
 from dispatcher.broker.base import (
@@ -68,6 +67,13 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka import records as kafka_records
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, reason_of
+from dispatcher.broker.kafka.predecessor import (
+    MemberName,
+    assignor,
+    evict_predecessors,
+    living_twin,
+    refusal,
+)
 from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
 from dispatcher.core.skips import skip_command
 from dispatcher.runtime.tasks import Tasks
@@ -95,6 +101,10 @@ class Cluster(Protocol):
     @property
     def options(self) -> Mapping[str, Any]:
         """What to make a client of the library with, once connected."""
+
+    @property
+    def name(self) -> MemberName | None:
+        """What this process is called in its groups."""
 
     async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
         """Those of these topics that exist."""
@@ -182,6 +192,8 @@ class KafkaConsumer:
         self._wake = asyncio.Event()
         self._waiting: asyncio.Timeout | None = None
         self._commits: set[asyncio.Timeout] = set()
+        self._twin_told = False
+        self._refused: BrokerRefused | None = None
         self._problem: str | None = "not started yet"
         self._trouble: str | None = None  # of the last fetch
 
@@ -235,13 +247,17 @@ class KafkaConsumer:
         options["request_timeout_ms"] = milliseconds(
             max(settings.request_timeout, settings.rebalance_timeout + 5)
         )
+        name = self._cluster.name
+        prefix = options["client_id"]
+        if name is not None:
+            options["client_id"] = name.client_id(prefix)
         consumer = AIOKafkaConsumer(
             **options,
             group_id=self.group,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+            partition_assignment_strategy=(assignor(name),),
             fetch_max_wait_ms=milliseconds(settings.fetch_max_wait),
             fetch_max_bytes=settings.fetch_max_bytes,
             max_partition_fetch_bytes=settings.fetch_max_bytes_per_partition,
@@ -256,6 +272,12 @@ class KafkaConsumer:
         self._consumer, self._bridge = consumer, bridge
         self._problem = f"joining group {self.group}"
         consumer.subscribe(self._topics, listener=bridge)
+        evicting = None
+        if name is not None and not self._twin_told:
+            evicting = self._tasks.start(
+                evict_predecessors(consumer, self.group, name, prefix, settings.heartbeat_interval),
+                f"look for a predecessor in {self.group}",
+            )
         try:
             await consumer.start()
         except BaseException as error:
@@ -265,10 +287,33 @@ class KafkaConsumer:
             if isinstance(error, errors.KafkaError | OSError | TimeoutError):
                 raise mapped(error, f"joining group {self.group}") from error
             raise
+        finally:
+            if evicting is not None:
+                evicting.cancel()
         await self._joined.wait()
         if not self._watching:
             self._watching = True
             self._tasks.start(self._watch(), f"watch topics of {self.group}")
+
+    async def _look_for_twin(self, consumer: AIOKafkaConsumer, name: MemberName) -> None:
+        """End, or say so, where another living process has our name and was there before us."""
+        twin = await living_twin(consumer, self.group, name, self._cluster.options["client_id"])
+        if twin is None or self._stopped or self._twin_told:
+            return
+        self._twin_told = True
+        error = refusal(self.group, name, twin)
+        if name.given:
+            self._problem = str(error)
+            self._refused = error
+            self._interrupt()
+            return
+        log.warning(
+            "another process of this group goes by the same host name, address and port; the one that is started later makes"
+            " the other one lose its partitions for a moment: give each a kafka.member_name of its own",
+            group=self.group,
+            name=name.name,
+            host=twin.host,
+        )
 
     async def stop(self) -> None:
         self._stopped = True
@@ -382,6 +427,8 @@ class KafkaConsumer:
         self._open = True
         self._joined.set()
         self._interrupt()
+        if (name := self._cluster.name) is not None and not self._twin_told:
+            self._tasks.start(self._look_for_twin(consumer, name), f"look for a twin in {self.group}")
 
     # Topics that come and go.
 
@@ -432,6 +479,8 @@ class KafkaConsumer:
         deadline = clock() + timeout
         while True:
             self._owner.raise_failure()
+            if self._refused is not None:
+                raise self._refused
             if self._stopped:
                 return ()
             consumer, wanted = self._consumer, self._wanted

@@ -95,6 +95,9 @@ class SqliteBroker:
 
     # Topics.
 
+    def warnings(self) -> list[str]:
+        return []
+
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         missing = [spec for spec in topics if spec.name not in self._store.topics]
         for spec in topics:
