@@ -123,6 +123,10 @@ class App:
     async def _run(self) -> None:
         await self.broker.connect()
         await self._ensure_topics()
+        await self.broker.check_rights(
+            needed_rights(self.settings),
+            {self.settings.group: ("READ",), f"{self.settings.group}.retry": ("READ",)},
+        )
         await self.plane.start()
         # A hundred thousand subscriptions, perhaps: nothing that the collector has to look through again and again.
         gc.freeze()
@@ -289,6 +293,15 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             )
         )
     return specs
+
+
+def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
+    """What the dispatcher does with each of its topics."""
+    prefix = settings.topics.prefix
+    only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
+        settings.topics.events, ("READ",)
+    )
+    return {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
 
 
 def _host_of(url: str) -> str:

@@ -212,6 +212,10 @@ class MemoryBroker:
     def warnings(self) -> list[str]:
         return []
 
+    async def check_rights(
+        self, topics: Mapping[str, Collection[str]], groups: Mapping[str, Collection[str]]
+    ) -> None: ...
+
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         return []
 

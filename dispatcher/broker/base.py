@@ -340,6 +340,11 @@ class Broker(Protocol):
     def warnings(self) -> list[str]:
         """What isn't as it should be with it, while it can be used all the same, a sentence each."""
 
+    async def check_rights(
+        self, topics: Mapping[str, Collection[str]], groups: Mapping[str, Collection[str]]
+    ) -> None:
+        """Look whether we may do all this (READ, WRITE, by names of topics and groups); what is missing is a warning until it isn't."""
+
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         """Create the missing ones, or (not `create`) name them: what is returned is still missing.
 

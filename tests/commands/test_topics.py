@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dispatcher.broker.base import PartitionInfo
 from dispatcher.commands.topics import lag
 from tests.commands import console
+from tests.kafka.server import Cluster
 
 NEEDED = (
     "events",
@@ -40,6 +42,17 @@ def test_what_was_published_is_shown_as_lag(tmp_path: Path) -> None:
     assert sum(int(row[-1]) for row in events) == 25
     assert sum(int(row[-3]) for row in events) == 25
     assert {row[-2] for row in events} == {"-"}
+
+
+def test_the_first_command_on_a_fresh_broker_makes_the_topics(
+    tmp_path: Path, kafka_cluster: Callable[..., Cluster]
+) -> None:
+    """It has no coordinator for any group yet, and makes the topic of offsets when it is asked for one."""
+    url = f"kafka://{kafka_cluster().bootstrap}"
+    for expected in ("".join(f"created {name}\n" for name in NEEDED), ""):
+        made = console.dispatcher("topics", "--create", "--broker", url, cwd=tmp_path)
+        assert (made.returncode, made.stderr) == (0, expected)
+        assert {row[0] for row in rows(made.stdout)} == set(NEEDED)
 
 
 def test_topics_of_others_are_shown_only_when_asked_for(tmp_path: Path) -> None:

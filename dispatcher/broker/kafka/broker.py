@@ -67,6 +67,7 @@ from dispatcher.broker.kafka.metadata import look
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
 from dispatcher.broker.kafka.reader import KafkaReader
+from dispatcher.broker.kafka.rights import Rights, missing_rights
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import KafkaSettings
 
@@ -108,6 +109,8 @@ class KafkaBroker:
         self._reading = asyncio.Lock()
         self._consumers: set[KafkaConsumer] = set()
         self._readers: set[KafkaReader] = set()
+        self._needed: tuple[Rights, Rights] = ({}, {})
+        self._denied: list[str] = []  # what of it the broker's ACLs don't allow
         self._away: str | None = None  # what to say of brokers that the cluster names and nobody reaches
         self._problem: str | None = "not connected yet"
         thin_out_logs()
@@ -217,13 +220,31 @@ class KafkaBroker:
             log.warning("some brokers can't be reached", error=self._away)
 
     def warnings(self) -> list[str]:
-        return [] if self._away is None else [self._away]
+        return ([] if self._away is None else [self._away]) + self._denied
+
+    async def check_rights(self, topics: Rights, groups: Rights) -> None:
+        self._needed = (topics, groups)
+        await self._look_at_rights()
+        for denied in self._denied:
+            log.error("a right is missing", error=denied)
+
+    async def _look_at_rights(self) -> None:
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                client = await self._connected().live_client()
+                name = self.settings.sasl_username
+                principal = "User:<the client's name>" if name is None else f"User:{name}"
+                self._denied = await missing_rights(client, *self._needed, principal)
+        except (BrokerError, errors.KafkaError, OSError, TimeoutError) as error:
+            log.info("the broker's ACLs can't be asked for", error=reason_of(error))
 
     async def _watch(self) -> None:
         """Ask every few seconds whether a broker answers; where none does, ask the bootstrap servers."""
         tries = 0
         while True:
             await asyncio.sleep(pause_after(tries) if tries else _WATCH_INTERVAL)
+            if self._denied and not tries:
+                await self._look_at_rights()
             try:
                 await self._check()
                 await self._look_at_advertised()

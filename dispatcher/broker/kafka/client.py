@@ -125,12 +125,19 @@ def reason_of(error: BaseException) -> str:
             return "the group has rebalanced meanwhile"
         case errors.KafkaError() if type(error) in _ADVICE:
             number = f" ({error.errno})" if isinstance(error, errors.BrokerResponseError) else ""
-            return f"{type(error).__name__}{number}: {_ADVICE[type(error)]}"
+            about = f"{_names(error)}: " if error.args and "Authorization" in type(error).__name__ else ""
+            return f"{type(error).__name__}{number}: {about}{_ADVICE[type(error)]}"
         case errors.BrokerResponseError():
             said = ": ".join(str(part) for part in error.args) or error.description.split(". ")[0]
             return f"{type(error).__name__} ({error.errno}): {said.strip().rstrip('.')}"
     # `str` of the library's own errors begins with the class's name, or is that name alone.
     return str(error).strip() or type(error).__name__
+
+
+def _names(error: errors.KafkaError) -> str:
+    """Of the topics or the group that it is about: the library gives one, or a set."""
+    named = error.args[0]
+    return ", ".join(sorted(map(str, named))) if isinstance(named, set | frozenset) else str(named)
 
 
 def client_options(servers: Sequence[str], settings: KafkaSettings) -> dict[str, Any]:
@@ -249,7 +256,7 @@ async def describe(client: AIOKafkaClient, topics: Sequence[str] | None) -> dict
         for code, name, internal, partitions in response.topics:
             error_type = errors.for_code(code)
             if error_type is errors.TopicAuthorizationFailedError or error_type is errors.InvalidTopicError:
-                raise BrokerRefused(f"topic {name}: {error_type.description}")
+                raise BrokerRefused(f"topic {name}: {reason_of(error_type())}")
             if partitions and not (topics is None and (internal or name.startswith("__"))):
                 found[name] = sorted(partition[1] for partition in partitions)
         return found

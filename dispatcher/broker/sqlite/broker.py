@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -97,6 +97,10 @@ class SqliteBroker:
 
     def warnings(self) -> list[str]:
         return []
+
+    async def check_rights(
+        self, topics: Mapping[str, Collection[str]], groups: Mapping[str, Collection[str]]
+    ) -> None: ...
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         missing = [spec for spec in topics if spec.name not in self._store.topics]

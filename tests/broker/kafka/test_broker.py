@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import trustme
 from aiokafka import AIOKafkaProducer, TopicPartition as KafkaPartition
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import SecretStr
 
 from dispatcher.broker.base import (
+    Broker,
     BrokerRefused,
     BrokerUnavailable,
     CommitRefused,
@@ -92,6 +95,9 @@ class Secured:
                 "ssl.truststore.type": "PEM",
                 "ssl.truststore.location": self.ca_file,
                 "ssl.client.auth": "requested",
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                "allow.everyone.if.no.acl.found": "true",
+                "super.users": "User:admin;User:ANONYMOUS",
                 "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
                 "sasl.mechanism.inter.broker.protocol": "PLAIN",
                 f"{listener}.plain.sasl.jaas.config": f"{login}.plain.PlainLoginModule required"
@@ -120,6 +126,55 @@ class Secured:
                 **more,
             }
         )
+
+
+class _AclsCreated(Response):  # type: ignore[misc] # the library has no types
+    API_KEY = 30
+    API_VERSION = 1
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("results", Array(("error_code", Int16), ("error_message", String("utf-8")))),
+    )
+
+
+class _CreateAcls(RequestStruct):  # type: ignore[misc] # likewise
+    API_KEY = 30
+    API_VERSION = 1
+    RESPONSE_TYPE = _AclsCreated
+    SCHEMA = Schema(
+        (
+            "creations",
+            Array(
+                ("resource_type", Int8),
+                ("resource_name", String("utf-8")),
+                ("pattern_type", Int8),
+                ("principal", String("utf-8")),
+                ("host", String("utf-8")),
+                ("operation", Int8),
+                ("permission_type", Int8),
+            ),
+        )
+    )
+
+
+class _AclRequest(Request[_CreateAcls]):  # type: ignore[misc] # likewise
+    API_KEY = 30
+
+    def __init__(self, *acls: tuple[Any, ...]) -> None:
+        self._acls = list(acls)
+
+    def build(self, request_struct_class: type[_CreateAcls]) -> _CreateAcls:
+        return request_struct_class(self._acls)
+
+
+async def allow_nobody_but_bob(boss: Broker, resource: int, name: str) -> None:
+    """An ACL on a topic (2) or a group (3), of somebody else: whoever has none there may do nothing any more."""
+    assert isinstance(boss, KafkaBroker)
+    client = await boss._connected().live_client()
+    response = await client.send(
+        client.get_random_node(), _AclRequest((resource, name, 3, "User:bob", "*", 3, 3))
+    )
+    assert response.results == [(0, None)]
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +241,61 @@ async def test_a_client_certificate_is_shown(secured: Secured) -> None:
 
 
 @pytest.mark.kafka
-async def test_plaintext_to_a_tls_port_is_a_problem_that_is_told_not_a_crash(secured: Secured) -> None:
-    broker = KafkaBroker(secured.cluster.bootstrap.split(","), QUICK)
-    connecting = asyncio.get_running_loop().create_task(broker.connect())
-    await eventually(lambda: secured.cluster.bootstrap in (broker.problem or ""))
-    assert not connecting.done()
-    connecting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await connecting
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"security_protocol": "plaintext"},
+            "expects sasl_ssl .*PLAIN, SCRAM-SHA-256, SCRAM-SHA-512.*set it to sasl_ssl",
+        ),
+        ({"security_protocol": "sasl_plaintext"}, "set it to sasl_ssl"),
+        ({"security_protocol": "ssl"}, "set it to sasl_ssl, kafka.sasl_mechanism"),
+    ],
+)
+async def test_a_wrong_protocol_is_named_with_the_right_one(
+    secured: Secured, changes: dict[str, Any], said: str
+) -> None:
+    broker = KafkaBroker(secured.cluster.bootstrap.split(","), secured.settings(**changes))
+    with pytest.raises(BrokerRefused, match=said):
+        await asyncio.wait_for(broker.connect(), WITHIN)
+    assert re.search(said, broker.problem or "")
     await broker.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("protocol", ["ssl", "sasl_ssl", "sasl_plaintext"])
+async def test_a_plaintext_port_is_named(secured: Secured, kafka: str, protocol: str) -> None:
+    broker = KafkaBroker([kafka], secured.settings(security_protocol=protocol))
+    with pytest.raises(BrokerRefused, match=r"expects plaintext, .*set it to plaintext"):
+        await asyncio.wait_for(broker.connect(), WITHIN)
+    await broker.close()
+
+
+@pytest.mark.kafka
+async def test_rights_that_are_missing_are_warnings_until_they_are_given(
+    secured: Secured, unique: Callable[[str], str]
+) -> None:
+    backend = OnKafka(unique, secured.cluster.bootstrap)
+    try:
+        boss = await backend.connect(secured.settings(sasl_username="admin", password="admin-secret"))
+        topic, group = await backend.topic(boss), unique("group")
+        await allow_nobody_but_bob(boss, 2, topic)
+        broker = await backend.connect(secured.settings())
+        assert isinstance(broker, KafkaBroker)
+        await broker.check_rights({topic: ("READ", "WRITE")}, {group: ("READ",)})
+        assert [text.partition(":")[0] for text in broker.warnings()] == [
+            f"the broker does not let us READ the topic {topic}",
+            f"the broker does not let us WRITE the topic {topic}",
+        ]
+        assert "--add --allow-principal User:alice --operation Write --topic" in broker.warnings()[1]
+        await allow_nobody_but_bob(boss, 3, group)
+        await broker.check_rights({}, {group: ("READ",)})
+        (warning,) = broker.warnings()
+        assert f"READ the group {group}" in warning
+        await broker.check_rights({}, {unique("group"): ("READ",)})
+        assert broker.warnings() == []
+    finally:
+        await backend.close_all()
 
 
 # Writing.
