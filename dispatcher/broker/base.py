@@ -68,11 +68,13 @@ class MetadataTooLarge(BrokerError):
 class UnreadableBatch(BrokerError):
     """The records of the offsets from `first` to `last` can't be unpacked, because of `reason`."""
 
-    def __init__(self, first: int, last: int, reason: str) -> None:
+    def __init__(self, first: int, last: int, reason: str, *, skippable: bool = True) -> None:
+        """`skippable`: `skip()` leads past it. Not so where the broker itself can't read what follows."""
         super().__init__(f"the batch of offsets {first} to {last} can't be unpacked: {reason}")
         self.first = first
         self.last = last
         self.reason = reason
+        self.skippable = skippable
 
     @property
     def offset(self) -> int:

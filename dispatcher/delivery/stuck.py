@@ -16,7 +16,9 @@ log = structlog.get_logger(__name__)
 def pass_over(consumer: Consumer, skips: Collection[Skip], metrics: Metrics) -> None:
     """Go on behind what an operator has given up; whatever else is in `skips` does nothing."""
     for partition, batch in list(consumer.stuck().items()):
-        if any(skip[:2] == partition and batch.first <= skip.offset <= batch.last for skip in skips):
+        if batch.skippable and any(
+            skip[:2] == partition and batch.first <= skip.offset <= batch.last for skip in skips
+        ):
             log.warning(
                 "passed over what can't be unpacked, as an operator has asked",
                 topic=partition.topic,
@@ -31,6 +33,8 @@ def pass_over(consumer: Consumer, skips: Collection[Skip], metrics: Metrics) -> 
 def sentence(partition: TopicPartition, batch: UnreadableBatch) -> str:
     """What `/readyz` says of one."""
     topic, number = partition
+    if not batch.skippable:
+        return f"{topic}-{number} stands still at offset {batch.first}: {batch.reason}; it is tried again every 30 s"
     return (
         f"{topic}-{number} stands still: {batch}. It is tried again every 30 s, which helps where another replica of the"
         f" broker has it right; to give these records up: `{skip_command(topic, number, batch.first)}`"

@@ -111,6 +111,7 @@ class KafkaBroker:
         self._readers: set[KafkaReader] = set()
         self._needed: tuple[Rights, Rights] = ({}, {})
         self._denied: list[str] = []  # what of it the broker's ACLs don't allow
+        self._asked = True  # and whether they have been asked for
         self._away: str | None = None  # what to say of brokers that the cluster names and nobody reaches
         self._problem: str | None = "not connected yet"
         thin_out_logs()
@@ -224,6 +225,7 @@ class KafkaBroker:
 
     async def check_rights(self, topics: Rights, groups: Rights) -> None:
         self._needed = (topics, groups)
+        self._asked = False
         await self._look_at_rights()
         for denied in self._denied:
             log.error("a right is missing", error=denied)
@@ -235,6 +237,7 @@ class KafkaBroker:
                 name = self.settings.sasl_username
                 principal = "User:<the client's name>" if name is None else f"User:{name}"
                 self._denied = await missing_rights(client, *self._needed, principal)
+                self._asked = True
         except (BrokerError, errors.KafkaError, OSError, TimeoutError) as error:
             log.info("the broker's ACLs can't be asked for", error=reason_of(error))
 
@@ -243,7 +246,7 @@ class KafkaBroker:
         tries = 0
         while True:
             await asyncio.sleep(pause_after(tries) if tries else _WATCH_INTERVAL)
-            if self._denied and not tries:
+            if (self._denied or not self._asked) and not tries:
                 await self._look_at_rights()
             try:
                 await self._check()

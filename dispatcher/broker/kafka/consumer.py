@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -46,6 +46,7 @@ from aiokafka import (
     errors,
 )
 from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.fetch import FetchRequest
 
 from dispatcher.broker.assignment import Owner, absent, vanished
 from dispatcher.broker.base import (
@@ -89,6 +90,11 @@ _REJOIN_PAUSE = 0.5
 _OWN_FETCH_WAIT = 0.1  # seconds
 _LOOK_LIMIT = 2.0  # seconds that a revocation waits to learn which topics are still there
 _NEVER_MS = 2**31 - 1
+_UNREADABLE = {
+    -1,
+    2,
+    56,
+}  # unknown error, corrupt message, storage error: what a broker says of a log that it can't read
 _TRY_AGAIN = (1.0, 5.0, 30.0)  # seconds until an unreadable batch is fetched again; the last one goes on
 
 
@@ -268,6 +274,7 @@ class KafkaConsumer:
             # cancelled getmany leaves the count wrong that this goes by.
             max_poll_interval_ms=_NEVER_MS,
         )
+        consumer._client.send = self._watched(consumer, consumer._client.send)
         bridge = _Bridge(self)
         self._consumer, self._bridge = consumer, bridge
         self._problem = f"joining group {self.group}"
@@ -588,13 +595,46 @@ class KafkaConsumer:
                 first=error.first,
                 last=error.last,
                 reason=error.reason,
-                skip=skip_command(key.topic, key.partition, error.first),
+                skip=skip_command(key.topic, key.partition, error.first) if error.skippable else None,
             )
         stuck.error = error
         stuck.fetching = False
         pause = _TRY_AGAIN[min(stuck.tries, len(_TRY_AGAIN) - 1)]
         stuck.retry_at = asyncio.get_running_loop().time() + pause
         stuck.tries += 1
+
+    def _watched(
+        self, consumer: AIOKafkaConsumer, send: Callable[..., Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
+        """Look at what brokers answer to fetches, on its way to the library: it passes over some errors, and asks again at once."""
+
+        async def watched(node_id: Any, request: Any, **options: Any) -> Any:
+            response = await send(node_id, request, **options)
+            if isinstance(request, FetchRequest):
+                for topic, partitions in response.topics:
+                    for number, code, *_ in partitions:
+                        if code in _UNREADABLE or (not code and self._stuck):
+                            self._fetched(consumer, TopicPartition(topic, number), code)
+            return response
+
+        return watched
+
+    def _fetched(self, consumer: AIOKafkaConsumer, partition: TopicPartition, code: int) -> None:
+        """The broker can't read its own log there; or it can again."""
+        stuck = self._stuck.get(partition)
+        if not code:
+            if stuck is not None and not stuck.error.skippable:
+                del self._stuck[partition]
+                log.info(
+                    "the partition can be read again", topic=partition.topic, partition=partition.partition
+                )
+        elif self._consumer is consumer and partition in self._mine:
+            at = self._positions[partition]
+            error = errors.for_code(code)
+            reason = f"the broker answers {error.__name__} ({code}): look at the disk and the log of the partition's leader"
+            self._stand_still(
+                consumer, KafkaPartition(*partition), UnreadableBatch(at, at, reason, skippable=False)
+            )
 
     def _try_again(self, consumer: AIOKafkaConsumer, now: float) -> None:
         """Another replica of the broker may have it right, or it was broken on its way here."""

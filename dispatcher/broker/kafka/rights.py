@@ -121,10 +121,14 @@ async def missing_rights(client: AIOKafkaClient, topics: Rights, groups: Rights,
             if _lacks(allowed, right, denied)
         ]
     for group, rights in groups.items():
-        coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
-        response = await client.send(coordinator, _GroupsRequest(group))
-        code, *_, allowed = response.groups[0]
-        denied = code == errors.GroupAuthorizationFailedError.errno
+        try:
+            coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
+        except errors.GroupAuthorizationFailedError:
+            denied, allowed = True, 0
+        else:
+            response = await client.send(coordinator, _GroupsRequest(group))
+            code, *_, allowed = response.groups[0]
+            denied = code == errors.GroupAuthorizationFailedError.errno
         found += [
             _sentence("group", group, right, principal) for right in rights if _lacks(allowed, right, denied)
         ]
