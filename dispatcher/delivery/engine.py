@@ -45,6 +45,7 @@ from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.retry_reader import Retries
 from dispatcher.delivery.stuck import pass_over, sentence
+from dispatcher.delivery.unmatched import Unmatched
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Callback, Timers
@@ -102,6 +103,7 @@ class Engine:
         self._metrics = metrics
         self._timers = timers
         self._clock = asyncio.get_running_loop().time
+        self._unmatched = Unmatched(self._clock, debug=settings.log.level == "debug")
         self._on_failure = on_failure
         self._tasks = Tasks(on_failure)
         self._consuming: list[asyncio.Task[None]] = []
@@ -286,6 +288,7 @@ class Engine:
                     tracker.track(offset, len(wanted), settled)
                     if not wanted:
                         metrics.unmatched += 1
+                        self._unmatched.note(event)
                     for subscription in wanted:
                         if taken >= _SLICE or deliveries.at_cap():
                             taken = 0

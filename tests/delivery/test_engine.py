@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from dispatcher.broker.base import (
     BrokerUnavailable,
@@ -914,3 +915,13 @@ async def test_a_subscription_gets_no_more_than_its_rate_and_its_neighbour_all_i
         assert times[-1] - times[0] == pytest.approx(9.9, abs=0.2)
         free = [time for time, _, request in world.transport.sent if b" /free " in request]
         assert free[-1] - free[0] < 1
+
+
+async def test_what_nobody_wants_is_told_with_its_tenant_and_type() -> None:
+    with capture_logs() as logs:
+        async with running(FixedRegistry(subscription(tenant=None))) as world:
+            for number in range(3):
+                world.broker.append(event(number, tenant="acme"))
+            await until(lambda: world.committed == 3)
+    [line] = [line for line in logs if "no subscription wants" in line["event"]]
+    assert (line["tenant"], line["type"], line["event_id"]) == ("acme", "test.event", "evt_0")
