@@ -275,21 +275,27 @@ class _Schema:
                 "that refer to others more than once multiply: refer to each once, or write the schema flatter"
             )
         # Most are of neither kind, and cost nothing more.
-        self._counts = self._shallow > _EASY or any(self._cost.at(depth) > self._shallow for depth in _DEEP)
+        self._counts = (
+            self._shallow > _EASY
+            or self._cost.weighs
+            or any(self._cost.at(depth) > self._shallow for depth in _DEEP)
+        )
         self._validator = _compile(schema)
 
     def differences(self, value: Any, field: str) -> builtins.list[Flaw]:
         """Where the value differs from it; `field` is what the value is called."""
         work = None
         if self._counts:
-            places, work = self._cost.of(value)
+            places, work, beside = self._cost.of(value)
             easy = places * min(self._shallow, _EASY)
-            if work > max(_MAX_WORK, easy, min(places * self._shallow, _MOST_WORK)):
+            most = max(_MAX_WORK, easy, min(places * self._shallow, _MOST_WORK))
+            if work > most or beside > _MOST_WORK:
                 said = (
                     "would take too long to compare with its schema: it is large for a schema of that size, or nested"
                     " deeply where something refers to itself more than once, and each level multiplies"
                 )
                 return [Flaw((field,), said)]
+            work += beside
         if self._validator.is_valid(value):
             return []
         if (work or self._cost.of(value)[1]) > _EXPLAINED:

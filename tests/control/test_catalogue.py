@@ -200,6 +200,27 @@ async def test_a_payload_cannot_keep_a_pattern_busy(plane: Plane) -> None:
     assert len(plane.catalogue.validate_payload("a.b", "a" * 5000 + "!")) == 1
 
 
+@pytest.mark.parametrize(
+    ("schema", "fine", "too_much"),
+    [
+        ({"items": {"multipleOf": 0.01}}, [1234.5] * 50_000, [1e300] * 50_000),  # 2.3 s
+        ({"items": {"enum": ["a", *range(1000)]}}, [999] * 900, [999] * 50_000),  # 14 s
+        ({"items": {"pattern": "^[xy]*x[xy]{2000}z$"}}, ["xy" * 2000], ["xy" * 500_000]),  # 30 s
+        ({"pattern": "^[A-Za-z ]+$"}, "a" * 1_000_000, None),
+        ({"items": {"maximum": 1e301}}, [10**18] * 10_000, [10**300] * 20_000),
+    ],
+)
+async def test_keywords_that_take_long_on_the_values_at_hand_are_bounded(
+    plane: Plane, schema: Any, fine: Any, too_much: Any
+) -> None:
+    await plane.catalogue.put("a.b", {"schema": schema})
+    said = plane.catalogue.validate_payload("a.b", fine)
+    assert not any("too long to compare" in flaw.message for flaw in said)
+    if too_much is not None:
+        [flaw] = plane.catalogue.validate_payload("a.b", too_much)
+        assert (flaw.field, "too long to compare" in flaw.message) == ("data", True)
+
+
 async def test_a_message_does_not_repeat_a_large_payload(plane: Plane) -> None:
     await plane.catalogue.put("a.b", {"schema": {"type": "integer"}})
     [flaw] = plane.catalogue.validate_payload("a.b", "x" * 100_000)

@@ -9,7 +9,8 @@ waits.
 So the work is counted on the schema's graph: subschemas are its vertices; what applies to the same place of the payload
 (`allOf`, `$ref`, `if`...) and what applies to a place below it (`properties`, `items`...) are its edges. `at(d)` is how many
 subschemas a place `d` levels deep is compared with, at the most: of several members of `properties` one, since they are
-different places; of alternatives all. With a payload's number of places at each depth that bounds its work.
+different places; of alternatives all. With a payload's number of places at each depth that bounds its work. Some keywords cost
+more than a comparison, by the value at hand: `schema_work.py` says how much.
 
 Rejected: counting expanded references alone, which refuses every tree that refers to itself (harmless: each child is its
 own place) or lets the doubling one through; a time limit, since the validator can't be interrupted; refusing
@@ -23,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
+
+from dispatcher.core.event.schema_work import Weight, amounts, weight
 
 MAX_SUBSCHEMAS: Final = 10_000
 _MANY: Final = 1 << 40  # counts end here
@@ -57,10 +60,11 @@ class _Below:
 class _Vertex:
     """One subschema."""
 
-    __slots__ = ("below", "here", "references", "resource", "schema")
+    __slots__ = ("below", "here", "references", "resource", "schema", "weight")
 
-    def __init__(self, schema: object, resource: int) -> None:
+    def __init__(self, schema: object, resource: int, pattern: str | None) -> None:
         self.schema = schema
+        self.weight = weight(schema if isinstance(schema, dict) else {}, pattern)
         self.resource = resource  # the number of what its references begin at
         self.here: list[int] = []
         self.below: Sequence[_Below] = ()
@@ -80,35 +84,44 @@ class Cost:
         for vertex in self._vertices:
             vertex.below = [below for below in vertex.below if below.named or below.other or below.always]
         self._order = self._sorted()
-        self._levels: list[list[int]] = []
+        weights = [vertex.weight for vertex in self._vertices]
+        self._compared = _Levels(self, [1] * len(weights))
+        self._weighing = [
+            _Levels(self, [part[kind] for part in weights]) for kind in range(len(Weight._fields))
+        ]
+        self.weighs = any(any(part) for part in weights)
+        """Whether any keyword costs more than its subschema's being there."""
 
     def at(self, depth: int) -> int:
         """How many subschemas, at the most, a place `depth` levels deep is compared with."""
-        levels = self._levels
-        while len(levels) <= depth:
-            if len(levels) > 1 and levels[-1] == levels[-2]:
-                return levels[-1][0]  # and so for ever
-            # In the place of the old ones, not added to them: another thread may be at it, too.
-            levels = self._levels = [*levels, self._level(levels[-1] if levels else None)]
-        return levels[depth][0]
+        return self._compared.at(depth)
 
-    def of(self, payload: object) -> tuple[int, int]:
-        """How many places a payload has, and how many comparisons with a subschema these take together, at the most."""
-        count = work = depth = 0
+    def of(self, payload: object) -> tuple[int, int, int]:
+        """Of a payload: its places, the comparisons with a subschema that these take together, and what keywords cost beside them.
+
+        All at the most; the last in comparisons, too.
+        """
+        count = work = beside = depth = names = 0
         places: list[object] = [payload]
         while places:
             count += len(places)
             work += len(places) * self.at(depth)
+            if self.weighs:
+                fixed, *factors = [kind.at(depth) for kind in self._weighing]
+                beside += len(places) * fixed
+                if any(factors):
+                    beside += amounts(places, names).cost(*factors)
+                names = sum([sum(map(len, place)) for place in places if isinstance(place, dict)])
             places = [inner for place in places for inner in _inside(place)]
             depth += 1
-        return count, work
+        return count, work, beside
 
-    def _level(self, above: Sequence[int] | None) -> list[int]:
-        """`at` for each vertex as the root, for places one level deeper than those of `above`."""
+    def level(self, base: Sequence[int], above: Sequence[int] | None) -> list[int]:
+        """What each vertex as the root leads to, for places one level deeper than those of `above`; `base` is what each is by itself."""
         level = [0] * len(self._vertices)
         for number in self._order:  # what applies here too has been counted before
             vertex = self._vertices[number]
-            count = 1 if above is None else 0
+            count = base[number] if above is None else 0
             if above is not None and vertex.below:
                 count = max([below.count(above) for below in vertex.below])
             if vertex.here:
@@ -121,8 +134,8 @@ class Cost:
     def _collect(self, schema: object, resource: int) -> int:
         """All subschemas of this one as vertices; its own number."""
         first = len(self._vertices)
-        left: list[tuple[object, int, list[int]]] = [(schema, resource, [])]
-        for found, outer, into in left:  # grows
+        left: list[tuple[object, int, list[int], str | None]] = [(schema, resource, [], None)]
+        for found, outer, into, pattern in left:  # grows
             number = len(self._vertices)
             if number >= MAX_SUBSCHEMAS:
                 raise TooMany(f"has more than {MAX_SUBSCHEMAS} subschemas")
@@ -132,7 +145,7 @@ class Cost:
             if isinstance(name := members.get("$id"), str):
                 inner = number
                 self._names.setdefault(name.rstrip("#"), number)
-            vertex = _Vertex(found, inner)
+            vertex = _Vertex(found, inner, pattern)
             self._vertices.append(vertex)
             self._numbers.setdefault(id(found), number)
             for keyword in ("$anchor", "$dynamicAnchor"):
@@ -142,7 +155,7 @@ class Cost:
                 text for keyword in _REFERENCES if isinstance(text := members.get(keyword), str)
             ]
             if members:
-                left += [(each, inner, group) for each, group in _parts(members, vertex)]
+                left += [(each, inner, group, named) for each, group, named in _parts(members, vertex)]
         return first
 
     def _resolve(self, resource: int, reference: str) -> int:
@@ -182,8 +195,33 @@ class Cost:
         return order
 
 
-def _parts(schema: Mapping[str, Any], vertex: _Vertex) -> Iterator[tuple[object, list[int]]]:
-    """The subschemas right below, each with the list of the vertex that it belongs into."""
+class _Levels:
+    """What places at each depth are compared with, by one measure."""
+
+    __slots__ = ("_base", "_cost", "_levels")
+
+    def __init__(self, cost: Cost, base: Sequence[int]) -> None:
+        self._cost = cost
+        self._base = base if any(base) else ()  # nothing leads to anything
+        self._levels: list[list[int]] = []
+
+    def at(self, depth: int) -> int:
+        if not self._base:
+            return 0
+        levels = self._levels
+        while len(levels) <= depth:
+            if len(levels) > 1 and levels[-1] == levels[-2]:
+                return levels[-1][0]  # and so for ever
+            # In the place of the old ones, not added to them: another thread may be at it, too.
+            levels = self._levels = [
+                *levels,
+                self._cost.level(self._base, levels[-1] if levels else None),
+            ]
+        return levels[depth][0]
+
+
+def _parts(schema: Mapping[str, Any], vertex: _Vertex) -> Iterator[tuple[object, list[int], str | None]]:
+    """The subschemas right below, each with the list of the vertex that it belongs into, and its pattern if it stands under one."""
     members, items = _Below(), _Below()
     vertex.below = (members, items)
     aside: list[int] = []
@@ -205,11 +243,16 @@ def _parts(schema: Mapping[str, Any], vertex: _Vertex) -> Iterator[tuple[object,
     )
     for keyword, group in one:
         if isinstance(found := schema.get(keyword), (dict, bool)):
-            yield found, group
+            yield found, group, None
     for keyword, group in several:
-        for found in _inside(schema.get(keyword)):
-            if isinstance(found, (dict, bool)):
-                yield found, group
+        parts = schema.get(keyword)
+        for found in _inside(parts):
+            if isinstance(found, (dict, bool)) and keyword != "patternProperties":
+                yield found, group, None
+        if keyword == "patternProperties" and isinstance(parts, dict):
+            for name, found in parts.items():
+                if isinstance(found, (dict, bool)):
+                    yield found, group, name
 
 
 def _inside(value: object) -> Iterable[object]:
