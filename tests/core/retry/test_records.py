@@ -93,6 +93,19 @@ def test_a_delivery_comes_back_from_a_retry_topic_as_it_went_there() -> None:
     assert not letter.omitted
 
 
+@pytest.mark.parametrize("timestamp", [-(2**63), -1, 0, 10**15 - 1, 10**15, 2**63 - 1])
+def test_whatever_number_a_records_timestamp_is_its_retry_can_be_read(timestamp: int) -> None:
+    """Kafka takes any; a retry that couldn't be read back would end as a dead letter."""
+    event = decode(StoredRecord(0, timestamp, b"\xff\xfe", b'{"id": "a", "type": "a.b"}'), "events", 0)
+    headers = delivery_headers(
+        event, "sub_1", Place("events", 0, 0), attempt=1, first_attempt_ms=1, last_result=None,
+        reason="retry", due=1.0,
+    )  # fmt: skip
+    letter = read_letter(StoredRecord(0, 0, None, event.body, headers))
+    expected = timestamp if 0 <= timestamp < 10**15 else -1
+    assert letter.event.timestamp_ms == letter.event.occurred_ms == expected
+
+
 def test_what_was_never_attempted_and_has_no_time_comes_back_too() -> None:
     event = Event("evt_1", "a.b", None, b"", -1, b"Content-Type: a/b\r\n")
     headers = delivery_headers(
