@@ -30,6 +30,7 @@ from dispatcher.control.publishing import batch_limit
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
+from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.engine import Engine
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
@@ -49,6 +50,8 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes 
 _RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
+_NOTES_LAG_MS = 600 * 1000
+_NOTES_SEGMENT = 32 << 20  # bytes; the newest segment is never compacted
 _COMPACTION_LAG_MS = 3600 * 1000  # `core/control/ledger.py` says why
 
 
@@ -257,6 +260,20 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             exact=True,
         )
     )
+    if (notes := notes_topic(settings)) is not None:
+        # One record stays for each partition of a group. Compaction leaves alone what a commit may still point to.
+        specs.append(
+            TopicSpec(
+                notes,
+                1,
+                topics.replication,
+                {
+                    "cleanup.policy": "compact",
+                    "min.compaction.lag.ms": str(_NOTES_LAG_MS),
+                    "segment.bytes": str(_NOTES_SEGMENT),
+                },
+            )
+        )
     # Whatever happened to this process for a week, what waits in a tier is still there.
     specs += [
         TopicSpec(

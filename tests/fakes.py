@@ -184,6 +184,7 @@ class MemoryBroker:
         self.changed = asyncio.Event()
         self.consumers: list[MemoryConsumer] = []
         self.problem: str | None = None
+        self.metadata_limit = 4096
 
     def append(
         self,
@@ -262,6 +263,15 @@ class MemoryBroker:
         if self.bulk_errors:
             raise self.bulk_errors.pop(0)
         self.bulk += [(topic, *entry) for entry in entries]
+
+    async def produce_one(self, topic: str, entry: Entry) -> tuple[int, int]:
+        await asyncio.sleep(0.001)
+        if self.bulk_errors:
+            raise self.bulk_errors.pop(0)
+        key, value, timestamp = entry
+        log = self.log[TopicPartition(topic, 0)]
+        log.append(StoredRecord(len(log), timestamp, key, value))
+        return 0, len(log) - 1
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         batch = self.unreadable.get(partition)

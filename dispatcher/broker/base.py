@@ -94,7 +94,7 @@ class TopicPartition(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A committed position: the next offset to read, and text kept beside it (at most 4096 bytes)."""
+    """A committed position: the next offset to read, and text kept beside it (at most `Broker.metadata_limit` bytes)."""
 
     offset: int
     metadata: str = ""
@@ -385,6 +385,13 @@ class Broker(Protocol):
 
         It goes a way of its own, so that however much it is, and whatever is wrong with its topic, no `produce` waits.
         """
+
+    async def produce_one(self, topic: str, entry: Entry) -> tuple[int, int]:
+        """Write one record, of up to 1 MB, durably, the way of `produce_bulk`; the partition and the offset where it stands."""
+
+    @property
+    def metadata_limit(self) -> int:
+        """Bytes of text that may be kept beside a committed position, unless the broker is configured otherwise."""
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         """The one record there; None if it has been deleted or isn't there yet. Raises UnreadableBatch."""

@@ -40,6 +40,7 @@ from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.core.skips import Skip
 from dispatcher.delivery.attempt_log import AttemptLog
+from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
@@ -133,7 +134,16 @@ class Engine:
         self._deliveries.on_given_up = on_given_up
         group, retry_group = settings.group, f"{settings.group}.retry"
         remembered = memory or (lambda _: NoMemory())
-        self._events = Intake(broker, settings.topics.events, group, self, metrics, memory=remembered(group))
+        notes = notes_topic(settings)
+        self._events = Intake(
+            broker,
+            settings.topics.events,
+            group,
+            self,
+            metrics,
+            memory=remembered(group),
+            notes_topic=notes,
+        )
         self._returning = Intake(
             broker,
             [tier.topic for tier in tiers],
@@ -142,6 +152,7 @@ class Engine:
             metrics,
             own=True,
             memory=remembered(retry_group),
+            notes_topic=notes,
         )
         self._retries = Retries(
             self._returning, tiers, settings.retry.horizon, self._deliveries, broker.read, metrics, wall
@@ -212,7 +223,7 @@ class Engine:
                     async with asyncio.timeout(_LEAVE_LIMIT / 2):
                         await self._leave_behind()
                 for intake in (self._events, self._returning):
-                    await intake.commit()
+                    await intake.commit_last()
                     await intake.consumer.stop()
         except TimeoutError:
             log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
@@ -283,9 +294,10 @@ class Engine:
                     index = self._registry.index
                     wanted = index.match(event.tenant, event.type)
                     serial = index.serial
-                    if settled := tracker.settled_before(offset):
-                        wanted = tuple(each for each in wanted if each.id not in settled)
-                    tracker.track(offset, len(wanted), settled)
+                    who = tracker.handed_on(offset)
+                    if who is not None:
+                        wanted = index.owed(event.tenant, wanted, who.owed, who.ids)
+                    tracker.track(offset, len(wanted), wanted, who)
                     if not wanted:
                         metrics.unmatched += 1
                         self._unmatched.note(event)

@@ -42,8 +42,8 @@ from dispatcher.broker.base import (
     TopicPartition,
     Why,
 )
-from dispatcher.core.commit.note import LIMIT, note, read_note
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.delivery.commit_notes import CommitNotes
 from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Labels, Metrics
 
@@ -76,15 +76,19 @@ class Intake:
         *,
         own: bool = False,
         memory: GroupMemory | None = None,
+        notes_topic: str | None = None,
     ) -> None:
-        """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`)."""
+        """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`).
+
+        `notes_topic` is for what doesn't fit beside a commit.
+        """
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.assigned = False
         self._host = host
         self._metrics = metrics
         self._committing = asyncio.Lock()
-        self._note_limit = LIMIT
+        self._notes = CommitNotes(broker, group, notes_topic)
         self.jumps = Jumps(group, metrics)
         for topic in topics:
             metrics.offsets_skipped[topic] += 0
@@ -102,6 +106,8 @@ class Intake:
     def warnings(self) -> list[str]:
         """What isn't as it should be, while it works, a sentence each."""
         found = self.jumps.warnings()
+        if self._notes.problem is not None:
+            found.append(self._notes.problem)
         if self.assigned and not self.trackers and self.consumer.problem is None:
             found.append(
                 f"no partitions are assigned: group {self.group} has more members than its topics have partitions, so this"
@@ -116,20 +122,27 @@ class Intake:
 
     async def commit(self) -> None:
         """Commit each partition that has moved since the last time: its lowest owed offset, and what is done beyond."""
-        await self._commit(self.trackers)
+        await self._commit(self.trackers, last=False)
 
-    async def _commit(self, partitions: Collection[TopicPartition]) -> None:
+    async def commit_last(self) -> None:
+        """The same before the group is left."""
+        await self._commit(self.trackers, last=True)
+
+    async def _commit(self, partitions: Collection[TopicPartition], *, last: bool) -> None:
         async with self._committing:
             for partition, (first, end) in self.consumer.passed().items():
                 if partition in self.trackers:
                     self.trackers[partition].pass_over(first, end)
-            trackers: dict[TopicPartition, PartitionTracker] = {}
+            trackers = {p: tracker for p in partitions if (tracker := self.trackers.get(p)) is not None}
+            prepared = await self._notes.prepare(trackers, last=last)
             positions: dict[TopicPartition, Position] = {}
-            for partition in partitions:
-                tracker = self.trackers.get(partition)
-                position = None if tracker is None else _to_commit(tracker, self._note_limit)
-                if tracker is not None and position is not None:
-                    trackers[partition] = tracker
+            for partition, (position, state) in prepared.items():
+                tracker = trackers[partition]
+                if self.trackers.get(partition) is not tracker:
+                    continue  # given up, or gone, while the note was made
+                if position == (tracker.committed, tracker.noted):
+                    tracker.told(state)
+                else:
                     positions[partition] = position
             if not positions:
                 return
@@ -142,13 +155,13 @@ class Intake:
                 )
             except MetadataTooLarge as error:
                 self._metrics.commits["failed"] += 1
-                self._note_limit = max(len(each.metadata) for each in positions.values()) // 2
+                self._notes.limit = max(len(each.metadata) for each in positions.values()) // 2
                 log.warning(
                     "commit failed, trying again with a shorter note of what is done beyond it; more may arrive twice"
                     " after a crash: raise the broker's offset.metadata.max.bytes to 4096",
                     group=self.group,
                     error=str(error),
-                    limit=self._note_limit,
+                    limit=self._notes.limit,
                 )
             except BrokerError as error:
                 # Nothing is lost by it: the next commit carries the same offsets, or later ones.
@@ -159,12 +172,13 @@ class Intake:
                 for partition, position in positions.items():
                     tracker = trackers[partition]
                     tracker.committed, tracker.noted = position
+                    tracker.told(prepared[partition].state)
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are about to move: end what is under way, start nothing, commit."""
         log.info("partitions revoked", group=self.group, partitions=len(partitions))
         await self._host.before_revocation(self)
-        await self._commit(partitions)
+        await self._commit(partitions, last=True)
         await self._host.after_revocation(self)
 
     def on_gone(self, partitions: Collection[TopicPartition]) -> None:
@@ -178,10 +192,13 @@ class Intake:
 
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Keep the trackers of partitions that came back; give up those that went elsewhere."""
+        # What we have committed ourselves last is nobody else's work.
+        ours = [p for p, t in self.trackers.items() if partitions.get(p) == (t.committed, t.noted)]
+        notes = await self._notes.read(partitions, ours)
         for partition in [p for p in self.trackers if p not in partitions]:
             self.trackers.pop(partition).lost = True
         for partition, (offset, metadata) in partitions.items():
-            done = read_note(*partition, offset, metadata)
+            done = notes[partition]
             tracker = self.trackers.get(partition)
             if tracker is None or not tracker.resume_at(offset, done):
                 if tracker is not None:
@@ -203,12 +220,3 @@ class Intake:
     def held(self) -> dict[Labels, float]:
         """Seconds for which the lowest owed offset has not moved, by topic and partition."""
         return {(p.topic, str(p.partition)): tracker.held for p, tracker in self.trackers.items()}
-
-
-def _to_commit(tracker: PartitionTracker, limit: int) -> Position | None:
-    """With a note of at most `limit` characters; None if it would say nothing new."""
-    offset = tracker.committable
-    text = note(tracker.topic, tracker.partition, offset, tracker.completed(), tracker.partly(), limit)
-    if offset == tracker.committed and text == tracker.noted:
-        return None
-    return Position(offset, text)

@@ -366,7 +366,7 @@ class TopicsSettings(Group):
         for topic in self.events:
             name = topic.removeprefix(self.prefix)
             if topic.startswith(self.prefix) and (
-                name in {"subscriptions", "attempts", "dead"} or name.startswith("retry.")
+                name in {"subscriptions", "attempts", "dead", "progress"} or name.startswith("retry.")
             ):
                 yield (
                     ("events", "prefix"),

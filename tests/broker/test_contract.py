@@ -544,8 +544,32 @@ async def test_too_long_commit_metadata_is_refused(backend: Backend) -> None:
     topic = await backend.topic(broker)
     member = Member(broker, [topic], backend.unique("group"))
     await member.consumer.start()
+    fits = Position(0, "x" * broker.metadata_limit)
+    await member.consumer.commit({TopicPartition(topic, 0): fits})
     with pytest.raises(MetadataTooLarge):
-        await member.consumer.commit({TopicPartition(topic, 0): Position(1, "x" * 5000)})
+        await member.consumer.commit({TopicPartition(topic, 0): Position(0, fits.metadata + "x")})
+
+
+async def test_one_record_is_written_and_found_again_where_it_stands(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker, partitions=2)
+    await broker.produce([*numbered(topic, 3, 0), *numbered(topic, 3, 1)])
+    small, large = b"x" * 100, bytes(range(256)) * 3750  # 960,000 bytes
+    for value in (small, large, small):
+        number, offset = await broker.produce_one(topic, (b"key", value, 1000))
+        record = await broker.read(TopicPartition(topic, number), offset)
+        assert record is not None
+        assert (record.key, record.value, record.offset) == (b"key", value, offset)
+        assert offset >= 3
+
+
+@administered
+async def test_one_record_that_is_too_large_is_refused_as_such(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker, max_message_bytes="2000")
+    with pytest.raises(MessageTooLarge):
+        await broker.produce_one(topic, (b"key", bytes(3000), 1000))
+    await broker.produce_one(topic, (b"key", bytes(1000), 1000))
 
 
 # Pausing.

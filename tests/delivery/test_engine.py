@@ -19,7 +19,7 @@ from dispatcher.broker.base import (
     Position,
     TopicPartition,
 )
-from dispatcher.core.commit.note import note, read_note
+from dispatcher.core.commit.note import pack, read_note
 from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
@@ -654,7 +654,7 @@ async def test_a_partition_that_comes_back_from_somebody_who_worked_on_it_is_not
         await until(lambda: world.value("deliveries_held") == 4)
         # Frozen meanwhile, it was never told that another had the partition.
         world.broker.committed[EVENTS] = 0
-        world.broker.notes[EVENTS] = note("events", 0, 0, [(1, 3)])
+        world.broker.notes[EVENTS] = pack("events", 0, 0, [(1, 3)]).text
         world.transport.answer = lambda *_: (0.001, Response(200))
         sent = len(world.transport.sent)
         await world.broker.consumers[0].assign([EVENTS])

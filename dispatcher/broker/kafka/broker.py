@@ -80,6 +80,7 @@ _STARTING = 15.0  # seconds that a broker may take to become able to do what it 
 _TOO_FEW = 5.0  # of those, seconds for other brokers to appear
 _AGAIN = 0.25
 _SLOW = 1.0  # seconds without an answer, after which a server is asked what it speaks
+_METADATA_LIMIT = 4096  # the broker's `offset.metadata.max.bytes`, unless it is configured
 _SHOWN_CONFIGS = {
     "cleanup.policy",
     "retention.ms",
@@ -354,10 +355,20 @@ class KafkaBroker:
         await self._connected().produce(messages)
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
+        await self._bulk_producer().produce_bulk(topic, entries)
+
+    async def produce_one(self, topic: str, entry: Entry) -> tuple[int, int]:
+        return await self._bulk_producer().produce_one(topic, entry)
+
+    def _bulk_producer(self) -> KafkaProducer:
         self._connected()
         if self._bulk is None:
             self._bulk = KafkaProducer(self._options, self.settings, lambda: self._problem)
-        await self._bulk.produce_bulk(topic, entries)
+        return self._bulk
+
+    @property
+    def metadata_limit(self) -> int:
+        return _METADATA_LIMIT
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         if offset < 0:

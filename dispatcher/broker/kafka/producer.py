@@ -44,7 +44,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka.bulk import by_partition, fill_bulk
 from dispatcher.broker.kafka.client import TOO_LARGE, describe, mapped, pause_after, reason_of
-from dispatcher.broker.partitioning import Partitioner
+from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import KafkaSettings
 
@@ -310,8 +310,22 @@ class KafkaProducer:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _append(self, topic: str, partition: int, entries: Sequence[Entry]) -> None:
+    async def produce_one(self, topic: str, entry: Entry) -> tuple[int, int]:
+        """Write one record; its partition and offset."""
+        try:
+            async with asyncio.timeout(self._settings.request_timeout):
+                number = partition_of(entry[0], await self._partitions(topic))
+                offset = await self._append(topic, number, [entry])
+        except TimeoutError:
+            raise self._no_answer() from None
+        if offset < 0:  # so it is where a repeated batch had been written before
+            raise BrokerError(f"the broker has not told where in {topic}-{number} it wrote")
+        return number, offset
+
+    async def _append(self, topic: str, partition: int, entries: Sequence[Entry]) -> int:
+        """Write them in order; the offset of the first of the last batch."""
         at, most = 0, len(entries)
+        offset = -1
         fenced = 0
         while at < len(entries):
             producer = await self._live_producer()
@@ -320,7 +334,8 @@ class KafkaProducer:
             if not count:
                 raise MessageTooLarge(f"a message of {len(entries[at][1])} bytes for {topic} is too large")
             try:
-                await (await producer.send_batch(batch, topic, partition=partition))
+                written = await (await producer.send_batch(batch, topic, partition=partition))
+                offset = written.offset
             except (errors.KafkaError, OSError, TimeoutError, AssertionError) as error:
                 self._retire(producer)
                 if isinstance(error, TOO_LARGE) and count > 1:
@@ -334,6 +349,7 @@ class KafkaProducer:
             else:
                 at += count
                 fenced = 0
+        return offset
 
     async def _partitions(self, topic: str) -> int:
         """How many partitions it has."""

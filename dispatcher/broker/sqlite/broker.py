@@ -29,9 +29,9 @@ from dispatcher.broker.base import (
     TopicSpec,
     check_exact,
 )
-from dispatcher.broker.partitioning import Partitioner
+from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.broker.sqlite.file import Request
-from dispatcher.broker.sqlite.group import Groups, SqliteConsumer
+from dispatcher.broker.sqlite.group import METADATA_LIMIT, Groups, SqliteConsumer
 from dispatcher.broker.sqlite.reader import SqliteReader
 from dispatcher.broker.sqlite.store import Store
 from dispatcher.runtime.tasks import Tasks
@@ -170,6 +170,22 @@ class SqliteBroker:
         await self.produce(
             [Message(topic, value, key, (), None, timestamp) for key, value, timestamp in entries]
         )
+
+    async def produce_one(self, topic: str, entry: Entry) -> tuple[int, int]:
+        key, value, timestamp = entry
+        found = self._store.topics.get(topic)
+        if found is None:
+            raise BrokerRefused(f"topic {topic} does not exist")
+        number = partition_of(key, len(found.partitions))
+        message = Message(topic, value, key, (), number, timestamp)
+        if (size := _size(message)) > found.largest:
+            raise MessageTooLarge(f"a message of {size} bytes is larger than topic {topic} takes")
+        ((_, end),) = await self._store.append({found.partitions[number].id: [message]})
+        return number, end - 1
+
+    @property
+    def metadata_limit(self) -> int:
+        return METADATA_LIMIT
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         topic = self._store.topics.get(partition.topic)

@@ -45,7 +45,7 @@ from dispatcher.runtime.tasks import Tasks
 log = structlog.get_logger(__name__)
 M = TypeVar("M")
 
-METADATA_LIMIT = 4096
+METADATA_LIMIT = 1 << 20
 
 
 def assign(

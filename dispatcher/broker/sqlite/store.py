@@ -215,10 +215,12 @@ class Store:
         """Add a topic."""
         await self._write(partial(LogFile.create, name=name, partitions=partitions, config=config), self._add)
 
-    async def append(self, batches: Mapping[int, Sequence[Message]]) -> None:
-        """Add messages to partitions, by the partitions' ids; returns when they are on disk."""
+    async def append(self, batches: Mapping[int, Sequence[Message]]) -> list[tuple[int, int]]:
+        """Add messages to partitions, by the partitions' ids; returns when they are on disk, with each one's new end."""
         now = time.time_ns() // 1_000_000
-        await self._write(partial(LogFile.append, batches=list(batches.items()), now=now), self._appended)
+        return await self._write(
+            partial(LogFile.append, batches=list(batches.items()), now=now), self._appended
+        )
 
     def _appended(self, ends: list[tuple[int, int]]) -> None:
         for id_, end in ends:

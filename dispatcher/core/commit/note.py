@@ -7,18 +7,29 @@ commit is written there, and the next owner of the partition passes over it.
 
 The text is read by programs that may be older or newer, after an operator has moved the offset, or on another
 cluster, where a mirror has brought it with offsets that are not the same. A note that is believed wrongly loses events;
-one that is not believed costs duplicates. So it is believed only if its checksum fits, and the checksum
+one that is not believed costs duplicates. So a note is believed only if its checksum fits, and the checksum
 covers what the note is about: topic, partition and committed offset.
 
-An event that several subscriptions want may be done for some of them and wait for another. So a note also says of such offsets for
-whom they are done: one endpoint that fails would else have its neighbours get everything twice.
+An event that several subscriptions want may be done for some of them and wait for another. So a note also says of such
+offsets who has been served, or who is still owed (everybody else has been served), whichever is shorter: one endpoint
+that fails would else have its neighbours get everything twice. Who is still owed is never more than what is in flight,
+however many subscriptions an event has.
 
-The text is `1`, then base64 of a checksum (CRC-32, four bytes) and sections, deflated. Each section begins with its length. The first has the offsets that
-are done, each further one a number of subscription ids and the offsets that are done for these. Offsets are written either as run lengths
-(`r`: owed, done, owed, done... from the committed offset on) or as a bitmap (`b`: one bit per offset, lowest first, 1
-for done), whichever is shorter. Numbers are LEB128. Deflating halves what many scattered retries take: 2,500 of them, one
-offset in twenty, fit where 1,500 would.
-What doesn't fit is left out, first what is done for some only, and of either the highest offsets: they are read last.
+A note that doesn't fit beside the commit is written as a whole into a record of a topic of ours (`Packed.whole`). The text
+then has the place and the checksum of that record (`Pointer`), and as much of the note as fits, for the case that the record can't be read.
+
+The text is a version and base64 of a checksum (CRC-32, four bytes) and of the content, deflated. Numbers are LEB128. A
+section begins with its length. Offsets are written either as run lengths (`r`: owed, done, owed, done... from the
+committed offset on) or as a bitmap (`b`: one bit per offset, lowest first, 1 for done), whichever is shorter.
+
+- Version 1: the section of the offsets that are done; then for each set of subscriptions a section of their ids and the
+  offsets that are done for these. It is still read, and written where nothing is done for some subscriptions only: older programs read it.
+- Version 2: 1 and a pointer (partition, offset, checksum) or 0; the section of the offsets that are done; then runs of
+  offsets in ascending order, each as owed, done, and the number of its set from 1 on. Number 0 is a new set: how many
+  ids, doubled, plus 1 if these are owed; then each id by its number from 1 on, 0 for a new one: its length and itself.
+- A record's value is version 2 without base64.
+
+What doesn't fit is left out by what it is worth: the deliveries that a run spares, per byte that it takes.
 """
 
 from __future__ import annotations
@@ -26,81 +37,165 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 Runs = Sequence[tuple[int, int]]
-"""Offsets that are done: (first, one past the last), in ascending order, with something between one and the next."""
+"""Offsets: (first, one past the last), in ascending order, with something between one and the next."""
 
-Partly = Mapping[tuple[str, ...], Runs]
-"""Offsets that are done for these subscriptions and not for all that wanted them. Each offset stands once."""
 
-LIMIT: Final = 4096
-"""Bytes of text, all of them ASCII: what a broker keeps unless it is configured otherwise (`offset.metadata.max.bytes`)."""
+class Who(NamedTuple):
+    """Some of the subscriptions that an offset's event is for. Ids in ascending order."""
 
-_VERSION: Final = "1"
-_RUN_LENGTHS: Final = b"r"
-_BITMAP: Final = b"b"
-_LARGEST: Final = 1 << 17  # bytes that are written and read, inflated
-_MOST: Final = 20_000  # runs that are looked at: more have never fitted, and would only take time
-_WBITS: Final = -15  # deflate without a header: the checksum is ours
-_BITS: Final = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
+    owed: bool
+    """They are still owed it, and everybody else has been served; else they have been served, and everybody else is owed it."""
+    ids: tuple[str, ...]
+
+
+Partly = Mapping[Who, Runs]
+"""Offsets that are done for some subscriptions only. Each offset stands once."""
+
+
+class Pointer(NamedTuple):
+    """Where the whole note stands: partition and offset in the topic of notes, and the checksum of the record's value."""
+
+    partition: int
+    offset: int
+    checksum: int
 
 
 class Note(NamedTuple):
     """What is done beyond a commit."""
 
     done: Runs
-    partly: Sequence[tuple[int, int, tuple[str, ...]]]
-    """(first, one past the last, subscriptions they are done for), in ascending order."""
+    partly: Sequence[tuple[int, int, Who]]
+    """(first, one past the last, whose), in ascending order."""
+    pointer: Pointer | None = None
+    """Where the rest of it stands."""
+
+
+class Packed(NamedTuple):
+    """A note that is ready to be kept."""
+
+    text: str
+    """Goes beside the commit; empty if nothing is done beyond it."""
+    whole: bytes | None
+    """What goes into a record of its own, because the text leaves something out; None if it has everything."""
 
 
 NOTHING: Final = Note((), ())
 
+LIMIT: Final = 4096
+"""Characters of text, all of them ASCII: what Kafka keeps unless it is configured otherwise (`offset.metadata.max.bytes`)."""
 
-def note(
-    topic: str, partition: int, committed: int, done: Runs, partly: Partly | None = None, limit: int = LIMIT
+RECORD_LIMIT: Final = 960_000
+"""Bytes of a record's value: below what brokers take unless they are configured otherwise (1 MiB with all that is around it)."""
+
+_ONE: Final = "1"
+_TWO: Final = "2"
+_RUN_LENGTHS: Final = b"r"
+_BITMAP: Final = b"b"
+_LARGEST: Final = 8 << 20  # bytes that are written and read, inflated
+_READ: Final = 4 * RECORD_LIMIT  # characters of text that are looked at
+_WBITS: Final = -15  # deflate without a header: the checksum is ours
+_QUICKLY: Final = 1 << 16  # bytes from which on deflating them well takes too long for what it gains
+_TRIES: Final = 9  # at how much of a note fits
+_DEFLATED: Final = 1.6  # bytes that are expected to become one
+_POINTER_ROOM: Final = 48  # characters
+_LOWEST: Final = 2000  # runs that are looked at for a text beside a record
+_BITS: Final = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
+
+
+def pack(
+    topic: str,
+    partition: int,
+    committed: int,
+    done: Runs,
+    partly: Partly | None = None,
+    limit: int = LIMIT,
+    *,
+    served: float = 1.0,
+    record: int = 0,
+) -> Packed:
+    """The note for what is done beyond `committed`, of at most `limit` characters.
+
+    `record` is how many bytes a record of its own may have, 0 for none. `served` is how many subscriptions have been
+    served of an offset that is owed to some, on average: what doesn't fit is chosen by it.
+    """
+    partly = partly or {}
+    about = _about(topic, partition, committed)
+    if not done and not partly:
+        return Packed("", None)
+    runs = _sorted(partly)
+    content = _content(committed, done, runs)
+    sealed = _sealed(about, content)
+    if not runs:
+        # Older programs understand that, without the flag.
+        text = _ONE + base64.b64encode(_sealed(about, content[1:])[1:]).decode()
+        if len(text) <= limit:
+            return Packed(text, None)
+    elif _characters(len(sealed)) <= limit:
+        return Packed(_TWO + base64.b64encode(sealed[1:]).decode(), None)
+    whole: bytes | None = None
+    if record:
+        whole = sealed if len(sealed) <= record else _most(about, committed, done, runs, record, served)
+        limit = max(0, limit - _POINTER_ROOM)
+        # What stands in the record anyway isn't worth a long search for the best of it.
+        done, runs = done[:_LOWEST], runs[:_LOWEST]
+    short = _most(about, committed, done, runs, limit * 3 // 4 - len(_TWO), served)
+    return Packed("" if short is None else _TWO + base64.b64encode(short[1:]).decode(), whole)
+
+
+def _characters(size: int) -> int:
+    return 1 + (size - 1 + 2) // 3 * 4
+
+
+def pointing(
+    topic: str, partition: int, committed: int, text: str, pointer: Pointer, limit: int = LIMIT
 ) -> str:
-    """The text for what is done beyond `committed`, of at most `limit` characters; empty if that is nothing."""
-    done = done[:_MOST]
-    partly = {} if partly is None else {ids: runs[:_MOST] for ids, runs in partly.items()}
-    while done or partly:
-        content = _content(committed, done, partly)
-        if len(content) <= _LARGEST:
-            text = _text(topic, partition, committed, content)
-            if len(text) <= limit:
-                return text
-            share = limit / len(text)
-        else:
-            share = _LARGEST / len(content)
-        if partly:
-            partly = {ids: less for ids, runs in partly.items() if (less := runs[: len(runs) // 2])}
-        else:
-            done = done[: min(len(done) - 1, int(len(done) * share * 0.95))]
-    return ""
+    """The text of `pack`, saying where the whole note stands."""
+    head = bytearray()
+    _number(head, 1)
+    for number in pointer:
+        _number(head, number)
+    about = _about(topic, partition, committed)
+    for content in (_opened(topic, partition, committed, text), b"\0\0"):
+        if content is not None:
+            longer = _text(_TWO, about, bytes(head) + content[1:])
+            if len(longer) <= limit:
+                return longer
+    return text
+
+
+def checksum_of(whole: bytes) -> int:
+    """What a pointer has of the record's value."""
+    return zlib.crc32(whole)
 
 
 def read_note(topic: str, partition: int, committed: int, text: str) -> Note:
     """What a note says that belongs to this commit; nothing if it is anything else."""
-    if not text.startswith(_VERSION) or len(text) > LIMIT:
+    content = _opened(topic, partition, committed, text)
+    if content is None:
         return NOTHING
     try:
-        data = base64.b64decode(text[1:].encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
-        return NOTHING
-    if data[:4] != _checksum(topic, partition, committed, data[4:]):
-        return NOTHING
-    inflate = zlib.decompressobj(_WBITS)
-    try:
-        content = inflate.decompress(data[4:], _LARGEST)
-    except zlib.error:
-        return NOTHING
-    if not inflate.eof:
-        return NOTHING
-    try:
-        return _read(committed, content)
+        return _read_one(committed, content) if text.startswith(_ONE) else _read_two(committed, content)
     except (IndexError, KeyError, UnicodeDecodeError):
         return NOTHING
+
+
+def read_whole(
+    topic: str, partition: int, committed: int, value: bytes | None, pointer: Pointer
+) -> Note | None:
+    """What the record says that `pointer` led to; None if it isn't the one that was meant."""
+    if value is None or zlib.crc32(value) != pointer.checksum or value[:1] != _TWO.encode():
+        return None
+    content = _unsealed(_about(topic, partition, committed), value[1:])
+    if content is None:
+        return None
+    try:
+        return _read_two(committed, content)
+    except (IndexError, KeyError, UnicodeDecodeError):
+        return None
 
 
 def tells_more(told: Runs, known: Runs, committed: int) -> bool:
@@ -121,40 +216,188 @@ def tells_more(told: Runs, known: Runs, committed: int) -> bool:
     return False
 
 
-def _text(topic: str, partition: int, committed: int, content: bytes) -> str:
-    deflate = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, _WBITS)
+# What fits.
+
+
+def _most(
+    about: bytes, committed: int, done: Runs, runs: Sequence[tuple[int, int, Who]], limit: int, served: float
+) -> bytes | None:
+    """The most valuable part of it that takes at most `limit` bytes, sealed."""
+    shares: dict[Who, int] = {}
+    for _, _, who in runs:
+        shares[who] = shares.get(who, 0) + 1
+    # (worth per byte, first offset, its number, bytes): the best first, of equals the lowest.
+    rated: list[tuple[float, int, int, float]] = []
+    at = committed
+    for number, (first, end) in enumerate(done):
+        cost = float(_size(first - at) + _size(end - first))
+        rated.append((-(end - first) * (served + 1.0) / cost, first, number, cost))
+        at = end
+    for number, (first, end, who) in enumerate(runs):
+        each = served if who.owed else float(len(who.ids))
+        cost = 4.0 + (sum([len(id_) + 1 for id_ in who.ids]) + 1) / shares[who]
+        rated.append((-(end - first) * each / cost, first, len(done) + number, cost))
+    rated.sort()
+    count, room = 0, limit * _DEFLATED
+    while count < len(rated) and room > 0:
+        room -= rated[count][3]
+        count += 1
+    best: bytes | None = None
+    fits, fits_size = 0, 0
+    too_many, too_large = len(rated) + 1, 0
+    for _ in range(_TRIES):
+        chosen = sorted([number for _, _, number, _ in rated[:count]])
+        content = _content(
+            committed,
+            [done[number] for number in chosen if number < len(done)],
+            [runs[number - len(done)] for number in chosen if number >= len(done)],
+        )
+        sealed = _sealed(about, content) if len(content) <= _LARGEST else b""
+        size = len(sealed) or len(content)
+        if sealed and size <= limit:
+            best, fits, fits_size = sealed, count, size
+        else:
+            too_many, too_large = count, size
+        if fits == len(rated) or fits + 1 >= too_many or fits_size > 0.97 * limit:
+            break
+        if too_large:
+            between = (0.98 * limit - fits_size) / (too_large - fits_size)
+            count = fits + int((too_many - fits) * min(max(between, 0.1), 0.9))
+        else:
+            count = int(fits * min(limit / max(size, 1), 2.0))
+        count = min(max(count, fits + 1), too_many - 1)
+    return best
+
+
+def _size(number: int) -> int:
+    return max(1, (number.bit_length() + 6) // 7)
+
+
+# Text, checksum, deflating.
+
+
+def _about(topic: str, partition: int, committed: int) -> bytes:
+    return f"{topic}\0{partition}\0{committed}\0".encode()
+
+
+def _text(version: str, about: bytes, content: bytes) -> str:
+    return version + base64.b64encode(_sealed(about, content)[1:]).decode()
+
+
+def _sealed(about: bytes, content: bytes) -> bytes:
+    level = zlib.Z_DEFAULT_COMPRESSION if len(content) < _QUICKLY else 1
+    deflate = zlib.compressobj(level, zlib.DEFLATED, _WBITS)
     data = deflate.compress(content) + deflate.flush()
-    return _VERSION + base64.b64encode(_checksum(topic, partition, committed, data) + data).decode()
+    return _TWO.encode() + zlib.crc32(data, zlib.crc32(about)).to_bytes(4, "big") + data
 
 
-def _checksum(topic: str, partition: int, committed: int, data: bytes) -> bytes:
-    about = f"{topic}\0{partition}\0{committed}\0".encode()
-    return zlib.crc32(data, zlib.crc32(about)).to_bytes(4, "big")
+def _opened(topic: str, partition: int, committed: int, text: str) -> bytes | None:
+    if not text.startswith((_ONE, _TWO)) or len(text) > _READ:
+        return None
+    try:
+        data = base64.b64decode(text[1:].encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        return None
+    return _unsealed(_about(topic, partition, committed), data)
 
 
-def _content(committed: int, done: Runs, partly: Partly) -> bytes:
-    content = bytearray()
+def _unsealed(about: bytes, data: bytes) -> bytes | None:
+    if data[:4] != zlib.crc32(data[4:], zlib.crc32(about)).to_bytes(4, "big"):
+        return None
+    inflate = zlib.decompressobj(_WBITS)
+    try:
+        content = inflate.decompress(data[4:], _LARGEST)
+    except zlib.error:
+        return None
+    return content if inflate.eof else None
+
+
+# Content.
+
+
+def _sorted(partly: Partly) -> list[tuple[int, int, Who]]:
+    runs = [(first, end, who) for who, those in partly.items() for first, end in those]
+    runs.sort()
+    return runs
+
+
+def _content(committed: int, done: Runs, runs: Iterable[tuple[int, int, Who]]) -> bytes:
+    content = bytearray(1)  # no pointer
     body = _body(committed, done) if done else b""
     _number(content, len(body))
     content += body
-    for ids, runs in partly.items():
-        section = bytearray()
-        _number(section, len(ids))
-        for id_ in ids:
-            encoded = id_.encode()
-            _number(section, len(encoded))
-            section += encoded
-        section += _body(committed, runs)
-        _number(content, len(section))
-        content += section
+    sets: dict[Who, int] = {}
+    ids: dict[str, int] = {}
+    at = committed
+    for first, end, who in runs:
+        _number(content, first - at)
+        _number(content, end - first)
+        at = end
+        known = sets.get(who)
+        if known is not None:
+            _number(content, known)
+            continue
+        sets[who] = len(sets) + 1
+        content.append(0)
+        _number(content, len(who.ids) << 1 | int(who.owed))
+        for id_ in who.ids:
+            number = ids.get(id_, 0)
+            _number(content, number)
+            if not number:
+                ids[id_] = len(ids) + 1
+                encoded = id_.encode()
+                _number(content, len(encoded))
+                content += encoded
     return bytes(content)
 
 
-def _read(committed: int, content: bytes) -> Note:
+def _read_two(committed: int, content: bytes) -> Note:
+    pointer: Pointer | None = None
+    flag, at = _read_number(content, 0)
+    if flag > 1:
+        raise KeyError
+    if flag:
+        place, at = _read_number(content, at)
+        offset, at = _read_number(content, at)
+        checksum, at = _read_number(content, at)
+        pointer = Pointer(place, offset, checksum)
+    length, at = _read_number(content, at)
+    done = _runs(committed, content[at : at + length]) if length else ()
+    at += length
+    partly: list[tuple[int, int, Who]] = []
+    sets: list[Who] = []
+    ids: list[str] = []
+    offset = committed
+    while at < len(content):
+        owed, at = _read_number(content, at)
+        count, at = _read_number(content, at)
+        which, at = _read_number(content, at)
+        if not which:
+            size, at = _read_number(content, at)
+            members: list[str] = []
+            for _ in range(size >> 1):
+                number, at = _read_number(content, at)
+                if not number:
+                    length, at = _read_number(content, at)
+                    ids.append(content[at : at + length].decode())
+                    at += length
+                    number = len(ids)
+                members.append(ids[number - 1])
+            sets.append(Who(bool(size & 1), tuple(members)))
+            which = len(sets)
+        first = offset + owed
+        offset = first + count
+        partly.append((first, offset, sets[which - 1]))
+    if at > len(content):
+        raise IndexError
+    return Note(done, tuple(partly), pointer)
+
+
+def _read_one(committed: int, content: bytes) -> Note:
     length, at = _read_number(content, 0)
     done = _runs(committed, content[at : at + length]) if length else ()
     at += length
-    partly: list[tuple[int, int, tuple[str, ...]]] = []
+    partly: list[tuple[int, int, Who]] = []
     while at < len(content):
         length, at = _read_number(content, at)
         end = at + length
@@ -164,7 +407,8 @@ def _read(committed: int, content: bytes) -> Note:
             size, at = _read_number(content, at)
             ids.append(content[at : at + size].decode())
             at += size
-        partly += [(first, past, tuple(ids)) for first, past in _runs(committed, content[at:end])]
+        who = Who(owed=False, ids=tuple(ids))
+        partly += [(first, past, who) for first, past in _runs(committed, content[at:end])]
         at = end
     if at > len(content):
         raise IndexError

@@ -11,7 +11,8 @@ store per record and one lookup per delivery (0.2 us together, benchmarks/micro.
 What is done beyond the position to commit (`completed`, `partly`) is written down beside the commit, and whoever
 takes the partition over begins with it (`ahead`): those offsets are passed over, and what is done for some of its
 subscriptions is owed to the others only. Who has settled an offset is noted when others still owe it: an event
-for one subscription alone costs nothing more.
+for one subscription alone costs nothing more. At the next commit those that are fewer are kept, the served or the owed: what
+one failing endpoint of a thousand leaves behind is one id an offset, in memory and in the note.
 
 Rules:
 
@@ -20,7 +21,8 @@ Rules:
 3. `committable` never goes back, and never passes an offset that owes a delivery, or that was not read yet.
 4. `completed` and `partly` are offsets that owe nothing (to those) and were read, by this tracker or by a former owner: nothing else is
    ever written down as done.
-5. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
+5. Of an offset that is owed to some, either `_served` or `_left` says to whom, never both.
+6. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
    has settled or still owes is not tracked a second time. Otherwise the tracker is `lost`: late
    results settle it harmlessly, and nothing of it is committed or attempted any more.
 """
@@ -29,8 +31,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
 
-from dispatcher.core.commit.note import NOTHING, Note, tells_more
+from dispatcher.core.commit.note import NOTHING, Note, Who, tells_more
+
+
+class Wanting(Protocol):
+    """A subscription that an event is owed to."""
+
+    @property
+    def id(self) -> str: ...
 
 
 class PartitionTracker:
@@ -39,12 +49,19 @@ class PartitionTracker:
     __slots__ = (
         "_ahead",
         "_ahead_partly",
+        "_left",
         "_marks",
         "_next",
         "_owed",
-        "_settled",
+        "_served",
+        "_served_most",
+        "_served_of",
         "_stuck_at",
         "_stuck_since",
+        "_told",
+        "_turns",
+        "_wanted",
+        "_whose",
         "committed",
         "held",
         "lost",
@@ -62,7 +79,13 @@ class PartitionTracker:
         self._next = start
         self._ahead = deque(ahead.done)  # beyond `_next`
         self._ahead_partly = deque(ahead.partly)  # likewise
-        self._settled: dict[int, list[str]] = {}  # by whom, of those offsets that others still owe
+        self._wanted: dict[int, Sequence[Wanting]] = {}  # those for whom an offset is that is for several
+        self._served: dict[int, list[str]] = {}  # of an offset that others are still owed
+        self._left: dict[int, set[str]] = {}  # those who are still owed it, where they are the fewer
+        self._whose: dict[int, Who] = {}  # the same as `partly` tells it, where it hasn't changed
+        self._turns = 0  # how often somebody was served while others were still owed
+        self._served_most = self._served_of = 0  # deliveries, and offsets, of those that came into `_left`
+        self._told: tuple[int, int, int] | None = None
         self.committed = start
         self.noted = ""
         """The note beside the commit."""
@@ -92,41 +115,57 @@ class PartitionTracker:
             self._next = ahead.popleft()[1]
         return offset < self._next
 
-    def settled_before(self, offset: int) -> Sequence[str]:
-        """The subscriptions that need not get the record at `offset`, which was read: a former owner delivered it."""
+    def handed_on(self, offset: int) -> Who | None:
+        """Who of them is owed the record at `offset`, which was read, as a former owner has left it; None where it says nothing."""
         ahead = self._ahead_partly
         while ahead and ahead[0][1] <= offset:
             ahead.popleft()
-        return ahead[0][2] if ahead and ahead[0][0] <= offset else ()
+        return ahead[0][2] if ahead and ahead[0][0] <= offset else None
 
-    def track(self, offset: int, owed: int, settled: Sequence[str] = ()) -> None:
+    def track(self, offset: int, owed: int, wanted: Sequence[Wanting] = (), who: Who | None = None) -> None:
         """The record at `offset` owes so many deliveries; 0 for one that nobody wants.
 
-        `settled` are the subscriptions that have had theirs before.
+        `wanted` are the subscriptions that it is owed to, and `who` is what `handed_on` has said of it.
         """
         if offset < self._next:
             raise ValueError(f"offset {offset} is tracked already (next is {self._next})")
         self._next = offset + 1
         if owed:
             self._owed[offset] = owed
-            if settled:
-                self._settled[offset] = list(settled)
+            if who is not None:
+                if who.owed:
+                    self._left[offset] = {each.id for each in wanted}
+                else:
+                    self._served[offset] = list(who.ids)
+                    self._wanted[offset] = wanted
+            elif owed > 1:
+                self._wanted[offset] = wanted
 
     def settle(self, offset: int, subscription_id: str = "") -> None:
         """One delivery of the offset is done with: that subscription's, where there are others."""
         owed = self._owed
         left = owed[offset] - 1
-        settled = self._settled
         if left:
             owed[offset] = left
-            if offset in settled:
-                settled[offset].append(subscription_id)
+            self._turns += 1
+            if offset in self._left:
+                self._left[offset].discard(subscription_id)
+                self._whose.pop(offset, None)
+            elif offset in self._served:
+                self._served[offset].append(subscription_id)
+                self._whose.pop(offset, None)
             else:
-                settled[offset] = [subscription_id]
+                self._served[offset] = [subscription_id]
         else:
             del owed[offset]
-            if settled:
-                settled.pop(offset, None)
+            if self._wanted:
+                self._wanted.pop(offset, None)
+            if self._served:
+                self._served.pop(offset, None)
+            if self._left:
+                self._left.pop(offset, None)
+            if self._whose:
+                self._whose.pop(offset, None)
 
     def pass_over(self, first: int, end: int) -> None:
         """Whatever was read before `first` has been tracked if all below it is, and nothing is to be read from there to `end`."""
@@ -163,16 +202,61 @@ class PartitionTracker:
             _extend(runs, first, end)
         return runs
 
-    def partly(self) -> dict[tuple[str, ...], list[tuple[int, int]]]:
-        """What is done for some subscriptions only, by these: ascending runs of (first, one past the last)."""
-        groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-        # Not in order of offsets: who settles first is written down first.
-        for offset in sorted(self._settled):
-            _extend(groups.setdefault(tuple(sorted(self._settled[offset])), []), offset, offset + 1)
-        for first, end, ids in self._ahead_partly:
+    def partly(self) -> dict[Who, list[tuple[int, int]]]:
+        """What is done for some subscriptions only, by who is owed it: ascending runs of (first, one past the last)."""
+        self._keep_the_fewer()
+        groups: dict[Who, list[tuple[int, int]]] = {}
+        whose = self._whose
+        # Not in order of offsets: what is settled first is written down first.
+        for offset in sorted([*self._left, *self._served]):
+            who = whose.get(offset)
+            if who is None:
+                left = self._left.get(offset)
+                who = whose[offset] = Who(
+                    left is not None, tuple(sorted(self._served[offset] if left is None else left))
+                )
+            runs = groups.get(who)
+            if runs is None:
+                groups[who] = [(offset, offset + 1)]
+            else:
+                _extend(runs, offset, offset + 1)
+        for first, end, who in self._ahead_partly:
             if end > self._next:
-                _extend(groups.setdefault(ids, []), max(first, self._next), end)
+                _extend(groups.setdefault(who, []), max(first, self._next), end)
         return groups
+
+    def _keep_the_fewer(self) -> None:
+        for offset in [offset for offset, ids in self._served.items() if len(ids) > self._owed[offset]]:
+            wanted = self._wanted.get(offset)
+            if wanted is None:
+                continue
+            served = self._served[offset]
+            left = {each.id for each in wanted}.difference(served)
+            if len(left) != self._owed[offset]:
+                continue
+            self._served_most += len(served)
+            self._served_of += 1
+            del self._served[offset], self._wanted[offset]
+            self._left[offset] = left
+            self._whose.pop(offset, None)
+
+    @property
+    def served(self) -> float:
+        """How many subscriptions have been served of an offset that is owed to a few, on average."""
+        return self._served_most / self._served_of if self._served_of else 1.0
+
+    def changed(self) -> bool:
+        """Whether `committable`, `completed` or `partly` may tell anything that they didn't at the last `told`."""
+        return self._told != (self._next, len(self._owed), self._turns)
+
+    def state(self) -> tuple[int, int, int]:
+        """What `told` takes: as of now."""
+        # Nothing is settled without one of these: what is taken up moves the first, and what is done with lessens the second.
+        return self._next, len(self._owed), self._turns
+
+    def told(self, state: tuple[int, int, int]) -> None:
+        """What the tracker said in that state has been committed."""
+        self._told = state
 
     def resume_at(self, position: int, ahead: Note = NOTHING) -> bool:
         """The partition is assigned again, with `position` committed and `ahead` done beyond it.
@@ -182,7 +266,25 @@ class PartitionTracker:
         """
         if not self.committed <= position <= self.committable:
             return False
-        return not tells_more(ahead.done, self.completed(), self.committable)
+        if tells_more(ahead.done, self.completed(), self.committable):
+            return False
+        return not any(self._owes(first, end, who) for first, end, who in ahead.partly)
+
+    def _owes(self, first: int, end: int, who: Who) -> bool:
+        """Whether anybody is owed one of these offsets here who has been served according to `who`."""
+        for offset in range(first, min(end, self._next)):
+            owed = self._owed.get(offset)
+            if owed is None:
+                continue
+            if who.owed:
+                if owed > len(who.ids):
+                    return True
+            elif offset in self._left:
+                if not self._left[offset].isdisjoint(who.ids):
+                    return True
+            elif not set(who.ids).issubset(self._served.get(offset, ())):
+                return True
+        return False
 
     def look(self, now: float, limit: float) -> bool:
         """Move `overdue_below` to what was tracked `limit` seconds before `now`; whether any of it is still owed.

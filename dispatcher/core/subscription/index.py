@@ -448,6 +448,20 @@ class Index:
                 return answer
         return self._answer(tenant, type)
 
+    def owed(
+        self, tenant: str | None, matched: Sequence[Subscription], owed: bool, ids: Sequence[str]
+    ) -> tuple[Subscription, ...]:
+        """Who is still owed an event of this tenant's, of which a former process has delivered a part.
+
+        Either exactly `ids` were `owed` it: those that are still there get it, as a retry would, whatever matches by now. Or
+        `ids` have been served, and whoever else is among the `matched` is owed it.
+        """
+        if not owed:
+            served = frozenset(ids)
+            return tuple([each for each in matched if each.id not in served])
+        found = [each for id_ in ids if (each := self.get(id_)) is not None]
+        return tuple([each for each in found if each.tenant in (tenant, EVERY_TENANT)])
+
     def _answer(self, tenant: str | None, type: str) -> _Answer:  # noqa: A002 - the field's name
         group = self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant)
         if group is None or tenant == EVERY_TENANT:
