@@ -491,7 +491,6 @@ class Event(Request):
             Field(
                 min_length=1,
                 max_length=64,
-                json_schema_extra={"format": "date-time"},
                 description="The same in RFC 3339.",
             ),
         ]

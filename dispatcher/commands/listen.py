@@ -125,12 +125,14 @@ network:
 
 
 def line(arrival: Arrival) -> Text:
-    """Return a request as one line: when, answer, verdict, id, which try, size, and how its body begins."""
+    """Return a request as one line: when, answer, verdict, id, type, which try, size, and how its body begins."""
     text = Text(time.strftime("%H:%M:%S", time.localtime(arrival.at)))
     status = arrival.answer.status
     text.append(f"  {status}", style="green" if status is not None and status < 300 else "red")
     text.append(f"  {arrival.verdict:<7}", style=_STYLES[arrival.verdict])
     text.append(f"  {printable(arrival.id) or '(no id)'}", style="bold")
+    if kind := arrival.headers.get("webhook-event-type"):
+        text.append(f"  {printable(kind)}")
     if arrival.number > 1 and arrival.id:
         text.append(f"  try {arrival.number}", style="yellow")
     text.append(f"  {len(arrival.body)} B  ")

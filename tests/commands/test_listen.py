@@ -130,6 +130,13 @@ def arrival(**changes: Any) -> Arrival:
     return Arrival(**{**fields, "headers": {}, "body": b"{}", **changes})
 
 
+def test_a_line_tells_the_events_type_which_the_body_may_not_have() -> None:
+    headers = {"webhook-event-type": "invoice.paid\x1b[31m"}
+    shown = line(arrival(body=b'{"amount": 42}', headers=headers)).plain
+    assert "  invoice.paid\N{REPLACEMENT CHARACTER}[31m  " in shown
+    assert shown.endswith('{"amount": 42}')
+
+
 def test_a_body_over_several_lines_stays_one_line() -> None:
     assert line(arrival(body=b'{\n  "a": 1\n}\r\n')).plain.endswith('14 B  { "a": 1 }')
 

@@ -103,7 +103,7 @@ class Daemon:
             "http": {"port": self.port},
             "network": {"allow": ["127.0.0.0/8", "::1/128"], "https_only": False},
             "log": {"format": "json"},
-            # They would come to whoever wants everything, beside what a test has published.
+            # They would stand in the topic beside what a test has published.
             "api": {"operational_events": False},
             # Endpoints that fail or dawdle to show something else are to be attempted all the same.
             "delivery": {"breaker_threshold": 0, "max_queue_wait": "1h"},
