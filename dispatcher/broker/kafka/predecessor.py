@@ -145,7 +145,9 @@ async def evict_predecessors(
                 )
                 await consumer._client.send(coordinator.coordinator_id, LeaveGroupRequest(group, member.id))
         except (errors.KafkaError, OSError, TimeoutError) as error:
-            log.info("the group's members can't be listed, trying again", group=group, error=reason_of(error))
+            if not getattr(error, "retriable", True):
+                log.warning("the group's members can't be listed", group=group, error=reason_of(error))
+                return
             await asyncio.sleep(_SETTLING)
         else:
             return
