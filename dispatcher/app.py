@@ -237,6 +237,10 @@ class App:
         def by(words: Mapping[str, int]) -> dict[Labels, float]:
             return {(word,): count for word, count in words.items()}
 
+        topics, retry = self.settings.topics, self.settings.retry
+        self.metrics.expect("events_consumed_total", topics.events)
+        tiers = Tiers(retry.tiers, topics.prefix)
+        self.metrics.expect("retries_due_total", (tier.level for tier in tiers))
         reads = self.metrics.reads
         reads("connections", lambda: by(transport.connections()))
         reads("connections_opened_total", lambda: transport.connections_opened)

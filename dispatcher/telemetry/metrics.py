@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from dispatcher.__about__ import __version__
+from dispatcher.core.request.results import Reason
 
 Labels = tuple[str, ...]
 Reading = float | Mapping[Labels, float]
@@ -133,6 +134,45 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
 }
 
+# Every value that the labels of a counter can have. Each exists with 0 from the start: Prometheus can't see the increase of a
+# series whose first sample is 250, and an alarm on it stays silent for the first burst. What depends on the settings (topics,
+# levels) is added by `Metrics.expect`.
+_VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
+    "events_invalid_total": tuple(
+        (reason,) for reason in ("json", "type", "id", "tenant", "headers", "cloudevent", "content_type")
+    ),
+    "events_skipped_total": (("seen",), ("tombstone",)),
+    "deliveries_total": tuple(
+        (outcome,)
+        for outcome in (
+            "delivered",
+            "dead_lettered",
+            "dropped_deleted",
+            "dropped_disabled",
+            "dropped_paused",
+            "dropped_pending",
+        )
+    ),
+    "attempts_total": (
+        ("delivered", "2xx"),
+        *(("status", code_class) for code_class in ("1xx", "2xx", "3xx", "4xx", "5xx")),
+        *((reason.value, "none") for reason in Reason),
+    ),
+    "deliveries_parked_total": tuple(
+        (reason,) for reason in ("breaker", "retry_after", "queue_wait", "cap", "hold_limit", "shutdown")
+    ),
+    "retries_due_total": (("memory",),),
+    "dead_letters_total": tuple(
+        (reason,) for reason in ("exhausted", "gone", "disabled", "failing", "unsendable", "invalid")
+    ),
+    "attempt_records_total": (("written",), ("dropped",)),
+    "commits_total": (("ok",), ("refused",), ("failed",)),
+    "registry_reloads_total": (("ok",), ("failed",)),
+    "events_published_total": (("published",), ("duplicate",), ("refused",), ("failed",)),
+    "operational_events_total": (("published",), ("dropped",)),
+    "validations_total": (("passed",), ("refused",)),
+}
+
 _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "deliveries_in_flight": ((), "Deliveries owed to consumed events: queued, being attempted, or held."),
     "deliveries_in_flight_bytes": ((), "Bytes of event bodies in flight, counted once per delivery."),
@@ -194,6 +234,9 @@ class Metrics:
         self.delivery_latency = Histogram(LATENCY_BUCKETS)
         self.retry_lateness = Histogram(LATENESS_BUCKETS)
         self.event_loop_lag = Histogram(LAG_BUCKETS)
+        self._expected: dict[str, set[Labels]] = {
+            name: set(_VALUES.get(name, ())) if labels else {()} for name, (labels, _) in _COUNTERS.items()
+        }
         self._reads: dict[str, Read] = {
             "events_consumed_total": lambda: _by_word(self.consumed),
             "events_unmatched_total": lambda: self.unmatched,
@@ -227,6 +270,17 @@ class Metrics:
             raise KeyError(f"no such metric: {name}")
         self._reads[name] = read
 
+    def expect(self, name: str, values: Iterable[str]) -> None:
+        """Let the counter `name` (without prefix) begin with 0 for each of these values of its one label."""
+        self._expected[name].update((value,) for value in values)
+
+    def unexpected(self) -> dict[str, set[Labels]]:
+        """Labels that have been counted and did not begin with 0, by counter."""
+        found = {
+            name: {labels for labels, _ in self._values(name)} - self._expected[name] for name in _COUNTERS
+        }
+        return {name: labels for name, labels in found.items() if labels}
+
     def collect(self) -> Iterable[Metric]:
         """Called by the registry on each scrape."""
         for name, (labels, prose) in _COUNTERS.items():
@@ -249,14 +303,12 @@ class Metrics:
         yield build
 
     def _values(self, name: str) -> Iterator[tuple[Labels, float]]:
+        expected = self._expected.get(name, ())
         read = self._reads.get(name)
-        if read is None:
-            return
-        value = read()
-        if isinstance(value, Mapping):
-            yield from value.items()
-        else:
-            yield (), value
+        value: Reading = {} if read is None else read()
+        if not isinstance(value, Mapping):
+            value = {(): value}
+        yield from {**dict.fromkeys(expected, 0.0), **value}.items()
 
 
 def _by_word(counts: Mapping[str, int]) -> Reading:

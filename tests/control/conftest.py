@@ -21,6 +21,7 @@ from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.control.memory import MemoryStore
 from tests.fakes import MemoryBroker
+from tests.world import counted_as_declared
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -124,6 +125,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     for plane in made:
         await plane.plane.stop()
         await plane.registry.stop()
+        counted_as_declared(plane.metrics)
 
 
 @pytest.fixture

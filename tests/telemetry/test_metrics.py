@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.telemetry.metrics import Histogram, Metrics
+from dispatcher.telemetry.metrics import _COUNTERS, Histogram, Metrics
 
 # DESIGN's names, of the parts that exist.
 NAMED = {
@@ -74,3 +74,23 @@ def test_a_histogram_counts_each_value_in_its_bucket_whatever_came_before(values
 def test_a_reader_for_a_metric_that_does_not_exist_is_a_mistake() -> None:
     with pytest.raises(KeyError, match="no such metric: nonsense"):
         Metrics().reads("nonsense", lambda: 1)
+
+
+@pytest.mark.parametrize("name", [name for name, (labels, _) in _COUNTERS.items() if labels])
+def test_every_labelled_counter_says_its_values_before_anything_happened(name: str) -> None:
+    metrics = Metrics()
+    by_settings = {"events_consumed_total", "retries_due_total"}
+    if name in by_settings:
+        metrics.expect(name, ["one", "two"])
+    samples = [line for line in scrape(metrics).splitlines() if line.startswith(f"dispatcher_{name}{{")]
+    assert len(samples) >= 2
+    assert all(line.endswith(" 0.0") for line in samples)
+
+
+def test_a_value_that_did_not_begin_with_0_is_named() -> None:
+    metrics = Metrics()
+    metrics.commits["ok"] += 1
+    metrics.attempts["timeout", "none"] += 1
+    assert metrics.unexpected() == {}
+    metrics.commits["perhaps"] += 1
+    assert metrics.unexpected() == {"commits_total": {("perhaps",)}}
