@@ -14,4 +14,6 @@ compile() {
 compile pyproject.toml --output-file requirements.txt
 compile --group build --output-file requirements-build.txt
 compile pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
-compile --group compile --constraint requirements-dev.txt --output-file requirements-compile.txt
+# mypyc has to see the dependencies as well: what the compiled modules import decides what is made of them.
+compile pyproject.toml --group compile --constraint requirements-dev.txt --output-file requirements-compile.txt
+compile --group sbom --output-file requirements-sbom.txt

@@ -99,7 +99,7 @@ class World:
 def counted_as_declared(metrics: Metrics) -> None:
     """Every label that was counted began with 0, so that alarms on it fire for the first burst.
 
-    A new one takes its place in `dispatcher.metrics._VALUES`. Topics and levels come with the settings.
+    A new one takes its place in `dispatcher.telemetry.metrics._VALUES`. Topics and levels come with the settings.
     """
     found = metrics.unexpected()
     for name in ("events_consumed_total", "retries_due_total"):

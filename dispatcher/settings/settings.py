@@ -547,7 +547,8 @@ class Settings(Group):
         if not self.http.loopback and not self.api.keys:
             yield (
                 ("api.keys", "http.host"),
-                f"is required where http.host ({self.http.host}) is not loopback: the API would be open to all",
+                f"is required where http.host ({self.http.host}) is not loopback: the API would be open to all. "
+                "DISPATCHER_API__KEYS=$(openssl rand -hex 32) makes one",
             )
 
 

@@ -9,27 +9,18 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.image.dockerfile import Built
 
-_missing = None
-if shutil.which("cc") is None and shutil.which("gcc") is None:
-    _missing = "a C compiler (Debian: gcc libc6-dev)"
-elif not Path(sysconfig.get_path("include"), "Python.h").exists():
-    _missing = "Python.h (Debian: python3-dev)"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled wheel, unpacked."""
-    if _missing is not None:
-        pytest.skip(f"NOT TESTED: the compiled wheel; {_missing} is missing")
-    folder = tmp_path_factory.mktemp("compiled")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    environ = {**os.environ, "DISPATCHER_COMPILE": "1"}
-    wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "wheels"), str(ROOT)]
-    subprocess.run([*pip, *wheel], env=environ, check=True)
-    (built,) = (folder / "wheels").glob("*.whl")
+def site(image: Built) -> Path:
+    """The compiled wheel that the Dockerfile makes, unpacked."""
+    folder = image.folder / "compiled"
+    (built,) = (image.folder / "build" / "opt" / "wheels").glob("*.whl")
     assert "none-any" not in built.name
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     install = ["install", "--no-deps", "--no-index", "--target", str(folder / "site"), str(built)]
     subprocess.run([*pip, *install], check=True)
     return folder / "site"
