@@ -547,8 +547,7 @@ class Settings(Group):
         if not self.http.loopback and not self.api.keys:
             yield (
                 ("api.keys", "http.host"),
-                f"is required where http.host ({self.http.host}) is not loopback: the API would be open to all. "
-                "DISPATCHER_API__KEYS=$(openssl rand -hex 32) makes one",
+                f"is required where http.host ({self.http.host}) is not loopback (DISPATCHER_API__KEYS): the API would be open to all",
             )
 
 

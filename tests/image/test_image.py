@@ -79,7 +79,7 @@ def test_the_demo_runs_and_accounts_for_every_delivery(image: Built) -> None:
 
 
 def test_the_hot_path_of_the_image_is_compiled(image: Built) -> None:
-    done = run(image, "python", "-c", "import dispatcher.deliveries as it; print(it.__file__)")
+    done = run(image, "python", "-c", "import dispatcher.delivery.deliveries as it; print(it.__file__)")
     assert done.stdout.strip().endswith(".so"), done
 
 
@@ -121,7 +121,8 @@ def readme_lines() -> list[str]:
         for block in re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
         if "docker run -d -p 127" in block
     ]
-    return block.replace("\\\n", " ").splitlines()
+    lines: list[str] = block.replace("\\\n", " ").splitlines()
+    return lines
 
 
 async def test_the_container_of_the_readme_is_ready_and_answers_whoever_has_the_key(image: Built) -> None:
