@@ -23,7 +23,7 @@ import structlog
 from dispatcher.__about__ import __version__
 from dispatcher.api.routes import Services
 from dispatcher.api.server import ApiServer
-from dispatcher.broker.base import Broker, BrokerRefused, BrokerUnavailable, TopicSpec
+from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
@@ -183,8 +183,12 @@ class App:
         return self.broker.warnings() + ([] if self._engine is None else self._engine.warnings())
 
     def _failed(self, task: str, error: BaseException) -> None:
-        """A part died by itself: better to end and be started anew than to go on as half a daemon."""
-        log.critical("a part of the dispatcher failed, stopping", part=task, error=str(error))
+        """A part died by itself: better to end and be started anew than to go on as half a daemon.
+
+        What the broker refuses has its own words, and the command line says them. Anything else is a bug.
+        """
+        if not isinstance(error, BrokerError):
+            log.critical("a part of the dispatcher failed, stopping", part=task, exc_info=error)
         self.failure = error
         self._over.set()
 
@@ -239,8 +243,9 @@ class App:
 
         topics, retry = self.settings.topics, self.settings.retry
         self.metrics.expect("events_consumed_total", topics.events)
-        tiers = Tiers(retry.tiers, topics.prefix)
+        tiers = list(Tiers(retry.tiers, topics.prefix))
         self.metrics.expect("retries_due_total", (tier.level for tier in tiers))
+        self.metrics.expect("offsets_skipped_total", (*topics.events, *(tier.topic for tier in tiers)))
         reads = self.metrics.reads
         reads("connections", lambda: by(transport.connections()))
         reads("connections_opened_total", lambda: transport.connections_opened)

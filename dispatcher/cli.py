@@ -26,14 +26,14 @@ from dispatcher.commands.event_types import event_types
 from dispatcher.commands.group import Commands
 from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
-from dispatcher.commands.options import given, load_settings, settings_options
+from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.publish import publish
 from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
 from dispatcher.registry.registry import SubscriptionsError
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import Settings
-from dispatcher.telemetry.logs import configure
+from dispatcher.telemetry.logs import configure, readable
 
 log = structlog.get_logger(__name__)
 
@@ -67,8 +67,12 @@ def run(
     """Run the dispatcher until SIGTERM or Ctrl-C; a second one exits at once. SIGHUP reads the
     subscriptions file again.
     """
-    own = {"http.host": http_host, "http.port": http_port, "subscriptions_file": subscriptions_file}
-    settings = load_settings(config, {**overrides, **given(own)})
+    own = flags(
+        http__host=("--http-host", http_host),
+        http__port=("--http-port", http_port),
+        subscriptions_file=("--subscriptions", subscriptions_file),
+    )
+    settings = load_settings(config, {**overrides, **own})
     configure(settings.log)
     _allow_many_sockets()
     _keep_freed_memory()
@@ -99,24 +103,31 @@ async def _run(settings: Settings) -> int:
     try:
         app = App(settings, os.environ)
     except (ValueError, OSError) as error:
-        return _refuse(error)
+        return _refuse(error, settings)
     _handle_signals(app)
     try:
         await app.start()
     except (SubscriptionsError, CannotListen) as error:
-        code = _refuse(error)
+        code = _refuse(error, settings)
     else:
         await app.wait()
         code = 0
-    if app.failure is not None:
-        code = 2 if isinstance(app.failure, BrokerError) and not app.delivering else 1
-        click.echo(f"Error: {app.failure}", err=True)
+    if isinstance(app.failure, BrokerError):
+        code = _refuse(app.failure, settings)
+        if app.delivering:
+            code = 1
+    elif app.failure is not None:
+        code = 1  # the log has it, with its traceback
     await app.stop()
     return code
 
 
-def _refuse(error: Exception) -> int:
-    click.echo(f"Error: {error}", err=True)
+def _refuse(error: Exception, settings: Settings) -> int:
+    """Say once why it can't go on: in words for people, and as one of the log's lines where machines read them."""
+    if readable(settings.log):
+        click.echo(f"Error: {error}", err=True)
+    else:
+        log.critical("can't go on", error=str(error))
     return 2
 
 

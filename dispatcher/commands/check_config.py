@@ -14,7 +14,7 @@ from rich.table import Table
 from dispatcher.broker.base import BrokerRefused
 from dispatcher.broker.open import check_broker
 from dispatcher.commands.group import ConfigError
-from dispatcher.commands.options import given, load_settings, settings_options
+from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import SubscriptionsError, load_file
 from dispatcher.settings.settings import Settings, describe
@@ -34,7 +34,8 @@ def check_config(
 
     Secrets are masked. Nothing is started, no broker is contacted. Exits 2 if anything is wrong.
     """
-    settings = load_settings(config, {**overrides, **given({"subscriptions_file": subscriptions_file})})
+    own = flags(subscriptions_file=("--subscriptions", subscriptions_file))
+    settings = load_settings(config, {**overrides, **own})
     found = _subscriptions(settings)
     _files(settings)
     if not quiet:

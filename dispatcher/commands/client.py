@@ -172,8 +172,8 @@ def part(text: str) -> str:
 
 
 def print_json(document: object) -> None:
-    """As it came; in color on a terminal."""
-    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    """As it came: in UTF-8, which JSON is, whatever the terminal's encoding."""
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
 def shown(text: str) -> str:

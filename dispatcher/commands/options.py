@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dispatcher.settings.settings import Settings, SettingsError, load
+from dispatcher.settings.settings import Flag, Settings, SettingsError, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,16 +46,22 @@ def settings_options(command: F) -> F:
             key, equals, value = assignment.partition("=")
             if not equals or not key:
                 raise click.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
-            overrides[key] = value
-        overrides |= given({"broker": broker, "group": group})
+            overrides[key] = Flag("--set", value)
+        overrides |= flags(broker=("--broker", broker), group=("--group", group))
         return command(*args, overrides=overrides, **kwargs)
 
     return wrapped  # type: ignore[return-value] # wraps() forgets that the command is called with fewer options
 
 
-def given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that were given. The others must not take the place of what `--set` says."""
-    return {key: value for key, value in flags.items() if value is not None}
+def flags(**options: tuple[str, Any]) -> dict[str, Any]:
+    """Settings by flags of their own (`__` for the dot), without those that weren't given: they must not take the place of
+    what `--set` says.
+    """
+    return {
+        name.replace("__", "."): Flag(option, value)
+        for name, (option, value) in options.items()
+        if value is not None
+    }
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -1,7 +1,7 @@
 """Background tasks with an owner.
 
 `asyncio.create_task` keeps only a weak reference to the task and reports its exception when
-it is collected, if ever. Here each task belongs to one `Tasks`, which holds it, logs its
+it is collected, if ever. Here each task belongs to one `Tasks`, which holds it, reports its
 failure at once, and cancels what is left when its owner stops.
 """
 
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Tasks:
-    """The background tasks of one owner. `on_failure` is told of a task that died by itself."""
+    """The background tasks of one owner. `on_failure` is told of a task that died by itself, and says so; without it the log does."""
 
     def __init__(self, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -38,8 +38,9 @@ class Tasks:
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
-            log.error("task failed", task=task.get_name(), exc_info=error)
-            if self._on_failure is not None:
+            if self._on_failure is None:
+                log.error("task failed", task=task.get_name(), exc_info=error)
+            else:
                 self._on_failure(task.get_name(), error)
 
     async def stop(self) -> None:

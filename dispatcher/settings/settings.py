@@ -73,6 +73,13 @@ class Mistake(NamedTuple):
         return f"{self.place}: {self.message}"
 
 
+class Flag(NamedTuple):
+    """A value from the command line, and the option that it was given by: `--http-port`, `--set`."""
+
+    option: str
+    value: Any
+
+
 class SettingsError(ValueError):
     """The settings can't be used; `mistakes` are all of them."""
 
@@ -611,8 +618,8 @@ def names() -> tuple[str, ...]:
 def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Settings:
     """The settings in force, or a `SettingsError` with everything that is wrong.
 
-    `overrides` are the flags that were given, by dotted name (`{"http.port": 9000}` for
-    `--http-port 9000`); an override of None was not given.
+    `overrides` are the flags that were given, by dotted name (`{"http.port": Flag("--http-port", 9000)}`).
+    A value without its flag is named after the setting; one of None was not given.
     """
     mistakes: list[Mistake] = []
     values: dict[_Name, Any] = {}
@@ -793,15 +800,19 @@ def _from_flags(
     where: dict[_Name, tuple[Document, str]],
     mistakes: list[Mistake],
 ) -> None:
-    for dotted, value in overrides.items():
-        if value is None:
+    for dotted, given in overrides.items():
+        if given is None:
             continue
         name = tuple(dotted.split("."))
+        option, value = given if isinstance(given, Flag) else (_flag(name), given)
         if name not in _fields():
-            mistakes.append(Mistake(_flag(name), _unknown(name)))
+            kind = _group(dotted)
+            known = None if kind is None else f"{dotted}.{next(iter(kind.model_fields))}"
+            said = f"{dotted}: names a group of settings; set {known} and so on" if known else _unknown(name)
+            mistakes.append(Mistake(option, said))
             continue
         values[name] = value
-        sources[name] = _flag(name)
+        sources[name] = option
         where.pop(name, None)
 
 

@@ -6,6 +6,7 @@ that a line never comes in another shape.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -18,15 +19,24 @@ from structlog.typing import EventDict, Processor
 from dispatcher.settings.settings import LogSettings
 
 
+def readable(settings: LogSettings) -> bool:
+    """Whether people read the log, and not machines."""
+    return settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+
+
 def configure(settings: LogSettings) -> None:
     """Send logs to standard error, as `log.level` and `log.format` say."""
-    console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    console = readable(settings)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if not console and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(
+            encoding="utf-8"
+        )  # JSON is; an escape of another encoding would be none of JSON's
     renderers: list[Processor]
     if console:
         renderers = [

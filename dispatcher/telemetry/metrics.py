@@ -167,6 +167,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     ),
     "attempt_records_total": (("written",), ("dropped",)),
     "commits_total": (("ok",), ("refused",), ("failed",)),
+    "position_jumps_total": (("retention",), ("expired",), ("made_anew",), ("cut",)),
     "registry_reloads_total": (("ok",), ("failed",)),
     "events_published_total": (("published",), ("duplicate",), ("refused",), ("failed",)),
     "operational_events_total": (("published",), ("dropped",)),
