@@ -71,7 +71,7 @@ class Announcer:
         if not self._enabled:
             return
         now = self._clock()
-        self._tokens = min(_BURST, self._tokens + (now - self._since) * _RATE)
+        self._tokens = min(_BURST, self._tokens + max(0.0, now - self._since) * _RATE)
         self._since = now
         if self._tokens < 1 or len(self._queue) >= _QUEUED:
             self._metrics.announcements["dropped"] += 1
