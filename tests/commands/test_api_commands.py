@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.cli import main
 from dispatcher.control.errors import Unavailable
-from dispatcher.control.subscriptions import PingResult
+from dispatcher.control.subscriptions import PingResult, SecretView
 from tests.api.fakes import Plane
 from tests.api.serving import KEY, serving
 
@@ -310,3 +310,10 @@ def test_every_command_of_the_api_has_help_and_takes_json() -> None:
             assert command.help
             options = {option for parameter in command.params for option in parameter.opts}
             assert {"--url", "--key", "--json"} <= options
+
+
+def test_the_public_key_of_an_ed25519_secret_is_shown(api: Api) -> None:
+    view = api.plane.subscriptions.add("sub_a", secrets=(SecretView("whsk_...abcd", None, "whpk_MCow"),))
+    assert view.secrets[0].public_key == "whpk_MCow"
+    assert "whsk_...abcd (public key whpk_MCow)" in api("subscriptions", "show", "sub_a").stdout
+    assert api.json("subscriptions", "show", "sub_a")["secrets"][0]["public_key"] == "whpk_MCow"
