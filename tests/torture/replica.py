@@ -163,6 +163,10 @@ class Replica:
             found.append(Trouble("refused", self._life_at(at), begin, at + HEARD_WITHIN, wide=True))
         return found
 
+    def starts(self) -> list[float]:
+        """When it says that it is starting, in each of its lives that come to that."""
+        return [at for at, _ in self._lines("starting")]
+
     def skipped(self) -> Iterator[tuple[TopicPartition, int, int]]:
         """Partitions, first offsets and ends of what it says expired before it was read."""
         for line in self.daemon.log_lines():
