@@ -152,7 +152,7 @@ class Run:
 
     @property
     def retry_topics(self) -> list[str]:
-        return [f"{self.name}.retry.{level}" for level in _TIERS]
+        return [f"{self.name}.retry.{level}" for level in (*_TIERS, "parked")]
 
     @property
     def own_topics(self) -> list[str]:
