@@ -66,13 +66,14 @@ def notes_whole_events_only() -> None:
 
 
 def notes_little() -> None:
-    """A note that names many, or many sets of, subscriptions is left out."""
+    """Notes name who has been served, and one that names many, or many sets of them, is left out."""
     partly = PartitionTracker.partly
 
     def few(tracker: PartitionTracker) -> Any:
         groups = partly(tracker)
-        return {} if len(groups) > 10 or any(len(ids) > 100 for ids in groups) else groups
+        return {} if len(groups) > 10 or any(len(who.ids) > 100 for who in groups) else groups
 
+    _replace(PartitionTracker, "_keep_the_fewer", lambda _: None)
     _replace(PartitionTracker, "partly", few)
 
 

@@ -288,7 +288,7 @@ class Run:
         before = self.ledger.requests
         await replica.start()
         try:
-            await replica.daemon.ready(within=60.0)
+            await replica.daemon.ready(within=120.0)
         except AssertionError as error:
             self.report.findings.append(f"{replica.name}: not ready after the faults: {str(error)[-1500:]}")
         await asyncio.sleep(2.0)

@@ -43,7 +43,7 @@ REPLICATED = (
 EMBEDDED = (Trait.FANOUT, Trait.TENANTS, Trait.STALLS, Trait.PAUSE)
 
 
-KEPT = frozenset(Trait) - {Trait.FANOUT, Trait.STALLS, Trait.PAUSE}
+KEPT = frozenset(Trait) - {Trait.STALLS, Trait.PAUSE}
 """Those whose promises the daemon keeps: `make test` runs them. The others find what is known, and are run by hand."""
 
 
