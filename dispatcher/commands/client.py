@@ -20,6 +20,7 @@ from yarl import URL
 from dispatcher.__about__ import __version__
 from dispatcher.commands.group import ConfigError
 from dispatcher.commands.session import run
+from dispatcher.core.text.redact import without_credentials
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +42,7 @@ class Api:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise ConfigError(
-                f"{url!r} is no address of an API; {DEFAULT_URL} is one (--url, DISPATCHER_API_URL)"
+                f"{without_credentials(url)!r} is no address of an API; {DEFAULT_URL} is one (--url, DISPATCHER_API_URL)"
             )
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ConfigError("the key has characters that no key has (--key, DISPATCHER_API_KEY)")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dispatcher.core.text.redact import name_of
 from dispatcher.settings.settings import Flag, Settings, SettingsError, load
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,7 +46,7 @@ def settings_options(command: F) -> F:
         for assignment in assignments:
             key, equals, value = assignment.partition("=")
             if not equals or not key:
-                raise click.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
+                raise click.BadParameter(f"{name_of(assignment)} is not KEY=VALUE", param_hint="--set")
             overrides[key] = Flag("--set", value)
         overrides |= flags(broker=("--broker", broker), group=("--group", group))
         return command(*args, overrides=overrides, **kwargs)

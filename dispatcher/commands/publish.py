@@ -24,6 +24,7 @@ from dispatcher.core.event.decode import (
     valid_time,
     without_lone_surrogates,
 )
+from dispatcher.core.text.redact import name_of
 from dispatcher.settings.settings import Settings
 
 _BATCH: Final = 1000
@@ -135,7 +136,7 @@ def _headers(
     for header in given:
         name, equals, value = header.partition("=")
         if not (name and equals):
-            raise click.BadParameter(f"{header!r} is not NAME=VALUE", param_hint="--header")
+            raise click.BadParameter(f"{name_of(header)} is not NAME=VALUE", param_hint="--header")
         if name.lower() in _OWN:
             raise click.BadParameter(f"{name} is given by {_OWN[name.lower()]}", param_hint="--header")
         if name in _TIMES and not valid_time(value):

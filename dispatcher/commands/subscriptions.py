@@ -14,6 +14,7 @@ from dispatcher.commands.client import Api, api_options, interactive, part, prin
 from dispatcher.commands.group import Commands, ConfigError
 from dispatcher.commands.tables import print_fields, print_rows
 from dispatcher.core.text import yaml_document as document
+from dispatcher.core.text.redact import name_of
 from dispatcher.core.text.yaml_document import DocumentError
 
 _PAGE: Final = 200
@@ -273,7 +274,7 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _header(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--header")
+        raise click.BadParameter(f"{name_of(text)} is not NAME=VALUE", param_hint="--header")
     return name, value
 
 

@@ -38,6 +38,7 @@ from pydantic import (
 
 from dispatcher.core.control.sealing import read_key
 from dispatcher.core.text import yaml_document as document
+from dispatcher.core.text.redact import without_credentials
 from dispatcher.core.text.units import (
     WRITTEN,
     Duration,
@@ -588,6 +589,9 @@ def _group(name: str) -> type[Group] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Group) else None
 
 
+_ADDRESSES: Final = {("broker",), ("network", "proxy")}  # people write passwords into them
+
+
 @cache
 def _secret(name: _Name) -> bool:
     """A value of this setting must not be shown. Of an unknown one nothing is shown either."""
@@ -646,7 +650,7 @@ def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
             name = _name_of(location)
             inside = [step for step in location[len(name) :] if isinstance(step, int)]
             subject = ".".join(name) + "".join(f"[{index}]" for index in inside)
-            said = explain(error, secret=_secret(name) or name == ("broker",))
+            said = explain(error, secret=_secret(name) or name in _ADDRESSES)
             mistake = Mistake(place(name, inside), f"{subject}: {said}")
             if mistake not in mistakes:
                 mistakes.append(mistake)
@@ -746,7 +750,9 @@ def _unknown(name: _Name) -> str:
     if len(name) == 1 and not same:
         close = get_close_matches(dotted, Settings.model_fields, n=1, cutoff=0.6) or close
     guess = same[:1] if len(same) == 1 else close
-    return f"{dotted}: there is no such setting" + (f" (did you mean {guess[0]}?)" if guess else "")
+    return f"{without_credentials(dotted)}: there is no such setting" + (
+        f" (did you mean {guess[0]}?)" if guess else ""
+    )
 
 
 def _variable(name: _Name) -> str:

@@ -495,9 +495,7 @@ class Connection:
         elif self._interim > MAX_INTERIM:
             self._fail(Failure(Reason.PROTOCOL_ERROR, f"more than {MAX_INTERIM} interim (1xx) responses"))
         elif self._status == _UNFIT:
-            self._fail(
-                Failure(Reason.PROTOCOL_ERROR, f"not an HTTP response: it begins with {self._head[:64]!r}")
-            )
+            self._fail(Failure(Reason.PROTOCOL_ERROR, f"not an HTTP response: {self._shown()}"))
         elif self._status:
             self._complete = True  # the status is known; the body is beyond understanding
             self._keep = False
@@ -507,8 +505,14 @@ class Connection:
         elif not self._fresh and not speaks_http(self._head, 0):
             self._stale()
         else:
-            detail = f"not an HTTP response: {error}; it begins with {self._head[:64]!r}"
-            self._fail(Failure(Reason.PROTOCOL_ERROR, detail))
+            self._fail(Failure(Reason.PROTOCOL_ERROR, f"not an HTTP response: {error}; {self._shown()}"))
+
+    def _shown(self) -> str:
+        """What came instead of a response, for people. An echo isn't shown: our requests hold secrets."""
+        head, exchange = self._head, self._exchange
+        if exchange is not None and head[:5] == exchange.request[:5]:
+            return "it is our own request"
+        return f"it begins with {head[:64]!r}"
 
     def _mend(self, news: int) -> None:
         """Read the head again, more leniently and mended, or wait for its end. `news` bytes of it are new."""

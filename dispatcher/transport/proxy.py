@@ -116,7 +116,10 @@ class TunnelConnection(SecureConnection):
             status = _STATUS.match(answer)
             rest = answer[end.end() :]
             if status is None:
-                detail = f"the proxy doesn't answer CONNECT with HTTP; it begins with {answer[:64]!r}"
+                # An echo isn't shown: it holds our credentials for the proxy.
+                echo = answer[:8] == b"CONNECT "
+                shown = "it is our own request" if echo else f"it begins with {answer[:64]!r}"
+                detail = f"the proxy doesn't answer CONNECT with HTTP; {shown}"
                 self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
                 return
             if status[1][:1] == b"2":

@@ -117,3 +117,19 @@ def test_quietly_it_says_only_that_it_is_right(tmp_path: Path) -> None:
     assert ended.returncode == 0
     assert ended.stdout.startswith("ok: settings and no subscriptions file")
     assert len(ended.stdout.splitlines()) == 1
+
+
+def test_no_mistake_shows_a_password(tmp_path: Path) -> None:
+    for arguments in (
+        ("check-config", "--set", "network.proxy=http://kim:hunter2@proxy:3128"),
+        ("check-config", "--set", "network.proxy=http://kim:hunter2%40proxy:3128"),
+        ("check-config", "--set", "network.proxy_password:hunter2"),
+        ("check-config", "--set", "broker=kafka://kim:hunter2@broker:9092"),
+        ("subscriptions", "list", "--url", "http://kim:hunter2@dispatcher.example"),
+        ("subscriptions", "update", "x", "--header", "Authorization: Bearer hunter2"),
+        ("publish", "a.b", "--header", "authorization hunter2"),
+    ):
+        ended = dispatcher(*arguments, cwd=tmp_path)
+        assert ended.returncode == 2, arguments
+        assert ended.stderr, arguments
+        assert "hunter2" not in ended.stdout + ended.stderr

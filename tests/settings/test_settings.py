@@ -253,11 +253,24 @@ def test_secrets_are_neither_in_errors_nor_in_repr_nor_described(write: Any) -> 
         "kafka: {sasl_password: {x: hunter2}}",
         "kafka: {sasl_pasword: hunter2}",
         "broker: kafka://a:hunter2@h",
+        "network: {proxy: 'http://kim:hunter2@proxy:3128'}",
+        "network: {proxy: 'http://kim:hunter2%40proxy:3128'}",
+        "network: {proxy: 'http://kim:hun@hunter2/@proxy:3128'}",
+        "network: {dns_servers: ['http://kim:hunter2@10.0.0.1']}",
+        "network: {'http://kim:hunter2@proxy:3128': x}",
+        "api: {origin: 'https://kim:hunter2@d.example'}",
+        "http: {host: 'kim:hunter2@x'}",
         "sasl_password: hunter2",
     ):
         assert "hunter2" not in "\n".join(mistakes(write(text)))
     assert "hunter2" not in "\n".join(
-        mistakes(environ={"DISPATCHER_API__KEYS": "hunter2", "DISPATCHER_X": "hunter2"})
+        mistakes(
+            environ={
+                "DISPATCHER_API__KEYS": "hunter2",
+                "DISPATCHER_X": "hunter2",
+                "DISPATCHER_NETWORK__PROXY": "http://a:hunter2@p:1",
+            }
+        )
     )
 
 

@@ -8,12 +8,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
-from dispatcher.transport.dial import LookupFailed
+from dispatcher.transport.dial import LookupFailed, Route
 from tests.zoo.behaviours import OK, answers, drips, never_answers, response
 from tests.zoo.harness import Exchange, Harness, post
 from tests.zoo.server import Peer, Zoo
@@ -594,3 +595,14 @@ async def test_a_result_tells_what_opening_the_connection_took_and_when_the_answ
     assert unknown.opened is not None
     assert unknown.opened.connect is not None
     assert unknown.first_byte == 0.0
+
+
+def test_only_the_first_eight_addresses_of_a_name_are_tried_of_both_families_in_turn() -> None:
+    route = cast("Any", Route)(
+        guard=None, lookup=None, tasks=None, context=None, make_room=None, connect_timeout=1.0
+    )
+    four = [f"192.0.2.{number}" for number in range(20)]
+    six = [f"2001:db8::{number}" for number in range(20)]
+    tried = route.reachable("many.example", four + six)
+    assert len(tried) == 8
+    assert sum(":" in address for address in tried) == 4

@@ -453,3 +453,15 @@ def test_many_requests_of_one_turn_are_written_some_at_a_time() -> None:
     assert not all(written)
     wires[0].turn()
     assert all(wire.sent == wire.request for wire in wires)
+
+
+def test_an_echo_of_the_request_is_not_shown_since_it_holds_secrets() -> None:
+    wire = Wire()
+    wire.request = b"POST /hooks/s3cret HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    wire.connection._exchange = wire
+    wire.receive(wire.request)
+    [result] = wire.told
+    assert isinstance(result, Failure)
+    assert result.reason is Reason.PROTOCOL_ERROR
+    assert "our own request" in result.detail
+    assert "s3cret" not in result.detail

@@ -139,6 +139,19 @@ async def test_a_refused_tunnel_is_the_proxys_fault(zoo: Zoo, make: Make, script
     assert len(harness.transport) == 0
 
 
+async def test_a_proxy_that_echoes_does_not_bring_our_password_into_the_log(zoo: Zoo, make: Make) -> None:
+    async def echo(peer: Peer) -> None:
+        await peer.send(await peer.request())
+        await peer.hang()
+
+    harness = await through(zoo, make, echo, proxy_username="kim", proxy_password="hunter2")
+    for scheme in ("http", "https"):
+        result = await harness.result(Origin(scheme, "a.example", 80))
+        assert isinstance(result, Failure)
+        assert "our own request" in result.detail
+        assert "Proxy-" not in result.detail
+
+
 async def test_what_goes_wrong_behind_the_tunnel_is_the_endpoints_fault(zoo: Zoo, make: Make) -> None:
     for script in (accepts_and_closes, says(b"This is not TLS.")):
         harness = await through(zoo, make, Tunnel(await zoo.serve(script)))

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +18,8 @@ from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.subscription.index import ClientCertificate
 from dispatcher.transport import tls
+from dispatcher.transport.connection import Connection
+from dispatcher.transport.secure import MAX_HANDSHAKE, SecureConnection
 from dispatcher.transport.tls import Gate
 from tests.zoo.behaviours import OK, answers, closes_after, response
 from tests.zoo.harness import Harness
@@ -31,6 +34,7 @@ from tests.zoo.server import (
     over_tls,
     stranger,
 )
+from tests.zoo.wire import Wire
 
 Make = Callable[..., Harness]
 
@@ -237,3 +241,25 @@ async def test_a_step_that_raises_stops_no_other() -> None:
     await asyncio.sleep(0.01)
     assert ran == [1]
     assert isinstance(reported[0], ZeroDivisionError)
+
+
+class Dialing(Wire):
+    """Does nothing when the socket is connected: the test does."""
+
+    def made(self, connection: Connection) -> None:
+        """Nothing."""
+
+
+def test_a_handshake_has_a_bound_also_while_it_waits_for_its_turn() -> None:
+    wire = Dialing()
+    connection = SecureConnection(wire.shared, wire, wire)
+    wire.connection = connection
+    connection.connection_made(cast("Any", wire))
+    connection.secure(tls.context(), "a.example")
+    for _ in range(MAX_HANDSHAKE // 16384):
+        connection.data_received(bytes(16384))
+    assert not wire.failures
+    connection.data_received(b"x")
+    [failure] = wire.failures
+    assert failure.reason is Reason.TLS_FAILED
+    assert str(MAX_HANDSHAKE) in failure.detail

@@ -68,6 +68,7 @@ _REFUSED: Final = frozenset(
 _REFUSED_PREFIXES: Final = ("webhook-", "ce-", "proxy-")
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}", re.ASCII)
+_FOLDED = re.compile(r"[^a-z0-9]", re.ASCII)
 _VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
 _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
@@ -173,8 +174,13 @@ def check_header(name: str, value: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError("a header name has only letters, digits and !#$%&'*+-.^_`|~, at most 128 of them")
     lower = name.lower()
-    if lower in _REFUSED or lower.startswith(_REFUSED_PREFIXES):
-        raise ValueError(f"{name} is set by the dispatcher itself, or is meaningful to one connection only")
+    # Gateways, CGI and the frameworks behind them write some of these characters for others: `Webhook_Id` arrives as `webhook-id`.
+    folded = _FOLDED.sub("-", lower)
+    if folded in _REFUSED or folded.startswith(_REFUSED_PREFIXES):
+        same = "" if folded == lower else f", as {folded}, which some servers take {name} for"
+        raise ValueError(
+            f"{name} is set by the dispatcher itself, or is meaningful to one connection only{same}"
+        )
     if len(value) > MAX_OWN_HEADER_VALUE:
         raise ValueError(f"the value of {name} is longer than {MAX_OWN_HEADER_VALUE} characters")
     if not _VALUE.fullmatch(value):

@@ -32,6 +32,8 @@ from yaml.events import (
     StreamEndEvent,
 )
 
+from dispatcher.core.text.redact import without_credentials
+
 try:
     from yaml import CSafeLoader as _Parser
 except ImportError:  # pragma: no cover - PyYAML built without libyaml: slower, the same result
@@ -370,7 +372,13 @@ def explain(error: ErrorDetails, *, secret: bool = False) -> str:
         return said
     if value is None:
         return f"{said} (it is empty)"
-    shown = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    shown = (
+        without_credentials(value)
+        if isinstance(value, str)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
     return f"{said}, not {shown[:77] + '...' if len(shown) > 80 else shown!r}"
 
 

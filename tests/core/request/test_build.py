@@ -331,6 +331,24 @@ FORBIDDEN = [
     *("Proxy-Authorization", "Proxy-Connection", "proxy-x", "User-Agent", "traceparent", "TraceState"),
     *("webhook-id", "Webhook-Timestamp", "WEBHOOK-SIGNATURE", "webhook-anything", "X-Hub-Signature-256"),
     *("ce-id", "CE-Type"),
+    # What gateways, CGI and frameworks fold into ours
+    *(
+        "Webhook_Id",
+        "webhook.signature",
+        "WEBHOOK_TIMESTAMP",
+        "webhook~id",
+        "X_Hub_Signature_256",
+        "X.Hub-Signature_256",
+    ),
+    *(
+        "ce_id",
+        "Content_Length",
+        "Transfer_Encoding",
+        "transfer.encoding",
+        "Content_Type",
+        "User_Agent",
+        "proxy_authorization",
+    ),
 ]
 
 
