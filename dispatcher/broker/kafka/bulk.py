@@ -84,13 +84,19 @@ class Answer:
                     if records is None:
                         break
                 before = len(taken)
+                problem = ""
                 try:
                     taken.extend(islice(records, limit - before))
-                    _in_order(taken, before, self.next_offset, self._after)
                 except UnreadableBatch:
                     raise
                 except Exception as error:  # noqa: BLE001 - whatever the library makes of bytes that it doesn't expect
-                    records = self._salvaged(taken, error)
+                    problem = f"{type(error).__name__}: {error}"
+                wrong = _misplaced(taken, before, self.next_offset, self._after)
+                if wrong >= 0:
+                    problem = f"offset {taken[wrong].offset} is out of order"
+                    del taken[wrong:]
+                if problem:
+                    records = self._salvaged(taken, problem)
                     taken.extend(islice(records, limit - len(taken)))
                 if len(taken) == limit and len(taken) > before:
                     self._records = records
@@ -109,10 +115,10 @@ class Answer:
             self.next_offset = max(self.next_offset, taken[-1].offset + 1)
         return taken
 
-    def _salvaged(self, taken: list[Any], error: Exception) -> Iterator[Any]:
+    def _salvaged(self, taken: list[Any], problem: str) -> Iterator[Any]:
         """What can be read of the rest of the batch, in which the library's reader failed behind what was taken."""
         first = max(self.next_offset, taken[-1].offset + 1) if taken else self.next_offset
-        return unpack(self._data[self._begin : self._end], first, f"{type(error).__name__}: {error}")
+        return unpack(self._data[self._begin : self._end], first, problem)
 
     def _open(self, check: bool, passed: Callable[[Any], bool]) -> Iterator[Any] | None:
         """The records of the next batch that has any for us."""
@@ -161,11 +167,11 @@ class Answer:
         return UnreadableBatch(first, last_offset(self._data[self._begin : self._end], first), reason)
 
 
-def _in_order(taken: list[Any], begin: int, first: int, after: int) -> None:
-    """Raise ValueError, and keep what is before, where an offset isn't between the one before it and the batch's end."""
+def _misplaced(taken: list[Any], begin: int, first: int, after: int) -> int:
+    """Which of those from `begin` on is the first whose offset isn't between the one before it and `after`; -1: none."""
     for at in range(begin, len(taken)):
         offset = taken[at].offset
         if not first <= offset < after:
-            del taken[at:]
-            raise ValueError(f"offset {offset} is not between {first} and {after - 1}")
+            return at
         first = offset + 1
+    return -1

@@ -300,6 +300,17 @@ def test_an_offset_outside_of_its_batch_is_not_believed() -> None:
     assert [isinstance(record, UnreadableRecord) for record in taken] == [False, True, False]
 
 
+def test_an_offset_before_its_batch_is_not_believed_where_the_next_record_breaks_either() -> None:
+    built = bytearray(batch(0, 2))
+    assert built[64] == 0  # the first record's offset, behind its length, attributes and time
+    built[64] = 1  # -1
+    built = built[:-3]
+    built[8:12] = (len(built) - 12).to_bytes(4, "big")
+    taken = fetched(sealed(built)).getall(10)
+    assert [record.offset for record in taken] == [0, 1]
+    assert all(isinstance(record, UnreadableRecord) for record in taken)
+
+
 def test_a_marker_of_a_transaction_that_cannot_be_read() -> None:
     data = batch(0, 1, producer=7, flags=TRANSACTIONAL | CONTROL, key=b"\0")
     assert "marker" in unreadable(fetched(data)).reason
