@@ -139,9 +139,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
 # levels) is added by `Metrics.expect`.
 _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     "events_invalid_total": tuple(
-        (reason,) for reason in ("json", "type", "id", "tenant", "headers", "cloudevent", "content_type")
+        (reason,)
+        for reason in ("json", "type", "id", "tenant", "headers", "cloudevent", "content_type", "unreadable")
     ),
-    "events_skipped_total": (("seen",), ("tombstone",)),
+    "events_skipped_total": (("seen",), ("tombstone",), ("unreadable",)),
     "deliveries_total": tuple(
         (outcome,)
         for outcome in (
