@@ -19,6 +19,7 @@ from itertools import chain, repeat
 from typing import Final
 
 import structlog
+from prometheus_client import ProcessCollector
 
 from dispatcher.__about__ import __version__
 from dispatcher.api.routes import Services
@@ -104,6 +105,7 @@ class App:
         self._stopping = False
         self._gc_threshold = gc.get_threshold()
         self._report_metrics()
+        ProcessCollector(registry=self.metrics.registry)
 
     async def start(self) -> None:
         """Start everything; returns before the broker is there (see `problems`).
@@ -247,6 +249,7 @@ class App:
         self.metrics.expect("retries_due_total", (tier.level for tier in tiers))
         self.metrics.expect("offsets_skipped_total", (*topics.events, *(tier.topic for tier in tiers)))
         reads = self.metrics.reads
+        reads("ready", lambda: not self.problems())
         reads("connections", lambda: by(transport.connections()))
         reads("connections_opened_total", lambda: transport.connections_opened)
         reads("subscriptions", lambda: by(registry.counts()))

@@ -176,6 +176,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
 }
 
 _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
+    "ready": ((), "1 while `/readyz` answers 200: events are taken up and delivered."),
     "deliveries_in_flight": ((), "Deliveries owed to consumed events: queued, being attempted, or held."),
     "deliveries_in_flight_bytes": ((), "Bytes of event bodies in flight, counted once per delivery."),
     "deliveries_queued": ((), "Deliveries waiting in their lane."),
