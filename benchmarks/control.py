@@ -24,7 +24,6 @@ import orjson
 
 from benchmarks.end_to_end import Daemon, kafka
 from benchmarks.harness import SECRET, CannotRun, Nginx, Sampler, Section, Table, Usage, median, mib, require
-from dispatcher.app import topic_specs
 from dispatcher.broker.base import Message
 from dispatcher.broker.open import open_broker
 from dispatcher.control.store import Store, Stored, StoredSecret, subscriptions_topic
@@ -32,6 +31,7 @@ from dispatcher.core.control.ledger import Change, to_headers
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.settings import KafkaSettings, Settings, TopicsSettings
+from dispatcher.topics.specs import topic_specs
 
 COUNT: Final = 100_000
 _WANTED: Final = 20.0  # seconds from the start to ready

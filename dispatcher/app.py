@@ -24,20 +24,20 @@ from prometheus_client import ProcessCollector
 from dispatcher.__about__ import __version__
 from dispatcher.api.routes import Services
 from dispatcher.api.server import ApiServer
-from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable, TopicSpec
+from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.broker.open import open_broker
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
-from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
-from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.engine import Engine
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.settings import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
+from dispatcher.topics.specs import needed_rights, topic_specs
+from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
@@ -48,12 +48,7 @@ garbage: at Python's own thresholds looking through them again and again cost a 
 wrk's against 0.21, benchmarks/end_to_end.py)."""
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
-_RETRY_RETENTION = 7 * 24 * 3600.0  # seconds beyond a tier's delay
-_DEAD_RETENTION_MS = 30 * 24 * 3600 * 1000
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
-_NOTES_LAG_MS = 600 * 1000
-_NOTES_SEGMENT = 32 << 20  # bytes; the newest segment is never compacted
-_COMPACTION_LAG_MS = 3600 * 1000  # `core/control/ledger.py` says why
 
 
 class App:
@@ -102,6 +97,7 @@ class App:
             warnings=self.warnings,
             events_limit=batch_limit(settings.api) + _ENVELOPE,
         )
+        self._watch = TopicWatch(settings, self.broker, self.metrics)
         self._stopping = False
         self._gc_threshold = gc.get_threshold()
         self._report_metrics()
@@ -151,6 +147,7 @@ class App:
         )
         self._engine.start()
         self.plane.attach(self._engine)
+        self._tasks.start(self._watch.run(), "watch topics")
 
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics
@@ -178,11 +175,15 @@ class App:
         if self._engine is None:
             return found or self.plane.problems() or ["connecting to the broker"]
         found += [problem for problem in self.plane.problems() if problem not in found]
+        found += [problem for problem in self._watch.problems() if problem not in found]
         return found + [problem for problem in self._engine.problems() if problem not in found]
 
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on. `/readyz` shows it, and says ready all the same."""
-        return self.broker.warnings() + ([] if self._engine is None else self._engine.warnings())
+        found = self.broker.warnings()
+        if self._engine is not None:
+            found += [*self._engine.warnings(), *self.plane.warnings(), *self._watch.warnings()]
+        return found
 
     def _failed(self, task: str, error: BaseException) -> None:
         """A part died by itself: better to end and be started anew than to go on as half a daemon.
@@ -257,80 +258,6 @@ class App:
             "registry_reloads_total",
             lambda: by({"ok": registry.reloads_ok, "failed": registry.reloads_failed}),
         )
-
-
-def topic_specs(settings: Settings) -> list[TopicSpec]:
-    """Return the topics that must be there."""
-    topics = settings.topics
-    specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
-    specs.append(
-        TopicSpec(
-            subscriptions_topic(settings),
-            1,
-            topics.replication,
-            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)},
-            exact=True,
-        )
-    )
-    if (notes := notes_topic(settings)) is not None:
-        # One record stays for each partition of a group. Compaction leaves alone what a commit may still point to.
-        specs.append(
-            TopicSpec(
-                notes,
-                1,
-                topics.replication,
-                {
-                    "cleanup.policy": "compact",
-                    "min.compaction.lag.ms": str(_NOTES_LAG_MS),
-                    "segment.bytes": str(_NOTES_SEGMENT),
-                },
-            )
-        )
-    # Whatever happened to this process for a week, what waits in a tier is still there.
-    specs += [
-        TopicSpec(
-            tier.topic,
-            topics.partitions,
-            topics.replication,
-            {
-                "cleanup.policy": "delete",
-                "retention.ms": str(round((tier.delay + _RETRY_RETENTION) * 1000)),
-            },
-        )
-        for tier in Tiers(settings.retry.tiers, topics.prefix)
-    ]
-    specs.append(
-        TopicSpec(
-            f"{topics.prefix}dead",
-            topics.partitions,
-            topics.replication,
-            {"cleanup.policy": "delete", "retention.ms": str(_DEAD_RETENTION_MS)},
-        )
-    )
-    if settings.attempts.log != "none":
-        specs.append(
-            TopicSpec(
-                f"{topics.prefix}attempts",
-                topics.partitions,
-                topics.replication,
-                {
-                    "cleanup.policy": "delete",
-                    "retention.ms": str(round(settings.attempts.retention * 1000)),
-                    # As much as some 3 million attempts: what a busy week writes would fill the broker's disk.
-                    "retention.bytes": str(settings.attempts.retention_size),
-                },
-            )
-        )
-    return specs
-
-
-def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
-    """What the dispatcher does with each of its topics."""
-    prefix = settings.topics.prefix
-    only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
-        settings.topics.events, ("READ",)
-    )
-    return {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
 
 
 def _host_of(url: str) -> str:

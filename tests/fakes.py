@@ -17,9 +17,11 @@ from dispatcher.broker.base import (
     CommitRefused,
     Entry,
     GroupMemory,
+    GroupState,
     Message,
     Position,
     Record,
+    Remembered,
     StoredRecord,
     TopicInfo,
     TopicPartition,
@@ -136,6 +138,7 @@ class MemoryReader:
         self.wake = asyncio.Event()
         self.caught_up = False
         self.problem: str | None = None
+        self.error: Exception | None = None  # raised by the next read
 
     async def start(self) -> None:
         self._end = len(self._broker.log[self._partition])
@@ -147,6 +150,8 @@ class MemoryReader:
             self.wake.clear()
             if self._broker.read_errors:
                 raise self._broker.read_errors.pop(0)
+            if self.error is not None:
+                raise self.error
             records = self._broker.log[self._partition][self._position : self._position + limit]
             left = deadline - asyncio.get_running_loop().time()
             if records or left <= 0:
@@ -220,8 +225,16 @@ class MemoryBroker:
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         return []
 
-    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
+    async def topics(
+        self, group: str | None = None, *, only: Callable[[str], bool] | None = None
+    ) -> Sequence[TopicInfo]:
         return []
+
+    async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
+        return {topic: Remembered(None, 1) for topic in topics}
+
+    async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
+        return {}
 
     def partitions_of(self, topics: Collection[str]) -> Sequence[TopicPartition]:
         """The given ones, and one partition of every other topic."""

@@ -8,9 +8,11 @@ Where reading starts is decided once. `kafka.offset_reset: latest` is for a grou
 was never committed says nothing of that: a partition without traffic moves no offset, the broker forgets offsets
 (`offsets.retention.minutes`), a new partition has none. Whoever decides again each time loses what came in between. So:
 
-1. A start is committed with the assignment, for every partition of the topics and not only for one's own: of two members
-   that come at the same time, neither takes the other's commits for the group's past.
-2. A group that has any commit, or is remembered, begins whatever has no commit at its first record.
+1. A start is committed with the assignment, by the member that has the partition and by no other: what another one decided
+   moments ago would overwrite what its owner has committed since.
+2. A group that has any commit, or is remembered, begins whatever has no commit at its first record. A member looks for
+   that before it joins: of two that come at the same time, neither takes the other's commits for the group's past.
+   What a member has decided of partitions that others have, it keeps to, should they come to it without a commit.
 3. A remembered partition without a commit has lost it, which is said aloud (`Why.EXPIRED`).
 4. A topic of another id than remembered was made anew: its commits are about something else.
 """
@@ -18,7 +20,7 @@ was never committed says nothing of that: a partition without traffic moves no o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -26,6 +28,7 @@ from dispatcher.broker.base import (
     AssignmentListener,
     BrokerError,
     GroupMemory,
+    GroupState,
     Jump,
     Position,
     Remembered,
@@ -34,6 +37,9 @@ from dispatcher.broker.base import (
 )
 
 log = structlog.get_logger(__name__)
+
+RETRY_SUFFIX: Final = ".retry"
+"""How the names of groups end that read retry topics."""
 
 _SAID = {
     Why.RETENTION: "the next offset was deleted before it was read: retention is too short, or this group too far behind",
@@ -95,26 +101,22 @@ class Plan(NamedTuple):
     commits: dict[TopicPartition, Position]
     """Those of them that aren't committed yet."""
     jumps: list[Jump]
-    topics: dict[str, Remembered]
-    """What is to be remembered, where it isn't."""
 
 
 def plan(
-    group: str,
     topics: Mapping[str, Remembered],
     committed: Mapping[TopicPartition, Position],
     extents: Mapping[TopicPartition, Extent],
-    memory: GroupMemory,
+    past: Mapping[str, Remembered],
     *,
     from_latest: bool,
     cut: Collection[TopicPartition] = (),
 ) -> Plan:
-    """Where the members of a group start with the partitions that `extents` names, which are of `topics`."""
-    remembered = memory.topics()
-    past = remembered or {}
-    # `latest` holds once in a group's life (rule 2).
-    from_latest = from_latest and remembered is None and not committed
-    result = Plan({}, {}, [], {name: topic for name, topic in topics.items() if past.get(name) != topic})
+    """Where the members of a group start with the partitions that `extents` names, which are of `topics`.
+
+    `past` are the topics that the group has read before. `from_latest` is for a group that has never run (rule 2).
+    """
+    result = Plan({}, {}, [])
     for key, (earliest, end) in extents.items():
         topic = topics[key.topic]
         before = past.get(key.topic)
@@ -130,16 +132,48 @@ def plan(
         if why is not None:
             expected = None if kept is None else kept.offset
             result.jumps.append(Jump(key, why, expected, start.offset, "" if kept is None else kept.metadata))
-    for topic_name in sorted({key.topic for key in result.commits}):
-        log.info(
-            "the group begins to read",
-            group=group,
-            topic=topic_name,
-            starts={
-                key.partition: at.offset for key, at in result.commits.items() if key.topic == topic_name
-            },
-        )
     return result
+
+
+def say_starts(group: str, commits: Mapping[TopicPartition, Position]) -> None:
+    """Log where the group begins to read what it has no commit for."""
+    for topic in sorted({key.topic for key in commits}):
+        starts = {key.partition: at.offset for key, at in commits.items() if key.topic == topic}
+        log.info("the group begins to read", group=group, topic=topic, starts=starts)
+
+
+def news(topics: Mapping[str, Remembered], memory: GroupMemory) -> dict[str, Remembered]:
+    """What of these is to be remembered."""
+    known = memory.topics() or {}
+    return {name: topic for name, topic in topics.items() if known.get(name) != topic}
+
+
+def inherited(group: str, readers: Mapping[str, GroupState]) -> Mapping[TopicPartition, Position]:
+    """Where a group that has read none of the retry topics goes on: where one of another name has come to.
+
+    Each record there is to be sent by one group only. A group that was renamed would send all of them again; one that
+    has commits of its own, or more than one that may have been it, is left alone.
+    """
+    if group in readers or not readers:
+        return {}
+    (name, found), *others = readers.items()
+    if others or found.alive:
+        log.error(
+            "the retry topics are read by other groups, and this one has not read them yet: it begins at their beginning, so"
+            " retries that were sent may be sent again; if the group was renamed, stop, and copy the offsets of the old one"
+            " (`kafka-consumer-groups.sh --reset-offsets --from-file`); if both are meant to be, give this one a topics.prefix"
+            " of its own",
+            group=group,
+            others=list(readers),
+        )
+        return {}
+    log.warning(
+        "the group has read none of the retry topics; one of another name has, which has no members: it goes on where that"
+        " one had come to",
+        group=group,
+        other=name,
+    )
+    return found.committed
 
 
 def vanished(

@@ -31,12 +31,13 @@ Errors::
     ├── MessageTooLarge         larger than the broker takes; sending it again can't help
     ├── MetadataTooLarge        likewise of the text beside a commit; a shorter one can help
     ├── UnreadableBatch         a stretch of offsets can't be unpacked
+    ├── MadeAnew                what was read of a partition is not what it holds
     └── CommitRefused           the partition belongs to somebody else by now
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
@@ -80,6 +81,10 @@ class UnreadableBatch(BrokerError):
     def offset(self) -> int:
         """Where reading stands."""
         return self.first
+
+
+class MadeAnew(BrokerError):
+    """A partition was cut or its topic made anew: what was read of it is not what it holds."""
 
 
 class CommitRefused(BrokerError):
@@ -166,6 +171,13 @@ class TopicSpec(NamedTuple):
     config: Mapping[str, str] = {}
     exact: bool = False
     """One that is there already must have this number of partitions and this `cleanup.policy` too."""
+
+
+class GroupState(NamedTuple):
+    """What a group has committed, and whether it has members now."""
+
+    committed: Mapping[TopicPartition, Position]
+    alive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +322,7 @@ class Reader(Protocol):
     async def read(self, timeout: float, limit: int) -> Sequence[Record]:
         """The next records, at most `limit`, in offset order; none when nothing came within `timeout` seconds.
 
-        Raises BrokerError when the partition was cut or made anew: what was read of it is not what it holds.
+        Raises MadeAnew when the partition was cut or made anew: what was read of it is not what it holds.
         Stands before a batch that can't be unpacked, with `problem` saying so, until a record that follows it asks for
         its skip (`core/skips.py`).
         """
@@ -353,8 +365,16 @@ class Broker(Protocol):
         Raises BrokerRefused for an `exact` one that is there and is different.
         """
 
-    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
-        """Every topic that isn't the broker's own, with the group's committed offsets."""
+    async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
+        """Those of these topics that exist."""
+
+    async def topics(
+        self, group: str | None = None, *, only: Callable[[str], bool] | None = None
+    ) -> Sequence[TopicInfo]:
+        """Every topic that isn't the broker's own, with the group's committed offsets; those that `only` names."""
+
+    async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
+        """The groups whose names end in `suffix` and that have committed offsets on these topics."""
 
     def consumer(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,40 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dispatcher.broker.assignment import RETRY_SUFFIX
 from dispatcher.broker.base import BrokerRefused
-from dispatcher.broker.open import check_broker
+from dispatcher.broker.open import check_broker, sqlite_path
 from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import flags, load_settings, settings_options
+from dispatcher.commands.session import connected, quiet as silence, run
 from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.tiers import Tiers
 from dispatcher.registry.registry import SubscriptionsError, load_file
 from dispatcher.settings.settings import Settings, describe
+from dispatcher.topics.checks import concerns, retry_group, takes_over, warnings
+from dispatcher.topics.specs import topic_specs
 from dispatcher.transport import tls
 
 
 @click.command(name="check-config", short_help="Check settings and subscriptions, and show them.")
 @click.option("--quiet", "-q", is_flag=True, help="Only say whether it is right.")
+@click.option("--connect", is_flag=True, help="Ask the broker too: topics, retention, retries left over.")
 @click.option(
     "--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file."
 )
 @settings_options
 def check_config(
-    *, quiet: bool, subscriptions_file: Path | None, config: Path | None, overrides: dict[str, Any]
+    *,
+    quiet: bool,
+    connect: bool,
+    subscriptions_file: Path | None,
+    config: Path | None,
+    overrides: dict[str, Any],
 ) -> None:
     """Read settings and subscriptions as `run` would, list every error with its place, or show what is in force.
 
-    Secrets are masked. Nothing is started, no broker is contacted. Exits 2 if anything is wrong.
+    Secrets are masked. Nothing is started or changed; no broker is contacted but with --connect. Exits 2 if anything is
+    wrong, and 1 if the broker doesn't answer. What is worth a warning is written to stderr.
     """
     own = flags(subscriptions_file=("--subscriptions", subscriptions_file))
     settings = load_settings(config, {**overrides, **own})
@@ -40,7 +53,35 @@ def check_config(
     _files(settings)
     if not quiet:
         _show(settings)
+    if connect:
+        _connect(settings)
     click.echo(f"ok: settings and {found}")
+
+
+def _connect(settings: Settings) -> None:
+    """Ask the broker what `run` would meet."""
+    scheme, _, rest = settings.broker.partition("://")
+    if scheme == "sqlite" and not sqlite_path(rest).exists():
+        click.echo(f"{settings.broker} is not there yet: `run` makes it", err=True)
+        return
+    silence()
+    missing, found = run(_ask(settings))
+    for warning in found:
+        click.echo(f"Warning: {warning}", err=True)
+    if missing and settings.topics.create:
+        click.echo(f"topics that `run` will create: {', '.join(missing)}", err=True)
+    elif missing:
+        raise ConfigError(f"missing topics: {', '.join(missing)}; `dispatcher topics --create` makes them")
+
+
+async def _ask(settings: Settings) -> tuple[Sequence[str], Sequence[str]]:
+    """What is missing, and what is amiss."""
+    async with connected(settings) as broker:
+        missing = await broker.ensure_topics(topic_specs(settings), create=False)
+        topics = await broker.topics(retry_group(settings), only=lambda name: concerns(settings, name))
+        tiers = [tier.topic for tier in Tiers(settings.retry.tiers, settings.topics.prefix)]
+        readers = await broker.readers_of(tiers, RETRY_SUFFIX)
+        return missing, [*warnings(settings, topics, readers), *takes_over(settings, readers)]
 
 
 def _subscriptions(settings: Settings) -> str:

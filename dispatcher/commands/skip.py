@@ -9,7 +9,6 @@ from typing import Any
 import click
 import orjson
 
-from dispatcher.app import topic_specs
 from dispatcher.broker.base import Broker, Message, TopicPartition, UnreadableBatch, UnreadableRecord
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
@@ -17,6 +16,7 @@ from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.skips import Skip, skip_key
 from dispatcher.settings.settings import Settings
+from dispatcher.topics.specs import topic_specs
 
 
 @click.command(short_help="Pass over a batch that can't be unpacked.")

@@ -11,13 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dispatcher.app import topic_specs
 from dispatcher.broker.base import PartitionInfo, TopicInfo
 from dispatcher.commands.group import Commands
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
 from dispatcher.commands.skip import skip
 from dispatcher.settings.settings import Settings
+from dispatcher.topics.specs import topic_specs
 
 
 @click.group(

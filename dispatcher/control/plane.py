@@ -106,6 +106,10 @@ class ControlPlane:
         """Why it can't be asked yet, a sentence each."""
         return [] if self.store.problem is None else [self.store.problem]
 
+    def warnings(self) -> list[str]:
+        """What isn't as it should be, while it works, a sentence each."""
+        return [] if self.store.warning is None else [self.store.warning]
+
     # What the engine tells.
 
     def exhausted(

@@ -53,6 +53,7 @@ from dispatcher.broker.base import (
     Broker,
     BrokerError,
     BrokerUnavailable,
+    MadeAnew,
     Message,
     MessageTooLarge,
     Reader as TopicReader,
@@ -302,6 +303,7 @@ class Store:
         self._loaded = asyncio.Event()
         self._warned = False
         self._records = 0
+        self._written_back: int | None = None  # entries, since the topic was made anew
         self._foreign = 0  # records that no dispatcher has written
         self._problem: str | None = "the subscriptions are not read yet"
         self._tasks = Tasks(on_failure)
@@ -350,6 +352,16 @@ class Store:
         if self._problem is not None:
             return self._problem
         return None if self._reader is None else self._reader.problem
+
+    @property
+    def warning(self) -> str | None:
+        """What isn't as it should be, while it works, in one sentence."""
+        if self._written_back is None:
+            return None
+        return (
+            f"topic {self._topic} was deleted or cut and made anew: the {self._written_back} entries that it held were written to"
+            " it again from this process's memory; to begin with an empty one, stop every replica first"
+        )
 
     def now_ms(self) -> int:
         """Unix milliseconds."""
@@ -472,7 +484,28 @@ class Store:
             seconds=round(time.perf_counter() - began, 3),
         )
         while True:
-            await self._sliced(await reader.read(_POLL, _BATCH), self._take)
+            try:
+                await self._sliced(await reader.read(_POLL, _BATCH), self._take)
+            except MadeAnew as error:
+                reader = await self._write_back(reader, error)
+
+    async def _write_back(self, lost: TopicReader, error: MadeAnew) -> TopicReader:
+        """The topic was deleted and made anew: give it back what every replica has of it, and follow the new one.
+
+        To drop what it held would end every delivery to these subscriptions, without a word and for good. Each entry is
+        written as a repair is: from whichever replica it comes first, the others take it for what they have.
+        """
+        log.error("the topic of the subscriptions is not the one that was read", error=str(error))
+        await lost.stop()
+        self._reader = reader = self._broker.reader(self._topic)
+        await reader.start()
+        keys = [key for key in self._ledger if self._present(key) is not None]
+        for key in keys:
+            self._ledger.spoil(key)
+            self._plan_repair(key, 2 * random.random())  # noqa: S311 - no secret
+        self._written_back = len(keys)
+        log.error("what the topic of the subscriptions held is written to it again", entries=len(keys))
+        return reader
 
     async def _sliced(self, items: Iterable[T], work: Callable[[T], object]) -> None:
         """Do the work for each, and let the loop turn in between."""

@@ -151,7 +151,9 @@ class Retries:
         pause = _IDLE
         left = _SLICE
         for partition, queue in list(self._waiting.items()):
-            tracker = self._intake.trackers[partition]
+            tracker = self._intake.trackers.get(partition)
+            if tracker is None:
+                continue  # gone with its topic; the new assignment is on its way
             tier = self._tiers.of(partition.topic)
             while queue:
                 now = self._clock()

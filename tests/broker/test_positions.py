@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from dispatcher.broker.assignment import Extent, Start, plan, start_of, vanished
+from dispatcher.broker.assignment import Extent, Plan, Start, plan, start_of, vanished
 from dispatcher.broker.base import Broker, Jump, Message, NoMemory, Position, Remembered, TopicPartition, Why
 from tests.broker.backends import KAFKA, SQLITE, WITHIN, Backend, Member, OnKafka, eventually
 from tests.kafka.groups import delete_group
@@ -42,53 +42,49 @@ A0, A1 = TopicPartition("a", 0), TopicPartition("a", 1)
 
 
 def planned(
-    committed: dict[TopicPartition, Position], memory: NoMemory, topic: Remembered, **more: Any
-) -> Any:
+    committed: dict[TopicPartition, Position],
+    past: Remembered | None,
+    topic: Remembered,
+    *,
+    from_latest: bool = False,
+) -> Plan:
     extents = {TopicPartition("a", n): Extent(5, 20) for n in range(topic.partitions)}
-    return plan("g", {"a": topic}, committed, extents, memory, from_latest=True, **more)
-
-
-def remembering(topic: Remembered) -> NoMemory:
-    memory = NoMemory()
-    memory.remember({"a": topic})
-    return memory
+    read = {} if past is None else {"a": past}
+    return plan({"a": topic}, committed, extents, read, from_latest=from_latest)
 
 
 def test_a_group_that_never_ran_starts_at_the_end_everywhere_and_commits_it() -> None:
-    found = planned({}, NoMemory(), Remembered("x", 2))
+    found = planned({}, None, Remembered("x", 2), from_latest=True)
     assert found.starts == found.commits == {A0: Position(20), A1: Position(20)}
     assert found.jumps == []
-    assert found.topics == {"a": Remembered("x", 2)}
 
 
-def test_one_commit_is_enough_to_know_that_the_group_has_run() -> None:
-    found = planned({A0: Position(7, "n")}, NoMemory(), Remembered("x", 2))
+def test_a_group_that_has_run_begins_what_it_has_no_commit_for_at_its_first_record() -> None:
+    found = planned({A0: Position(7, "n")}, None, Remembered("x", 2))
     assert found.starts == {A0: Position(7, "n"), A1: Position(5)}
     assert found.commits == {A1: Position(5)}
 
 
 def test_offsets_that_a_remembered_group_has_no_more_are_said_to_be_gone_and_not_begun_at_the_end() -> None:
-    found = planned({}, remembering(Remembered("x", 2)), Remembered("x", 2))
+    found = planned({}, Remembered("x", 2), Remembered("x", 2))
     assert found.starts == {A0: Position(5), A1: Position(5)}
     assert [(jump.why, jump.to) for jump in found.jumps] == [(Why.EXPIRED, 5), (Why.EXPIRED, 5)]
-    assert found.topics == {}
 
 
 def test_a_partition_that_was_added_begins_at_its_beginning_and_nothing_is_amiss() -> None:
-    found = planned({A0: Position(9)}, remembering(Remembered("x", 1)), Remembered("x", 2))
+    found = planned({A0: Position(9)}, Remembered("x", 1), Remembered("x", 2))
     assert found.starts[A1] == Position(5)
     assert found.jumps == []
-    assert found.topics == {"a": Remembered("x", 2)}
 
 
 def test_a_topic_of_another_id_is_begun_anew_whatever_was_committed() -> None:
-    found = planned({A0: Position(9), A1: Position(9)}, remembering(Remembered("x", 2)), Remembered("y", 2))
+    found = planned({A0: Position(9), A1: Position(9)}, Remembered("x", 2), Remembered("y", 2))
     assert found.commits == {A0: Position(5), A1: Position(5)}
     assert {jump.why for jump in found.jumps} == {Why.MADE_ANEW}
 
 
 def test_without_ids_a_commit_within_the_partition_is_believed() -> None:
-    found = planned({A0: Position(9)}, remembering(Remembered(None, 1)), Remembered("y", 1))
+    found = planned({A0: Position(9)}, Remembered(None, 1), Remembered("y", 1))
     assert found.starts == {A0: Position(9)}
 
 
@@ -175,6 +171,38 @@ async def test_offsets_that_the_broker_has_forgotten_are_noticed_and_nothing_is_
     assert {(jump.partition.partition, jump.why) for jump in member.listener.jumps} == {
         (number, Why.EXPIRED) for number in range(4)
     }
+
+
+@pytest.mark.parametrize("reset", ["latest", "earliest"])
+async def test_a_slow_member_commits_nothing_of_what_others_have(on_kafka: OnKafka, reset: str) -> None:
+    """What it has decided is older than what the owner has committed since."""
+    broker = await on_kafka.connect(on_kafka.settings.model_copy(update={"offset_reset": reset}))
+    topic, group = await on_kafka.topic(broker, 2), on_kafka.unique("group")
+    fast, slow = Member(broker, [topic], group), Member(broker, [topic], group)
+    decided, go_on = asyncio.Event(), asyncio.Event()
+    library: Any = slow.consumer
+    look_back = library._look_back
+
+    async def late() -> None:
+        await look_back()
+        decided.set()
+        await go_on.wait()
+
+    library._look_back = late
+    joining = asyncio.get_running_loop().create_task(slow.consumer.start())
+    await decided.wait()  # the group has never run, it thinks
+    await fast.consumer.start()
+    await broker.produce(spread(topic, 0, 10, 2))
+    await fast.poll_for(10)
+    await fast.consumer.commit({TopicPartition(topic, n): Position(5) for n in range(2)})
+    await broker.produce(spread(topic, 10, 10, 2))
+    go_on.set()
+    async with fast.polling(), asyncio.timeout(WITHIN):
+        await joining
+        await eventually(lambda: len(fast.listener.assigned) == len(slow.listener.assigned) == 1)
+    assert set(slow.listener.starts.values()) == {Position(5)}
+    (info,) = [info for info in await broker.topics(group) if info.name == topic]
+    assert [partition.committed for partition in info.partitions] == [5, 5]
 
 
 # Partitions and topics that come and go under a running member.

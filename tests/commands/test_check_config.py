@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.commands.console import dispatcher
+from tests.ports import free_port
 
 ENDPOINT = """
 subscriptions:
@@ -133,3 +134,33 @@ def test_no_mistake_shows_a_password(tmp_path: Path) -> None:
         assert ended.returncode == 2, arguments
         assert ended.stderr, arguments
         assert "hunter2" not in ended.stdout + ended.stderr
+
+
+def test_connect_asks_the_broker_and_changes_nothing(tmp_path: Path) -> None:
+    broker = ("--set", "broker=sqlite:///log.db")
+    asked = dispatcher("check-config", "-q", "--connect", *broker, cwd=tmp_path)
+    assert (asked.returncode, asked.stderr.strip()) == (
+        0,
+        "sqlite:///log.db is not there yet: `run` makes it",
+    )
+    assert not (tmp_path / "log.db").exists()
+    tiers = ("--set", "retry.tiers=10s,1m")
+    made = dispatcher("topics", "--create", *broker, *tiers, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    asked = dispatcher("check-config", "-q", "--connect", *broker, *tiers, cwd=tmp_path)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    more = ("--set", "retry.tiers=10s,1m,1h")
+    asked = dispatcher(
+        "check-config", "-q", "--connect", *broker, *more, "--set", "topics.create=false", cwd=tmp_path
+    )
+    assert asked.returncode == 2
+    assert "missing topics: dispatcher.retry.1h; `dispatcher topics --create` makes them" in asked.stderr
+
+
+def test_connect_says_that_no_broker_answers(tmp_path: Path) -> None:
+    port = free_port()
+    asked = dispatcher(
+        "check-config", "-q", "--connect", "--set", f"broker=kafka://127.0.0.1:{port}", cwd=tmp_path
+    )
+    assert asked.returncode == 1
+    assert "connection refused" in asked.stderr

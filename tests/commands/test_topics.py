@@ -56,7 +56,7 @@ def test_the_first_command_on_a_fresh_broker_makes_the_topics(
 
 
 def test_topics_of_others_are_shown_only_when_asked_for(tmp_path: Path) -> None:
-    console.dispatcher("publish", "ping", "--topic", "others", cwd=tmp_path)
+    console.dispatcher("publish", "ping", "--topic", "others", "--force", cwd=tmp_path)
     assert "others" not in console.dispatcher("topics", "--create", cwd=tmp_path).stdout
     assert "others" in console.dispatcher("topics", "--all", cwd=tmp_path).stdout
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from dispatcher.app import topic_specs
 from dispatcher.broker.base import Broker
 from dispatcher.broker.open import open_broker
 from dispatcher.control.errors import Unavailable, VersionMismatch
@@ -19,6 +18,7 @@ from dispatcher.control.store import Store, StoredSecret
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.settings import Settings
+from dispatcher.topics.specs import topic_specs
 from tests.broker.backends import QUICK
 from tests.e2e.daemon import eventually
 from tests.kafka.server import Cluster

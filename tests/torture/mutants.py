@@ -90,10 +90,10 @@ def begins_added_partitions_at_their_end() -> None:
     """What is written to a partition before anybody knows of it is passed over."""
     plan = assignment.plan
 
-    def late(group: str, topics: Any, committed: Any, extents: Any, memory: Any, **others: Any) -> Any:
-        if memory.topics() is not None:
+    def late(topics: Any, committed: Any, extents: Any, past: Any, **others: Any) -> Any:
+        if past:
             committed = {**{key: Position(extent.end) for key, extent in extents.items()}, **committed}
-        return plan(group, topics, committed, extents, memory, **others)
+        return plan(topics, committed, extents, past, **others)
 
     _replace(starts, "plan", late)
 

@@ -34,6 +34,7 @@ from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.admin import ApiVersionRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from dispatcher.broker.assignment import RETRY_SUFFIX, inherited
 from dispatcher.broker.base import (
     AssignmentListener,
     BrokerError,
@@ -41,6 +42,7 @@ from dispatcher.broker.base import (
     BrokerUnavailable,
     Entry,
     GroupMemory,
+    GroupState,
     Message,
     PartitionInfo,
     Position,
@@ -63,6 +65,7 @@ from dispatcher.broker.kafka.client import (
 )
 from dispatcher.broker.kafka.consumer import KafkaConsumer, stop_consumer
 from dispatcher.broker.kafka.diagnosis import mismatch, spoken, unreachable
+from dispatcher.broker.kafka.groups import readers_of
 from dispatcher.broker.kafka.metadata import look
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
@@ -444,8 +447,34 @@ class KafkaBroker:
         """Those of these topics that exist."""
         return await look(await self._connected().live_client(), topics)
 
-    async def inherited(self, group: str, topics: Collection[str]) -> Mapping[TopicPartition, Position]:  # noqa: ARG002
-        return {}
+    async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
+        found = await self.look(sorted(topics))
+        keys = [
+            KafkaPartition(name, number)
+            for name, topic in found.items()
+            for number in range(topic.partitions)
+        ]
+        if not keys:
+            return {}
+        return await self._with_admin(
+            lambda admin: readers_of(admin, keys, suffix), "asking for the groups that read the retry topics"
+        )
+
+    async def has_commits(self, group: str, topics: Collection[str]) -> bool:
+        found = await self.look(sorted(topics))
+        keys = [
+            KafkaPartition(name, number)
+            for name, topic in found.items()
+            for number in range(topic.partitions)
+        ]
+        committed = await self._with_admin(
+            lambda admin: admin.list_consumer_group_offsets(group, partitions=keys),
+            f"asking for the offsets of group {group}",
+        )
+        return any(at.offset >= 0 for at in committed.values())
+
+    async def inherited(self, group: str, topics: Collection[str]) -> Mapping[TopicPartition, Position]:
+        return inherited(group, await self.readers_of(topics, RETRY_SUFFIX))
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         found = await self.describe([spec.name for spec in topics])
@@ -520,8 +549,12 @@ class KafkaBroker:
         (response,) = await admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, node, wanted)])
         return {entry[0]: entry[1] for resource in response.resources for entry in resource[4]}
 
-    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
+    async def topics(
+        self, group: str | None = None, *, only: Callable[[str], bool] | None = None
+    ) -> Sequence[TopicInfo]:
         found = await self.describe(None)
+        if only is not None:
+            found = {name: numbers for name, numbers in found.items() if only(name)}
         keys = [KafkaPartition(name, number) for name, numbers in found.items() for number in numbers]
         if not keys:
             return []

@@ -48,7 +48,7 @@ from aiokafka import (
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 
-from dispatcher.broker.assignment import Owner, absent, vanished
+from dispatcher.broker.assignment import Owner, absent, news, vanished
 from dispatcher.broker.base import (
     LOOK_INTERVAL,
     AssignmentListener,
@@ -114,6 +114,9 @@ class Cluster(Protocol):
 
     async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
         """Those of these topics that exist."""
+
+    async def has_commits(self, group: str, topics: Collection[str]) -> bool:
+        """Whether the group has committed anything on these topics."""
 
     async def inherited(self, group: str, topics: Collection[str]) -> Mapping[TopicPartition, Position]:
         """What a group of another name has committed on these topics, for a group that has begun none of them."""
@@ -184,7 +187,12 @@ class KafkaConsumer:
         ] = {}  # the topics as they were when it took its partitions
         self._stale: set[str] = set()  # topics that have gone since
         self._cut: set[TopicPartition] = set()  # that end before their position
-        self._inherited: Mapping[TopicPartition, Position] = {}
+        # Starts of partitions that have no commit yet: of other members', or of another group's that this one was.
+        self._decided: dict[TopicPartition, Position] = {}
+        self._past: Mapping[str, Remembered] | None = (
+            None  # topics that the group has read, as of before joining
+        )
+        self._fresh = False  # the group had never run when this member joined it first
         self._absent: str | None = None
         self._watching = False
         self._paused: set[TopicPartition] = set()
@@ -245,8 +253,8 @@ class KafkaConsumer:
         found = await self._cluster.look(self._topics)
         if (missing := absent(self._topics, found)) is not None:
             raise BrokerUnavailable(missing)
-        if self._own and self._memory.topics() is None:
-            self._inherited = await self._cluster.inherited(self.group, self._topics)
+        if not self._topics_read:
+            await self._look_back()
         settings = self._settings
         options = dict(self._cluster.options)
         # The answer to joining comes when every member has joined, which may take the rebalance timeout.
@@ -322,6 +330,16 @@ class KafkaConsumer:
             host=twin.host,
         )
 
+    async def _look_back(self) -> None:
+        """See whether the group has run before: once it is joined, the commits of members that came just now say so too."""
+        remembered = self._memory.topics()
+        self._past = remembered or {}
+        self._fresh = False
+        if remembered is None and self._own:
+            self._decided = dict(await self._cluster.inherited(self.group, self._topics))
+        elif remembered is None and self._settings.offset_reset == "latest":
+            self._fresh = not await self._cluster.has_commits(self.group, self._topics)
+
     async def stop(self) -> None:
         self._stopped = True
         self._open = False
@@ -393,15 +411,18 @@ class KafkaConsumer:
         try:
             async with asyncio.timeout(self._settings.session_timeout / 2):
                 topics = await self._cluster.look(self._topics)
+                past = self._past
+                if past is None:
+                    past = {**(self._memory.topics() or {}), **self._topics_read}
                 plan = await starts_of(
                     consumer,
                     self.group,
                     topics,
                     assigned,
-                    self._memory,
-                    from_latest=self._settings.offset_reset == "latest",
+                    past,
+                    from_latest=self._fresh,
                     cut=self._cut,
-                    inherited=self._inherited,
+                    decided=self._decided,
                 )
         except (errors.KafkaError, OSError, TimeoutError, BrokerError) as error:
             problem = mapped(error, "reading committed offsets")
@@ -423,11 +444,13 @@ class KafkaConsumer:
         for jump in plan.jumps:
             self._owner.jump(jump)
         self._topics_read = topics
+        self._decided = {key: at for key, at in plan.commits.items() if key not in starts}
+        self._past, self._fresh = None, False
         self._had, self._cut, self._stale = frozenset(), set(), set()
         self._absent = absent(self._topics, topics)
         await self._owner.assigned(starts)
-        if plan.topics:
-            self._memory.remember(plan.topics)
+        if new := news(topics, self._memory):
+            self._memory.remember(new)
         if self._consumer is not consumer:
             return  # stopped meanwhile
         self._trouble = self._problem = None
@@ -738,6 +761,8 @@ class KafkaConsumer:
             return {}
         stretches = {}
         for partition, behind in self._positions.items():
+            if partition in self._stuck:
+                continue  # what can't be unpacked may still be
             position = position_of(consumer, partition)
             if position is not None and position > behind:
                 stretches[partition] = (behind, position)

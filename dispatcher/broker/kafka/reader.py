@@ -18,11 +18,15 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
 from aiokafka.client import AIOKafkaClient
 
+from dispatcher.broker.assignment import absent, vanished
 from dispatcher.broker.base import (
+    LOOK_INTERVAL,
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
+    MadeAnew,
     Record,
+    Remembered,
     TopicPartition,
     UnreadableBatch,
 )
@@ -46,8 +50,8 @@ class Cluster(Protocol):
     def options(self) -> Mapping[str, Any]:
         """What to make a client of the library with, once connected."""
 
-    async def describe(self, topics: Sequence[str]) -> dict[str, list[int]]:
-        """The partitions of each of these topics that exists."""
+    async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
+        """Those of these topics that exist."""
 
     def forget_reader(self, reader: KafkaReader) -> None:
         """It has stopped."""
@@ -67,6 +71,9 @@ class KafkaReader:
         self._stuck: UnreadableBatch | None = None  # reading stands before it
         self._retry_at = 0.0  # loop time
         self._problem: str | None = "not started yet"
+        self._topic: Mapping[str, Remembered] = {}
+        self._looked = 0.0  # when it was last seen to be that topic (loop time)
+        self._absent: str | None = None
 
     @property
     def client(self) -> AIOKafkaClient | None:
@@ -78,7 +85,7 @@ class KafkaReader:
 
     @property
     def problem(self) -> str | None:
-        return self._problem
+        return self._problem or self._absent
 
     async def start(self) -> None:
         tries = 0
@@ -97,8 +104,13 @@ class KafkaReader:
 
     async def _start(self) -> None:
         topic, number = self._partition
-        if number not in (await self._cluster.describe([topic])).get(topic, ()):
+        there = await self._cluster.look([topic])
+        if topic not in there or number >= there[topic].partitions:
             raise BrokerUnavailable(f"partition {topic}-{number} does not exist")
+        self._looked = asyncio.get_running_loop().time()
+        if vanished([TopicPartition(topic, number)], self._topic, there):
+            raise self._cut("the topic is another one")
+        self._topic = there
         settings = self._cluster.settings
         consumer = AIOKafkaConsumer(
             **self._cluster.options,
@@ -144,6 +156,7 @@ class KafkaReader:
             consumer = self._consumer
         if consumer is None:
             return ()
+        await self._look()
         try:
             fetched = await consumer.getmany(self._partition, timeout_ms=timeout * 1000, max_records=limit)
             if not fetched and self._stuck is None:
@@ -219,6 +232,21 @@ class KafkaReader:
             self._stuck = None  # `_problem` says so until it can be read
             consumer.seek(self._partition, stuck.first)
 
+    async def _look(self) -> None:
+        """See now and then whether it is still the same topic: the library takes one that was made anew for the old one."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked < LOOK_INTERVAL:
+            return
+        self._looked = now
+        topic, number = self._partition
+        try:
+            there = await self._cluster.look([topic])
+        except BrokerError:
+            return  # that is told by what it fails to read
+        self._absent = absent([topic], there)
+        if self._absent is None and vanished([TopicPartition(topic, number)], self._topic, there):
+            raise self._cut("the topic is another one")
+
     def _advance(self, position: int) -> None:
         self._position = max(position, self._position or 0)
         self._caught_up = self._caught_up or self._position >= self._end
@@ -230,13 +258,13 @@ class KafkaReader:
             await stop_consumer(consumer)
         await self.start()
 
-    def _cut(self, what: str) -> BrokerError:
+    def _cut(self, what: str) -> MadeAnew:
         topic, number = self._partition
         self._problem = (
             f"{topic}-{number} was cut or its topic made anew: it was read to offset {self._position}, and {what};"
             " start again to read it from its beginning"
         )
-        return BrokerError(self._problem)
+        return MadeAnew(self._problem)
 
     async def stop(self) -> None:
         self._stopped = True

@@ -12,8 +12,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
 from aiokafka.structs import OffsetAndMetadata
 
-from dispatcher.broker.assignment import Extent, Plan, plan
-from dispatcher.broker.base import GroupMemory, Position, Remembered, TopicPartition
+from dispatcher.broker.assignment import Extent, Plan, plan, say_starts
+from dispatcher.broker.base import Position, Remembered, TopicPartition
 
 
 async def starts_of(
@@ -21,42 +21,39 @@ async def starts_of(
     group: str,
     topics: Mapping[str, Remembered],
     mine: Collection[KafkaPartition],
-    memory: GroupMemory,
+    past: Mapping[str, Remembered],
     *,
     from_latest: bool,
     cut: Collection[TopicPartition],
-    inherited: Mapping[TopicPartition, Position],
+    decided: Mapping[TopicPartition, Position],
 ) -> Plan:
-    """Where reading starts with `mine`; what isn't committed yet of all `topics` is committed.
+    """Where reading starts with `mine`, committed where it isn't, and with what has no commit of the `topics`' others.
 
-    `inherited` is what a group of another name had committed, for a group that has no commit at all.
+    `decided` are starts of partitions without a commit that this member has decided before, or that another group gave it.
     """
     every = [
         KafkaPartition(name, number) for name, topic in topics.items() for number in range(topic.partitions)
     ]
-    wanted = [key for key in every if key in mine]
+    if not every:
+        return Plan({}, {}, [])
     found: Mapping[Any, Any] = await consumer._coordinator.fetch_committed_offsets(every)
     committed = {TopicPartition(*key): Position(at.offset, at.metadata or "") for key, at in found.items()}
-    took_over = {} if committed else dict(inherited)
-    past = memory.topics()
-    undecided = past is None or any(past.get(name) != topic for name, topic in topics.items())
-    if undecided or any(TopicPartition(*key) not in committed for key in every):
-        wanted = every
-    if not wanted:
-        return Plan({}, {}, [], {})
+    own = {TopicPartition(*key) for key in mine}
+    # Of what others have, only what may come to this member without a commit.
+    wanted = [key for key in every if key in own or key not in committed]
     first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
     extents = {TopicPartition(*key): Extent(first[key], end[key]) for key in wanted}
-    result = plan(
-        group, topics, {**took_over, **committed}, extents, memory, from_latest=from_latest, cut=cut
-    )
-    commits = {**{key: at for key, at in took_over.items() if key in result.starts}, **result.commits}
-    if commits:
-        await _commit(consumer, commits)
-    return result
+    standing = {key: at for key, at in decided.items() if key in extents and key not in committed}
+    found_plan = plan(topics, {**standing, **committed}, extents, past, from_latest=from_latest, cut=cut)
+    commits = {**standing, **found_plan.commits}
+    ours = {key: at for key, at in commits.items() if key in own}
+    if ours:
+        await _commit(consumer, ours)
+        say_starts(group, ours)
+    return Plan(found_plan.starts, commits, [jump for jump in found_plan.jumps if jump.partition in own])
 
 
 async def _commit(consumer: AIOKafkaConsumer, positions: Mapping[TopicPartition, Position]) -> None:
-    # Past `consumer.commit`, which refuses partitions of other members. The coordinator asks for the generation only.
     offsets = {
         KafkaPartition(*key): OffsetAndMetadata(at.offset, at.metadata) for key, at in positions.items()
     }

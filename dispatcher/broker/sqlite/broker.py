@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -20,10 +20,12 @@ from dispatcher.broker.base import (
     BrokerRefused,
     Entry,
     GroupMemory,
+    GroupState,
     Message,
     MessageTooLarge,
     PartitionInfo,
     Record,
+    Remembered,
     TopicInfo,
     TopicPartition,
     TopicSpec,
@@ -123,7 +125,16 @@ class SqliteBroker:
             log.info("topic created", topic=spec.name, partitions=partitions)
         return []
 
-    async def topics(self, group: str | None = None) -> Sequence[TopicInfo]:
+    async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
+        there = self._store.topics
+        return {name: Remembered(None, len(there[name].partitions)) for name in topics if name in there}
+
+    async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
+        return await self._groups.readers_of(topics, suffix)
+
+    async def topics(
+        self, group: str | None = None, *, only: Callable[[str], bool] | None = None
+    ) -> Sequence[TopicInfo]:
         committed = {} if group is None else await self._store.committed(group)
         return [
             TopicInfo(
@@ -140,6 +151,7 @@ class SqliteBroker:
                 dict(topic.settings),
             )
             for topic in sorted(self._store.topics.values(), key=lambda topic: topic.name)
+            if only is None or only(topic.name)
         ]
 
     # Writing and reading.

@@ -360,6 +360,14 @@ class LogFile:
             )
         }
 
+    def all_committed(self) -> dict[str, dict[int, Position]]:
+        found: dict[str, dict[int, Position]] = {}
+        for group, id_, offset, metadata in self._open_db.execute(
+            "SELECT member_group, partition, position, metadata FROM commits"
+        ):
+            found.setdefault(group, {})[id_] = Position(offset, metadata)
+        return found
+
     def count(self, id_: int) -> int:
         """Records in it."""
         return self._counts[id_].count

@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
 
-from dispatcher.broker.assignment import Extent, Owner, Plan, plan
+from dispatcher.broker.assignment import RETRY_SUFFIX, Extent, Owner, Plan, inherited, news, plan, say_starts
 from dispatcher.broker.base import (
     AssignmentListener,
     BrokerUnavailable,
     CommitRefused,
     GroupMemory,
+    GroupState,
     Jump,
     MetadataTooLarge,
     NoMemory,
@@ -39,7 +40,7 @@ from dispatcher.broker.base import (
     Why,
 )
 from dispatcher.broker.sqlite.file import Request
-from dispatcher.broker.sqlite.store import Partition, Store
+from dispatcher.broker.sqlite.store import Partition, Store, Topic
 from dispatcher.runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -93,6 +94,23 @@ class Groups:
                 await member.stop()
         await self._tasks.stop()
 
+    async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
+        """The groups whose names end in `suffix` and that have committed offsets on these topics."""
+        keys = {
+            partition.id: partition.key
+            for name in topics
+            if name in self._store.topics
+            for partition in self._store.topics[name].partitions
+        }
+        return {
+            group: GroupState(
+                {keys[id_]: position for id_, position in committed.items() if id_ in keys},
+                group in self._groups,
+            )
+            for group, committed in (await self._store.all_committed()).items()
+            if group.endswith(suffix) and keys.keys() & committed.keys()
+        }
+
     def join(self, member: SqliteConsumer) -> None:
         group = self._groups.get(member.group)
         if group is None:
@@ -145,18 +163,23 @@ class Groups:
         for member in group.members:
             topics = [self._store.topics[name] for name in sorted(member.topics)]
             partitions = [partition for topic in topics for partition in topic.partitions]
+            ours = {each.key: committed[each.id] for each in partitions if each.id in committed}
+            took_over: Mapping[TopicPartition, Position] = {}
+            if member.own and not ours and member.memory.topics() is None:
+                took_over = inherited(group.name, await self.readers_of(member.topics, RETRY_SUFFIX))
+            remembered = member.memory.topics()
             plans[member] = found = plan(
-                group.name,
-                # Nothing deletes a topic from the file, so none is made anew.
-                {topic.name: Remembered(None, len(topic.partitions)) for topic in topics},
-                {each.key: committed[each.id] for each in partitions if each.id in committed},
+                _shapes(topics),
+                {**took_over, **ours},
                 {each.key: Extent(each.start, each.end) for each in partitions},
-                member.memory,
-                from_latest=self._from_latest and not member.own,
+                remembered or {},
+                from_latest=self._from_latest and not (member.own or ours or remembered is not None),
             )
-            rows |= {each.id: found.commits[each.key] for each in partitions if each.key in found.commits}
+            commits = {**took_over, **found.commits}
+            rows |= {each.id: commits[each.key] for each in partitions if each.key in commits}
             committed |= rows  # what the next one finds
         if rows:
+            say_starts(group.name, {self._store.key_of(id_): at for id_, at in rows.items()})
             try:
                 await self._store.commit(group.name, list(rows.items()))
             except BrokerUnavailable as error:
@@ -209,6 +232,11 @@ class Groups:
             member.late = False
             if member in group.members:
                 self._change(group)
+
+
+def _shapes(topics: Iterable[Topic]) -> dict[str, Remembered]:
+    # Nothing deletes a topic from the file, so none is made anew.
+    return {topic.name: Remembered(None, len(topic.partitions)) for topic in topics}
 
 
 class SqliteConsumer:
@@ -303,8 +331,8 @@ class SqliteConsumer:
         self._handed = dict(self._positions)
         for jump in plan.jumps:
             self._owner.jump(jump)
-        if plan.topics:
-            self.memory.remember(plan.topics)
+        if new := news(_shapes([self._store.topics[name] for name in self.topics]), self.memory):
+            self.memory.remember(new)
         await self._owner.assigned({partition.key: position for partition, position in starts.items()})
         if self._mine.keys() != {partition.key for partition in starts}:
             return  # stopped meanwhile

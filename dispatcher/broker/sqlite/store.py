@@ -241,6 +241,14 @@ class Store:
         """A group's positions, by the partitions' ids."""
         return await self._run(self._file.committed, group)
 
+    def key_of(self, id_: int) -> TopicPartition:
+        """The partition of this id."""
+        return self._partitions[id_].key
+
+    async def all_committed(self) -> dict[str, dict[int, Position]]:
+        """Every group's positions, by the partitions' ids."""
+        return await self._run(self._file.all_committed)
+
     # Retention and compaction (rule 4).
 
     async def maintain(self) -> None:

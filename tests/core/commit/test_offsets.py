@@ -320,3 +320,30 @@ def test_somebody_else_served_a_subscription_that_is_owed_here() -> None:
     kept = owing("a")
     assert kept.partly() == {Who(owed=True, ids=("a",)): [(4, 5)]}
     assert not kept.resume_at(4, told(Who(owed=False, ids=("a", "b"))))
+
+
+# Stretches that hold nothing to read.
+
+
+def test_a_stretch_without_records_is_passed_over_once_all_before_it_is_tracked() -> None:
+    partition = tracker(3)
+    partition.track(3, 1)
+    partition.pass_over(5, 9)
+    assert partition.next == 4, "4 was read and is not tracked yet"
+    partition.track(4, 0)
+    partition.pass_over(5, 9)
+    assert (partition.next, partition.committable) == (9, 3), "what is owed holds the commit all the same"
+    partition.settle(3)
+    assert partition.committable == 9
+    partition.pass_over(5, 7)
+    assert partition.committable == 9, "it never goes back"
+
+
+def test_a_stretch_without_records_meets_what_was_done_before() -> None:
+    partition = PartitionTracker("t", 0, 3, Note(((4, 6), (8, 12), (20, 21)), ()))
+    partition.pass_over(3, 9)
+    assert partition.committable == 12
+    assert partition.completed() == [(20, 21)]
+    assert not partition.seen(12)
+    partition.track(12, 1)
+    assert partition.completed() == [(20, 21)]

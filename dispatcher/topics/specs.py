@@ -1,0 +1,92 @@
+"""Which topics there must be, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from dispatcher.broker.base import TopicSpec
+from dispatcher.control.store import subscriptions_topic
+from dispatcher.core.retry.tiers import Tiers
+from dispatcher.delivery.commit_notes import notes_topic
+from dispatcher.settings.settings import Settings
+
+_RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
+_DEAD_RETENTION_MS: Final = 30 * 24 * 3600 * 1000
+_NOTES_LAG_MS: Final = 600 * 1000
+_NOTES_SEGMENT: Final = 32 << 20  # bytes; the newest segment is never compacted
+_COMPACTION_LAG_MS: Final = 3600 * 1000  # `core/control/ledger.py` says why
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """Return the topics that must be there."""
+    topics = settings.topics
+    specs = [TopicSpec(name, topics.partitions, topics.replication) for name in topics.events]
+    specs.append(
+        TopicSpec(
+            subscriptions_topic(settings),
+            1,
+            topics.replication,
+            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)},
+            exact=True,
+        )
+    )
+    if (notes := notes_topic(settings)) is not None:
+        # One record stays for each partition of a group. Compaction leaves alone what a commit may still point to.
+        specs.append(
+            TopicSpec(
+                notes,
+                1,
+                topics.replication,
+                {
+                    "cleanup.policy": "compact",
+                    "min.compaction.lag.ms": str(_NOTES_LAG_MS),
+                    "segment.bytes": str(_NOTES_SEGMENT),
+                },
+            )
+        )
+    # Whatever happened to this process for a week, what waits in a tier is still there.
+    specs += [
+        TopicSpec(
+            tier.topic,
+            topics.partitions,
+            topics.replication,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": str(round((tier.delay + _RETRY_RETENTION) * 1000)),
+            },
+        )
+        for tier in Tiers(settings.retry.tiers, topics.prefix)
+    ]
+    specs.append(
+        TopicSpec(
+            f"{topics.prefix}dead",
+            topics.partitions,
+            topics.replication,
+            {"cleanup.policy": "delete", "retention.ms": str(_DEAD_RETENTION_MS)},
+        )
+    )
+    if settings.attempts.log != "none":
+        specs.append(
+            TopicSpec(
+                f"{topics.prefix}attempts",
+                topics.partitions,
+                topics.replication,
+                {
+                    "cleanup.policy": "delete",
+                    "retention.ms": str(round(settings.attempts.retention * 1000)),
+                    # As much as some 3 million attempts: what a busy week writes would fill the broker's disk.
+                    "retention.bytes": str(settings.attempts.retention_size),
+                },
+            )
+        )
+    return specs
+
+
+def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
+    """What the dispatcher does with each of its topics."""
+    prefix = settings.topics.prefix
+    only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
+        settings.topics.events, ("READ",)
+    )
+    return {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
