@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from dispatcher.broker.base import (
+    Acknowledged,
     AssignmentListener,
     BrokerError,
     CommitRefused,
@@ -259,7 +260,7 @@ class MemoryBroker:
         self.readers.append(MemoryReader(self, TopicPartition(topic, partition)))
         return self.readers[-1]
 
-    async def produce(self, messages: Sequence[Message]) -> None:
+    async def produce(self, messages: Sequence[Message], acknowledged: Acknowledged | None = None) -> None:
         await asyncio.sleep(0.001)
         if self.produce_errors:
             raise self.produce_errors.pop(0)
@@ -269,6 +270,8 @@ class MemoryBroker:
             log.append(
                 StoredRecord(len(log), message.timestamp_ms or 0, message.key, message.value, message.headers)
             )
+        if acknowledged is not None:
+            acknowledged(range(len(messages)))
         self._wake()
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:

@@ -14,7 +14,8 @@ Rules, for every implementation:
 4. A listener's `on_revoked` ends before another member of the group can be assigned the
    partitions, unless the session was lost or the broker's rebalance timeout went by.
 5. `produce()` (and `produce_bulk()`) returns when every message is acknowledged by all in-sync replicas (Kafka) or
-   on disk (SQLite). When it raises, any of them may have been written: send all of them again.
+   on disk (SQLite). When it raises, any of them may have been written: send again those that were not `acknowledged`
+   (`left` of a bulk).
 6. Partitions that are added, and a topic that is made anew, are found within `LOOK_INTERVAL` and a rebalance. A topic
    that is missing is said in a consumer's `problem`.
 7. A broker that is away is waited for, not an error: `connect()`, `poll()` and `commit()`
@@ -48,6 +49,9 @@ LOOK_INTERVAL: Final = 10.0
 
 class BrokerError(Exception):
     """Something the broker said or did; the message says what, and what to do."""
+
+    left: Sequence[Entry] | None = None
+    """Of a `produce_bulk` that was begun: those that were not acknowledged."""
 
 
 class BrokerUnavailable(BrokerError):
@@ -157,6 +161,9 @@ class Message:
     partition: int | None = None
     timestamp_ms: int | None = None
 
+
+Acknowledged = Callable[[Sequence[int]], None]
+"""Told which messages of a call are durable, by their numbers. Must not raise."""
 
 Entry = tuple[bytes, bytes, int]
 """Key, value and timestamp (Unix ms) of a record for `produce_bulk`."""
@@ -397,8 +404,13 @@ class Broker(Protocol):
     def reader(self, topic: str, partition: int = 0) -> Reader:
         """A reader of the whole partition, not started yet."""
 
-    async def produce(self, messages: Sequence[Message]) -> None:
-        """Write all of them durably, batched; order is kept within a partition of one call."""
+    async def produce(self, messages: Sequence[Message], acknowledged: Acknowledged | None = None) -> None:
+        """Write all of them durably, batched; order is kept within a partition of one call.
+
+        `acknowledged` is called with the numbers (from 0 on) of messages that are durable, before this returns or raises.
+        With it the call waits for as long as the broker takes to answer. When it raises, nothing of it is under way any
+        more: what was not acknowledged is not written, or was in the one batch of its partition whose answer was lost.
+        """
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
         """Write all of them as `produce` would, for less: many small ones of one topic.

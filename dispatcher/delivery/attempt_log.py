@@ -12,7 +12,8 @@ Rules:
 
 1. `note` never waits, and never raises whatever the delivery contains.
 2. At most `_CHUNK` deliveries are kept alive by it, and `limit` bytes of encoded records.
-3. One write at a time, the oldest records first: the attempts of one delivery stay in their order.
+3. One write at a time, the oldest records first: the attempts of one delivery stay in their order. What was acknowledged is
+   not written again.
 """
 
 from __future__ import annotations
@@ -179,11 +180,13 @@ class AttemptLog:
             try:
                 await self._append(self._topic, batch)
             except MessageTooLarge as error:
+                self._keep(error.left)
                 # Some kilobytes: the topic takes next to nothing. One by one would be the same again.
                 self.dropped += self._done()
                 self._tell(error, tries, 0.0)
                 return
             except BrokerError as error:
+                self._keep(error.left)
                 pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
                 self._tell(error, tries, pause)
                 tries += 1
@@ -191,6 +194,17 @@ class AttemptLog:
             else:
                 self.written += self._done()
                 self.problem = None
+
+    def _keep(self, left: Sequence[Entry] | None) -> None:
+        """Of what is being written only these are left; None for all."""
+        if left is None:
+            return
+        self.written += self._done() - len(left)
+        rest = self._writing
+        rest.entries = list(left)
+        rest.size = sum([len(entry[1]) + _OVERHEAD for entry in left])
+        self._count += len(left)
+        self._size += rest.size
 
     def _done(self) -> int:
         writing, self._writing = self._writing, _Encoded()

@@ -11,10 +11,12 @@ at ten to a write one costs 0.13 ms. The first one after a silence goes at once.
 
 Rules:
 
-1. `put` never waits; its callback is called exactly once, after the acknowledgement.
+1. `put` never waits; its callback is called exactly once, as soon as its record is acknowledged.
 2. Records leave in the order of `put`, one batch at a time.
 3. A record that is too large for its topic is written without its value, then without what it repeats
    of the original's headers, and a header says so: all of it is still at the origin that the others name.
+4. What was acknowledged is not written again. Where a write failed, what is uncertain is the batch of each partition whose answer
+   was lost (256 KiB at most): that is written again.
 """
 
 from __future__ import annotations
@@ -26,16 +28,48 @@ from dataclasses import replace
 
 import structlog
 
-from dispatcher.broker.base import BrokerError, BrokerRefused, Message, MessageTooLarge
+from dispatcher.broker.base import Acknowledged, BrokerError, BrokerRefused, Message, MessageTooLarge
 
 log = structlog.get_logger(__name__)
 
-Produce = Callable[[Sequence[Message]], Awaitable[None]]
+Produce = Callable[[Sequence[Message], Acknowledged], Awaitable[None]]
 Written = Callable[[], None]
 
 _BATCH = 1000
 _APART = 0.05  # seconds from one write's begin to the next one's, unless a whole batch waits
 _PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
+
+
+class _Batch:
+    """Records of one write, until they are acknowledged."""
+
+    __slots__ = ("_entries", "_error", "count")
+
+    def __init__(self, entries: Sequence[tuple[Message, Written]]) -> None:
+        self._entries: list[tuple[Message, Written] | None] = list(entries)
+        self._error: Exception | None = None
+        self.count = len(entries)  # not acknowledged yet
+
+    def messages(self) -> list[Message]:
+        return [entry[0] for entry in self._entries if entry is not None]
+
+    def acknowledged(self, numbers: Sequence[int]) -> None:
+        entries = self._entries
+        for number in numbers:
+            entry = entries[number]
+            if entry is not None:
+                entries[number] = None
+                self.count -= 1
+                try:
+                    entry[1]()
+                except Exception as error:  # noqa: BLE001 - not the broker's: `left` raises it
+                    self._error = error
+
+    def left(self) -> list[tuple[Message, Written]]:
+        """Those that have to be written again."""
+        if self._error is not None:
+            raise self._error
+        return [entry for entry in self._entries if entry is not None]
 
 
 class Outbox:
@@ -44,13 +78,14 @@ class Outbox:
     def __init__(self, produce: Produce) -> None:
         self._produce = produce
         self._waiting: deque[tuple[Message, Written]] = deque()
-        self._writing = 0
+        self._batch = _Batch(())
+        self._behind = 0  # records of a batch that are written one by one, after that one
         self._some = asyncio.Event()
         self.problem: str | None = None
 
     def __len__(self) -> int:
         """Records not acknowledged yet."""
-        return len(self._waiting) + self._writing
+        return len(self._waiting) + self._behind + self._batch.count
 
     def put(self, message: Message, written: Written) -> None:
         """Write it; `written` is called once it is durable."""
@@ -64,51 +99,55 @@ class Outbox:
             await self._some.wait()
             self._some.clear()
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-                self._writing = len(batch)
+                entries = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                self._behind = 0
                 began = clock()
-                await self._write([message for message, _ in batch])
-                self._writing = 0
-                for _, written in batch:
-                    written()
+                await self._write(entries)
                 if len(self._waiting) < _BATCH:
                     await asyncio.sleep(max(0.0, began + _APART - clock()))
 
-    async def _write(self, messages: Sequence[Message]) -> None:
+    async def _write(self, entries: Sequence[tuple[Message, Written]]) -> None:
         tries = 0
-        while True:
+        while entries:
+            batch = self._batch = _Batch(entries)
             try:
-                await self._produce(messages)
+                await self._produce(batch.messages(), batch.acknowledged)
             except MessageTooLarge as error:
-                if len(messages) > 1:
-                    for message in messages:
-                        await self._write([message])
-                    self.problem = None
+                entries = batch.left()
+                if len(entries) > 1:
+                    self._behind += len(entries)
+                    for entry in entries:
+                        self._behind -= 1
+                        await self._write([entry])
                     return
-                smaller = _smaller(messages[0])
-                if smaller is None:
-                    await self._failed(error, messages, tries)
-                    tries += 1
-                    continue
-                messages = [smaller]
-                log.warning(
-                    "record too large for its topic: written without a part of it", topic=smaller.topic
-                )
+                for message, written in entries:
+                    smaller = _smaller(message)
+                    if smaller is None:
+                        await self._failed(error, 1, tries)
+                        tries += 1
+                    else:
+                        entries = [(smaller, written)]
+                        log.warning(
+                            "record too large for its topic: written without a part of it",
+                            topic=smaller.topic,
+                        )
             except BrokerError as error:
-                await self._failed(error, messages, tries)
-                tries += 1
+                entries = batch.left()
+                if entries:
+                    await self._failed(error, len(entries), tries)
+                    tries += 1
             else:
-                self.problem = None
-                return
+                entries = batch.left()
+        self.problem = None
 
-    async def _failed(self, error: BrokerError, messages: Sequence[Message], tries: int) -> None:
+    async def _failed(self, error: BrokerError, records: int, tries: int) -> None:
         pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
         self.problem = f"can't write to the broker: {error}"
         log.warning(
             "write failed, trying again",
             error=str(error),
             refused=isinstance(error, BrokerRefused),
-            records=len(messages),
+            records=records,
             tries=tries + 1,
             pause=pause,
         )

@@ -215,3 +215,24 @@ async def test_a_topic_that_takes_nothing_holds_no_delivery_and_is_a_warning_onl
         assert world.engine.problems() == []
         await until(lambda: not world.engine.warnings())
         assert len(logged(world)) == 1
+
+
+async def test_what_was_acknowledged_of_a_write_that_failed_is_not_written_again() -> None:
+    class Partly(Topic):
+        async def append(self, name: str, entries: Sequence[Entry]) -> None:
+            if self.error is not None:
+                error, self.error = self.error, None
+                self.entries += entries[::2]
+                error.left = entries[1::2]
+                raise error
+            await super().append(name, entries)
+
+    for error in (BrokerUnavailable("away"), MessageTooLarge("one of them")):
+        topic = Partly()
+        topic.error = error
+        async with writing(topic) as log:
+            note(log, *range(100))
+            await asyncio.sleep(10)
+            lost = 50 if isinstance(error, MessageTooLarge) else 0
+            assert sorted(topic.events) == sorted(ids(range(0, 100, 2 if lost else 1)))
+            assert (len(log), log._size, log.written, log.dropped) == (0, 0, 100 - lost, lost)

@@ -9,7 +9,14 @@ from functools import partial
 
 import pytest
 
-from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable, Message, MessageTooLarge
+from dispatcher.broker.base import (
+    Acknowledged,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Message,
+    MessageTooLarge,
+)
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.runtime.tasks import Tasks
 
@@ -26,11 +33,15 @@ class Sink:
         self.largest = 1 << 20
         self.largest_headers = 1 << 20
         self.takes = 0.01
+        self.takes_half = False  # every other record of a write that fails
 
-    async def produce(self, messages: Sequence[Message]) -> None:
+    async def produce(self, messages: Sequence[Message], acknowledged: Acknowledged) -> None:
         self.calls.append([message.value for message in messages])
         await asyncio.sleep(self.takes)
         if self.errors:
+            took = range(0, len(messages), 2) if self.takes_half else ()
+            self.written += [messages[number] for number in took]
+            acknowledged(took)
             raise self.errors.pop(0)
         if any(len(message.value or b"") > self.largest for message in messages):
             raise MessageTooLarge("too large")
@@ -39,6 +50,7 @@ class Sink:
         ):
             raise MessageTooLarge("headers too large")
         self.written += messages
+        acknowledged(range(len(messages)))
 
 
 @asynccontextmanager
@@ -160,3 +172,34 @@ async def test_a_whole_batch_does_not_wait_for_more() -> None:
             await asyncio.sleep(0.001)
         assert [len(call) for call in sink.calls] == [1000] * 10
         assert loop.time() - began < 0.05
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("away"), MessageTooLarge("one of them")])
+async def test_what_was_acknowledged_is_settled_at_once_and_not_written_again(error: BrokerError) -> None:
+    sink = Sink()
+    sink.takes_half = True
+    sink.errors = [error, BrokerUnavailable("away still")]
+    called: list[int] = []
+    async with running(sink) as outbox:
+        for number in range(100):
+            outbox.put(message(number), partial(called.append, number))
+        await asyncio.sleep(0.05)
+        assert called[:50] == list(range(0, 100, 2))
+        assert len(outbox) == 100 - len(called)
+        while len(outbox):
+            await asyncio.sleep(0.1)
+        assert sorted(called) == list(range(100))
+        assert sorted(each.value or b"" for each in sink.written) == sorted(b"%d" % n for n in range(100))
+        assert outbox.problem is None
+
+
+async def test_a_callback_that_fails_ends_the_outbox_and_not_the_broker() -> None:
+    sink = Sink()
+    outbox = Outbox(sink.produce)
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    outbox.put(message(1), fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await outbox.run()

@@ -36,6 +36,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from dispatcher.broker.assignment import RETRY_SUFFIX, inherited
 from dispatcher.broker.base import (
+    Acknowledged,
     AssignmentListener,
     BrokerError,
     BrokerRefused,
@@ -354,8 +355,8 @@ class KafkaBroker:
 
     # Records.
 
-    async def produce(self, messages: Sequence[Message]) -> None:
-        await self._connected().produce(messages)
+    async def produce(self, messages: Sequence[Message], acknowledged: Acknowledged | None = None) -> None:
+        await self._connected().produce(messages, acknowledged)
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
         await self._bulk_producer().produce_bulk(topic, entries)

@@ -15,8 +15,8 @@ Rules:
 
 1. Per partition one batch is under way at a time (`_Lane.busy`): order is kept, and a batch is built
    as late as possible.
-2. A `_Call` ends once: with the last of its messages acknowledged, with the first error, or by its
-   caller giving up. What is still queued of an ended call is not sent.
+2. A `_Call` ends once: with the last of its messages acknowledged, or by its caller giving up, or after the first error, once
+   nothing of it is under way any more. What is still queued of a call that failed or ended is not sent.
 3. A retired producer of the library is given no more, and ends what it has under way for other partitions.
 """
 
@@ -35,6 +35,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
 
 from dispatcher.broker.base import (
+    Acknowledged,
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
@@ -72,17 +73,41 @@ _FRESH_PRODUCER = (
 
 
 class _Call:
-    """One `produce()`: `pending` messages have not been acknowledged (rule 2)."""
+    """One `produce()`: `pending` messages have not been acknowledged (rule 2), `under_way` have been sent."""
 
-    __slots__ = ("future", "pending")
+    __slots__ = ("acknowledged", "error", "future", "pending", "under_way")
 
-    def __init__(self, pending: int) -> None:
+    def __init__(self, pending: int, acknowledged: Acknowledged | None) -> None:
         self.pending = pending
+        self.under_way = 0
+        self.acknowledged = acknowledged
+        self.error: Exception | None = None
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def over(self) -> bool:
+        """Nothing more of it is to be sent."""
+        return self.error is not None or self.future.done()
+
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        if self.error is None:
+            self.error = error
+        self.returned(0)
+
+    def returned(self, count: int) -> None:
+        """So many are no longer under way, whatever has become of them."""
+        self.under_way -= count
+        if not self.under_way and self.error is not None and not self.future.done():
+            self.future.set_exception(self.error)
+
+    def written(self, numbers: Sequence[int]) -> None:
+        """These are acknowledged."""
+        self.pending -= len(numbers)
+        if self.acknowledged is not None:
+            self.acknowledged(numbers)
+        if not self.pending and not self.future.done():
+            self.future.set_result(None)
+        self.returned(len(numbers))
 
 
 class _Refused:
@@ -97,13 +122,14 @@ class _Refused:
 
 
 class _Chunk:
-    """One call's messages for one partition; those before `at` have been sent."""
+    """One call's messages for one partition, with their numbers in the call; those before `at` have been sent."""
 
-    __slots__ = ("at", "call", "messages")
+    __slots__ = ("at", "call", "messages", "numbers")
 
-    def __init__(self, call: _Call, messages: list[Message]) -> None:
+    def __init__(self, call: _Call) -> None:
         self.call = call
-        self.messages = messages
+        self.messages: list[Message] = []
+        self.numbers: list[int] = []
         self.at = 0
 
 
@@ -251,14 +277,15 @@ class KafkaProducer:
                 _stop_producer(producer, flush=self._settings.request_timeout), "retire a producer"
             )
 
-    async def produce(self, messages: Sequence[Message]) -> None:
+    async def produce(self, messages: Sequence[Message], acknowledged: Acknowledged | None = None) -> None:
         """Return when every message is acknowledged by all in-sync replicas."""
         if not messages:
             return
-        shares: dict[tuple[str, int], list[Message]] = {}
+        call = _Call(len(messages), acknowledged)
+        shares: dict[tuple[str, int], _Chunk] = {}
         sizes: dict[str, int] = {}
         choose = self._partitioner.choose
-        for message in messages:
+        for position, message in enumerate(messages):
             topic = message.topic
             partitions = sizes.get(topic)
             if partitions is None:
@@ -266,20 +293,21 @@ class KafkaProducer:
             number = choose(message, partitions)
             share = shares.get((topic, number))
             if share is None:
-                shares[topic, number] = [message]
-            else:
-                share.append(message)
-        call = _Call(len(messages))
+                share = shares[topic, number] = _Chunk(call)
+            share.messages.append(message)
+            share.numbers.append(position)
         for key, share in shares.items():
             lane = self._lanes.get(key)
             if lane is None:
                 lane = self._lanes[key] = _Lane(*key)
-            lane.queue.append(_Chunk(call, share))
+            lane.queue.append(share)
             if not lane.busy:
                 lane.busy = True
                 self._tasks.start(self._pump(lane), f"produce {lane}")
         try:
-            async with asyncio.timeout(self._settings.request_timeout):
+            # Who is told of each message gains nothing by giving up: the library repeats what is under way until it is
+            # answered, with the numbers that keep a broker from writing it twice.
+            async with asyncio.timeout(None if acknowledged is not None else self._settings.request_timeout):
                 await call.future
         except TimeoutError:
             raise self._no_answer() from None
@@ -295,35 +323,46 @@ class KafkaProducer:
         """The same for many small records of one topic: no object and no place in a queue for each."""
         if not entries:
             return
+        shares: dict[int, list[Entry]] = {}
+        written: dict[int, int] = {}  # how many of each share
         try:
-            async with asyncio.timeout(self._settings.request_timeout):
-                partitions = await self._partitions(topic)
-                shares = by_partition(entries, partitions)
-                # All of them to their end, also when one fails: nothing of an ended call is sent any more.
-                ended = await asyncio.gather(
-                    *(self._append(topic, number, share) for number, share in shares.items()),
-                    return_exceptions=True,
-                )
-        except TimeoutError:
-            raise self._no_answer() from None
-        for outcome in ended:
-            if isinstance(outcome, BaseException):
-                raise outcome
+            try:
+                async with asyncio.timeout(self._settings.request_timeout):
+                    partitions = await self._partitions(topic)
+                    shares = by_partition(entries, partitions)
+                    # All of them to their end, also when one fails: nothing of an ended call is sent any more.
+                    ended = await asyncio.gather(
+                        *(self._append(topic, number, share, written) for number, share in shares.items()),
+                        return_exceptions=True,
+                    )
+            except TimeoutError:
+                raise self._no_answer() from None
+            for outcome in ended:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except BrokerError as error:
+            if shares:
+                error.left = [
+                    entry for number, share in shares.items() for entry in share[written.get(number, 0) :]
+                ]
+            raise
 
     async def produce_one(self, topic: str, entry: Entry) -> tuple[int, int]:
         """Write one record; its partition and offset."""
         try:
             async with asyncio.timeout(self._settings.request_timeout):
                 number = partition_of(entry[0], await self._partitions(topic))
-                offset = await self._append(topic, number, [entry])
+                offset = await self._append(topic, number, [entry], {})
         except TimeoutError:
             raise self._no_answer() from None
         if offset < 0:  # so it is where a repeated batch had been written before
             raise BrokerError(f"the broker has not told where in {topic}-{number} it wrote")
         return number, offset
 
-    async def _append(self, topic: str, partition: int, entries: Sequence[Entry]) -> int:
-        """Write them in order; the offset of the first of the last batch."""
+    async def _append(
+        self, topic: str, partition: int, entries: Sequence[Entry], written: dict[int, int]
+    ) -> int:
+        """Write them in order, and keep in `written` how many of the partition's are; the offset of the first of the last batch."""
         at, most = 0, len(entries)
         offset = -1
         fenced = 0
@@ -334,8 +373,8 @@ class KafkaProducer:
             if not count:
                 raise MessageTooLarge(f"a message of {len(entries[at][1])} bytes for {topic} is too large")
             try:
-                written = await (await producer.send_batch(batch, topic, partition=partition))
-                offset = written.offset
+                placed = await (await producer.send_batch(batch, topic, partition=partition))
+                offset = placed.offset
             except (errors.KafkaError, OSError, TimeoutError, AssertionError) as error:
                 self._retire(producer)
                 if isinstance(error, TOO_LARGE) and count > 1:
@@ -348,6 +387,7 @@ class KafkaProducer:
                     raise mapped(error, f"writing to {topic}-{partition}") from error
             else:
                 at += count
+                written[partition] = at
                 fenced = 0
         return offset
 
@@ -393,6 +433,8 @@ class KafkaProducer:
         taken = self._fill(lane, batch)
         if not taken:
             return
+        for chunk, count in taken:
+            chunk.call.under_way += count
         try:
             future = await producer.send_batch(batch, lane.topic, partition=lane.partition)
             await future
@@ -402,16 +444,14 @@ class KafkaProducer:
             if lane.fenced > 1 and isinstance(error, _FRESH_PRODUCER):  # the last one was no better
                 await asyncio.sleep(pause_after(lane.fenced - 2))
         except asyncio.CancelledError:
-            for chunk, _ in taken:
+            for chunk, count in taken:
                 chunk.call.fail(BrokerUnavailable("the connection was closed"))
+                chunk.call.returned(count)
             raise
         else:
             lane.fenced = 0
             for chunk, count in taken:
-                call = chunk.call
-                call.pending -= count
-                if not call.pending and not call.future.done():
-                    call.future.set_result(None)
+                chunk.call.written(chunk.numbers[chunk.at - count : chunk.at])
 
     def _fill(self, lane: _Lane, batch: Any) -> list[tuple[_Chunk, int]]:
         """Take from the queue what fits; how many messages of which chunk."""
@@ -421,7 +461,7 @@ class KafkaProducer:
         limit = lane.limit if lane.limit < BATCH_BYTES else 0
         while queue:
             chunk = queue[0]
-            if chunk.call.future.done():
+            if chunk.call.over:
                 queue.popleft()
                 continue
             messages = chunk.messages
@@ -455,7 +495,7 @@ class KafkaProducer:
             if at > start:
                 taken.append((chunk, at - start))
             chunk.at = at
-            if at < len(messages) and not chunk.call.future.done():
+            if at < len(messages) and not chunk.call.over:
                 break  # the batch is full
             queue.popleft()
         return taken
@@ -480,11 +520,13 @@ class KafkaProducer:
                 chunk.at -= number
                 if not lane.queue or lane.queue[0] is not chunk:
                     lane.queue.appendleft(chunk)
+                chunk.call.returned(number)
             return
         problem = mapped(error, f"writing to {lane}")
         log.warning("write failed", partition=str(lane), records=count, error=str(problem))
-        for chunk, _ in taken:
+        for chunk, number in taken:
             chunk.call.fail(problem)
+            chunk.call.returned(number)
 
 
 async def _stop_producer(producer: AIOKafkaProducer, flush: float = _STOP_TIMEOUT) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from dispatcher.broker.base import (
+    Acknowledged,
     AssignmentListener,
     BrokerError,
     BrokerRefused,
@@ -156,7 +157,7 @@ class SqliteBroker:
 
     # Writing and reading.
 
-    async def produce(self, messages: Sequence[Message]) -> None:
+    async def produce(self, messages: Sequence[Message], acknowledged: Acknowledged | None = None) -> None:
         batches: dict[int, list[Message]] = {}
         topics = self._store.topics
         choose = self._partitioner.choose
@@ -175,7 +176,9 @@ class SqliteBroker:
             number = choose(message, len(partitions))
             batches.setdefault(partitions[number].id, []).append(message)
         if batches:
-            await self._store.append(batches)
+            await self._store.append(batches)  # one transaction
+            if acknowledged is not None:
+                acknowledged(range(len(messages)))
 
     async def produce_bulk(self, topic: str, entries: Sequence[Entry]) -> None:
         # One file, one writer: what is small is written with whatever else waits for the disk.
