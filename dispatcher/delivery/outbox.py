@@ -163,8 +163,8 @@ def _smaller(message: Message) -> Message | None:
     own = [
         (name, value)
         for name, value in message.headers
-        if name not in {"head", "history"} and not name.startswith("original.")
+        if name not in {"head", "history", "raw_headers"} and not name.startswith("original.")
     ]
-    if len(own) == len(message.headers):
+    if len(own) == len(message.headers) and message.key is None:
         return None
     return replace(message, key=None, headers=[*own, ("omitted", b"key and headers of the original")])

@@ -17,6 +17,7 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
 )
+from dispatcher.core.retry.records import unreadable_headers
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.runtime.tasks import Tasks
 
@@ -46,7 +47,8 @@ class Sink:
         if any(len(message.value or b"") > self.largest for message in messages):
             raise MessageTooLarge("too large")
         if any(
-            sum(len(value) for _, value in message.headers) > self.largest_headers for message in messages
+            sum(len(value) for _, value in message.headers) + len(message.key or b"") > self.largest_headers
+            for message in messages
         ):
             raise MessageTooLarge("headers too large")
         self.written += messages
@@ -140,6 +142,42 @@ async def test_headers_that_are_too_large_go_last_and_never_end_the_outbox() -> 
         sink.largest_headers = 1000
         await asyncio.sleep(30)
         assert called == [1, 2]
+
+
+async def test_what_is_copied_of_a_record_that_cannot_be_unpacked_holds_none_of_the_others() -> None:
+    sink = Sink()
+    sink.largest_headers = 1000
+    called: list[int] = []
+    async with running(sink) as outbox:
+        headers = unreadable_headers(
+            [("\\xff", b"y" * 900)],
+            topic="events",
+            partition=0,
+            offset=7,
+            reason="unreadable",
+            detail="the header name is not UTF-8",
+            raw=[(b"\xff", b"y" * 900)],
+        )
+        outbox.put(Message("dead", b"value", b"key", headers), lambda: called.append(1))
+        outbox.put(message(2), lambda: called.append(2))
+        await asyncio.sleep(5)
+        assert called == [1, 2]
+        kept = [name for name, _ in sink.written[0].headers]
+        assert "raw_headers" not in kept
+        assert "reason" in kept
+
+
+async def test_a_key_that_is_too_large_goes_though_nothing_else_is_copied() -> None:
+    sink = Sink()
+    sink.largest_headers = 1000
+    called: list[int] = []
+    async with running(sink) as outbox:
+        outbox.put(Message("dead", b"value", b"k" * 2000, [("reason", b"json")]), lambda: called.append(1))
+        await asyncio.sleep(5)
+        assert called == [1]
+        (written,) = sink.written
+        assert written.key is None
+        assert [name for name, _ in written.headers] == ["reason", "omitted", "omitted"]
 
 
 async def test_the_first_record_goes_at_once_and_those_that_follow_gather_for_a_moment() -> None:
