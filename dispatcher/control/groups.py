@@ -89,7 +89,9 @@ class StoredMemory:
                     if row is None or row.value != topics:
                         await self._table.put(self._group, topics, base=0 if row is None else row.version)
                 except VersionMismatch:
-                    await asyncio.sleep(0)  # another replica was first: beside what it wrote
+                    # Another replica was first: beside what it wrote. Where that can't be read here, it doesn't show in the
+                    # table, and may have been replaced in a while.
+                    await asyncio.sleep(_PAUSE if self._table.get(self._group) is row else 0)
                     continue
                 except (Unavailable, TooLarge) as error:
                     log.warning(
