@@ -86,6 +86,12 @@ class UnreadableBatch(BrokerError):
         """Where reading stands."""
         return self.first
 
+    def ending_before(self, offset: int | None) -> UnreadableBatch:
+        """The same, whatever its head says, where something else is known to begin at that offset, behind its first."""
+        if offset is None or not self.first < offset <= self.last:
+            return self
+        return UnreadableBatch(self.first, offset - 1, self.reason, skippable=self.skippable)
+
 
 class MadeAnew(BrokerError):
     """A partition was cut or its topic made anew: what was read of it is not what it holds."""

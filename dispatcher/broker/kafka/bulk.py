@@ -104,13 +104,14 @@ class Answer:
                 else:
                     self._records = None
                     self.next_offset = self._after
-        except UnreadableBatch:
+        except UnreadableBatch as error:
+            following = int.from_bytes(self._data[self._end : self._end + 8], "big", signed=True)
             # Nothing of this answer is read any more: it is fetched again, from here on.
             self._records = None
             self._data = b""
             self._batches = MemoryRecords(b"")
             if not taken:
-                raise
+                raise error.ending_before(following) from error
             # It may have broken within a batch.
             self.next_offset = max(self.next_offset, taken[-1].offset + 1)
         return taken

@@ -8,7 +8,8 @@ it (0.07 us).
 Rules, the library's own:
 
 1. A batch that can't be unpacked is not handed out, nor anything after it: an `UnreadableBatch` stands in the place of
-   its records, by itself. (The library raises in the middle of its answer, and loses what it has taken of other partitions.)
+   its records, by itself, ending before the next batch and the partition's end: its head may be what is broken, and a skip must
+   pass over nothing else. (The library raises in the middle of its answer, and loses what it has taken of other partitions.)
 2. Control batches and, reading committed, those of aborted transactions are passed over.
 3. `next_fetch_offset` is past what was handed out or passed over; past a whole batch also where compaction
    took its last records.
@@ -80,7 +81,7 @@ class Fetched(fetcher.FetchResult):  # type: ignore[misc] # the library has no t
             taken = self._partition_records.take(max_records)
         except UnreadableBatch as error:
             self._partition_records = None
-            return [error]
+            return [error.ending_before(self._assignment.state_value(self._topic_partition).highwater)]
         self._update_position()
         if max_records is None or len(taken) < max_records:
             self._partition_records = None

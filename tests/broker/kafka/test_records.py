@@ -78,6 +78,7 @@ class State:
     """Of a partition, as far as the library's fetch results ask for it."""
 
     paused = False
+    highwater: int | None = None
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -190,6 +191,27 @@ def test_a_broken_batch_ends_it() -> None:
     assert "checksum" in error.reason
     assert position(result) == 0
     assert result.getall(10) == []  # not what is behind it
+
+
+def long(built: bytes, delta: int = 1_000_000) -> bytes:
+    """With a head that claims more offsets than the batch has, which its checksum tells."""
+    return built[:23] + delta.to_bytes(4, "big") + built[27:]
+
+
+def test_a_broken_batch_ends_where_the_next_one_begins_whatever_its_head_says() -> None:
+    error = unreadable(fetched(long(batch(10, 5)) + batch(17, 5), 10))
+    assert (error.first, error.last) == (10, 16)
+    assert "offsets 10 to 16" in str(error)
+    # What isn't an offset behind its first is not believed either.
+    error = unreadable(fetched(damaged(batch(10, 5)) + bytes(100), 10))
+    assert (error.first, error.last) == (10, 14)
+
+
+def test_a_broken_batch_ends_where_the_partition_ends_whatever_its_head_says() -> None:
+    result = fetched(long(batch(10, 5)), 10)
+    result._assignment.state.highwater = 15
+    error = unreadable(result)
+    assert (error.first, error.last) == (10, 14)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
