@@ -1,4 +1,4 @@
-"""What is remembered of consumer groups, on its way into the store."""
+"""What is remembered of one group, on its way into the store."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Table:
         self.row: Row | None = None  # what can be read of it
         self.tries = 0
 
-    def get(self, name: str) -> Row | None:  # noqa: ARG002 - there is one
+    def get(self, name: str) -> Row | None:
         return self.row
 
-    async def put(self, name: str, value: Topics, *, base: int) -> Row:  # noqa: ARG002 - likewise
+    async def put(self, name: str, value: Topics, *, base: int) -> Row:
         self.tries += 1
         assert self.tries < 100, "it spins"
         if base != self.version:
