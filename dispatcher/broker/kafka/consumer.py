@@ -193,6 +193,9 @@ class KafkaConsumer:
             None  # topics that the group has read, as of before joining
         )
         self._fresh = False  # the group had never run when this member joined it first
+        self._unstarted: frozenset[TopicPartition] = (
+            frozenset()
+        )  # assigned, and not there when it was looked for
         self._absent: str | None = None
         self._watching = False
         self._paused: set[TopicPartition] = set()
@@ -436,6 +439,11 @@ class KafkaConsumer:
             for partition in (TopicPartition(*each) for each in assigned)
             if partition in plan.starts  # or it was added, or deleted, in this moment
         }
+        self._unstarted = frozenset(TopicPartition(*each) for each in assigned).difference(starts)
+        for partition in self._unstarted:
+            # Else the library reads it from where it likes, or raises for want of a position again and again.
+            consumer.seek(KafkaPartition(*partition), 0)
+            consumer.pause(KafkaPartition(*partition))
         for partition, position in starts.items():
             consumer.seek(KafkaPartition(*partition), position.offset)
         self._mine = frozenset(starts)
@@ -480,6 +488,11 @@ class KafkaConsumer:
         if others - self._stale:
             log.warning("topics are gone or made anew", group=self.group, topics=sorted(others))
             self._stale |= others
+            consumer._coordinator.request_rejoin()
+        elif self._open and any(
+            key.topic in topics and key.partition < topics[key.topic].partitions for key in self._unstarted
+        ):
+            # The broker that was asked didn't know of it yet.
             consumer._coordinator.request_rejoin()
         known = consumer._client.cluster.partitions_for_topic
         if others or any(len(known(name) or ()) != topic.partitions for name, topic in topics.items()):

@@ -39,8 +39,13 @@ async def starts_of(
     found: Mapping[Any, Any] = await consumer._coordinator.fetch_committed_offsets(every)
     committed = {TopicPartition(*key): Position(at.offset, at.metadata or "") for key, at in found.items()}
     own = {TopicPartition(*key) for key in mine}
-    # Of what others have, only what may come to this member without a commit.
-    wanted = [key for key in every if key in own or key not in committed]
+    # Of what others have, only what may come to this member without a commit, and where it matters when that is: a partition
+    # without a leader would keep every member waiting.
+    wanted = [
+        key for key in every if key in own or (key not in committed and (from_latest or key in decided))
+    ]
+    if not wanted:
+        return Plan({}, {}, [])
     first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
     extents = {TopicPartition(*key): Extent(first[key], end[key]) for key in wanted}
     standing = {key: at for key, at in decided.items() if key in extents and key not in committed}
