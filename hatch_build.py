@@ -33,6 +33,7 @@ MODULES = (
     "core/endpoint/lane.py",
     "core/retry/records.py",
     "core/commit/offsets.py",
+    "core/commit/parked.py",
     "core/retry/policy.py",
     "core/request/build.py",
     "core/request/results.py",

@@ -24,6 +24,7 @@ from dispatcher.broker.base import (
     Record,
     Remembered,
     StoredRecord,
+    Stretch,
     TopicInfo,
     TopicPartition,
     TopicSpec,
@@ -187,6 +188,8 @@ class MemoryBroker:
         self.read_errors: list[BrokerError] = []
         self.bulk: list[tuple[str, bytes, bytes, int]] = []
         self.bulk_errors: list[BrokerError] = []
+        self.ranges: list[tuple[TopicPartition, int, int]] = []  # what `read_from` was asked for
+        self.begins: defaultdict[TopicPartition, int] = defaultdict(int)  # what retention has left
         self.changed = asyncio.Event()
         self.consumers: list[MemoryConsumer] = []
         self.problem: str | None = None
@@ -295,6 +298,15 @@ class MemoryBroker:
             raise batch
         log = self.log[partition]
         return log[offset] if offset < len(log) else None
+
+    async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
+        await asyncio.sleep(0.002)
+        if self.read_errors:
+            raise self.read_errors.pop(0)
+        self.ranges.append((partition, offset, limit))
+        found = self.log[partition][offset : offset + limit]
+        kept = [record for record in found if record.offset >= self.begins[partition]]
+        return Stretch(kept, max(offset + len(found), min(offset, len(self.log[partition]))))
 
 
 Answer = Callable[[Origin, Exchange], tuple[float, Result] | None]

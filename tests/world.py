@@ -13,7 +13,13 @@ from dispatcher.core.request.results import Response, Result
 from dispatcher.core.skips import Skip
 from dispatcher.delivery.engine import Engine
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import AttemptsSettings, DeliverySettings, RetrySettings, Settings
+from dispatcher.settings.settings import (
+    AttemptsSettings,
+    DeliverySettings,
+    RetrySettings,
+    Settings,
+    SubscriptionSettings,
+)
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport
@@ -37,6 +43,7 @@ class World:
         retry: RetrySettings | None = None,
         attempts: AttemptsSettings | None = None,
         skips: Collection[Skip] = (),
+        subscription: SubscriptionSettings | None = None,
         **delivery: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -51,6 +58,7 @@ class World:
             delivery=DeliverySettings(**delivery),
             retry=retry or RetrySettings(),
             attempts=attempts or AttemptsSettings(),
+            subscription=subscription or SubscriptionSettings(),
         )
         self.engine = Engine(
             settings,
@@ -126,7 +134,7 @@ async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
             await asyncio.sleep(0.05)
 
 
-TOPICS = {"events", *(f"dispatcher.retry.{level}" for level in ("30s", "2m", "10m", "1h", "6h"))}
+TOPICS = {"events", *(f"dispatcher.retry.{level}" for level in ("30s", "2m", "10m", "1h", "6h", "parked"))}
 
 
 def now() -> float:

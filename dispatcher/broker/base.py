@@ -132,6 +132,14 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
+class Stretch(NamedTuple):
+    """Records of one partition that stand one after another."""
+
+    records: Sequence[Record]
+    next: int
+    """All that is left of the partition below this offset, and not below the one that was asked for, is in `records`."""
+
+
 @dataclass(slots=True)
 class StoredRecord:
     """A record of an implementation that brings no class of its own."""
@@ -433,6 +441,12 @@ class Broker(Protocol):
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         """The one record there; None if it has been deleted or isn't there yet. Raises UnreadableBatch."""
+
+    async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
+        """Records from the offset on, at most `limit`, and some `size` bytes of them; one at least if there is any.
+
+        Raises BrokerUnavailable, or BrokerRefused. It waits for no record that isn't there yet, and for no other call.
+        """
 
 
 def check_exact(spec: TopicSpec, partitions: int, config: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from typing import Final
 
 from dispatcher.broker.base import Broker, GroupMemory
 from dispatcher.control.access import Access
@@ -30,6 +31,11 @@ from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import Settings
 from dispatcher.telemetry.metrics import Metrics
+
+_REMEDIES: Final = {
+    "invalid": "the settings refuse them (the log names each): change the settings back, or the subscriptions",
+    "sealed": "no key opens their secrets: put the key back into api.secrets_keys",
+}
 
 
 class ControlPlane:
@@ -108,7 +114,12 @@ class ControlPlane:
 
     def warnings(self) -> list[str]:
         """What isn't as it should be, while it works, a sentence each."""
-        return [] if self.store.warning is None else [self.store.warning]
+        found = [] if self.store.warning is None else [self.store.warning]
+        return found + [
+            f"{count} {'subscription is' if count == 1 else 'subscriptions are'} not delivered to, reason {reason}: {_REMEDIES[reason]};"
+            " what matches meanwhile is kept for subscription.pause_keeps"
+            for reason, count in sorted(self.store.unusable().items())
+        ]
 
     # What the engine tells.
 

@@ -42,6 +42,7 @@ import os
 import random
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -585,10 +586,12 @@ class Store:
         self._warn_unsealed()
         if self._unusable:
             log.error(
-                "subscriptions that can't be used are disabled",
+                "SUBSCRIPTIONS ARE NOT DELIVERED TO: the settings refuse them, or no key opens their secrets",
                 subscriptions=dict(list(self._unusable.items())[:_LOGGED]),
                 total=len(self._unusable),
-                hint="sealed: put the key back into api.secrets_keys; invalid: change them, or the settings that refuse them",
+                reasons=self.unusable(),
+                hint="sealed: put the key back into api.secrets_keys; invalid: change them, or the settings that refuse them."
+                " What matches them meanwhile is kept for subscription.pause_keeps",
             )
         await self._registry.load_managed(managed, runtimes)
         for key in self._ledger.dirty:
@@ -744,6 +747,10 @@ class Store:
             self._unusable[stored.id] = "invalid"
             return self._disabled(written, "invalid")
 
+    def unusable(self) -> dict[str, int]:
+        """How many subscriptions can't be delivered to, by why: `sealed`, `invalid`."""
+        return dict(Counter(self._unusable.values()))
+
     def _complain(self, what: str, **about: object) -> None:
         """A line for each, but of the first ones only while loading: a key that is missing is all subscriptions'."""
         if self.loaded or len(self._unusable) < _LOGGED:
@@ -754,6 +761,9 @@ class Store:
             subscription = self._lenient.read(written).with_status(Status.DISABLED, reason)
         except SpecError:
             return None
+        if written.get("status") == Status.PAUSED:
+            # What matches a paused one is not owed, whatever else is wrong with it.
+            subscription = subscription.with_status(Status.PAUSED)
         subscription.secrets = ()  # whatever happens, nothing is sent in its name
         return subscription
 

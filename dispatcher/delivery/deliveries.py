@@ -23,16 +23,16 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import nlargest
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import structlog
 
 from dispatcher.broker.base import Message, Record, UnreadableRecord
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.endpoint.breaker import Blame, State, blame, reached_host
 from dispatcher.core.endpoint.health import NOTED_AFTER, SILENCE, Health, Roster, Vitals
 from dispatcher.core.endpoint.lane import Lane, Share, Valve
@@ -52,11 +52,12 @@ from dispatcher.core.retry.records import (
     remember,
     unreadable_headers,
 )
-from dispatcher.core.retry.tiers import PARKED_AT_MOST, Tiers
+from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.core.subscription.index import EVERY_TENANT, Status, Subscription
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.outbox import Outbox
+from dispatcher.delivery.parking import Parking, keeps, owed_while_kept, parked_topic
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.settings.settings import Settings
@@ -71,6 +72,10 @@ GivenUp = Callable[[Subscription, Event, str, int, str | None], None]
 
 _SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of work
 _LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
+_TIGHT: Final = 0.5  # of a cap: above it memory is for what will be sent soon
+_PARKED_SHARE: Final = 0.75  # of a cap: above it what is parked comes one by one
+_AT_A_TIME: Final = 100  # parked ones at a time of a subscription that is gone
+_AGAIN: Final = 0.25  # seconds until a parked one is offered again where there was no room
 _LANE_IDLE: Final = 60.0  # seconds after which an empty lane is dropped
 _FOLLOWED: Final = frozenset({307, 308})  # the redirects that keep method and body (RFC 9110 15.4)
 _MAX_HOPS: Final = 3
@@ -186,8 +191,21 @@ class Delivery:
             self.owner.broken("retry", error)
 
 
+class Appetite(NamedTuple):
+    """What a subscription can take of what is parked for it."""
+
+    most: int
+    """So many at a time; 0 for none now."""
+    again: float
+    """Where it takes none: when to ask again, in seconds of the loop."""
+    kept: str | None
+    """Why it takes nothing until its status changes; None if it isn't that."""
+    room: int = 1 << 30
+    """So many at once."""
+
+
 class Deliveries:
-    """Every delivery that this process owes. Also what the retry topics' reader hands over to (`retries.Host`)."""
+    """Every delivery that this process owes. Also what the readers of our own topics hand over to (`retries.Host`, `backlogs.Host`)."""
 
     def __init__(
         self,
@@ -231,6 +249,8 @@ class Deliveries:
         self._connections_per_host = settings.delivery.connections_per_host
         self._max_in_flight = settings.delivery.max_in_flight
         self._max_bytes = settings.delivery.max_in_flight_bytes
+        self._tight_at = int(self._max_in_flight * _TIGHT)
+        self._tight_bytes = int(self._max_bytes * _TIGHT)
         self._success_sample = settings.log.success_sample
         self._horizon = settings.retry.horizon
         self._max_wait = settings.delivery.max_queue_wait
@@ -241,9 +261,15 @@ class Deliveries:
         self._watched: list[Route] = []  # that had something queued, and are measured
         self._measured = self._clock()
         self._open: dict[str, set[Valve]] = {"subscription": set(), "host": set()}  # breakers, by scope
-        self._parking: deque[tuple[Delivery, str]] = (
-            deque()
-        )  # withdrawn from their lanes, about to be written
+        self._parking: Parking[Delivery] = Parking(
+            parked_topic(settings.topics.prefix),
+            outbox,
+            metrics,
+            settle=self._settle,
+            forget=self._forget,
+            broken=broken,
+            wall=wall,
+        )
         self._held: dict[Delivery, Entry[Callback]] = {}
         self._roster = Roster()
         self._aged = self._clock()
@@ -305,12 +331,20 @@ class Deliveries:
 
     def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int, due: float) -> None:
         """A delivery has waited in the retry topics for all but the last of its wait. `due` by the loop's clock."""
+        delivery = self._taken_over(letter, tracker, offset, due)
+        if delivery is not None:
+            self._hold(delivery)
+
+    def _taken_over(
+        self, letter: Letter, tracker: PartitionTracker, offset: int, due: float
+    ) -> Delivery | None:
+        """The delivery that a record of our own topics is; None if nobody is owed it any more."""
         subscription = self._registry.index.get(letter.subscription_id)
         if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
             # Deleted, or an id that went to another tenant meanwhile.
             self._count_dropped(letter.place, letter.event, letter.subscription_id, "deleted")
             tracker.settle(offset)
-            return
+            return None
         delivery = Delivery(self, letter.event, subscription, tracker, offset)
         delivery.place = letter.place
         delivery.attempt = letter.attempt
@@ -319,9 +353,62 @@ class Deliveries:
         delivery.history = letter.history
         delivery.parked = letter.parked
         delivery.due = due
-        self.in_flight += 1
-        self.bytes += len(letter.event.body)
-        self._hold(delivery)
+        self._count(len(letter.event.body))
+        return delivery
+
+    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
+        """How many parked deliveries of a subscription may be with its lane now, the oldest parked at `since` (Unix seconds).
+
+        `rate` is how many went in a second lately.
+        """
+        subscription = self._registry.index.get(subscription_id)
+        if subscription is None:
+            return Appetite(_AT_A_TIME, 0.0, None)
+        reason = keeps(subscription)
+        if reason is not None:
+            return Appetite(0, 0.0, reason)
+        if subscription.status is not Status.ACTIVE:
+            return Appetite(_AT_A_TIME, 0.0, None)
+        now = self._clock()
+        if not self.gate or self.at_cap():
+            return Appetite(0, now + _AGAIN, None)
+        lane = self._lanes.get(subscription.origin)
+        limit = min(subscription.max_in_flight, self._connections_per_host)
+        exact = False
+        if lane is None:
+            limit = min(limit, max(1, int(subscription.rate_limit or limit)))
+        else:
+            limit, exact, again = lane.room_for_parked(
+                subscription_id, subscription.max_in_flight, subscription.rate_limit, now
+            )
+            if not limit:
+                return Appetite(0, max(again, now), None)
+            first = lane.first_fresh(subscription_id)
+            if first is not None and self._wall() - (now - first.queued) < since:
+                return Appetite(0, now + _AGAIN, None)  # those who wait in memory have waited longer
+        room = int(self._max_in_flight * _PARKED_SHARE) - self.in_flight
+        if self.bytes > self._max_bytes * _PARKED_SHARE:
+            room = 0
+        most = limit if exact else max(2 * limit, int(rate))
+        return Appetite(most, now + _AGAIN, None, max(1, room))
+
+    def state_of(self, subscription_id: str) -> object:
+        """Another one when what is parked for it has to be looked at: its status, and why."""
+        subscription = self._registry.index.get(subscription_id)
+        return None if subscription is None else (subscription.status, subscription.reason)
+
+    def take_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """A parked delivery is to go to its lane. One that can't go after all is given back to its backlog."""
+        self._metrics.retries_due["parked"] += 1
+        now = self._clock()
+        delivery = self._taken_over(letter, tracker, offset, now)
+        if delivery is not None:
+            self._queue(delivery, now, urgent=False, parked=True)
+
+    def expire_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """It was kept for as long as such deliveries are kept."""
+        self._count_dropped(letter.place, letter.event, letter.subscription_id, "expired_while_paused")
+        tracker.settle(offset)
 
     def at_cap(self) -> bool:
         """Whether nothing more may be taken on."""
@@ -379,7 +466,7 @@ class Deliveries:
 
         self._outbox.put(message, settle)
 
-    def _queue(self, delivery: Delivery, now: float, *, urgent: bool) -> None:
+    def _queue(self, delivery: Delivery, now: float, *, urgent: bool, parked: bool = False) -> None:
         subscription = delivery.subscription
         lane = subscription.route
         if not isinstance(lane, Route) or lane.owner is not self:
@@ -400,13 +487,16 @@ class Deliveries:
             delivery,
             now,
             urgent=urgent,
+            parked=parked,
+            tight=self.in_flight > self._tight_at or self.bytes > self._tight_bytes,
             rate=subscription.rate_limit,
         )
         if refusal is not None:
             if not delivery.tracker.lost and self._unwanted(delivery):
                 return
-            self._postpone(delivery, refusal.reason, refusal.valve, refusal.until, now)
-            self._park(delivery, refusal.reason)
+            self._parking.park(
+                delivery, refusal.reason, refusal.until if refusal.reason == "retry_after" else 0.0
+            )
             return
         self.queued += 1
         if lane.in_flight < lane.limit:
@@ -560,8 +650,7 @@ class Deliveries:
             lane.release(delivery.share)
             # Stopping. Whether it has arrived is not known, so it is sent again.
             delivery.attempt -= 1
-            delivery.due = now
-            self._leave(delivery)
+            self._leave_parked(delivery)
             return
         metrics.attempt_duration.observe(now - delivery.started)
         if type(result) is Response:
@@ -569,6 +658,9 @@ class Deliveries:
         elif type(result) is Failure:
             metrics.attempts[result.reason.value, "none"] += 1
         unix = self._wall()
+        tracker = delivery.tracker
+        if isinstance(tracker, ParkedTracker):
+            tracker.release(delivery.offset)
         self._judge(delivery, result, now, unix)
         lane.release(delivery.share)
         if delivery.tracker.lost:
@@ -642,7 +734,7 @@ class Deliveries:
             due=unix + wait,
             parked=delivery.parked,
         )
-        tier = self._tiers.choose(wait) if reason == "retry" else self._tiers.park(wait)
+        tier = self._tiers.choose(wait)
         key = delivery.subscription.id.encode()
         message = Message(tier.topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
         self._outbox.put(message, partial(self._settle, delivery))
@@ -650,38 +742,42 @@ class Deliveries:
     def leave_behind(self) -> None:
         """Hand what is queued or held to the retry topics: this process ends."""
         now = self._clock()
-        while self._parking:
-            self._park(*self._parking.popleft())
-        left = list(self._held)
+        self._parking.all()
+        held = list(self._held)
         self.forget_held()
+        for delivery in held:
+            if delivery.due > now:
+                self._leave(delivery)
+            else:
+                self._leave_parked(delivery)
+        left = len(held)
         for lane in self._lanes.values():
             queued = lane.withdraw(_any)
             self.queued -= len(queued)
+            left += len(queued)
             for delivery in queued:
-                delivery.due = now
-            left += queued
-        for delivery in left:
-            self._leave(delivery)
+                self._leave_parked(delivery)
         if left:
-            log.info("what waits is left to the next process", deliveries=len(left))
+            log.info("what waits is left to the next process", deliveries=left)
 
     def _leave(self, delivery: Delivery) -> None:
-        # What came out of a retry topic still stands there.
+        # What came out of a topic of ours still stands there.
         if delivery.place is None and not delivery.tracker.lost:
             self._metrics.parked["shutdown"] += 1
             self._hand_over(delivery, "shutdown")
 
-    def hand_over_overdue(self, now: float) -> None:
-        """Hand what is owed for longer than the limit (the trackers know) to a tier.
+    def _leave_parked(self, delivery: Delivery) -> None:
+        if delivery.place is None:
+            self._parking.park(delivery, "shutdown")
+
+    def hand_over_overdue(self) -> None:
+        """Park what is queued and owed for longer than the limit (the trackers know); what is held goes to a tier.
 
         An attempt under way is let end; what comes of it is handed over next time.
         """
         overdue = 0
         for lane in self._lanes.values():
             queued = lane.withdraw(_is_overdue)
-            for delivery in queued:
-                share = lane.find(delivery.subscription.id)
-                self._postpone(delivery, "hold_limit", share or lane, now, now)
             self._withdrawn(queued, "hold_limit")
             overdue += len(queued)
         held = [delivery for delivery in self._held if _is_overdue(delivery)]
@@ -703,8 +799,15 @@ class Deliveries:
         if status is Status.ACTIVE:
             return False
         # Its event came while the subscription was active, or has been tried: that was promised, and is not just dropped.
-        owed = delivery.place is not None or delivery.attempt > 0 or subscription.status is Status.ACTIVE
-        if status is Status.DISABLED and owed:
+        owed = (
+            delivery.place is not None
+            or delivery.attempt > 0
+            or subscription.status is Status.ACTIVE
+            or owed_while_kept(subscription)
+        )
+        if owed and (reason := keeps(current)) is not None:
+            self._parking.park(delivery, reason)
+        elif status is Status.DISABLED and owed:
             self._bury(delivery, "gone" if current.reason == "gone" else "disabled", delivery.last_result)
         else:
             self._drop(delivery, status.value)
@@ -752,6 +855,13 @@ class Deliveries:
     def _settle(self, delivery: Delivery) -> None:
         size = len(delivery.event.body)
         self._settled(delivery.tracker, delivery.offset, size, delivery.subscription.id)
+
+    def _forget(self, delivery: Delivery) -> None:
+        """It waits in its topic again, its offset owed as before."""
+        self.in_flight -= 1
+        self.bytes -= len(delivery.event.body)
+        if self.full:
+            self._check_room()
 
     def _count(self, size: int) -> None:
         self.in_flight += 1
@@ -834,10 +944,7 @@ class Deliveries:
                 return
         self._ail(delivery, result, now, unix, gone=gone)
         if withdraw:
-            queued = lane.withdraw_share(share)
-            for each in queued:
-                self._postpone(each, "retry_after", share, until, now)
-            self._withdrawn(queued, "retry_after")
+            self._withdrawn(lane.withdraw_share(share), "retry_after", until)
 
     def _well(self, subscription_id: str) -> None:
         """Something was delivered to it: whoever noted that everything fails, that is over."""
@@ -895,8 +1002,6 @@ class Deliveries:
                 cool_down=round(valve.open_until - now, 1),
                 queued=len(queued),
             )
-        for each in queued:
-            self._postpone(each, "breaker", valve, valve.open_until, now)
         self._withdrawn(queued, "breaker")
 
     def _closed(self, scope: str, valve: Valve, delivery: Delivery) -> None:
@@ -915,54 +1020,23 @@ class Deliveries:
             self._open[scope] = {valve for valve in valves if valve.state is not State.CLOSED}
         return {(scope,): len(valves) for scope, valves in self._open.items()}
 
-    def _postpone(self, delivery: Delivery, reason: str, valve: Valve, until: float, now: float) -> None:
-        """Set when a delivery comes back that is to be parked."""
-        delivery.parked += 1
-        soonest = now + self._tiers.park_delay(delivery.parked)
-        latest = max(soonest, now + PARKED_AT_MOST)
-        if reason == "breaker":
-            soonest = max(soonest, until)
-            # Spread, by as much as the tier's precision allows without another write.
-            delivery.due = soonest + self._chance() * min(5.0, 0.1 * (soonest - now))
-        elif reason == "retry_after":
-            if delivery.parked > 1:  # it said so before, and it was not the last time
-                until = max(until, now + self._tiers.park_delay(delivery.parked - 1))
-            delivery.due = until + self._chance() * min(60.0, max(1.0, 0.05 * (until - now)))
-        else:
-            delivery.due = valve.appoint(soonest, latest)
-
-    def _park(self, delivery: Delivery, reason: str) -> None:
-        """Write it to a retry topic without having attempted it; its due time is set."""
-        if delivery.tracker.lost:
-            self._settle(delivery)
-            return
-        self._metrics.parked[reason] += 1
-        self._hand_over(delivery, reason)
-
-    def _withdrawn(self, deliveries: Sequence[Delivery], reason: str) -> None:
-        """Park what has been taken out of a lane. Thousands may be: not in one turn of the loop."""
+    def _withdrawn(self, deliveries: Sequence[Delivery], reason: str, until: float = 0.0) -> None:
+        """Park what has been taken out of a lane."""
         self.queued -= len(deliveries)
-        self._park_soon(deliveries, reason)
-
-    def _park_soon(self, deliveries: Sequence[Delivery], reason: str) -> None:
-        if deliveries and not self._parking:
-            self._loop.call_soon(self._park_some)
-        self._parking.extend((delivery, reason) for delivery in deliveries)
-
-    def _park_some(self) -> None:
-        try:
-            for _ in range(min(_SLICE, len(self._parking))):
-                self._park(*self._parking.popleft())
-        except Exception as error:  # noqa: BLE001 - rule 4
-            self.broken("parking", error)
-        if self._parking:
-            self._loop.call_soon(self._park_some)
+        self._parking.soon(deliveries, reason, until)
 
     def _give_up_holding(self, deliveries: Sequence[Delivery], reason: str) -> None:
-        """Let what waits in memory for its retry wait in a topic."""
+        """Let what waits in memory for its retry wait in a tier, until it is due."""
         for delivery in deliveries:
             self._timers.cancel(self._held.pop(delivery))
-        self._park_soon(deliveries, reason)
+        self._parking.each(deliveries, partial(self._put_off, reason))
+
+    def _put_off(self, reason: str, delivery: Delivery) -> None:
+        if delivery.tracker.lost:
+            self._settle(delivery)
+        else:
+            self._metrics.parked[reason] += 1
+            self._hand_over(delivery, reason)
 
     def measure(self, now: float) -> None:
         """How fast the lanes are that have something queued; called some times a second."""
@@ -975,25 +1049,24 @@ class Deliveries:
             lane.watched = lane.measure(seconds)
             if lane.watched:
                 self._watched.append(lane)
-                self._trim(lane, 2.0, "queue_wait", now)
-        if self.full:
-            self._relieve(now)
+        beyond = self.in_flight - self._tight_at
+        if self.bytes > self._tight_bytes:
+            beyond = max(beyond, self.in_flight - int(self.in_flight * self._tight_bytes / self.bytes))
+        if beyond > 0:
+            self._relieve(beyond)
 
-    def _trim(self, lane: Route, slack: float, reason: str, now: float) -> int:
-        """Park what a lane has queued beyond its room, the newest."""
-        trimmed = lane.trim(slack)
-        for delivery, valve in reversed(trimmed):  # the eldest gets the first appointment
-            self._postpone(delivery, reason, valve, now, now)
-        self._withdrawn([delivery for delivery, _ in trimmed], reason)
-        return len(trimmed)
-
-    def _relieve(self, now: float) -> None:
-        """A cap is reached: those give up who keep it full, so that the others need not wait for them."""
-        wanted = self.in_flight // 10 + 1
+    def _relieve(self, wanted: int) -> None:
+        """Memory is scarce: those give up the newest of theirs who fill it, so that the others need not wait for them."""
+        reason = "cap" if self.full else "queue_wait"
         for lane in sorted(self._watched, key=_longest_wait, reverse=True):
             if wanted <= 0 or lane.longest_wait <= self._max_wait:
                 break
-            wanted -= self._trim(lane, 1.0, "cap", now)
+            trimmed = lane.trim(wanted)
+            trimmed.reverse()  # the eldest is parked first
+            wanted -= len(trimmed)
+            self._withdrawn(trimmed, reason)
+        if not self.full:
+            return
         # An endpoint that fails now and then opens no breaker, but may have thousands wait for their retry.
         surplus = len(self._held) - self.in_flight // 4
         if wanted > 0 and surplus > 0:

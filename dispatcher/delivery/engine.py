@@ -31,7 +31,9 @@ from typing import Final
 import structlog
 
 from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicPartition, UnreadableRecord
+from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.endpoint.health import Health
 from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.request.netguard import Guard
@@ -40,10 +42,12 @@ from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.core.skips import Skip
 from dispatcher.delivery.attempt_log import AttemptLog
+from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
+from dispatcher.delivery.parking import parked_retention, parked_topic
 from dispatcher.delivery.retry_reader import Retries
 from dispatcher.delivery.stuck import pass_over, sentence
 from dispatcher.delivery.unmatched import Unmatched
@@ -144,18 +148,41 @@ class Engine:
             memory=remembered(group),
             notes_topic=notes,
         )
+        parked = parked_topic(settings.topics.prefix)
         self._returning = Intake(
             broker,
-            [tier.topic for tier in tiers],
+            [*(tier.topic for tier in tiers), parked],
             retry_group,
             self,
             metrics,
             own=True,
             memory=remembered(retry_group),
             notes_topic=notes,
+            tracker=partial(_tracker, parked),
+        )
+        self._backlogs = Backlogs(
+            parked,
+            self._returning,
+            self._deliveries,
+            self._outbox,
+            metrics,
+            timers,
+            read_from=broker.read_from,
+            read=broker.read,
+            start=self._tasks.start,
+            keeps=settings.subscription.pause_keeps,
+            renew_after=parked_retention(settings.subscription.pause_keeps) / 2,
+            wall=wall,
         )
         self._retries = Retries(
-            self._returning, tiers, settings.retry.horizon, self._deliveries, broker.read, metrics, wall
+            self._returning,
+            tiers,
+            settings.retry.horizon,
+            self._deliveries,
+            broker.read,
+            metrics,
+            wall,
+            self._backlogs,
         )
         self._batches: deque[tuple[PartitionTracker, Sequence[Record]]] = deque()  # polled, not taken up yet
         self._moving: set[Intake] = set()  # whose partitions are being reassigned
@@ -177,6 +204,7 @@ class Engine:
         self._tasks.start(self._sweep(), "sweep lanes")
         self._tasks.start(self._measure_lag(), "measure loop lag")
         self._tasks.start(self._measure_lanes(), "measure lanes")
+        self._tasks.start(self._backlogs.run(), "backlogs")
         self._consuming = [
             self._tasks.start(self._consume(), "consume"),
             self._tasks.start(self._retries.run(), "retries"),
@@ -207,6 +235,7 @@ class Engine:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
         self._stopping = True
         deadline = self._clock() + drain
+        self._backlogs.stop()
         for task in self._consuming:
             task.cancel()
         await asyncio.gather(*self._consuming, return_exceptions=True)
@@ -379,7 +408,7 @@ class Engine:
         trackers = [*self._events.trackers.values(), *self._returning.trackers.values()]
         looks = [tracker.look(now, self._hold_limit) for tracker in trackers]  # each keeps time by it
         if any(looks):
-            self._deliveries.hand_over_overdue(now)
+            self._deliveries.hand_over_overdue()
 
     async def before_revocation(self, intake: Intake) -> None:
         """Partitions are about to move: let attempts end and what came of them be written, start none.
@@ -450,8 +479,9 @@ class Engine:
     def _lag(self) -> dict[Labels, float]:
         """Records not taken up yet: of a retry topic also those that were read and wait for their time."""
         lag = {**self._events.lag(), **self._returning.lag()}
-        for labels, count in self._retries.waiting().items():
-            lag[labels] = lag.get(labels, 0.0) + count
+        for waiting in (self._retries.waiting(), self._backlogs.waiting()):
+            for labels, count in waiting.items():
+                lag[labels] = lag.get(labels, 0.0) + count
         return lag
 
     def _report_metrics(self) -> None:
@@ -461,6 +491,7 @@ class Engine:
         reads("deliveries_in_flight_bytes", lambda: deliveries.bytes)
         reads("deliveries_queued", lambda: deliveries.queued)
         reads("deliveries_held", lambda: deliveries.held)
+        reads("deliveries_parked_waiting", self._backlogs.parked)
         reads("lanes", lambda: deliveries.lanes)
         reads("breakers_open", deliveries.breakers_open)
         reads("outbox_waiting", lambda: len(self._outbox))
@@ -483,3 +514,8 @@ class Engine:
             "partition_held_seconds",
             lambda: {**self._events.held(), **self._returning.held()},
         )
+
+
+def _tracker(parked: str, topic: str, partition: int, start: int, ahead: Note) -> PartitionTracker:
+    """A million may be parked in a partition, and none of them is held back by it."""
+    return (ParkedTracker if topic == parked else PartitionTracker)(topic, partition, start, ahead)

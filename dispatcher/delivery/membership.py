@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import structlog
@@ -42,6 +42,7 @@ from dispatcher.broker.base import (
     TopicPartition,
     Why,
 )
+from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.delivery.commit_notes import CommitNotes
 from dispatcher.delivery.jumps import Jumps
@@ -77,15 +78,17 @@ class Intake:
         own: bool = False,
         memory: GroupMemory | None = None,
         notes_topic: str | None = None,
+        tracker: Callable[[str, int, int, Note], PartitionTracker] = PartitionTracker,
     ) -> None:
         """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`).
 
-        `notes_topic` is for what doesn't fit beside a commit.
+        `notes_topic` is for what doesn't fit beside a commit; `tracker` makes a partition's.
         """
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.assigned = False
         self._host = host
+        self._tracker = tracker
         self._metrics = metrics
         self._committing = asyncio.Lock()
         self._notes = CommitNotes(broker, group, notes_topic)
@@ -203,7 +206,7 @@ class Intake:
             if tracker is None or not tracker.resume_at(offset, done):
                 if tracker is not None:
                     tracker.lost = True
-                tracker = self.trackers[partition] = PartitionTracker(*partition, offset, done)
+                tracker = self.trackers[partition] = self._tracker(*partition, offset, done)
             tracker.committed, tracker.noted = offset, metadata
         self.assigned = True
         log.info("partitions assigned", group=self.group, partitions=len(partitions))

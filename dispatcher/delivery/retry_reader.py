@@ -39,6 +39,7 @@ from dispatcher.broker.base import (
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, due_again, read_letter
 from dispatcher.core.retry.tiers import Tiers, comes_out, left_of
+from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.membership import Intake
 from dispatcher.telemetry.metrics import Labels, Metrics
 
@@ -92,8 +93,9 @@ class Retries:
         read: Read,
         metrics: Metrics,
         wall: Callable[[], float],
+        backlogs: Backlogs,
     ) -> None:
-        """`horizon` in seconds; `read` gives one record of any topic; `wall` gives Unix seconds."""
+        """`backlogs` takes what is read of the parked topic; `horizon` in seconds; `read` gives one record of any topic; `wall` gives Unix seconds."""
         self._intake = intake
         self._tiers = tiers
         self._horizon = horizon
@@ -102,11 +104,13 @@ class Retries:
         self._metrics = metrics
         self._wall = wall
         self._clock = asyncio.get_running_loop().time
+        self._backlogs = backlogs
         self._waiting: dict[TopicPartition, deque[_Waiting]] = {}
 
     def reassigned(self) -> None:
         """The partitions are read from their commits again."""
         self._waiting.clear()
+        self._backlogs.reassigned()
 
     def waiting(self) -> dict[Labels, int]:
         """Records that were read and wait for their time, by topic and partition."""
@@ -119,7 +123,11 @@ class Retries:
         while True:
             pause = await self._take_out()
             for partition, records in await consumer.poll(pause, _BATCH):
-                self._keep(partition, records)
+                if partition.topic == self._backlogs.topic:
+                    self._backlogs.keep(partition, records)
+                    await asyncio.sleep(0)  # there may be a million of them
+                else:
+                    self._keep(partition, records)
 
     def _keep(self, partition: TopicPartition, records: Sequence[Record]) -> None:
         if partition not in self._intake.trackers:

@@ -493,6 +493,10 @@ class RetrySettings(Group):
             )
 
 
+class SubscriptionSettings(Group):
+    pause_keeps: Annotated[Duration, duration_between("1m", "365d")] = 7 * 86400.0
+
+
 class AttemptsSettings(Group):
     log: Literal["all", "failures", "none"] = "all"
     retention: Annotated[Duration, duration_between("1m", "3650d")] = 7 * 86400.0
@@ -527,6 +531,7 @@ class Settings(Group):
     api: ApiSettings = ApiSettings()
     delivery: DeliverySettings = DeliverySettings()
     network: NetworkSettings = NetworkSettings()
+    subscription: SubscriptionSettings = SubscriptionSettings()
     retry: RetrySettings = RetrySettings()
     attempts: AttemptsSettings = AttemptsSettings()
     shutdown: ShutdownSettings = ShutdownSettings()

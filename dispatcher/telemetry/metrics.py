@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from dispatcher.__about__ import __version__
+from dispatcher.core.commit.parked import REASONS
 from dispatcher.core.request.results import Reason
 
 Labels = tuple[str, ...]
@@ -97,7 +98,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "deliveries_parked_total": (
         ("reason",),
-        "Deliveries written to a retry topic without an attempt: breaker, retry_after, queue_wait, cap, hold_limit, shutdown.",
+        (
+            "Deliveries written to a topic without an attempt: breaker, retry_after, queue_wait, cap, hold_limit, shutdown, and"
+            " paused, pending, invalid, sealed (kept for their subscription)."
+        ),
     ),
     "retries_due_total": (
         ("level",),
@@ -150,8 +154,10 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
             "dead_lettered",
             "dropped_deleted",
             "dropped_disabled",
+            "dropped_expired_while_paused",
             "dropped_paused",
             "dropped_pending",
+            "dropped_record_gone",
         )
     ),
     "attempts_total": (
@@ -159,10 +165,8 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
         *(("status", code_class) for code_class in ("1xx", "2xx", "3xx", "4xx", "5xx")),
         *((reason.value, "none") for reason in Reason),
     ),
-    "deliveries_parked_total": tuple(
-        (reason,) for reason in ("breaker", "retry_after", "queue_wait", "cap", "hold_limit", "shutdown")
-    ),
-    "retries_due_total": (("memory",),),
+    "deliveries_parked_total": tuple((reason,) for reason in REASONS if reason != "other"),
+    "retries_due_total": (("memory",), ("parked",)),
     "dead_letters_total": tuple(
         (reason,) for reason in ("exhausted", "gone", "disabled", "failing", "unsendable", "invalid")
     ),
@@ -180,6 +184,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "deliveries_in_flight": ((), "Deliveries owed to consumed events: queued, being attempted, or held."),
     "deliveries_in_flight_bytes": ((), "Bytes of event bodies in flight, counted once per delivery."),
     "deliveries_queued": ((), "Deliveries waiting in their lane."),
+    "deliveries_parked_waiting": (
+        ("reason",),
+        "Deliveries that wait in the parked topic for their endpoint, in the partitions of this process, by why they were parked.",
+    ),
     "deliveries_held": ((), "Deliveries waiting in memory for a near retry, their offset not committed."),
     "lanes": ((), "Origins (scheme, host, port) with anything queued or recently in flight."),
     "breakers_open": (("scope",), "Circuit breakers that are open or probing, of a subscription or a host."),

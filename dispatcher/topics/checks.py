@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dispatcher.broker.base import GroupState, PartitionInfo, TopicInfo
-from dispatcher.core.retry.tiers import Tiers
+from dispatcher.core.retry.tiers import Tier, Tiers
 from dispatcher.core.text.units import format_duration
+from dispatcher.delivery.parking import parked_retention, parked_topic
 from dispatcher.settings.settings import Settings
 
 SPARE: Final = 24 * 3600.0
@@ -42,6 +43,9 @@ def warnings(settings: Settings, topics: Sequence[TopicInfo], readers: Mapping[s
 
 def _retention(settings: Settings, topics: Sequence[TopicInfo]) -> list[str]:
     tiers = {tier.topic: tier for tier in Tiers(settings.retry.tiers, settings.topics.prefix)}
+    renewed = parked_retention(settings.subscription.pause_keeps) / 2  # its records are written anew by then
+    parked = parked_topic(settings.topics.prefix)
+    tiers[parked] = Tier(renewed, format_duration(renewed), parked)
     found = []
     for topic in topics:
         tier = tiers.get(topic.name)
@@ -81,7 +85,7 @@ def _number(config: Mapping[str, str], name: str) -> int | None:
 
 def _left_over(settings: Settings, topics: Sequence[TopicInfo]) -> list[str]:
     """Retry topics that hold retries of ours and that nobody reads: a tier taken out, another prefix."""
-    listed = {tier.topic for tier in Tiers(settings.retry.tiers, settings.topics.prefix)}
+    listed = _listed(settings)
     prefix = f"{settings.topics.prefix}retry."
     found = []
     for topic in topics:
@@ -101,6 +105,12 @@ def _left_over(settings: Settings, topics: Sequence[TopicInfo]) -> list[str]:
     return found
 
 
+def _listed(settings: Settings) -> set[str]:
+    """The topics that the group of the retries reads."""
+    prefix = settings.topics.prefix
+    return {tier.topic for tier in Tiers(settings.retry.tiers, prefix)} | {parked_topic(prefix)}
+
+
 def _waiting(partition: PartitionInfo) -> int:
     done = partition.earliest if partition.committed is None else max(partition.committed, partition.earliest)
     return max(partition.latest - done, 0)
@@ -109,7 +119,7 @@ def _waiting(partition: PartitionInfo) -> int:
 def _renamed(settings: Settings, topics: Sequence[TopicInfo], readers: Mapping[str, GroupState]) -> list[str]:
     """Other groups beside ours at the retry topics."""
     group = retry_group(settings)
-    listed = {tier.topic for tier in Tiers(settings.retry.tiers, settings.topics.prefix)}
+    listed = _listed(settings)
     holding = sum(
         max(partition.latest - partition.earliest, 0)
         for topic in topics

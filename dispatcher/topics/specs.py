@@ -9,6 +9,7 @@ from dispatcher.broker.base import TopicSpec
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
+from dispatcher.delivery.parking import parked_retention, parked_topic
 from dispatcher.settings.settings import Settings
 
 _RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
@@ -58,6 +59,18 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
         )
         for tier in Tiers(settings.retry.tiers, topics.prefix)
     ]
+    specs.append(
+        TopicSpec(
+            parked_topic(topics.prefix),
+            topics.partitions,
+            topics.replication,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": str(round(parked_retention(settings.subscription.pause_keeps) * 1000)),
+                "retention.bytes": "-1",
+            },
+        )
+    )
     specs.append(
         TopicSpec(
             f"{topics.prefix}dead",

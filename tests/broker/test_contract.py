@@ -1056,3 +1056,43 @@ async def test_a_broker_that_goes_away_and_comes_back_is_survived(
         assert found.partitions[0].committed == 6
     finally:
         await backend.close_all()
+
+
+async def test_a_stretch_of_records_can_be_read_from_any_offset(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker)
+    where = TopicPartition(topic, 0)
+    await broker.produce(numbered(topic, 300))
+    records, following = await broker.read_from(where, 37, 20, 1 << 20)
+    assert [(record.offset, record.value) for record in records] == [(n, b"%d" % n) for n in range(37, 57)]
+    assert following == 57
+    records, following = await broker.read_from(where, 290, 100, 1 << 20)
+    assert [record.offset for record in records] == list(range(290, 300))
+    assert following == 300
+    records, _ = await broker.read_from(where, 150, 100, 1)
+    assert records[0].offset == 150, "one at least, however small the size"
+
+
+async def test_a_stretch_beyond_the_end_is_empty_and_not_waited_for(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker)
+    await broker.produce(numbered(topic, 3))
+    records, following = await broker.read_from(TopicPartition(topic, 0), 3, 10, 1 << 20)
+    assert (list(records), following) == ([], 3)
+
+
+@administered
+async def test_a_stretch_that_was_deleted_begins_with_what_is_left(backend: Backend) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker)
+    where = TopicPartition(topic, 0)
+    await broker.produce(numbered(topic, 10))
+    await backend.delete_before(broker, where, 4)
+    found: list[int] = []
+    at = 2
+    while at < 10:
+        records, following = await broker.read_from(where, at, 100, 1 << 20)
+        found += [record.offset for record in records]
+        assert following > at
+        at = following
+    assert found == list(range(4, 10))

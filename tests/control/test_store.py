@@ -411,7 +411,7 @@ async def test_a_record_that_cannot_be_read_is_told_of_and_harms_nothing(
         two = await world.replica()
     assert [each["event"] for each in logs if each["log_level"] == "error"] == [
         "a subscription in the topic can't be read",
-        "subscriptions that can't be used are disabled",
+        "SUBSCRIPTIONS ARE NOT DELIVERED TO: the settings refuse them, or no key opens their secrets",
     ]
     assert two.status() is None
     assert two.store.get("s") is None

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dispatcher.core.endpoint.breaker import Breaker, State
 from dispatcher.core.endpoint.lane import _NO_SHARES, BURST, Lane, Share
-from dispatcher.core.endpoint.pace import Pace, appointment
+from dispatcher.core.endpoint.pace import Pace
 
 KEYS = ["a", "b", "c"]
 LANE: Final = "the lane"
@@ -21,6 +21,7 @@ MIDDLE: Final = 0.5  # no jitter
 FORGOTTEN: Final = 600.0
 PRECISION: Final = 1e-6  # of tokens, in the model
 
+KINDS = st.sampled_from(["urgent", "parked", "fresh", "fresh"])
 ROUNDS = st.sampled_from([0, 1, 4])
 
 Item = tuple[str, int]
@@ -44,7 +45,6 @@ class Trouble:
         self.asked = 0.0
         self.quiet_until = 0.0
         self.closed_until = 0.0
-        self.line = 0.0
 
 
 class Side:
@@ -59,6 +59,8 @@ class Side:
         self.pace: Pace | None = None
         self.trouble: Trouble | None = None
         self.urgent: deque[int] = deque()
+        self.parked: deque[int] = deque()
+        self.parked_last = False
         self.fresh: deque[int] = deque()
 
     @property
@@ -68,7 +70,18 @@ class Side:
 
     @property
     def queued(self) -> int:
-        return len(self.urgent) + len(self.fresh)
+        return len(self.urgent) + len(self.parked) + len(self.fresh)
+
+    @property
+    def line(self) -> list[int]:
+        return [*self.urgent, *self.parked, *self.fresh]
+
+    def next(self) -> int:
+        """Due retries first, then the parked and the fresh in turns."""
+        if self.urgent:
+            return self.urgent.popleft()
+        self.parked_last = bool(self.parked) and not (self.parked_last and self.fresh)
+        return (self.parked if self.parked_last else self.fresh).popleft()
 
     @property
     def bucket(self) -> float:
@@ -135,7 +148,7 @@ class Side:
         if trouble is None:
             return
         breaker = trouble.breaker
-        promised = max(trouble.closed_until, trouble.quiet_until, trouble.line)
+        promised = max(trouble.closed_until, trouble.quiet_until)
         clean = (breaker is None or breaker.spotless(now)) and trouble.window is None and promised <= now
         ends = [promised, trouble.cut_at, *(() if breaker is None else (breaker.since, breaker.until))]
         if clean or (silent and now - max(ends) > FORGOTTEN):
@@ -246,14 +259,17 @@ class LaneAgainstModel(RuleBasedStateMachine):
         key=st.sampled_from(KEYS),
         limit=st.sampled_from([1, 2, 4]),
         rate=st.sampled_from(["as before", "as before", None, 0.5, 4.0, 64.0]),
-        urgent=st.booleans(),
+        kind=KINDS,
         times=st.integers(1, 12),
+        tight=st.booleans(),
     )
-    def offer(self, key: str, limit: int, rate: float | str | None, urgent: bool, times: int) -> None:
+    def offer(
+        self, key: str, limit: int, rate: float | str | None, kind: str, times: int, tight: bool
+    ) -> None:
         if not isinstance(rate, str):
             self.wanted[key] = rate
         for _ in range(times):
-            self.offer_one(key, limit, urgent=urgent)
+            self.offer_one(key, limit, kind, tight=tight)
 
     @rule(key=st.sampled_from(KEYS), limit=st.sampled_from([1, 2, 4]), times=st.integers(1, 5))
     def pass_through(self, key: str, limit: int, times: int) -> None:
@@ -273,41 +289,60 @@ class LaneAgainstModel(RuleBasedStateMachine):
                 self.flying.append(Flying(key, share, self.now))
 
     @rule(
-        keys=st.sets(st.sampled_from(KEYS), min_size=1), limit=st.sampled_from([1, 4]), urgent=st.booleans()
+        keys=st.sets(st.sampled_from(KEYS), min_size=1),
+        limit=st.sampled_from([1, 4]),
+        kind=KINDS,
+        tight=st.booleans(),
     )
-    def overload(self, keys: set[str], limit: int, urgent: bool) -> None:
+    def overload(self, keys: set[str], limit: int, kind: str, tight: bool) -> None:
         """More comes than goes, for long enough that this is noticed."""
         for _ in range(8):
             for key in sorted(keys):
-                self.offer_one(key, limit, urgent=urgent)
+                self.offer_one(key, limit, kind, tight=tight)
         self.take(self.whole.own)
         self.measure(6)
 
-    def offer_one(self, key: str, limit: int, *, urgent: bool) -> None:
+    def offer_one(self, key: str, limit: int, kind: str, *, tight: bool) -> None:
         self.count += 1
         side, rate = self.sides[key], self.wanted[key]
+        if not self.remembered(key):
+            side.parked_last = False
         side.own = limit
         if side.rate != rate:
             side.rate = rate
             side.tokens = side.bucket
             side.room = side.roomy
-        expected = self.turned_away(key, urgent=urgent)
-        refusal = self.lane.offer(key, limit, (key, self.count), self.now, urgent=urgent, rate=rate)
+        expected = self.turned_away(key, urgent=kind == "urgent", tight=tight)
+        refusal = self.lane.offer(
+            key,
+            limit,
+            (key, self.count),
+            self.now,
+            urgent=kind == "urgent",
+            parked=kind == "parked",
+            tight=tight,
+            rate=rate,
+        )
+        assert refusal == expected
         if expected is None:
-            assert refusal is None
-            (side.urgent if urgent else side.fresh).append(self.count)
-            return
-        assert refusal is not None
-        reason, where, until = expected
-        assert (refusal.reason, refusal.until) == (reason, until)
-        if where is self.whole:
-            assert refusal.valve is self.lane
-        else:
-            assert refusal.valve is self.lane.find(key) or not self.remembered(key)
-        if reason == "queue_wait":
-            self.appoint(where, refusal.valve)
+            getattr(side, kind).append(self.count)
 
-    def turned_away(self, key: str, *, urgent: bool) -> tuple[str, Side, float] | None:
+    @rule(key=st.sampled_from(KEYS), limit=st.sampled_from([1, 2, 4]))
+    def ask_for_room(self, key: str, limit: int) -> None:
+        """What says that there is room for one parked is not followed by a refusal of it."""
+        if self.sides[key].queued:
+            return
+        rate = self.wanted[key]
+        most, _, again = self.lane.room_for_parked(key, limit, rate, self.now)
+        if most:
+            before = self.count
+            self.offer_one(key, limit, "parked", tight=False)
+            full = self.whole.recovering and self.queued > self.whole.own
+            assert full or self.sides[key].line[-1:] == [before + 1]
+        else:
+            assert again > self.now
+
+    def turned_away(self, key: str, *, urgent: bool, tight: bool) -> tuple[str, float] | None:
         side = self.sides[key]
         before = len(side.urgent) if urgent else side.queued
         others = sum(self.remembered(each) for each in KEYS if each != key)
@@ -316,29 +351,22 @@ class LaneAgainstModel(RuleBasedStateMachine):
             if trouble is None:
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(self.now):
-                return "breaker", each, trouble.breaker.until
+                return "breaker", trouble.breaker.until
             if trouble.opened:
                 full = side.queued >= side.own
                 if each is self.whole:
                     full = self.queued >= each.own and (before + 1) * (others + 1) >= each.own
                 if full:
-                    return "breaker", each, self.now
+                    return "breaker", self.now
             if trouble.closed_until > self.now:
-                return "retry_after", each, trouble.closed_until
+                return "retry_after", trouble.closed_until
+        if not tight:
+            return None
         if before >= side.room:
-            return "queue_wait", side, self.now
+            return "queue_wait", self.now
         if self.queued >= self.whole.room and (before + 1) * (others + 1) >= self.whole.room:
-            return "queue_wait", self.whole, self.now
+            return "queue_wait", self.now
         return None
-
-    def appoint(self, side: Side, valve: Any) -> None:
-        soonest, latest = self.now + 1.0, self.now + 3600.0
-        rate = side.rate if side.pace is None or side.pace.rate is None else side.pace.rate
-        at = soonest
-        if rate is not None:
-            trouble = side.ill()
-            at, trouble.line = appointment(trouble.line, soonest, latest, rate)
-        assert valve.appoint(soonest, latest) == at
 
     # Serving.
 
@@ -364,7 +392,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
         assert key in waiting
         assert not self.quiet(key)
         assert not self.spent(key)
-        assert (side.urgent or side.fresh).popleft() == number
+        assert side.next() == number
         if side.rate is not None:
             side.tokens -= 1
         self.flying.append(Flying(key, share, self.now))
@@ -474,9 +502,9 @@ class LaneAgainstModel(RuleBasedStateMachine):
 
     def withdraw_share(self, each: Flying) -> None:
         side = self.sides[each.key]
-        expected = [*side.urgent, *side.fresh]
-        side.urgent.clear()
-        side.fresh.clear()
+        expected = side.line
+        for queue in (side.urgent, side.parked, side.fresh):
+            queue.clear()
         assert [number for _, number in self.lane.withdraw_share(each.share)] == expected
 
     @rule(rest=st.integers(0, 2))
@@ -486,39 +514,35 @@ class LaneAgainstModel(RuleBasedStateMachine):
     def withdraw(self, unwanted: Any) -> None:
         withdrawn = self.lane.withdraw(unwanted)
         for key, side in self.sides.items():
-            expected = [number for number in (*side.urgent, *side.fresh) if unwanted((key, number))]
+            expected = [number for number in side.line if unwanted((key, number))]
             assert [number for found, number in withdrawn if found == key] == expected
             side.urgent = deque(number for number in side.urgent if number not in expected)
+            side.parked = deque(number for number in side.parked if number not in expected)
             side.fresh = deque(number for number in side.fresh if number not in expected)
 
-    @rule(slack=st.sampled_from([1.0, 2.0]))
-    def trim(self, slack: float) -> None:
-        cuts: list[tuple[str, int, Side]] = [
-            (key, int(side.room), side) for key, side in self.sides.items() if side.queued > slack * side.room
-        ]
-        left = {key: side.queued for key, side in self.sides.items()}
-        left.update((key, level) for key, level, _ in cuts)
-        if sum(left.values()) > slack * self.whole.room:
+    @rule(most=st.sampled_from([1, 5, 1000]))
+    def trim(self, most: int) -> None:
+        left = {key: min(side.queued, int(min(side.room, 1e9))) for key, side in self.sides.items()}
+        if sum(left.values()) > self.whole.room:
             total = int(self.whole.room)
             level = max(
                 level
                 for level in range(max(left.values()) + 1)
                 if sum(min(each, level) for each in left.values()) <= total
             )
-            cuts += [(key, level, self.whole) for key in KEYS if left[key] > level]
-        expected = []
-        for key, level, told in cuts:
+            left = {key: min(each, level) for key, each in left.items()}
+        beyond = sum(side.queued - left[key] for key, side in self.sides.items())
+        trimmed = self.lane.trim(most)
+        assert min(most, beyond) <= len(trimmed) + len(KEYS)
+        assert len(trimmed) <= max(most, 1) + len(KEYS)
+        for key, number in trimmed:
             side = self.sides[key]
-            while side.queued > level:
-                expected.append(((key, (side.fresh or side.urgent).pop()), told))
-        trimmed = self.lane.trim(slack)
-        assert sorted(item for item, _ in trimmed) == sorted(item for item, _ in expected)
-        for key in KEYS:
-            assert [i for i, _ in trimmed if i[0] == key] == [i for i, _ in expected if i[0] == key]
-        told_by = dict(expected)
-        for item, valve in trimmed:
-            assert (valve is self.lane) == (told_by[item] is self.whole)
-            self.appoint(told_by[item], valve)
+            assert (side.parked or side.fresh or side.urgent).pop() == number, "the newest first"
+        for key, side in self.sides.items():
+            if most == 1000:
+                assert side.queued == left[key]
+            else:
+                assert side.queued >= left[key]
 
     # What always holds.
 
@@ -550,10 +574,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
             if self.waits(share.key):
                 assert share in lane._turns or share in [*lane.blocked, *self.blocked], "its turn never comes"
             assert share.queued == self.sides[share.key].queued
-            assert [number for _, number in share._queue()] == [
-                *self.sides[share.key].urgent,
-                *self.sides[share.key].fresh,
-            ]
+            assert [number for _, number in share._queue()] == self.sides[share.key].line
         assert lane.empty == (not any(map(self.remembered, KEYS)) and self.whole.trouble is None)
 
     def teardown(self) -> None:

@@ -30,6 +30,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.admin import ApiVersionRequest
 from aiokafka.protocol.metadata import MetadataRequest
@@ -49,6 +50,7 @@ from dispatcher.broker.base import (
     Position,
     Record,
     Remembered,
+    Stretch,
     TopicInfo,
     TopicPartition,
     TopicSpec,
@@ -70,6 +72,7 @@ from dispatcher.broker.kafka.groups import readers_of
 from dispatcher.broker.kafka.metadata import look
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
+from dispatcher.broker.kafka.ranges import Ranges
 from dispatcher.broker.kafka.reader import KafkaReader
 from dispatcher.broker.kafka.rights import Rights, missing_rights
 from dispatcher.runtime.tasks import Tasks
@@ -112,6 +115,7 @@ class KafkaBroker:
         self._admin: AIOKafkaAdminClient | None = None
         self._reader: AIOKafkaConsumer | None = None
         self._reading = asyncio.Lock()
+        self._ranges = Ranges(self._live_client, settings.request_timeout)
         self._consumers: set[KafkaConsumer] = set()
         self._readers: set[KafkaReader] = set()
         self._needed: tuple[Rights, Rights] = ({}, {})
@@ -381,6 +385,12 @@ class KafkaBroker:
         return await self._with_reader(
             lambda reader: self._read(reader, key, offset), f"reading {key[0]}-{key[1]}"
         )
+
+    async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
+        return await self._ranges.read(partition, offset, limit, size)
+
+    async def _live_client(self) -> AIOKafkaClient:
+        return await self._connected().live_client()
 
     async def _read(self, reader: AIOKafkaConsumer, key: KafkaPartition, offset: int) -> Record | None:
         if key.partition not in (reader.partitions_for_topic(key.topic) or ()):

@@ -27,6 +27,7 @@ from dispatcher.broker.base import (
     PartitionInfo,
     Record,
     Remembered,
+    Stretch,
     TopicInfo,
     TopicPartition,
     TopicSpec,
@@ -211,6 +212,14 @@ class SqliteBroker:
         if batch.records and batch.records[0].offset == offset:
             return batch.records[0]
         return None
+
+    async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
+        topic = self._store.topics.get(partition.topic)
+        if topic is None or not 0 <= partition.partition < len(topic.partitions):
+            raise BrokerRefused(f"partition {partition.topic}-{partition.partition} does not exist")
+        found = topic.partitions[partition.partition]
+        (batch,) = await self._store.fetch([Request(found.id, found.key, offset)], limit, size)
+        return Stretch(batch.records, batch.next)
 
     def consumer(
         self,

@@ -314,11 +314,10 @@ class LogFile:
 
     # Reading.
 
-    def fetch(self, requests: Sequence[Request], limit: int) -> list[Batch]:
-        """From each request's offset on, together at most `limit` records."""
+    def fetch(self, requests: Sequence[Request], limit: int, room: int = _POLL_BYTES) -> list[Batch]:
+        """From each request's offset on, together at most `limit` records, and some `room` bytes of them."""
         db = self._open_db
         batches = []
-        room = _POLL_BYTES
         for id_, partition, offset in requests:
             records: list[Record] = []
             following = offset

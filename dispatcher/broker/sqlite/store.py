@@ -229,9 +229,11 @@ class Store:
             for reader in partition.readers:
                 reader.wake()
 
-    async def fetch(self, requests: Sequence[Request], limit: int) -> list[Batch]:
-        """From each request's offset on, together at most `limit` records."""
-        return await self._run(self._file.fetch, requests, limit)
+    async def fetch(self, requests: Sequence[Request], limit: int, size: int | None = None) -> list[Batch]:
+        """From each request's offset on, together at most `limit` records, and some `size` bytes of them."""
+        if size is None:
+            return await self._run(self._file.fetch, requests, limit)
+        return await self._run(self._file.fetch, requests, limit, size)
 
     async def commit(self, group: str, positions: Sequence[tuple[int, Position]]) -> None:
         """Keep a group's positions, by the partitions' ids."""

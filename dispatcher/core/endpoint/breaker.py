@@ -3,8 +3,8 @@
 An endpoint that fails every time costs: a connection and a timeout for each attempt, a step of the schedule for each
 delivery, and it is not helped by being asked more. So a breaker counts. When nearly everything of the last half
 minute failed it opens: what is owed is parked instead of attempted, and uses up none of its schedule. After a
-cool-down one attempt is let through, with a real delivery. If that succeeds the breaker closes; if not the cool-down
-doubles.
+cool-down one attempt is let through, with a real delivery. If that succeeds the breaker closes. If not it opens again; from a
+quarter of a minute on for twice as long each time. Most outages are stalls of seconds: their end is to be noticed within seconds.
 
 There is one for each subscription, which hears of statuses, timeouts and broken answers, and one for each host, which hears
 of what nobody on that host can help: DNS, connecting, TLS. So a subscriber can't close a host to its
@@ -43,9 +43,12 @@ WINDOW: Final = 30.0
 """Seconds (half of that at the least) over which results are counted."""
 
 COOL_DOWN: Final = 5.0
-"""Seconds that it stays open the first time."""
+"""Seconds that it stays open at the most, the first time and for as long as the outage is a young one."""
 
 COOL_DOWN_MOST: Final = 300.0
+
+YOUNG: Final = 15.0
+"""Seconds from the first opening on during which cool-downs don't grow."""
 
 _JITTER: Final = 0.2
 
@@ -109,6 +112,7 @@ class Breaker:
         "_earlier",
         "_earlier_begun",
         "_failed",
+        "_opened_first",
         "_succeeded",
         "_threshold",
         "since",
@@ -125,6 +129,7 @@ class Breaker:
         """When an open one lets the first attempt through."""
         self._threshold = threshold
         self._cool_down = COOL_DOWN
+        self._opened_first: float | None = None  # when it opened, of this outage
         self._begin(now)
         self._earlier = (0, 0)
         self._earlier_begun = now
@@ -158,8 +163,11 @@ class Breaker:
                 return False
         self.state = State.OPEN
         self.since = now
-        self.until = now + self._cool_down * (1 + _JITTER * (2 * random - 1))
-        self._cool_down = min(2 * self._cool_down, COOL_DOWN_MOST)
+        if self._opened_first is None:
+            self._opened_first = now
+        if now - self._opened_first >= YOUNG:
+            self._cool_down = min(2 * self._cool_down, COOL_DOWN_MOST)
+        self.until = now + self._cool_down * (1 - _JITTER * random)
         return True
 
     def succeeded(self, started: float, now: float) -> bool:
@@ -186,10 +194,11 @@ class Breaker:
     def recovered(self) -> None:
         """The slow start is over: should it fail again, that is a new failure."""
         self._cool_down = COOL_DOWN
+        self._opened_first = None
 
     def spotless(self, now: float) -> bool:
         """Whether it is closed and has seen no failure for a whole window."""
         if self.state is not State.CLOSED:
             return False
         self._turn(now)
-        return not self._failed and not self._earlier[0] and self._cool_down == COOL_DOWN
+        return not self._failed and not self._earlier[0] and self._opened_first is None

@@ -10,9 +10,9 @@ A subscription may also be limited to a rate. That is kept by the generic cell r
 that needs one number, the time at which the bucket will be full again, and no refilling. A tenth of a second's worth may go
 at once, so that the limit holds for every second and not just on average.
 
-Memory is for what will be sent soon. What comes to a lane that is in trouble is turned away (`Refusal`), and the owner
-parks it: a breaker is open (`breaker.py`), the endpoint asked for time (Retry-After), or what is queued already will
-take too long (`pace.py`). The wait is judged where it arises. A subscription that is slow turns away its own deliveries only. One that
+What comes to a lane that is in trouble is turned away (`Refusal`), and the owner parks it: a breaker is open (`breaker.py`), or the
+endpoint asked for time (Retry-After). Where memory is scarce (the owner says so, `tight`), it is for what will be sent soon: then also what would
+have to wait for too long behind what is queued already (`pace.py`) is turned away. The wait is judged where it arises. A subscription that is slow turns away its own deliveries only. One that
 shares a slow host waits for its turns: `n` deliveries before this one, in a lane of `m` subscriptions, are at most n * m turns, and no more
 than all that is queued; so a neighbour's flood turns nobody else's delivery away.
 
@@ -32,7 +32,8 @@ Rules:
    (something queued, fewer in flight than its limit, not blocked).
 3. A share that is blocked and has something queued stands in `blocked` once it came up, until the owner takes it from there; the
    owner calls `unblock` at `blocked_until`.
-4. Within a share: what was offered as urgent (it waited before) first, then the rest, each in the order of arrival.
+4. Within a share: what was offered as urgent (its retry is due) first; then what was parked and what is fresh, in turns, each in the
+   order of arrival.
 5. Every item taken, or passed through, is released exactly once. What is offered is queued or turned away, never both.
 6. `failed`, `succeeded`, `throttled` are told before the item's `release`, so that this one already goes by the new limits.
 7. Every share with more than one item queued, or with a pace, stands in `_deep`, until `measure` finds neither. Those with one
@@ -49,7 +50,7 @@ from itertools import chain
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
 
 from dispatcher.core.endpoint.breaker import Breaker, State
-from dispatcher.core.endpoint.pace import Pace, appointment
+from dispatcher.core.endpoint.pace import Pace
 
 T = TypeVar("T")
 
@@ -76,7 +77,6 @@ class Trouble:
         "breaker",
         "closed_until",
         "cut_at",
-        "line",
         "opened",
         "quiet_until",
         "rising",
@@ -92,7 +92,6 @@ class Trouble:
         self.opened = False  # the breaker has, and the window has not been as wide as ever since
         self.rising = False  # the window doubles with each round of successes, instead of growing by one
         self.cut_at = 0.0  # when the window was made smaller: attempts from before say nothing about it
-        self.line = 0.0  # when the last of those comes back that got an appointment
 
 
 class Valve:
@@ -186,15 +185,6 @@ class Valve:
         trouble.opened = False
         return True
 
-    def appoint(self, earliest: float, latest: float) -> float:
-        """When the next of those that were turned away shall come back."""
-        rate = self.rate_of_completion
-        if rate is None:
-            return min(earliest, latest)
-        trouble = self._in_trouble()
-        at, trouble.line = appointment(trouble.line, earliest, latest, rate)
-        return at
-
     @property
     def rate_of_completion(self) -> float | None:
         """A second, while busy; None while there is too little evidence."""
@@ -241,10 +231,10 @@ class Valve:
         over = (
             (breaker is None or breaker.spotless(now))
             and trouble.window >= _NO_WINDOW
-            and max(trouble.closed_until, trouble.quiet_until, trouble.line) <= now
+            and max(trouble.closed_until, trouble.quiet_until) <= now
         )
         if not over and not self.queued and not self.in_flight:
-            last = max(trouble.closed_until, trouble.quiet_until, trouble.line, trouble.cut_at)
+            last = max(trouble.closed_until, trouble.quiet_until, trouble.cut_at)
             if breaker is not None:
                 last = max(last, breaker.since, breaker.until)
             over = now - last > _FORGET
@@ -259,6 +249,8 @@ class Share(Valve, Generic[T]):
     __slots__ = (
         "_first",
         "_fresh",
+        "_parked",
+        "_parked_last",
         "_timed",
         "_urgent",
         "_waiting_turn",
@@ -283,6 +275,8 @@ class Share(Valve, Generic[T]):
         self._first: T | None = None
         self._fresh: deque[T] | None = None  # what came after it
         self._urgent: deque[T] | None = None
+        self._parked: deque[T] | None = None  # what came out of the parked topic
+        self._parked_last = False  # the last one taken was such
         self._waiting_turn = False
         self._timed = False  # the owner has been asked to call `unblock`
 
@@ -292,6 +286,12 @@ class Share(Valve, Generic[T]):
         if urgent:
             return urgent.popleft()
         first = self._first
+        parked = self._parked
+        if parked:
+            if not self._parked_last or (first is None and not self._fresh):
+                self._parked_last = True
+                return parked.popleft()
+            self._parked_last = False
         if first is not None:
             self._first = None
             return first
@@ -313,10 +313,14 @@ class Share(Valve, Generic[T]):
 
     def _queue(self) -> Iterator[T]:
         first = self._first
-        return chain(self._urgent or (), () if first is None else (first,), self._fresh or ())
+        return chain(
+            self._urgent or (), self._parked or (), () if first is None else (first,), self._fresh or ()
+        )
 
     def _newest(self) -> T:
         self.queued -= 1
+        if self._parked:
+            return self._parked.pop()  # it goes back for nothing
         if self._fresh:
             return self._fresh.pop()
         first = self._first
@@ -345,10 +349,9 @@ class Share(Valve, Generic[T]):
 
 
 class Refusal(NamedTuple):
-    """Why something was not queued, who knows when it may come back, and when that is at the earliest."""
+    """Why something was not queued, and when it may be at the earliest."""
 
     reason: ParkReason
-    valve: Valve
     until: float
 
 
@@ -370,9 +373,21 @@ class Lane(Valve, Generic[T]):
         self._deep: dict[Share[T], None] = {}  # see rule 7
 
     def offer(
-        self, key: str, limit: int, item: T, now: float, *, urgent: bool = False, rate: float | None = None
+        self,
+        key: str,
+        limit: int,
+        item: T,
+        now: float,
+        *,
+        urgent: bool = False,
+        parked: bool = False,
+        tight: bool = True,
+        rate: float | None = None,
     ) -> Refusal | None:
-        """Queue `item` for the subscription `key`, whose own limits are `limit` and `rate` by now; or say why not."""
+        """Queue `item` for the subscription `key`, whose own limits are `limit` and `rate` by now; or say why not.
+
+        `urgent` and `parked` say where it waits (rule 4), `tight` that memory is scarce.
+        """
         share = self._shares.get(key)
         if share is None:
             share = self._new_share(key, limit)
@@ -392,7 +407,7 @@ class Lane(Valve, Generic[T]):
             or share.queued >= share.room
             or self.queued >= self.room
         ):
-            refusal = self._refusal(share, now, urgent=urgent)
+            refusal = self._refusal(share, now, urgent=urgent, tight=tight)
             if refusal is not None:
                 if share._nothing_left():
                     del self._shares[key]
@@ -401,6 +416,10 @@ class Lane(Valve, Generic[T]):
             if share._urgent is None:
                 share._urgent = deque()
             share._urgent.append(item)
+        elif parked:
+            if share._parked is None:
+                share._parked = deque()
+            share._parked.append(item)
         else:
             share._append(item)
         share.queued += 1
@@ -441,24 +460,58 @@ class Lane(Valve, Generic[T]):
             self._shares = {key: share}
         return share
 
-    def _refusal(self, share: Share[T], now: float, *, urgent: bool) -> Refusal | None:
+    def room_for_parked(
+        self, key: str, limit: int, rate: float | None, now: float
+    ) -> tuple[int, bool, float]:
+        """How many parked ones of the subscription `key` may be here at a time, whether that is all that may be under way,
+        and where it is none, when to ask again.
+        """
+        share = self._shares.get(key)
+        most = min(self.limit, limit if share is None else share.limit)
+        recovering = False
+        for valve in (self, share):
+            trouble = None if valve is None else valve.trouble
+            if trouble is None:
+                continue
+            if trouble.breaker is not None and not trouble.breaker.admits(now):
+                return 0, True, trouble.breaker.until
+            asked = max(trouble.closed_until, trouble.quiet_until)
+            if asked > now:
+                return 0, True, asked
+            recovering = recovering or trouble.opened
+        if rate is not None and rate < most:
+            return max(1, int(rate)), True, now
+        return most, recovering, now
+
+    def first_fresh(self, key: str) -> T | None:
+        """What has waited here longest of what was not parked, if more is queued than may be under way."""
+        share = self._shares.get(key)
+        if share is None or share.queued <= 2 * share.limit:
+            return None
+        if share._first is not None:
+            return share._first
+        return share._fresh[0] if share._fresh else None
+
+    def _refusal(self, share: Share[T], now: float, *, urgent: bool, tight: bool) -> Refusal | None:
         before = len(share._urgent or ()) if urgent else share.queued
         for valve in (self, share):
             trouble = valve.trouble
             if trouble is None:
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(now):
-                return Refusal("breaker", valve, trouble.breaker.until)
+                return Refusal("breaker", trouble.breaker.until)
             if trouble.opened and (
                 share.queued >= share.own if valve is share else self._waits_for_all(before, self.own)
             ):
-                return Refusal("breaker", valve, now)
+                return Refusal("breaker", now)
             if trouble.closed_until > now:
-                return Refusal("retry_after", valve, trouble.closed_until)
+                return Refusal("retry_after", trouble.closed_until)
+        if not tight:
+            return None
         if before >= share.room:
-            return Refusal("queue_wait", share, now)
+            return Refusal("queue_wait", now)
         if self._waits_for_all(before, self.room):
-            return Refusal("queue_wait", self, now)
+            return Refusal("queue_wait", now)
         return None
 
     def _waits_for_all(self, before: int, most: float) -> bool:
@@ -563,26 +616,26 @@ class Lane(Valve, Generic[T]):
         """Seconds that the last of a queue in here will wait, as far as that is known."""
         return max(self.wait, *(share.wait for share in self._deep), 0.0)
 
-    def trim(self, slack: float) -> list[tuple[T, Valve]]:
-        """Take out, newest first, what is queued beyond `slack` times the room, until the room is kept.
-
-        With each, who knows when it may come back. The subscriptions that have most queued give most.
-        """
-        trimmed: list[tuple[T, Valve]] = []
+    def trim(self, most: int) -> list[T]:
+        """Take out, newest first, what is queued beyond the room, `most` at the most. The subscriptions that have most queued give most."""
+        trimmed: list[T] = []
         for share in list(self._deep):
-            if share.queued > slack * share.room:
-                self._cut(share, int(share.room), share, trimmed)
-        if self.queued > slack * self.room:
-            level = _level(sorted(share.queued for share in self._shares.values()), int(self.room))
+            if share.queued > share.room:
+                self._cut(share, max(int(share.room), share.queued - most + len(trimmed)), trimmed)
+        if self.queued > self.room:
+            wanted = max(int(self.room), self.queued - most + len(trimmed))
+            level = _level(sorted(share.queued for share in self._shares.values()), wanted)
             for share in list(self._shares.values()):
                 if share.queued > level:
-                    self._cut(share, level, self, trimmed)
+                    self._cut(share, level, trimmed)
         return trimmed
 
-    def _cut(self, share: Share[T], left: int, valve: Valve, trimmed: list[tuple[T, Valve]]) -> None:
+    def _cut(self, share: Share[T], left: int, trimmed: list[T]) -> None:
         before = share.queued
+        if before <= left:
+            return
         while share.queued > left:
-            trimmed.append((share._newest(), valve))
+            trimmed.append(share._newest())
         share.queued = before
         self._shrunk(share, before - left)
 
@@ -596,6 +649,8 @@ class Lane(Valve, Generic[T]):
             withdrawn += found
             if share._urgent:
                 share._urgent = deque(item for item in share._urgent if not unwanted(item))
+            if share._parked:
+                share._parked = deque(item for item in share._parked if not unwanted(item))
             if share._first is not None and unwanted(share._first):
                 share._first = None
             if share._fresh:
@@ -606,7 +661,7 @@ class Lane(Valve, Generic[T]):
     def withdraw_share(self, share: Share[T]) -> list[T]:
         """Take out all that one subscription has queued, in the order it would have been served."""
         withdrawn = list(share._queue())
-        share._urgent = share._first = share._fresh = None
+        share._urgent = share._parked = share._first = share._fresh = None
         self._shrunk(share, len(withdrawn))
         return withdrawn
 

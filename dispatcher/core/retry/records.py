@@ -11,7 +11,9 @@ another replica:
 `parked`               how often it was parked since its last attempt; absent for never
 `first_attempt_ms`     Unix milliseconds; absent before the first one
 `due_ms`               when the next attempt is due, in Unix milliseconds; absent in dead letters
-`reason`               why it is here: `retry`, `hold_limit`; `exhausted`, `gone`, or why a record could not be read
+`reason`               why it is here: `retry`, or why it is parked (`breaker`, `hold_limit`, `paused`...); `exhausted`, `gone`, or why a
+                       record could not be read
+`since_ms`             of a parked delivery: since when it has waited, in Unix milliseconds, however often it was written anew
 `last_result`          the last attempt: `status 503`, `timeout: ...`
 `history`              the attempts, the first two and the last eight of them: a JSON array of
                        `[number, Unix milliseconds of its start, result]`, of at most 4 KiB

@@ -7,7 +7,7 @@ don't quantise it.
 
 Because all records of a tier wait the same time, a partition of it is a queue in the order in which its records
 come out, and only its head needs looking at. Two things could disturb that, and neither is let: a
-record that is due sooner than its tier's delay (parked for something short) comes out when it is due if it is at the
+record that is due sooner than its tier's delay (nothing is shorter) comes out when it is due if it is at the
 head by then, and after its tier's delay at the latest; a timestamp in the future (another replica's clock) counts
 as now.
 
@@ -20,7 +20,7 @@ time); topics of powers of two (twice the topics, and no fewer writes for the us
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -29,11 +29,7 @@ from dispatcher.core.text.units import format_duration
 LEAD: Final = 2.0
 """Seconds before its time that a record comes out; less for tiers of less than twenty."""
 
-PARKED_AT_MOST: Final = 3600.0
-"""Seconds; an endpoint that recovers should not be left alone for longer, unless the smallest tier is longer."""
-
 _LEAD_SHARE: Final = 0.1
-_MOMENT: Final = 5.0  # seconds that what comes out of a tier may wait in memory, however many do
 
 
 class Tier(NamedTuple):
@@ -64,25 +60,6 @@ class Tiers:
     def of(self, topic: str) -> Tier:
         """The tier that has this topic; KeyError if none has."""
         return self._by_topic[topic]
-
-    def park_delay(self, parkings: int) -> float:
-        """Seconds that a delivery waits which is parked for the so-manieth time (1 for the first) without an attempt.
-
-        From tier to tier, so that what a slow endpoint can't take doesn't circle through the broker; an hour at most.
-        """
-        delay = self._delays[min(parkings, len(self._delays)) - 1]
-        return max(self._delays[0], min(delay, PARKED_AT_MOST))
-
-    def park(self, wait: float) -> Tier:
-        """The smallest tier that lasts for `wait` seconds, to within a moment; the largest where none does.
-
-        What is parked is written once, so the tier has to be long enough. It comes out when it is due, unless other
-        records of its partition wait ahead of it, and after the tier's delay at the latest. (`choose` is exact to the
-        millisecond, and may take several writes.)
-        """
-        return self._all[
-            min(bisect_left(self._delays, wait - min(_MOMENT, wait * _LEAD_SHARE)), len(self._all) - 1)
-        ]
 
     def choose(self, wait: float) -> Tier:
         """The largest tier of at most `wait` seconds; the smallest where each is larger."""

@@ -13,6 +13,7 @@ from dispatcher.core.endpoint.breaker import (
     COOL_DOWN_MOST,
     MINIMUM,
     WINDOW,
+    YOUNG,
     Blame,
     Breaker,
     State,
@@ -22,6 +23,9 @@ from dispatcher.core.endpoint.breaker import (
 from dispatcher.core.request.results import Failure, Reason, Response
 
 MIDDLE = 0.5  # no jitter
+
+
+FIRST = 0.9 * COOL_DOWN  # with as much jitter as the tests say
 
 
 def opened(now: float = 0.0) -> Breaker:
@@ -54,22 +58,24 @@ def test_what_failed_long_ago_does_not_count() -> None:
 
 def test_while_it_is_open_nothing_is_let_through_and_then_one_probe() -> None:
     breaker = opened()
-    assert not breaker.admits(COOL_DOWN - 0.01)
-    assert breaker.admits(COOL_DOWN)
+    assert not breaker.admits(FIRST - 0.01)
+    assert breaker.admits(FIRST)
     assert breaker.succeeded(COOL_DOWN + 1, COOL_DOWN + 2)
     assert breaker.state is State.CLOSED
 
 
-def test_each_failed_probe_doubles_the_cool_down_up_to_a_bound() -> None:
+def test_failed_probes_double_the_cool_down_up_to_a_bound_once_the_outage_is_no_stall_any_more() -> None:
     breaker = opened()
     now = 0.0
     waits = []
-    for _ in range(10):
+    for _ in range(13):
         waits.append(breaker.until - now)
         now = breaker.until
         assert breaker.admits(now)
         assert breaker.failed(now, now, MIDDLE)
-    assert waits == [min(COOL_DOWN * 2**number, COOL_DOWN_MOST) for number in range(10)]
+    assert waits[:4] == [FIRST] * 4
+    assert waits[4:] == [0.9 * min(COOL_DOWN * 2**number, COOL_DOWN_MOST) for number in range(1, 10)]
+    assert sum(waits[:3]) < YOUNG <= sum(waits[:4])
 
 
 def test_the_cool_down_begins_anew_only_after_a_slow_start_that_went_well() -> None:
@@ -78,13 +84,15 @@ def test_the_cool_down_begins_anew_only_after_a_slow_start_that_went_well() -> N
     assert breaker.succeeded(5.0, 5.0)
     for _ in range(MINIMUM):
         breaker.failed(6.0, 6.0, MIDDLE)
-    assert breaker.until == 6.0 + 2 * COOL_DOWN
     assert breaker.admits(17.0)
-    breaker.succeeded(17.0, 17.0)
+    breaker.failed(17.0, 17.0, MIDDLE)
+    assert breaker.until == 17.0 + 2 * FIRST
+    assert breaker.admits(30.0)
+    breaker.succeeded(30.0, 30.0)
     breaker.recovered()
     for _ in range(MINIMUM):
-        breaker.failed(18.0, 18.0, MIDDLE)
-    assert breaker.until == 18.0 + COOL_DOWN
+        breaker.failed(31.0, 31.0, MIDDLE)
+    assert breaker.until == 31.0 + FIRST
 
 
 def test_attempts_from_before_a_change_say_nothing() -> None:
@@ -101,7 +109,7 @@ def test_cool_downs_are_spread_so_that_replicas_do_not_probe_together(random: fl
     breaker = Breaker(0.0, 0.8)
     for _ in range(MINIMUM):
         breaker.failed(0.0, 0.0, random)
-    assert 0.8 * COOL_DOWN <= breaker.until <= 1.2 * COOL_DOWN
+    assert 0.8 * COOL_DOWN <= breaker.until <= COOL_DOWN
 
 
 def test_it_can_be_forgotten_once_a_window_has_passed_without_a_failure() -> None:

@@ -177,7 +177,9 @@ def test_nothing_is_turned_away_where_nothing_is_known_and_the_newest_go_first()
     refusal = lane.offer("a", 4, 1000, 20.0)
     assert refusal is not None
     assert refusal.reason == "queue_wait"
-    trimmed = [item for item, _ in lane.trim(1.0)]
+    assert lane.offer("a", 4, 1001, 20.0, tight=False) is None, "memory is not scarce"
+    assert lane.trim(1) == [1001]
+    trimmed = lane.trim(10_000)
     assert trimmed == sorted(trimmed, reverse=True)
     assert trimmed[0] == 999
     assert lane.queued == 996 - len(trimmed)

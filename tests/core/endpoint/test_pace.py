@@ -1,13 +1,10 @@
-"""How fast a queue moves, and appointments for what it can't take."""
+"""How fast a queue moves."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
-from hypothesis import given, strategies as st
 
-from dispatcher.core.endpoint.pace import EVIDENCE, Pace, appointment
+from dispatcher.core.endpoint.pace import EVIDENCE, Pace
 
 
 def busy(pace: Pace, rate: float, seconds: float, *, done: int = 0, under_way: int = 0) -> float | None:
@@ -57,26 +54,3 @@ def test_having_nothing_to_do_is_not_being_slow() -> None:
     assert not pace.idle(2000, 2.0)
     assert pace.rate == pytest.approx(100.0, rel=0.1)
     assert pace.idle(2000, 1.0)
-
-
-@given(
-    st.lists(st.floats(0, 100), min_size=1, max_size=200),
-    st.floats(0.01, 1000),
-)
-def test_appointments_follow_each_other_no_faster_than_the_rate(arrivals: list[float], rate: float) -> None:
-    line = 0.0
-    given_out: list[float] = []
-    for now in sorted(arrivals):
-        at, line = appointment(line, now + 30.0, now + 3600.0, rate)
-        assert now + 30.0 <= at <= now + 3600.0
-        given_out.append(at)
-    assert given_out == sorted(given_out), "first come, first served"
-    exact = [at for at in given_out if at < min(arrivals) + 3600.0]
-    for earlier, later in pairwise(exact):
-        assert later - earlier >= 1 / rate * 0.999
-
-
-def test_the_line_of_an_endpoint_that_took_nothing_ends_with_the_latest_appointment() -> None:
-    at, line = appointment(0.0, 30.0, 3600.0, 0.0)
-    assert (at, line) == (30.0, 3600.0)
-    assert appointment(line, 3700.0, 7300.0, 10.0)[0] == 3700.0, "an hour later it is forgotten"

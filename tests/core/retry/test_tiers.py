@@ -97,9 +97,3 @@ def test_nobody_waits_for_a_clock_that_is_ahead_or_missing(written: float) -> No
 def test_short_tiers_lead_by_less() -> None:
     tier = Tiers((1.0,), "").choose(1.0)
     assert comes_out(tier, NOW - 0.5, NOW + 5, NOW) == pytest.approx(NOW + 0.4)
-
-
-def test_each_parking_waits_longer_but_no_more_than_an_hour() -> None:
-    tiers = Tiers(DEFAULT, "")
-    assert [tiers.park_delay(n) for n in range(1, 8)] == [30.0, 120.0, 600.0, 3600.0, 3600.0, 3600.0, 3600.0]
-    assert Tiers((7200.0,), "").park_delay(3) == 7200.0
