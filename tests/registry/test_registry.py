@@ -412,7 +412,7 @@ def test_a_client_certificate_that_cannot_be_used_is_a_mistake_at_once(file: Any
     file.write_text(document(entry("a", extra=named.format(good))))
     (read,) = load_file(file, Settings(), Guard(), {"S": SECRET})
     assert read.certificate == (str(good), None)
-    for unusable in (no_key, tmp_path / "missing.pem"):
+    for unusable in (no_key, tmp_path / "missing.pem", tmp_path / ("long" * 1000)):
         (said,) = mistakes(file, document(entry("a", extra=named.format(unusable))))
         assert said.startswith(":2: a: client_certificate: ")
         assert str(unusable) in said
