@@ -522,7 +522,7 @@ class Guard:
         labels = host.split(".")
         if ":" in host or labels[-1].isdigit():
             self.check_address(host)
-        elif not self._allow4 and not self._allow6 and (len(labels) == 1 or host.endswith(_INSIDE)):
+        elif not self._allow4 and not self._allow6 and (len(labels) == 1 or f".{host}".endswith(_INSIDE)):
             raise Blocked(
                 "host", f"{host} is a name inside a network; to contact it, add a CIDR to network.allow"
             )

@@ -772,6 +772,7 @@ def test_a_redirect_that_leads_elsewhere_is_refused(location: str, rule: str) ->
         "metadata",
         "metadata.google.internal",
         "router.home.arpa",
+        "home.arpa",
         "intranet",
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
