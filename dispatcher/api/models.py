@@ -482,9 +482,17 @@ class Event(Request):
     tenant: (
         Annotated[Tenant, Field(description="Whose event it is; a tenant's key publishes its own.")] | None
     ) = None
-    created: Annotated[int | float, Field(ge=0, lt=253_402_300_800, description="Unix seconds.")] | None = (
-        None
-    )
+    created: (
+        Annotated[
+            int | float,
+            # In words of JSON Schema: pydantic writes the bounds of a union in its own. `publishing.py` checks them.
+            Field(
+                json_schema_extra={"minimum": 0, "exclusiveMaximum": 253_402_300_800},
+                description="Unix seconds.",
+            ),
+        ]
+        | None
+    ) = None
     timestamp: (
         Annotated[
             str,
