@@ -150,6 +150,16 @@ class Daemon:
         except aiohttp.ClientConnectionError:
             return 0, b""
 
+    async def post_event(self, event: bytes) -> None:
+        """Publish an envelope by the API, which works on the embedded broker while the daemon runs."""
+        url = f"http://127.0.0.1:{self.port}/v1/events"
+        headers = {"Content-Type": "application/json"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(url, data=event, headers=headers) as response,
+        ):
+            assert response.status == 202, await response.text()
+
     async def metric(self, name: str, labels: str = "") -> float:
         """The value of one sample: `metric("commits_total", 'result="ok"')`; 0 if it isn't there."""
         _, body = await self.get("/metrics")

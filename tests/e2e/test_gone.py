@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from aiohttp import web
 
 from dispatcher.broker.base import Message
@@ -56,6 +57,41 @@ async def test_an_endpoint_that_is_gone_stays_disabled_after_a_restart(tmp_path:
             assert await daemon.stop() == 0
         finally:
             await daemon.kill()
+
+
+@pytest.mark.parametrize("meant", [True, False], ids=["gone", "late"])
+async def test_a_410_on_a_used_connection_is_confirmed_before_it_disables_anything(
+    stage: Stage, *, meant: bool
+) -> None:
+    """The endpoint keeps its connection, and says 410 on it from the second request on; on another one only if it means it."""
+    peers: list[tuple[str, Any]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        peer = request.transport.get_extra_info("peername")
+        used = any(known == peer for _, known in peers)
+        peers.append((request.headers["webhook-id"], peer))
+        return web.Response(status=410 if used or (meant and len(peers) > 1) else 200)
+
+    async with Endpoint(answer) as endpoint:
+        daemon = stage.make([{"id": "sub", "url": f"{endpoint.url}/hook", "event_types": ["test.*"]}])
+        first, event = envelope(1)
+        await daemon.start()
+        await daemon.post_event(event)
+        await endpoint.received({first}, WITHIN)
+        second, event = envelope(2)
+        await daemon.post_event(event)
+        outcome = 'outcome="dead_lettered"' if meant else 'outcome="delivered"'
+        async with asyncio.timeout(WITHIN):
+            while await daemon.metric("deliveries_total", outcome) < (1 if meant else 2):
+                await asyncio.sleep(0.05)
+        # The same request once more, on a connection of its own: one attempt for all that is counted and kept.
+        assert [id_ for id_, _ in peers] == [first, second, second]
+        assert len({peer for _, peer in peers}) == 2
+        assert len(daemon.log_lines("subscription disabled")) == meant
+        assert await daemon.metric("subscriptions", 'status="disabled"') == meant
+        assert await daemon.total("attempts_total") == 2
+        assert await daemon.stop() == 0
 
 
 async def test_an_endpoint_that_only_ever_fails_is_given_up_and_everybody_told_and_a_restart_keeps_it(
