@@ -312,7 +312,9 @@ class Store:
 
     def _spec_reader(self, guard: Guard, *, keeps: bool = True) -> SpecReader:
         retry = RetryPolicy(self._settings.retry.schedule, self._settings.retry.jitter)
-        return SpecReader(guard, timeout=self._settings.delivery.timeout, retry=retry, keeps=keeps)
+        return SpecReader(
+            guard, timeout=self._settings.delivery.timeout, retry=retry, keeps=keeps, accepted=True
+        )
 
     # Starting, stopping, and what others may ask.
 

@@ -625,10 +625,10 @@ class Subscriptions:
             if secret is not None and any(one.secret == secret for one in live):
                 flaws.append(Flaw(("secret",), "is the one in use"))
             else:
+                # Without its headers: what was taken before may be refused by now, and must not keep a secret alive.
+                unchanged = {name: value for name, value in stored.document.items() if name != "headers"}
                 try:
-                    self._reader.read(
-                        {"id": id, **stored.document, "secrets": [one.secret for one in secrets]}
-                    )
+                    self._reader.read({"id": id, **unchanged, "secrets": [one.secret for one in secrets]})
                 except SpecError as error:
                     flaws += [Flaw(("secret",), flaw.message) for flaw in error.flaws]
             if flaws:

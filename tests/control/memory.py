@@ -60,7 +60,7 @@ class MemoryStore(Store):
         self.wall = wall
         self.rows: dict[str, Stored] = {}
         self.sorted: list[str] = []
-        self.reader = Reader(guard, timeout=15.0, retry=RetryPolicy((5.0,), 0.0))
+        self.reader = Reader(guard, timeout=15.0, retry=RetryPolicy((5.0,), 0.0), accepted=True)
         self.keys: Table[Key] = MemoryTable()
         self.event_types: Table[EventType] = MemoryTable()
         self.before_write: Callable[[], None] | None = None

@@ -431,6 +431,18 @@ async def test_one_that_the_settings_refuse_by_now_is_disabled_and_there(world: 
     assert stored.unusable == "invalid"
 
 
+async def test_headers_that_were_taken_before_are_kept_with_all_that_they_say(world: World) -> None:
+    """A name that servers fold into ours was allowed once: an upgrade ends nobody's subscription for it."""
+    await create(await world.replica(), headers={"Content_Length": "7", "webhook.id": "x"})
+    two = await world.replica()
+    assert two.status() == ("active", None)
+    subscription = two.registry.index.get("s")
+    assert subscription is not None
+    assert subscription.request.tail == b"\r\nContent_Length: 7\r\nwebhook.id: x\r\n\r\n"
+    with pytest.raises(Invalid, match="set by the dispatcher"):
+        await create(two, "t", headers={"Webhook-Id": "x"})
+
+
 async def test_records_of_others_are_left_alone_and_what_they_cover_is_repaired(world: World) -> None:
     one = await world.replica()
     await create(one)

@@ -672,3 +672,21 @@ async def test_the_file_has_to_say_a_rate_that_the_endpoint_wants(make: Make) ->
     with pytest.raises(WrongState, match="rate_limit: 60/m"):
         await plane.subscriptions.validate("sub_file", tenant=None)
     assert plane.registry.counts()["pending"] == 1
+
+
+async def test_headers_that_were_taken_before_stand_in_the_way_of_their_own_change_only(plane: Plane) -> None:
+    assert "headers.webhook.id" in await flaws(plane.create(headers={"webhook.id": "x"}))
+    id_ = (await plane.create()).view.id
+    stored = plane.store.get(id_)
+    assert stored is not None
+    await plane.store.put(
+        id_, {**stored.document, "headers": {"webhook.id": "x"}}, stored.secrets, base=stored.version
+    )
+    assert (await plane.subscriptions.pause(id_, tenant=None)).status == "paused"
+    await plane.subscriptions.rotate(id_, tenant=None, overlap=0, secret=OTHER)
+    changed = plane.subscriptions.update(id_, {"timeout": "3s"}, tenant=None)
+    assert "headers.webhook.id" in await flaws(changed)
+    view = await plane.subscriptions.update(
+        id_, {"timeout": "3s", "headers": {"webhook.id": None}}, tenant=None
+    )
+    assert "headers" not in view.document or view.document["headers"] == {}

@@ -117,7 +117,7 @@ def template(target: Target, headers: Iterable[tuple[str, str]], signers: Signer
         raise ValueError("the URL can't be written into a request")
     own = ""
     for name, value in headers:
-        check_header(name, value)
+        check_header(name, value, folded=False)
         own += f"{name}: {value}\r\n"
     tail = f"\r\n{own}\r\n".encode("ascii") if own else _END
     head = f"POST {target.target} HTTP/1.1\r\nHost: {target.host_header}\r\nUser-Agent: {USER_AGENT}\r\n"
@@ -169,15 +169,18 @@ def retarget(request: bytes, target: str) -> bytes:
     return b"POST %b%b" % (target.encode("ascii"), request[request.index(b" HTTP/1.1\r\n") :])
 
 
-def check_header(name: str, value: str) -> None:
-    """Raise ValueError if a subscription may not have this header of its own. Values are not quoted."""
+def check_header(name: str, value: str, *, folded: bool = True) -> None:
+    """Raise ValueError if a subscription may not have this header of its own. Values are not quoted.
+
+    Without `folded` only for what the name is, not for what some server behind the endpoint may take it for.
+    """
     if not _NAME.fullmatch(name):
         raise ValueError("a header name has only letters, digits and !#$%&'*+-.^_`|~, at most 128 of them")
     lower = name.lower()
     # Gateways, CGI and the frameworks behind them write some of these characters for others: `Webhook_Id` arrives as `webhook-id`.
-    folded = _FOLDED.sub("-", lower)
-    if folded in _REFUSED or folded.startswith(_REFUSED_PREFIXES):
-        same = "" if folded == lower else f", as {folded}, which some servers take {name} for"
+    read = _FOLDED.sub("-", lower) if folded else lower
+    if read in _REFUSED or read.startswith(_REFUSED_PREFIXES):
+        same = "" if read == lower else f", as {read}, which some servers take {name} for"
         raise ValueError(
             f"{name} is set by the dispatcher itself, or is meaningful to one connection only{same}"
         )

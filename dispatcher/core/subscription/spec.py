@@ -255,17 +255,20 @@ class Reader:
         retry: RetryPolicy,
         environ: Mapping[str, str] | None = None,
         keeps: bool = True,
+        accepted: bool = False,
     ) -> None:
         """`timeout` and `retry` are the defaults. `environ` is for `${NAME}`; without it nothing is replaced.
 
         What comes over the network is read without: its author must not get at the daemon's environment. And where it is
-        only to be checked, with `keeps` false: what was sent must not stay.
+        only to be checked, with `keeps` false: what was sent must not stay. `accepted`: these were taken before, by a version
+        that may have allowed more; an upgrade doesn't end a subscription whose requests are sound.
         """
         self._guard = guard
         self._timeout = timeout
         self._retry = retry
         self._environ = environ
         self._keeps = keeps
+        self._accepted = accepted
         self._shared: dict[Hashable, Any] = {}
         self._lists: dict[tuple[str, ...], tuple[str, ...]] = {}  # of patterns as written, that are right
         self._tenants: dict[str, str] = {}  # likewise
@@ -382,7 +385,9 @@ class Reader:
             return ()
         if self._environ is not None or type(headers) is not dict:
             return None
-        if not _all_text([*headers, *headers.values()]) or _check_headers(headers, ()):
+        if not _all_text([*headers, *headers.values()]) or _check_headers(
+            headers, (), folded=not self._accepted
+        ):
             return None
         return tuple(headers.items())
 
@@ -414,7 +419,7 @@ class Reader:
                 target = self._guard.check_url(url)
             except Blocked as error:
                 flaws.append(Flaw(("url",), str(error)))
-        flaws.extend(_check_headers(written.get("headers"), flaws))
+        flaws.extend(_check_headers(written.get("headers"), flaws, folded=not self._accepted))
         wrong = {flaw.path[0] for flaw in flaws if flaw.path}
         if wrong.isdisjoint(("secrets", "signatures")) and "secrets" in written:
             try:
@@ -510,7 +515,7 @@ def _flaws(invalid: ValidationError, skip: set[tuple[str | int, ...]]) -> list[F
     return flaws
 
 
-def _check_headers(headers: object, known: Sequence[Flaw]) -> list[Flaw]:
+def _check_headers(headers: object, known: Sequence[Flaw], *, folded: bool) -> list[Flaw]:
     """What is wrong with the headers that no flaw is known of yet."""
     flaws: list[Flaw] = []
     if not isinstance(headers, dict):
@@ -529,7 +534,7 @@ def _check_headers(headers: object, known: Sequence[Flaw]) -> list[Flaw]:
         seen.add(name.lower())
         if path not in told:
             try:
-                check_header(name, value)
+                check_header(name, value, folded=folded)
             except ValueError as error:
                 flaws.append(Flaw(path, str(error)))
     size = sum(len(name) + len(value) + len(": \r\n") for name, value in texts.items())

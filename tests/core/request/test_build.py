@@ -331,7 +331,9 @@ FORBIDDEN = [
     *("Proxy-Authorization", "Proxy-Connection", "proxy-x", "User-Agent", "traceparent", "TraceState"),
     *("webhook-id", "Webhook-Timestamp", "WEBHOOK-SIGNATURE", "webhook-anything", "X-Hub-Signature-256"),
     *("ce-id", "CE-Type"),
-    # What gateways, CGI and frameworks fold into ours
+]
+# What gateways, CGI and frameworks fold into ours
+FOLDED = [
     *(
         "Webhook_Id",
         "webhook.signature",
@@ -358,6 +360,14 @@ def test_what_the_dispatcher_sends_or_frames_with_can_not_be_overridden(name: st
         check_header(name, "x")
     with pytest.raises(ValueError, match="set by the dispatcher"):
         sub(headers=((name, "x"),))
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_servers_take_for_ours_is_refused_and_sent_where_it_was_taken_before(name: str) -> None:
+    with pytest.raises(ValueError, match=r"set by the dispatcher.*which some servers take"):
+        check_header(name, "x")
+    check_header(name, "x", folded=False)
+    assert f"\r\n{name}: x\r\n".encode() in sub(headers=((name, "x"),)).request.tail
 
 
 def test_every_name_the_dispatcher_sends_is_one_that_can_not_be_overridden() -> None:
