@@ -103,17 +103,18 @@ class CommitNotes:
             if not tracker.changed() or (not last and self._next.get(partition, 0.0) > now):
                 continue
             began = time.thread_time()
-            snapshots.append(
-                _Snapshot(
-                    partition,
-                    tracker.committable,
-                    tracker.state(),
-                    tracker.completed(),
-                    tracker.partly(),
-                    tracker.served,
-                    time.thread_time() - began,
-                )
+            snapshot = _Snapshot(
+                partition,
+                tracker.committable,
+                tracker.state(),
+                tracker.completed(),
+                tracker.partly(),
+                tracker.served,
+                time.thread_time() - began,
             )
+            snapshots.append(snapshot)
+            if snapshot.took > _SHORT:
+                await asyncio.sleep(0)  # others have their turn: there may be many partitions
         prepared: dict[TopicPartition, Prepared] = {}
         wholes: dict[TopicPartition, tuple[_Snapshot, Packed, bytes]] = {}
         for snapshot in snapshots:
