@@ -300,9 +300,8 @@ class Backlogs:
             backlog.done = 0
             backlog.looked = now
         tracker = served.tracker
-        if backlog.more_from is not None and len(backlog) < REFILL and not served.refilling:
-            served.refilling = True
-            self._start(self._refill(served, backlog.more_from), f"refill {served.partition}")
+        if backlog.more_from is not None and not len(backlog):
+            self._start_refill(served, backlog)
         oldest = backlog.oldest
         if oldest is None:
             if backlog.over and tracker.backlogs.get(backlog.id) is backlog:
@@ -325,6 +324,8 @@ class Backlogs:
         if most and backlog.asked_until > now and appetite.again:
             self._sleep(served, backlog, backlog.asked_until)
             return
+        if most and backlog.more_from is not None and len(backlog) < REFILL:
+            self._start_refill(served, backlog)
         backlog.window = most
         count = min(most - len(backlog.taken), appetite.room, _PORTION)
         if count <= 0:
@@ -459,35 +460,29 @@ class Backlogs:
         )
         served.tracker.settle(offset)
 
-    async def _refill(self, served: _Served, start: int) -> None:
-        """Read the partition again from there, and note what had lost its note, of all that have few."""
+    def _start_refill(self, served: _Served, backlog: Backlog) -> None:
+        if not served.refilling:
+            served.refilling = True
+            self._start(self._refill(served, backlog), f"refill {served.partition}")
+
+    async def _refill(self, served: _Served, backlog: Backlog) -> None:
+        """Read the partition again from where notes of this one are missing, until it has enough of them."""
         tracker = served.tracker
         try:
-            at = start
-            while not tracker.lost:
-                hungry = {
-                    backlog.id: backlog
-                    for backlog in tracker.backlogs.values()
-                    if backlog.more_from is not None and backlog.more_from >= at and len(backlog) < 2 * REFILL
-                }
-                if not hungry:
-                    break
+            while not tracker.lost and len(backlog) < 2 * REFILL and (at := backlog.more_from) is not None:
                 if at >= tracker.next:
-                    for backlog in hungry.values():
-                        backlog.more_from = None
+                    backlog.more_from = None
                     break
                 stretch = await self._read_from(served.partition, at, 2 * _PORTION, _PORTION_BYTES)
+                if backlog.more_from != at:
+                    break  # it has lost more of them meanwhile
                 end = min(max(stretch.next, at + 1), tracker.next)
                 for record in stretch.records:
-                    backlog_ = None if record.key is None else hungry.get(record.key.decode(errors="replace"))
-                    if backlog_ is None or record.offset >= end or record.offset < (backlog_.more_from or 0):
-                        continue
-                    since = _milliseconds(dict(record.headers).get(SINCE), record.timestamp) // 1000
-                    tracker.renote(backlog_, record.offset, min(since, (1 << 32) - 1))
-                for backlog in hungry.values():
-                    if backlog.more_from is not None:
-                        backlog.more_from = max(backlog.more_from, end)
-                at = end
+                    key = record.key
+                    if at <= record.offset < end and key is not None and key == backlog.id.encode():
+                        since = _milliseconds(dict(record.headers).get(SINCE), record.timestamp) // 1000
+                        tracker.renote(backlog, record.offset, min(since, (1 << 32) - 1))
+                backlog.more_from = end
                 await asyncio.sleep(0)
         except BrokerError as error:
             log.warning("what is parked can't be read, trying again", error=str(error))
