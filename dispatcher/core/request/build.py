@@ -76,6 +76,8 @@ _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
 _END: Final = b"\r\n\r\n"  # one for all without headers of their own
 _LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECONDS: Final = tuple([b":%02d." % number for number in range(60)])
+_MILLISECONDS: Final = tuple([b"%03dZ" % number for number in range(1000)])
 
 
 class Template:
@@ -223,12 +225,21 @@ def _time_line(moment: int) -> bytes:
     """Unix milliseconds as RFC 3339, and the name of the field that follows; only that where nobody can write the time."""
     if not 0 <= moment <= _LAST_MS:  # Kafka knows records without a timestamp (-1)
         return b"webhook-id: "
-    return f"webhook-event-time: {_rfc3339(moment)}\r\nwebhook-id: ".encode("ascii")
+    return b"webhook-event-time: %b\r\nwebhook-id: " % _rfc3339(moment)
 
 
-def _rfc3339(moment: int) -> str:
-    stamp = (_EPOCH + timedelta(milliseconds=moment)).isoformat(timespec="milliseconds")
-    return stamp.replace("+00:00", "Z")
+def _rfc3339(moment: int) -> bytes:
+    # Put together of what is ready: in a backlog nearly every event has a time of its own, and `datetime` takes six times as long.
+    seconds = moment // 1000
+    minute = seconds // 60
+    return b"".join(
+        (_minute(minute), _SECONDS[seconds - minute * 60], _MILLISECONDS[moment - seconds * 1000])
+    )
+
+
+@lru_cache(maxsize=64)
+def _minute(minute: int) -> bytes:
+    return (_EPOCH + timedelta(minutes=minute)).isoformat()[:16].encode("ascii")
 
 
 @lru_cache(maxsize=4)
@@ -241,7 +252,7 @@ def _thin_body(event: Event, now: int) -> bytes:
     moment = event.occurred_ms
     if not 0 <= moment <= _LAST_MS:  # Kafka knows records without a timestamp (-1)
         moment = now * 1000
-    return dumps({"id": event.id, "type": event.type, "timestamp": _rfc3339(moment)})
+    return dumps({"id": event.id, "type": event.type, "timestamp": _rfc3339(moment).decode()})
 
 
 def _thin_head(head: bytes) -> bytes:

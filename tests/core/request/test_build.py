@@ -5,6 +5,7 @@ import re
 import time
 from base64 import b64encode
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import httptools
 import pytest
@@ -148,6 +149,19 @@ def test_type_and_time_of_an_event_come_the_same_way_however_it_was_published(
         assert found["webhook-event-time"] == "2017-02-10T03:26:14.500Z"
         assert found["webhook-id"] == event.id
     assert Parsed(build(sub(), event, NOW)).body == (record.value or b"")
+
+
+@given(st.integers(0, 253_402_300_799_999))
+def test_the_time_is_what_datetime_makes_of_it(timestamp_ms: int) -> None:
+    for thin in (False, True):
+        made = build(sub(thin=thin), Event("evt_1", "a.b", None, b"", timestamp_ms, JSON_HEAD), NOW)
+        expected = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=timestamp_ms)).isoformat(
+            timespec="milliseconds"
+        )
+        found = Parsed(made)
+        assert found["webhook-event-time"] == expected.replace("+00:00", "Z")
+        if thin:
+            assert json.loads(found.body)["timestamp"] == found["webhook-event-time"]
 
 
 @pytest.mark.parametrize(
