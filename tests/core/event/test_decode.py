@@ -418,6 +418,18 @@ def test_a_lone_surrogate_passes_in_what_is_not_routed_by_and_nowhere_else() -> 
     assert decode(Rec(b'{"type":"\\ud83d\\ude00"}')).type == "\U0001f600"
 
 
+@pytest.mark.parametrize("row", range(8))
+@pytest.mark.parametrize("before", [b"", b"x", b"\\n", b"\\ud83d\\ude00"])
+def test_a_surrogate_is_one_where_its_backslash_is_not_escaped(before: bytes, row: int) -> None:
+    backslashes, escaped = b"\\" * row, row % 2 == 0
+    for half in (b"ud83d", b"uDE00"):
+        expected = None if escaped else before + backslashes + b"uffff\\t"
+        assert without_lone_surrogates(before + backslashes + half + b"\\t") == expected
+    pair = before + backslashes + b"ud83d\\ude00"
+    # Of what is no surrogate the second half is alone.
+    assert without_lone_surrogates(pair) == (pair[:-6] + b"\\uffff" if escaped else None)
+
+
 @pytest.mark.parametrize("text", ["", "*", "a\n", "a\0b", "\u2028", "\u200b", "x" * 257])
 def test_a_tenant_is_printable_and_not_the_one_for_all(text: str) -> None:
     assert not valid_tenant(text)
