@@ -19,8 +19,10 @@ from dispatcher.broker.kafka import consumer, starts
 from dispatcher.cli import main as dispatcher
 from dispatcher.control.groups import StoredMemory
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.delivery import deliveries, parking
 from dispatcher.delivery.deliveries import Deliveries
 from dispatcher.delivery.outbox import Outbox
+from dispatcher.transport.pool import Pool
 
 
 def commits_what_is_owed() -> None:
@@ -75,6 +77,33 @@ def notes_little() -> None:
 
     _replace(PartitionTracker, "_keep_the_fewer", lambda _: None)
     _replace(PartitionTracker, "partly", few)
+
+
+def drops_what_waits_at_a_pause() -> None:
+    """What a paused subscription was owed is dropped when its next attempt is due."""
+    for module in (parking, deliveries):
+        _replace(module, "keeps", lambda _: None)
+
+
+def leaves_alone_what_has_stalled() -> None:
+    """An endpoint that let it wait for a second and a half gets nothing for half a minute."""
+    send = Pool.send
+    last: dict[int, float] = {}
+    again: dict[int, float] = {}
+
+    def late(pool: Pool, exchange: Any) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now - last.get(id(pool), now) > 1.5:
+            again[id(pool)] = now + 30.0
+        last[id(pool)] = now
+        wait = again.get(id(pool), 0.0) - now
+        if wait > 0:
+            loop.call_later(wait, send, pool, exchange)
+        else:
+            send(pool, exchange)
+
+    _replace(Pool, "send", late)
 
 
 def decides_the_start_again() -> None:
@@ -153,6 +182,8 @@ def _replace(owner: object, name: str, value: object) -> None:
 LOSING = (commits_what_is_owed, settles_before_the_broker_has_it, notes_one_too_many)
 REPEATING = (notes_nothing, notes_whole_events_only)
 OF_TRAITS = {
+    "pause": drops_what_waits_at_a_pause,
+    "stalls": leaves_alone_what_has_stalled,
     "latest": decides_the_start_again,
     "fanout": notes_little,
     "tenants": notes_little,

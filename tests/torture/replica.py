@@ -26,7 +26,8 @@ _LEAVES_WITHIN = 6.0  # at the end of a stop: what is left is written, committed
 HEARD_WITHIN = 10.0  # that its partitions are somebody else's
 _LATE = 1.0  # by which a request may be noted after it was sent, on a busy machine
 _BUSY = re.compile(
-    rb"^dispatcher_(?:deliveries_in_flight|partition_lag|outbox_waiting)(?:\{.*\})? (\S+)$", re.MULTILINE
+    rb"^dispatcher_(?:deliveries_in_flight|deliveries_parked_waiting|partition_lag|outbox_waiting)(?:\{.*\})? (\S+)$",
+    re.MULTILINE,
 )
 
 

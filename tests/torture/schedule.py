@@ -212,7 +212,7 @@ def plan_trait(trait: Trait) -> Schedule:
             hold_limit=60.0,
             max_in_flight=10_000,
             bursts=800,
-            faults=[Fault(12.0, Kind.TERM, 0, 0.0)],
+            faults=[Fault(25.0, Kind.TERM, 0, 0.0)],
             turns=[Turn(2.0, Act.STALL, 0, 3.5)],
         ),
         # Frozen while what comes is deleted.
@@ -221,7 +221,7 @@ def plan_trait(trait: Trait) -> Schedule:
         ),
         Trait.PAUSE: replace(
             well,
-            phases=[Phase(0.1, Mood.FAIL, 5.0)],
+            phases=[Phase(0.1, Mood.FAIL, 600.0)],
             faults=[Fault(12.0, Kind.TERM, 0, 0.0)],
             turns=[Turn(3.0, Act.PAUSE, 0, 3.0)],
         ),
@@ -302,7 +302,7 @@ def with_traits(schedule: Schedule, traits: frozenset[Trait]) -> Schedule:
         )
         if draw.random() < 0.6:
             # How soon all has come after a stall can only be said where nothing else has gone wrong.
-            calm = [Fault(max(turn.at + turn.lasts for turn in found) + 8.0, Kind.TERM, 0, 0.0)]
+            calm = [Fault(max(turn.at + turn.lasts for turn in found) + 20.0, Kind.TERM, 0, 0.0)]
             changed = replace(changed, faults=calm, phases=())
     if Trait.RETENTION in traits:
         # An endpoint that hangs keeps the daemon at its cap, and what it has not read yet expires.
