@@ -31,7 +31,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import DeliverySettings
 from tests.e2e.daemon import Daemon, envelope
 from tests.ports import free_port
-from tests.torture import ledger as books, mutants
+from tests.torture import ledger as books
 from tests.torture.endpoints import Endpoints
 from tests.torture.ledger import Debt, Payment, Trouble
 from tests.torture.pauses import Pauses
@@ -46,6 +46,7 @@ ALONE_SESSION = 30.0  # a deployment's
 DRAIN = 5.0
 COMPLETE_WITHIN = 150.0
 PARKED_WITHIN = 600.0  # what waited for an endpoint that hung gets its appointments by how little that took
+_MUTANTS = Path(__file__).with_name("mutants.py")
 _QUIET = 4.0  # seconds without anything to do, after which nothing is thought to come any more
 _TIERS = ("1s", "2s", "5s")
 _RESUMES_WITHIN = (
@@ -196,7 +197,7 @@ class Run:
         )
         daemon.port = port
         if self._mutant is not None:
-            daemon.command = [sys.executable, mutants.__file__, self._mutant]
+            daemon.command = [sys.executable, str(_MUTANTS), self._mutant]
         return Replica(
             f"seed {self.schedule.seed} replica {number}",
             number,
