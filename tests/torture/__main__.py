@@ -17,7 +17,6 @@ import structlog
 from tests.kafka.server import Unavailable
 from tests.torture.harness import Ground, Report, kafka_ground, torture
 from tests.torture.schedule import (
-    AMONG,
     Schedule,
     drawn,
     plan,
@@ -26,7 +25,7 @@ from tests.torture.schedule import (
     plan_replicated,
     with_traits,
 )
-from tests.torture.traits import KEPT, Trait, fit
+from tests.torture.traits import Trait, fit
 
 
 def _seeds(text: str) -> list[int]:
@@ -59,7 +58,7 @@ def _schedule(arguments: argparse.Namespace, seed: int) -> Schedule:
         make = {"replicated": plan_replicated}.get(arguments.broker, plan)
         schedule = make(seed, length=arguments.length, rate=arguments.rate)
     if arguments.traits is None:
-        return drawn(schedule, arguments.broker, [t for t in AMONG[arguments.broker] if t in KEPT])
+        return drawn(schedule, arguments.broker)
     return with_traits(schedule, arguments.traits) if arguments.traits else schedule
 
 

@@ -274,10 +274,10 @@ AMONG = {"kafka": ON_KAFKA, "replicated": REPLICATED, "sqlite": EMBEDDED}
 """The traits that each kind of broker can have."""
 
 
-def drawn(schedule: Schedule, broker: str, among: Sequence[Trait] | None = None) -> Schedule:
+def drawn(schedule: Schedule, broker: str) -> Schedule:
     """The same with one to three traits that its seed chooses."""
     draw = random.Random(f"traits {broker} {schedule.seed}")
-    return with_traits(schedule, draw_traits(draw, AMONG[broker] if among is None else among))
+    return with_traits(schedule, draw_traits(draw, AMONG[broker]))
 
 
 def with_traits(schedule: Schedule, traits: frozenset[Trait]) -> Schedule:

@@ -43,10 +43,6 @@ REPLICATED = (
 EMBEDDED = (Trait.FANOUT, Trait.TENANTS, Trait.STALLS, Trait.PAUSE)
 
 
-KEPT = frozenset(Trait) - {Trait.STALLS, Trait.PAUSE}
-"""Those whose promises the daemon keeps: `make test` runs them. The others find what is known, and are run by hand."""
-
-
 class Act(StrEnum):
     """What is done once, in mid-run, because of a trait."""
 
