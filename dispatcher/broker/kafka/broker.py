@@ -68,7 +68,7 @@ from dispatcher.broker.kafka.client import (
 )
 from dispatcher.broker.kafka.consumer import KafkaConsumer, stop_consumer
 from dispatcher.broker.kafka.diagnosis import mismatch, spoken, unreachable
-from dispatcher.broker.kafka.groups import readers_of
+from dispatcher.broker.kafka.groups import offsets_of, readers_of
 from dispatcher.broker.kafka.metadata import look
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
@@ -479,7 +479,7 @@ class KafkaBroker:
             for number in range(topic.partitions)
         ]
         committed = await self._with_admin(
-            lambda admin: admin.list_consumer_group_offsets(group, partitions=keys),
+            lambda admin: offsets_of(admin, group, keys),
             f"asking for the offsets of group {group}",
         )
         return any(at.offset >= 0 for at in committed.values())

@@ -46,6 +46,7 @@ from aiokafka import (
     errors,
 )
 from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
 
 from dispatcher.broker.assignment import Owner, absent, news, vanished
@@ -642,7 +643,9 @@ class KafkaConsumer:
     def _watched(
         self, consumer: AIOKafkaConsumer, send: Callable[..., Awaitable[Any]]
     ) -> Callable[..., Awaitable[Any]]:
-        """Look at what brokers answer to fetches, on its way to the library: it passes over some errors, and asks again at once."""
+        """Look at what brokers answer, on its way to the library: it passes over some errors of fetches, and asks again at once;
+        and it takes a coordinator's refusal to tell the group's offsets for a group that has none.
+        """
 
         async def watched(node_id: Any, request: Any, **options: Any) -> Any:
             response = await send(node_id, request, **options)
@@ -651,6 +654,10 @@ class KafkaConsumer:
                     for number, code, *_ in partitions:
                         if code in _UNREADABLE or (not code and self._stuck):
                             self._fetched(consumer, TopicPartition(topic, number), code)
+            elif isinstance(request, OffsetFetchRequest) and (code := getattr(response, "error_code", 0)):
+                # It is not the coordinator any more, or not yet. Believed, everything would be begun anew.
+                refused = errors.for_code(code)
+                raise refused
             return response
 
         return watched

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiokafka import TopicPartition as KafkaPartition
+from aiokafka import TopicPartition as KafkaPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient
 
 from dispatcher.broker.base import GroupState, Position, TopicPartition
@@ -20,9 +20,7 @@ async def readers_of(
     names = sorted(name for name, *_ in await admin.list_consumer_groups() if name.endswith(suffix))
     found: dict[str, GroupState] = {}
     for name in names[:_MOST]:
-        offsets: Mapping[Any, Any] = await admin.list_consumer_group_offsets(
-            name, partitions=list(partitions)
-        )
+        offsets = await offsets_of(admin, name, partitions)
         committed = {
             TopicPartition(*key): Position(at.offset, at.metadata or "")
             for key, at in offsets.items()
@@ -31,6 +29,17 @@ async def readers_of(
         if committed:
             found[name] = GroupState(committed, await _alive(admin, name))
     return found
+
+
+async def offsets_of(
+    admin: AIOKafkaAdminClient, group: str, partitions: Sequence[KafkaPartition]
+) -> Mapping[Any, Any]:
+    """What the group has committed on each of these, -1 for nothing. Raises KafkaError where its coordinator doesn't tell."""
+    offsets: Mapping[Any, Any] = await admin.list_consumer_group_offsets(group, partitions=list(partitions))
+    if len(offsets) < len(partitions):
+        # The library passes over the error of the whole answer, which has no partitions then.
+        raise errors.GroupCoordinatorNotAvailableError
+    return offsets
 
 
 async def _alive(admin: AIOKafkaAdminClient, group: str) -> bool:

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition as KafkaPartition
+from aiokafka import TopicPartition as KafkaPartition, errors
+from aiokafka.protocol.commit import OffsetFetchRequest, OffsetFetchResponse_v2, OffsetFetchResponse_v3
 from aiokafka.structs import OffsetAndMetadata
 
 from dispatcher.broker.base import Jump, Position, Remembered, TopicPartition
 from dispatcher.broker.kafka.consumer import KafkaConsumer
+from dispatcher.broker.kafka.groups import offsets_of
 from dispatcher.settings.settings import KafkaSettings
 
 pytestmark = [pytest.mark.looptime]
@@ -121,3 +123,37 @@ async def test_a_partition_without_a_leader_keeps_only_its_own_member_waiting() 
     await member.take([ZERO])
     assert listener.starts == {TopicPartition("events", 0): Position(0)}
     assert library.rejoins == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OffsetFetchResponse_v2([], errors.NotCoordinatorForGroupError.errno),
+        OffsetFetchResponse_v3(0, [], errors.GroupLoadInProgressError.errno),
+    ],
+)
+async def test_a_coordinator_that_does_not_tell_the_offsets_is_not_a_group_without_any(answer: Any) -> None:
+    async def send(node: Any, request: Any, **options: Any) -> Any:
+        return answer
+
+    member = KafkaConsumer(Cluster(1), ["events"], "group", Listener())
+    watched = member._watched(Library(1), send)
+    with pytest.raises(errors.for_code(answer.error_code)) as raised:
+        await watched(1, OffsetFetchRequest("group", [("events", [0])]))
+    assert raised.value.retriable, "the library asks again, whoever is the coordinator by then"
+    answer.error_code = 0
+    assert await watched(1, OffsetFetchRequest("group", [("events", [0])])) is answer
+
+
+async def test_nor_is_it_for_who_asks_beforehand() -> None:
+    class Admin:
+        told: Mapping[Any, Any] = {}
+
+        async def list_consumer_group_offsets(self, group: str, partitions: Any) -> Mapping[Any, Any]:
+            return self.told
+
+    admin = Admin()
+    with pytest.raises(errors.GroupCoordinatorNotAvailableError):
+        await offsets_of(admin, "group", [ZERO])
+    admin.told = {ZERO: OffsetAndMetadata(-1, "")}
+    assert await offsets_of(admin, "group", [ZERO]) == admin.told
