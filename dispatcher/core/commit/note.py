@@ -103,6 +103,7 @@ _TRIES: Final = 9  # at how much of a note fits
 _DEFLATED: Final = 1.6  # bytes that are expected to become one
 _POINTER_ROOM: Final = 48  # characters
 _LOWEST: Final = 2000  # runs that are looked at for a text beside a record
+_MOST_BITS: Final = 63  # of a number: one that doesn't end would take the square of its length
 _BITS: Final = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
 
 
@@ -428,6 +429,8 @@ def _read_number(content: bytes, at: int) -> tuple[int, int]:
         number |= (byte & 127) << shift
         shift += 7
         at += 1
+        if shift > _MOST_BITS:
+            raise KeyError
     return number | byte << shift, at + 1
 
 
@@ -466,6 +469,8 @@ def _from_lengths(committed: int, body: bytes) -> list[tuple[int, int]]:
         if byte < 128:
             lengths.append(length)
             length = shift = 0
+        elif shift > _MOST_BITS:
+            raise KeyError
     runs: list[tuple[int, int]] = []
     at = committed
     for owed, done in zip(lengths[::2], lengths[1::2], strict=False):

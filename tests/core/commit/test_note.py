@@ -326,3 +326,11 @@ def _as_runs(offsets: set[int]) -> Runs:
         else:
             runs.append((offset, offset + 1))
     return runs
+
+
+def test_a_number_that_is_too_long_for_an_offset_ends_it() -> None:
+    """One that fills what fits beside a commit, inflated, would hold the loop for hours."""
+    largest = [(1, (1 << 63) - 1)]
+    assert read_note("events", 0, 0, pack("events", 0, 0, largest).text).done == tuple(largest)
+    endless = pack("events", 0, 0, [(1, 1 << 71)]).text
+    assert read_note("events", 0, 0, endless) == NOTHING
