@@ -169,7 +169,7 @@ def decode(record: Record, topic: str, partition: int) -> Event:
         return _envelope(record, topic, partition, value, JSON_HEAD)
     headers = dict(record.headers)
     media = headers.get("content-type")
-    if media is None:
+    if media is None or (not media and headers.get("ce_specversion") is not None):
         head = JSON_HEAD
     else:
         content_type = _content_type(media)

@@ -164,6 +164,8 @@ def test_cloudevents_binary_becomes_http_binary_mode() -> None:
 
 def test_cloudevents_binary_takes_the_content_type_from_its_attribute_if_need_be() -> None:
     assert lines(decode(Rec(b"", binary(datacontenttype="text/xml"))))[0] == "Content-Type: text/xml"
+    empty = [("content-type", b""), *binary(datacontenttype="text/xml")]
+    assert lines(decode(Rec(b"", empty)))[0] == "Content-Type: text/xml"
     assert lines(decode(Rec(b"", binary())))[0] == "Content-Type: application/json"
 
 
