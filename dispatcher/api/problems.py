@@ -82,12 +82,19 @@ class Problem(Exception):
             "type": self.kind.uri,
             "title": self.kind.title,
             "status": self.kind.status,
-            "detail": self.detail,
+            "detail": _sayable(self.detail),
             "request_id": request_id,
         }
         if self.errors:
-            document["errors"] = [{"field": flaw.field, "message": flaw.message} for flaw in self.errors]
+            document["errors"] = [
+                {"field": _sayable(flaw.field), "message": _sayable(flaw.message)} for flaw in self.errors
+            ]
         return document
+
+
+def _sayable(text: str) -> str:
+    """With an escape for each surrogate that is no half of a pair: names in JSON may have some, and no UTF-8 has."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def invalid(flaws: Sequence[Flaw]) -> Problem:

@@ -558,3 +558,11 @@ async def test_an_address_that_can_be_nobodys_is_not_found() -> None:
 async def test_what_is_shown_is_never_kept_by_a_cache() -> None:
     async with serving(KEY) as (call, _):
         assert (await call("GET", "/v1/egress")).headers["Cache-Control"] == "no-store"
+
+
+async def test_a_name_that_no_utf8_can_say_is_told_as_an_escape() -> None:
+    async with serving() as (call, _):
+        body = rb'{"type": "a", "data": {"\ud83d": 1, "\ud83d": 2}}'
+        answer = await call("POST", "/v1/events", data=body, headers={"Content-Type": "application/json"})
+        assert (answer.status, answer.headers["Content-Type"]) == (400, "application/problem+json")
+        assert answer.json["errors"] == [{"field": "data.\\ud83d", "message": "stands twice in one object"}]
