@@ -106,7 +106,7 @@ class Record(Protocol):
 class Event:
     """One event. Treated as immutable; plain slots, since one is made for every record."""
 
-    __slots__ = ("_time", "body", "head", "id", "tenant", "timestamp_ms", "type", "wire_id")
+    __slots__ = ("_occurred", "_time", "body", "head", "id", "tenant", "timestamp_ms", "type", "wire_id")
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class Event:
         self.timestamp_ms = timestamp_ms
         self.head = head
         self._time = time
+        self._occurred = timestamp_ms
         self.wire_id = wire_id
 
     def __repr__(self) -> str:
@@ -141,15 +142,12 @@ class Event:
 
         Read when the first request is built, because most records of a topic may match nothing.
         """
-        time = self._time
-        if time is None:
-            return self.timestamp_ms
-        found = _milliseconds(time)
-        if isinstance(time, (str, bytes)) and (found is None or found >= 0):
-            self._time = (
-                None if found is None else found / 1000
-            )  # of many deliveries only the first reads the text
-        return self.timestamp_ms if found is None else found
+        if self._time is not None:
+            found = _milliseconds(self._time)
+            self._time = None  # of many deliveries only the first reads it
+            if found is not None:
+                self._occurred = found
+        return self._occurred
 
 
 def is_tombstone(record: Record) -> bool:
