@@ -12,7 +12,7 @@ import logging
 import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import structlog
 import uvloop
@@ -57,10 +57,15 @@ class _Consumer:
 class _Broker:
     """Never asked for anything while deliveries succeed."""
 
-    def consumer(self, *_: object, own: bool = False) -> _Consumer:  # noqa: ARG002 - the port's
+    metadata_limit = 4096
+
+    def consumer(self, *_: object, **__: object) -> _Consumer:
         return _Consumer()
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        raise AssertionError(partition, offset)
+
+    async def read_from(self, partition: TopicPartition, offset: int, *_: int) -> NoReturn:
         raise AssertionError(partition, offset)
 
     async def produce(self, messages: Sequence[Message]) -> None:

@@ -16,8 +16,15 @@ _MOST = 100  # groups that are looked at
 async def readers_of(
     admin: AIOKafkaAdminClient, partitions: Sequence[KafkaPartition], suffix: str
 ) -> Mapping[str, GroupState]:
-    """The groups whose names end in `suffix` and that have committed offsets on these partitions."""
-    names = sorted(name for name, *_ in await admin.list_consumer_groups() if name.endswith(suffix))
+    """The groups whose names end in `suffix` and that have committed offsets on these partitions.
+
+    None, where the broker speaks no such request: then nothing is carried over from a renamed group.
+    """
+    try:
+        listed = await admin.list_consumer_groups()
+    except errors.IncompatibleBrokerVersion:
+        return {}
+    names = sorted(name for name, *_ in listed if name.endswith(suffix))
     found: dict[str, GroupState] = {}
     for name in names[:_MOST]:
         offsets = await offsets_of(admin, name, partitions)
