@@ -141,7 +141,7 @@ def _add_api(app: web.Application, frame: Frame) -> None:
 
 
 def _to_docs(_request: web.Request) -> web.Response:
-    return web.Response(status=302, headers={"Location": "/docs"})
+    return web.Response(status=302, headers={"Location": "docs"})
 
 
 def _public(frame: Frame, show: Callable[[web.Request], web.Response]) -> Handler:

@@ -543,7 +543,10 @@ async def test_methods_that_are_not_there_are_named() -> None:
 async def test_the_root_leads_to_the_page() -> None:
     async with serving(KEY) as (call, _):
         answer = await call("GET", "/", allow_redirects=False)
-        assert (answer.status, answer.headers["Location"]) == (302, "/docs")
+        assert (answer.status, answer.headers["Location"]) == (
+            302,
+            "docs",
+        )  # relative: a proxy may have put a prefix before it
         assert (await call.using(None)("GET", "/")).status == 200
 
 
