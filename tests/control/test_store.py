@@ -339,7 +339,7 @@ async def test_a_subscription_whose_key_is_missing_is_disabled_and_named_and_not
     with capture_logs() as logs:
         two = await world.replica(NEW_KEY)
     assert two.status() == ("disabled", "sealed")
-    (told,) = [each for each in logs if "can't be used" in each["event"]]
+    (told,) = [each for each in logs if "NOT DELIVERED TO" in each["event"]]
     assert told["subscriptions"] == {"s": "sealed"}
     stored = two.store.get("s")
     assert stored is not None
@@ -361,7 +361,7 @@ async def test_a_key_that_is_missing_fills_no_log(world: World) -> None:
         with capture_logs() as logs:
             await world.replica(*keys)
         assert len([each for each in logs if each["event"] == said]) == 20
-        (told,) = [each for each in logs if "can't be used" in each["event"]]
+        (told,) = [each for each in logs if "NOT DELIVERED TO" in each["event"]]
         assert (told["total"], len(told["subscriptions"])) == (50, 20)
 
 
