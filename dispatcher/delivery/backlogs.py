@@ -186,6 +186,7 @@ class Backlogs:
             if trackers.get(partition) is not served.tracker:
                 self._give_up(served)
         for partition, tracker in trackers.items():
+            tracker.share(len(trackers))
             if partition not in self._served:
                 served = self._served[partition] = _Served(partition, tracker)
                 tracker.freed = partial(self._freed, served)

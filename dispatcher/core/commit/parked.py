@@ -5,7 +5,7 @@ notes its offset under its subscription. When the endpoint can take something, t
 their records are read again, by offset. No body stays in memory: a parked delivery costs 13 bytes, 12 for its offset and its time, and one
 in the tracker. A subscription that has anything parked costs 0.4 KiB more.
 
-The offsets are bounded (`MOST` for each partition). Beyond that the subscriptions that have most lose the notes of
+The offsets are bounded (`MOST`, shared evenly by the partitions of the process). Beyond that the subscriptions that have most lose the notes of
 their newest records, and note only from which offset on there are more (`Backlog.more_from`). So an endpoint that is
 dead for days takes no room from one that is well again: its own records are all known. Whoever lost notes has the partition
 read again from there when its backlog runs low.
@@ -32,8 +32,10 @@ from typing import Final
 from dispatcher.core.commit.note import NOTHING, Note, Who
 from dispatcher.core.commit.offsets import PartitionTracker, Wanting
 
-MOST: Final = 1_000_000
-"""Offsets that are noted for one partition."""
+MOST: Final = 4_000_000
+"""Offsets that are noted, of all partitions of a process together: 52 MB."""
+
+_LEAST: Final = 10_000  # of one partition, however many there are
 
 REFILL: Final = 1000
 """Offsets below which a subscription that lost notes gets new ones."""
@@ -185,7 +187,7 @@ class Backlog:
 class ParkedTracker(PartitionTracker):
     """The offsets of a partition of the parked topic, and who waits in it."""
 
-    __slots__ = ("_base", "_count", "_counts", "_noted", "_out", "_states", "backlogs", "freed")
+    __slots__ = ("_base", "_count", "_counts", "_most", "_noted", "_out", "_states", "backlogs", "freed")
 
     def __init__(self, topic: str, partition: int, start: int, ahead: Note = NOTHING) -> None:
         """As of any tracker."""
@@ -194,6 +196,7 @@ class ParkedTracker(PartitionTracker):
         self._states = bytearray()  # of an offset that is owed why it is parked, else 0
         self._count = 0  # of those that are owed
         self._counts = [0] * (len(REASONS) + 1)  # likewise, by why they are parked
+        self._most = MOST
         self._noted = 0  # offsets that are noted in the backlogs, at least so many
         self._out: dict[int, Backlog] = {}  # of whom the taken offsets are
         self.backlogs: dict[str, Backlog] = {}
@@ -309,9 +312,15 @@ class ParkedTracker(PartitionTracker):
         if backlog.more_from is None:
             backlog.add(offset, since)
             self._noted += 1
-            if self._noted > MOST:
-                self._make_room(MOST)
+            if self._noted > self._most:
+                self._make_room(self._most)
         return backlog
+
+    def share(self, partitions: int) -> None:
+        """So many, this one with them, have their notes in the process."""
+        self._most = max(MOST // partitions, min(MOST, _LEAST))
+        if self._noted > self._most:
+            self._make_room(self._most)
 
     def renote(self, backlog: Backlog, offset: int, since: int) -> None:
         """The same of one that had lost its note; in ascending order."""

@@ -39,6 +39,24 @@ def test_who_has_most_loses_the_notes_of_its_newest_and_nobody_else(monkeypatch:
     assert len(tracker) == 5000
 
 
+def test_the_partitions_of_a_process_share_the_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parked, "MOST", 1000)
+    monkeypatch.setattr(parked, "_LEAST", 100)
+    trackers = [ParkedTracker("t", partition, 0) for partition in range(4)]
+    for tracker in trackers:
+        tracker.share(1)
+        for offset in range(900):
+            tracker.note(offset, "a", offset, "cap")
+        assert len(tracker.backlogs["a"]) == 900
+    for partitions, most in ((4, 250), (100, 100)):
+        for tracker in trackers:
+            tracker.share(partitions)
+            backlog = tracker.backlogs["a"]
+            assert 0 < len(backlog) <= most
+            assert backlog.more_from == len(backlog), "the oldest are known"
+            assert len(tracker) == 900
+
+
 def test_a_parked_delivery_costs_13_bytes() -> None:
     tracker = ParkedTracker("t", 0, 0)
     for offset in range(200_000):
