@@ -183,6 +183,9 @@ class MemoryBroker:
         self.produce_errors: list[BrokerError] = []
         self.commit_errors: list[BrokerError] = []
         self.unreadable: dict[TopicPartition, UnreadableBatch] = {}
+        self.damaged: dict[
+            TopicPartition, UnreadableBatch
+        ] = {}  # likewise, only since consumers have read it
         """Batches that can't be unpacked: reading stands before them. `log` has something at their offsets."""
         self.readers: list[MemoryReader] = []
         self.read_errors: list[BrokerError] = []
@@ -305,6 +308,10 @@ class MemoryBroker:
             raise self.read_errors.pop(0)
         self.ranges.append((partition, offset, limit))
         found = self.log[partition][offset : offset + limit]
+        if (batch := self.damaged.get(partition)) is not None and offset <= batch.last:
+            if offset >= batch.first:
+                raise batch
+            found = found[: batch.first - offset]
         kept = [record for record in found if record.offset >= self.begins[partition]]
         return Stretch(kept, max(offset + len(found), min(offset, len(self.log[partition]))))
 

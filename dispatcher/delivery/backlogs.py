@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
-from dispatcher.broker.base import BrokerError, Message, Record, Stretch, TopicPartition
+from dispatcher.broker.base import BrokerError, Message, Record, Stretch, TopicPartition, UnreadableBatch
 from dispatcher.core.commit.parked import REFILL, Backlog, ParkedTracker
 from dispatcher.core.retry.policy import RETRY_AFTER_CAP
 from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, read_letter
@@ -42,7 +42,7 @@ from dispatcher.core.retry.tiers import left_of
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
-from dispatcher.delivery.parking import SINCE
+from dispatcher.delivery.parking import SINCE, Host
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.telemetry.metrics import Metrics
 
@@ -55,6 +55,7 @@ _SLICE: Final = 32  # deliveries handed over between two turns of the loop
 _RATE_OVER: Final = 0.25  # seconds that a rate is measured over
 _AGAIN: Final = 0.25  # seconds until another look at what was given back
 _AWAY: Final = 1.0  # seconds until another try where the broker couldn't be read
+_STUCK: Final = 30.0  # likewise where they can't be unpacked
 _KEPT: Final = 60.0  # seconds between two looks at what is kept: whether it was for too long
 _WATCH: Final = 0.5  # seconds between two looks whether subscriptions have changed
 _SWEPT: Final = 1000  # backlogs looked at between two turns of the loop
@@ -72,42 +73,21 @@ ReadOne = Callable[[TopicPartition, int], Awaitable[Record | None]]
 Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 
-class Appetite(Protocol):
-    """What a subscription can take (see `deliveries.py`)."""
-
-    @property
-    def most(self) -> int: ...
-    @property
-    def again(self) -> float: ...
-    @property
-    def kept(self) -> str | None: ...
-    @property
-    def room(self) -> int: ...
-
-
-class Host(Protocol):
-    """Who delivers what was parked."""
-
-    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
-        """How many of a subscription may be with its lane."""
-
-    def state_of(self, subscription_id: str) -> object:
-        """Something that is another one when the subscription has become deliverable, or is no more."""
-
-    def take_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
-        """Deliver it, settle its offset, or give it back to the tracker."""
-
-    def expire_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
-        """It was kept for long enough; settle its offset."""
-
-    def refuse(self, record: Record, tracker: ParkedTracker, reason: str, detail: str) -> None:
-        """Nobody can read it: to the dead letters with it, then settle the offset."""
-
-
 class _Served:
     """A partition that is this process's."""
 
-    __slots__ = ("marks", "partition", "ready", "refilling", "renewing", "some", "states", "task", "tracker")
+    __slots__ = (
+        "marks",
+        "partition",
+        "ready",
+        "refilling",
+        "renewing",
+        "some",
+        "states",
+        "stuck",
+        "task",
+        "tracker",
+    )
 
     def __init__(self, partition: TopicPartition, tracker: ParkedTracker) -> None:
         self.partition = partition
@@ -120,6 +100,7 @@ class _Served:
         )  # of every so-manieth record its offset and when it was written
         self.renewing = 0
         self.refilling = False
+        self.stuck: UnreadableBatch | None = None  # was readable when it was noted, and isn't any more
         self.task: asyncio.Task[None] | None = None
 
 
@@ -172,6 +153,35 @@ class Backlogs:
     def waiting(self) -> dict[tuple[str, ...], int]:
         """The same by topic and partition."""
         return {(p.topic, str(p.partition)): len(served.tracker) for p, served in self._served.items()}
+
+    # Batches that can't be unpacked: as a consumer has it.
+
+    def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
+        """Where a backlog stands still, since what it is to send can't be unpacked any more. Others of the partition go on."""
+        return {
+            served.partition: served.stuck for served in self._served.values() if served.stuck is not None
+        }
+
+    def skip(self, partition: TopicPartition) -> None:
+        """Give up the batch that the partition is stuck at; nothing where it isn't stuck."""
+        served = self._served.get(partition)
+        if served is None or served.stuck is None:
+            return
+        served.tracker.give_up(served.stuck.first, served.stuck.last)
+        served.stuck = None
+        for backlog in served.tracker.backlogs.values():
+            self._wake(served, backlog)
+
+    def _stand_still(self, served: _Served, error: UnreadableBatch) -> None:
+        if served.stuck is None or served.stuck.first != error.first:
+            log.error(
+                "what is parked can't be unpacked",
+                topic=served.partition.topic,
+                partition=served.partition.partition,
+                error=str(error),
+                hint="/readyz says how to give it up",
+            )
+        served.stuck = error
 
     # Reading in order: where is what?
 
@@ -379,6 +389,9 @@ class Backlogs:
             while offsets:
                 run, records = await self._read(served.partition, offsets)
                 left = run
+                stuck = served.stuck
+                if stuck is not None and run and run[0] <= stuck.last and run[-1] >= stuck.first:
+                    served.stuck = None
                 while left:
                     offset = left.popleft()
                     if tracker.lost:
@@ -393,6 +406,9 @@ class Backlogs:
                     handed += 1
                     if handed % _SLICE == 0:
                         await asyncio.sleep(0)
+        except UnreadableBatch as error:
+            self._stand_still(served, error)
+            self._sleep(served, backlog, self._clock() + _STUCK)
         except BrokerError as error:
             log.warning(
                 "what is parked can't be read, trying again",
@@ -444,7 +460,12 @@ class Backlogs:
     async def _restored(self, letter: Letter) -> Letter:
         """The letter with its event's body, which was too large for the topic."""
         topic, partition, offset = letter.place
-        origin = await self._read_one(TopicPartition(topic, partition), offset)
+        try:
+            origin = await self._read_one(TopicPartition(topic, partition), offset)
+        except UnreadableBatch as error:
+            raise InvalidLetter(
+                f"the value was too large for the topic, and of its origin {error}"
+            ) from error
         if origin is None or origin.value is None:
             raise InvalidLetter("the value was too large for the topic, and its origin has been deleted")
         return letter.with_body(origin.value)
@@ -485,6 +506,9 @@ class Backlogs:
                         tracker.renote(backlog, record.offset, min(since, (1 << 32) - 1))
                 backlog.more_from = end
                 await asyncio.sleep(0)
+        except UnreadableBatch as error:
+            self._stand_still(served, error)
+            await asyncio.sleep(_AWAY)
         except BrokerError as error:
             log.warning("what is parked can't be read, trying again", error=str(error))
             await asyncio.sleep(_AWAY)
@@ -547,6 +571,9 @@ class Backlogs:
                         self.topic, record.value, record.key, headers, timestamp_ms=int(self._wall() * 1000)
                     )
                     self._outbox.put(message, partial(written, offset))
+        except UnreadableBatch as error:
+            self._stand_still(served, error)
+            await asyncio.sleep(_AWAY)
         except BrokerError as error:
             log.warning("what is parked can't be read, trying again", error=str(error))
         finally:

@@ -216,6 +216,7 @@ class Engine:
         for intake in (self._events, self._returning):
             found += intake.warnings()
             found += [sentence(*stuck) for stuck in intake.consumer.stuck().items()]
+        found += [sentence(*stuck) for stuck in self._backlogs.stuck().items()]
         return found
 
     def problems(self) -> list[str]:
@@ -395,6 +396,8 @@ class Engine:
             await asyncio.sleep(COMMIT_INTERVAL)
             intake.observe(self._clock())
             pass_over(intake.consumer, self._skips(), self._metrics)
+            if intake is self._returning:
+                pass_over(self._backlogs, self._skips(), self._metrics)
             await intake.commit()
 
     async def _limit_holding_regularly(self) -> None:
@@ -504,8 +507,8 @@ class Engine:
             "partitions_stuck",
             lambda: {
                 (p.topic, str(p.partition)): 1.0
-                for intake in (self._events, self._returning)
-                for p in intake.consumer.stuck()
+                for source in (self._events.consumer, self._returning.consumer, self._backlogs)
+                for p in source.stuck()
             },
         )
         reads("consumption_paused", lambda: deliveries.full)

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
-from dispatcher.broker.base import Message
+from dispatcher.broker.base import Message, Record
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.event.decode import Event
-from dispatcher.core.retry.records import History, Place, delivery_headers
+from dispatcher.core.retry.records import History, Letter, Place, delivery_headers
 from dispatcher.core.subscription.index import Status, Subscription
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.telemetry.metrics import Metrics
@@ -62,6 +62,38 @@ def keeps(subscription: Subscription) -> str | None:
 def owed_while_kept(subscription: Subscription) -> bool:
     """Whether what it would be sent now is owed to it: only where the settings are wrong, and not its owner's wish."""
     return subscription.status is Status.DISABLED and subscription.reason in _MENDED
+
+
+class Appetite(Protocol):
+    """What a subscription can take (see `deliveries.py`)."""
+
+    @property
+    def most(self) -> int: ...
+    @property
+    def again(self) -> float: ...
+    @property
+    def kept(self) -> str | None: ...
+    @property
+    def room(self) -> int: ...
+
+
+class Host(Protocol):
+    """Who delivers what was parked (see `backlogs.py`)."""
+
+    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
+        """How many of a subscription may be with its lane."""
+
+    def state_of(self, subscription_id: str) -> object:
+        """Something that is another one when the subscription has become deliverable, or is no more."""
+
+    def take_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
+        """Deliver it, settle its offset, or give it back to the tracker."""
+
+    def expire_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
+        """It was kept for long enough; settle its offset."""
+
+    def refuse(self, record: Record, tracker: ParkedTracker, reason: str, detail: str) -> None:
+        """Nobody can read it: to the dead letters with it, then settle the offset."""
 
 
 class Waiting(Protocol):

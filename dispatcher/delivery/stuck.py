@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Protocol
 
 import structlog
 
-from dispatcher.broker.base import Consumer, TopicPartition, UnreadableBatch
+from dispatcher.broker.base import TopicPartition, UnreadableBatch
 from dispatcher.core.skips import Skip, skip_command
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 
-def pass_over(consumer: Consumer, skips: Collection[Skip], metrics: Metrics) -> None:
+class Source(Protocol):
+    """A consumer, or what reads again what a consumer has read."""
+
+    def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]: ...
+
+    def skip(self, partition: TopicPartition) -> None: ...
+
+
+def pass_over(consumer: Source, skips: Collection[Skip], metrics: Metrics) -> None:
     """Go on behind what an operator has given up; whatever else is in `skips` does nothing."""
     for partition, batch in list(consumer.stuck().items()):
         if batch.skippable and any(

@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 
-from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition
+from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
 from dispatcher.core.commit import parked
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.retry.records import Place, delivery_headers
+from dispatcher.core.skips import Skip
 from dispatcher.core.subscription.index import Index, Status
 from dispatcher.settings.settings import SubscriptionSettings
 from dispatcher.transport.base import Exchange
@@ -273,6 +274,39 @@ async def test_one_with_many_parked_delays_nobody_with_few(monkeypatch: pytest.M
 
 
 # Restarts and mishaps.
+
+
+@pytest.mark.parametrize("way", ["mended", "skipped"])
+async def test_a_batch_that_can_no_longer_be_unpacked_stops_only_whom_it_belongs_to_until_it_is_given_up(
+    way: str,
+) -> None:
+    broker = MemoryBroker()
+    for number in range(60):
+        park(broker, number, "hit" if number < 30 else "well")
+    broker.damaged[PARKED] = UnreadableBatch(10, 19, "its checksum is wrong")
+    registry = FixedRegistry(
+        subscription("hit", "http://hit.test/", retry=PATIENT),
+        subscription("well", "http://well.test/", retry=PATIENT),
+    )
+    skips: list[Skip] = []
+    async with running(registry, broker, skips=skips) as world:
+        await until(lambda: world.metrics.delivered == 40, within=10)
+        (warning,) = world.engine.warnings()
+        assert "dispatcher topics skip dispatcher.retry.parked 0 10" in warning
+        assert world.value("partitions_stuck", topic=PARKED.topic, partition="0") == 1
+        asked = len(broker.ranges)
+        await asyncio.sleep(25)
+        assert len(broker.ranges) == asked, "it is asked for every half a minute, not every second"
+        if way == "mended":
+            del broker.damaged[PARKED]
+        else:
+            skips.append(Skip(PARKED.topic, PARKED.partition, 12))
+        lost = {f"evt_{number}" for number in range(10, 20)} if way == "skipped" else set()
+        await until(lambda: world.metrics.delivered == 60 - len(lost), within=40)
+        assert Counter(sent_ids(world)).keys() == {f"evt_{number}" for number in range(60)} - lost
+        assert world.metrics.skipped["unreadable"] == len(lost)
+        assert world.engine.warnings() == []
+        await until(lambda: broker.committed.get(PARKED) == 60)
 
 
 async def test_a_crash_in_the_middle_of_the_drain_loses_nothing() -> None:

@@ -159,6 +159,18 @@ class Backlog:
         else:
             self._returned = sorted(each for each in self._returned if each[0] != offset)
 
+    def drop_between(self, first: int, last: int) -> int:
+        """Forget what waits of these offsets: they are given up. Returns how many went."""
+        before = len(self)
+        begin = bisect_left(self._offsets, first, self._head)
+        end = bisect_left(self._offsets, last + 1, begin)
+        del self._offsets[begin:end], self._since[begin:end]
+        self._returned = sorted(each for each in self._returned if not first <= each[0] <= last)
+        if self.more_from is not None and first <= self.more_from <= last:
+            self.more_from = last + 1
+        self._tidy()
+        return before - len(self)
+
     def cut(self, length: int) -> int:
         """Keep notes of the oldest `length` that were not given back; returns how many went."""
         keep = self._head + length
@@ -384,6 +396,14 @@ class ParkedTracker(PartitionTracker):
         backlog.done += 1
         if self.freed is not None:
             self.freed(backlog, False)
+
+    def give_up(self, first: int, last: int) -> None:
+        """Settle what is owed of these offsets and with nobody: their records can't be read."""
+        for backlog in self.backlogs.values():
+            self._noted -= backlog.drop_between(first, last)
+        for offset in range(max(first, self._base), min(last + 1, self._next)):
+            if self.owes(offset) and offset not in self._out:
+                self.settle(offset)
 
     def renew(self, count: int) -> list[int]:
         """Take the lowest offsets, at most so many, that are owed and with nobody: their records are written anew.
