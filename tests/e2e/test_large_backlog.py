@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
@@ -23,6 +24,7 @@ from tests.e2e.daemon import Daemon, Endpoint, eventually
 
 OWN = int(os.environ.get("DISPATCHER_TEST_OWN", "100000"))
 OTHERS = int(os.environ.get("DISPATCHER_TEST_OTHERS", "1000000"))
+SECONDS = float(os.environ.get("DISPATCHER_TEST_SECONDS", "0"))  # that the endpoint takes for each
 NEIGHBOURS = 1000
 TOPIC = "d.retry.parked"
 BATCH = 10_000
@@ -71,7 +73,12 @@ async def test_a_hundred_thousand_of_its_own_are_found_among_a_million_of_others
     clock = asyncio.get_running_loop().time
     url = f"sqlite:///{tmp_path}/log.db"
     await _fill(url)
-    async with Endpoint() as endpoint:
+
+    async def answer(_: web.Request) -> web.Response:
+        await asyncio.sleep(SECONDS)
+        return web.Response()
+
+    async with Endpoint(answer) as endpoint:
         own = {"id": "own", "tenant": "*", "url": endpoint.url, "event_types": ["never.own"]}
         others = [
             {
