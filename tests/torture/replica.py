@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -158,10 +159,16 @@ class Replica:
             del line
             # In good order: what was completed is committed, what was under way may come again.
             found.append(Trouble("revoked", self._life_at(at), at, at + HEARD_WITHIN, before=at + _LATE))
+        refused: list[Trouble] = []
         for at, line in self._lines("commit refused: the partitions were reassigned"):
             del line
-            begin = at - self._session - COMMITTED
-            found.append(Trouble("refused", self._life_at(at), begin, at + HEARD_WITHIN, wide=True))
+            life, until = self._life_at(at), at + HEARD_WITHIN
+            if refused and refused[-1].life == life and at <= refused[-1].until:
+                refused[-1] = replace(refused[-1], until=until)  # of the same rebalance
+            else:
+                begin = at - self._session - COMMITTED
+                refused.append(Trouble("refused", life, begin, until, wide=True))
+        found += refused
         return found
 
     def starts(self) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -13,10 +14,13 @@ from typing import cast
 
 import pytest
 
+from tests.e2e.daemon import Daemon
 from tests.kafka.server import Unavailable, missing
 from tests.torture import totals
+from tests.torture.endpoints import NAMES, Endpoints
 from tests.torture.harness import Ground, Report, kafka_ground, torture
 from tests.torture.ledger import (
+    COMMITTED,
     Ledger,
     Payment,
     Trouble,
@@ -28,6 +32,7 @@ from tests.torture.ledger import (
 )
 from tests.torture.mutants import LOSING, OF_TRAITS, REPEATING, settles_before_the_broker_has_it
 from tests.torture.pauses import Pause, Pauses
+from tests.torture.replica import HEARD_WITHIN, Replica
 from tests.torture.run import Run
 from tests.torture.schedule import (
     AMONG,
@@ -42,7 +47,7 @@ from tests.torture.schedule import (
     plan_trait,
     with_traits,
 )
-from tests.torture.subscribers import Published
+from tests.torture.subscribers import Published, Subscribers
 from tests.torture.traits import EMBEDDED, ON_KAFKA, Trait, fit
 
 Mutant = Callable[[], None]
@@ -173,6 +178,30 @@ def test_the_bound_is_what_was_in_flight_or_completed_within_the_last_commit_int
     assert bound(ledger, [KILL]) == 2
     assert bound(ledger, [KILL, KILL]) == 4
     assert bound(ledger, []) == 0
+
+
+def test_refused_commits_of_one_rebalance_are_one_trouble(tmp_path: Path) -> None:
+    message = "commit refused: the partitions were reassigned"
+    daemon = Daemon(tmp_path, "sqlite:///x.db", [])
+    daemon.output.write_text(
+        "".join(
+            f'{{"timestamp":"2026-01-01T00:00:{second:02d}Z","message":"{message}"}}\n'
+            for second in (10, 12, 40)
+        )
+    )
+
+    async def heard() -> list[Trouble]:
+        endpoints, report = Endpoints(1), Report("kafka", plan(1))
+        subscribers = Subscribers(1, (), dict.fromkeys(NAMES, 1), 5.0)
+        replica = Replica("one", 0, daemon, endpoints, subscribers, report, 6.0)
+        replica.births.append((-math.inf, "0.1"))
+        return replica.heard()
+
+    first, second = asyncio.run(heard())
+    assert first.until - first.begin == pytest.approx(6.0 + COMMITTED + 2.0 + HEARD_WITHIN, abs=0.1)
+    assert second.begin > first.until
+    assert {first.life, second.life} == {"0.1"}
+    assert first.wide
 
 
 def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
