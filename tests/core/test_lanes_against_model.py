@@ -334,10 +334,23 @@ class LaneAgainstModel(RuleBasedStateMachine):
             return
         rate = self.wanted[key]
         most, _, again = self.lane.room_for_parked(key, limit, rate, self.now)
+        for each in (
+            self.whole,
+            self.sides[key],
+        ):  # who asks finds an open breaker probing, once its time has come
+            trouble = each.trouble
+            if trouble is None:
+                continue
+            if trouble.breaker is not None and not trouble.breaker.admits(self.now):
+                break
+            if max(trouble.closed_until, trouble.quiet_until) > self.now:
+                break
         if most:
             before = self.count
             self.offer_one(key, limit, "parked", tight=False)
-            full = self.whole.recovering and self.queued > self.whole.own
+            full = (
+                self.whole.recovering and self.queued >= self.whole.own
+            )  # by others: it is given back, and waits
             assert full or self.sides[key].line[-1:] == [before + 1]
         else:
             assert again > self.now

@@ -487,7 +487,7 @@ async def test_stopping_does_not_wait_for_what_takes_longer_than_the_drain() -> 
     await world.engine.stop(drain=20)
     assert asyncio.get_running_loop().time() - started == pytest.approx(20, abs=0.5)
     assert world.committed == 3
-    assert [d["event_id"] for d in world.written("dispatcher.retry.30s")] == ["evt_1", "evt_2"]
+    assert [d["event_id"] for d in world.written("dispatcher.retry.parked")] == ["evt_1", "evt_2"]
 
 
 def slow_and_failing() -> FixedRegistry:
@@ -516,10 +516,18 @@ async def test_stopping_hands_what_waits_to_the_retry_topics_so_that_no_event_is
     await world.engine.stop(drain=3)
     assert asyncio.get_running_loop().time() - started == pytest.approx(3, abs=0.5)
     assert world.committed == 5
-    left = world.written("dispatcher.retry.30s")
-    assert Counter((d["subscription_id"], d["attempt"], d["reason"]) for d in left) == {
-        ("slow", "0", "shutdown"): 5,  # of one the attempt was cut off: nobody knows whether it arrived
-        ("failing", "1", "shutdown"): 5,
+    left = {
+        topic: Counter(
+            (d["subscription_id"], d["attempt"], d["reason"])
+            for d in world.written(f"dispatcher.retry.{topic}")
+        )
+        for topic in ("parked", "30s")
+    }
+    assert left == {
+        "parked": {
+            ("slow", "0", "shutdown"): 5
+        },  # of one the attempt was cut off: nobody knows whether it arrived
+        "30s": {("failing", "1", "shutdown"): 5},  # a retry has a time of its own
     }
     assert world.value("deliveries_parked_total", reason="shutdown") == 10
     async with running(world.registry, world.broker) as again:

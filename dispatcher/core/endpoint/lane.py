@@ -287,11 +287,10 @@ class Share(Valve, Generic[T]):
             return urgent.popleft()
         first = self._first
         parked = self._parked
-        if parked:
-            if not self._parked_last or (first is None and not self._fresh):
-                self._parked_last = True
-                return parked.popleft()
-            self._parked_last = False
+        if parked and (not self._parked_last or (first is None and not self._fresh)):
+            self._parked_last = True
+            return parked.popleft()
+        self._parked_last = False
         if first is not None:
             self._first = None
             return first
