@@ -13,7 +13,7 @@ from tests.kafka.server import Cluster
 NEEDED = (
     "events",
     "dispatcher.subscriptions",
-    *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h")),
+    *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h", "parked")),
     "dispatcher.dead",
     "dispatcher.attempts",
 )
