@@ -802,6 +802,7 @@ class Deliveries:
         owed = (
             delivery.place is not None
             or delivery.attempt > 0
+            or delivery.offset < delivery.tracker.handed_below
             or subscription.status is Status.ACTIVE
             or owed_while_kept(subscription)
         )

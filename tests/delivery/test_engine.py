@@ -584,6 +584,33 @@ async def test_after_a_crash_nothing_is_sent_again_that_was_acknowledged_before_
         assert again.value("events_skipped_total", reason="seen") == 177
 
 
+async def test_what_was_owed_before_a_crash_is_kept_where_its_subscription_was_paused_meanwhile() -> None:
+    """The next process reads the events again. Its commit's note tells that a former one had taken them up."""
+    broker = MemoryBroker()
+    sub = subscription(retry=RetryPolicy((20.0,) * 5, 0.0))
+    for number in range(10):
+        broker.append(event(number))
+    world = World(FixedRegistry(sub), broker)
+    world.engine.start()
+    world.transport.answer = lambda _, exchange: (
+        0.001,
+        Response(500 if b"evt_3\r" in exchange.request or b"evt_5\r" in exchange.request else 200),
+    )
+    await until(lambda: world.value("deliveries_held") == 2)
+    await until(lambda: world.committed == 3)
+    await asyncio.sleep(2)
+    left = broker.committed[EVENTS], broker.notes[EVENTS]
+    await world.engine.stop(0)
+    broker.committed[EVENTS], broker.notes[EVENTS] = left
+    broker.log.pop(TopicPartition("dispatcher.retry.30s", 0), None)
+    broker.append(event(10))  # of the time of the pause: it is owed to nobody
+    async with running(FixedRegistry(sub.with_status(Status.PAUSED)), broker) as again:
+        await until(lambda: broker.committed[EVENTS] == 11)
+        assert again.transport.sent == []
+        assert [d["event_id"] for d in again.written("dispatcher.retry.parked")] == ["evt_3", "evt_5"]
+        assert again.value("deliveries_total", outcome="dropped_paused") == 1
+
+
 async def life_until_a_crash(registry: FixedRegistry, broker: MemoryBroker) -> Counter[str]:
     """One engine that leaves nothing but its last commit; returns how much each host was sent."""
     world = World(registry, broker)

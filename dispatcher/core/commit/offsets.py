@@ -63,6 +63,7 @@ class PartitionTracker:
         "_wanted",
         "_whose",
         "committed",
+        "handed_below",
         "held",
         "lost",
         "noted",
@@ -86,6 +87,10 @@ class PartitionTracker:
         self._turns = 0  # how often somebody was served while others were still owed
         self._served_most = self._served_of = 0  # deliveries, and offsets, of those that came into `_left`
         self._told: tuple[int, int, int] | None = None
+        self.handed_below = max(
+            (ahead.done[-1][1] if ahead.done else start), (ahead.partly[-1][1] if ahead.partly else start)
+        )
+        """Whatever is owed below this was taken up by a former owner: its subscriptions took deliveries then."""
         self.committed = start
         self.noted = ""
         """The note beside the commit."""
