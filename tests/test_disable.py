@@ -166,12 +166,16 @@ async def test_what_comes_for_a_disabled_one_is_dropped_also_while_its_breaker_i
 
 
 @pytest.mark.parametrize("status", [Status.PAUSED, Status.PENDING])
-async def test_what_a_paused_one_was_owed_is_dropped(status: Status) -> None:
-    registry = FixedRegistry(subscription(retry=RetryPolicy((20.0,), 0.0)))
+async def test_what_a_paused_one_was_owed_is_kept_for_it(status: Status) -> None:
+    active = subscription(retry=RetryPolicy((20.0,), 0.0))
+    registry = FixedRegistry(active)
     async with running(registry) as world:
         world.transport.answer = lambda *_: (0.1, Response(500))
         world.broker.append(event(1))
         await until(lambda: world.value("deliveries_held") == 1)
         registry.index = registry.index.replaced(subscription(status=status))
-        await settled(world, 0)
-        assert world.value("deliveries_total", outcome=f"dropped_{status.value}") == 1
+        await until(lambda: len(world.parked()) == 1)
+        assert world.value("deliveries_total", outcome=f"dropped_{status.value}") == 0
+        world.transport.answer = lambda *_: (0.1, Response(200))
+        registry.index = registry.index.replaced(active)
+        await until(lambda: world.metrics.delivered == 1)
