@@ -31,6 +31,7 @@ from dispatcher.control.publishing import batch_limit
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
+from dispatcher.delivery.parking import parked_topic
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
@@ -248,7 +249,8 @@ class App:
         self.metrics.expect("events_consumed_total", topics.events)
         tiers = list(Tiers(retry.tiers, topics.prefix))
         self.metrics.expect("retries_due_total", (tier.level for tier in tiers))
-        self.metrics.expect("offsets_skipped_total", (*topics.events, *(tier.topic for tier in tiers)))
+        retried = (*(tier.topic for tier in tiers), parked_topic(topics.prefix))
+        self.metrics.expect("offsets_skipped_total", (*topics.events, *retried))
         reads = self.metrics.reads
         reads("ready", lambda: not self.problems())
         reads("connections", lambda: by(transport.connections()))

@@ -113,4 +113,4 @@ async def test_every_counter_of_a_documented_alarm_is_0_before_the_broker_is_the
             assert shown[tuple(sorted(labels))] == (labels == ("ok",) and name == "registry_reloads_total")
     assert families["dispatcher_events_consumed"].samples[0].labels == {"topic": "events"}
     levels = {sample.labels["level"] for sample in families["dispatcher_retries_due"].samples}
-    assert levels == {"memory", "30s", "2m", "10m", "1h", "6h"}
+    assert levels == {"memory", "30s", "2m", "10m", "1h", "6h", "parked"}
