@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -17,25 +16,8 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
 )
-from tests.broker.backends import KAFKA, MOCK, SQLITE, WITHIN, Backend, OnKafka, OnMock, OnSqlite
+from tests.broker.backends import KAFKA, SQLITE, WITHIN, Backend, OnKafka, OnMock, OnSqlite
 from tests.broker.test_contract import numbered, numbers
-
-
-@pytest.fixture(params=[SQLITE, KAFKA, MOCK])
-async def backend(
-    request: pytest.FixtureRequest, unique: Callable[[str], str], tmp_path: Path
-) -> AsyncIterator[Backend]:
-    made: Backend
-    match request.param:
-        case "sqlite":
-            made = OnSqlite(unique, tmp_path)
-        case "kafka":
-            made = OnKafka(unique, request.getfixturevalue("kafka"))
-        case _:
-            made = OnMock(unique, request.getfixturevalue("mock_kafka"))
-    yield made
-    await made.close_all()
-
 
 administered = pytest.mark.parametrize("backend", [SQLITE, KAFKA], indirect=True)
 
