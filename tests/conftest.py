@@ -8,12 +8,14 @@ that runs already. Without Java or Maven those tests are skipped, and the end of
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.kafka import mock
@@ -83,6 +85,17 @@ def mock_kafka(request: pytest.FixtureRequest) -> Iterator[mock.MockCluster]:
         _without(request, "librdkafka", str(error))
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(autouse=True)
+def logging_restored() -> Iterator[None]:
+    """Commands and benchmarks configure the whole process. A test must not choose what the next one's logs show."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 _numbers = itertools.count(1)

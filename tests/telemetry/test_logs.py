@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -13,16 +12,6 @@ import structlog
 
 from dispatcher.settings.settings import LogSettings
 from dispatcher.telemetry.logs import configure
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_our_lines_and_the_libraries_are_json_objects_with_the_same_keys(
