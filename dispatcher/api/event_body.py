@@ -30,7 +30,7 @@ from dispatcher.api.payload import (
 from dispatcher.api.problems import invalid
 from dispatcher.core.event.decode import without_lone_surrogates
 from dispatcher.core.event.raw_json import RawJson
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 
 DATA: Final = "data"
 FIELDS: Final = frozenset({"id", "type", "tenant", "created", "timestamp"})

@@ -36,7 +36,7 @@ from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.routes import BODY_LIMIT, NDJSON, Allowed, Call, Reply, Route, Services
 from dispatcher.control import errors
 from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.yaml_document import did_you_mean, explain
 
 log = structlog.get_logger(__name__)

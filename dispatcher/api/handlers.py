@@ -13,7 +13,7 @@ from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import NotFound
 from dispatcher.control.subscriptions import OVERLAP, View
 from dispatcher.core.control.keys import Key
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import parse_duration
 
 _VERSION: Final = re.compile(r"[0-9]{1,18}")

@@ -22,7 +22,7 @@ import orjson
 from aiohttp import web
 
 from dispatcher.api.problems import Kind, Problem, invalid
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 
 MAX_DEPTH: Final = 64
 MAX_BRACKETS: Final = 200_000

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 
 MEDIA_TYPE: Final = "application/problem+json"
 _URN: Final = "urn:webhook-dispatcher:problem:"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 
 
 class ControlError(Exception):

@@ -40,7 +40,7 @@ from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
 from dispatcher.core.event.decode import RESERVED, InvalidEvent, decode, valid_time
 from dispatcher.core.event.raw_json import RawJson
-from dispatcher.core.subscription.spec import Flaw
+from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import format_size
 from dispatcher.settings.settings import ApiSettings
 from dispatcher.telemetry.metrics import Metrics

@@ -67,11 +67,12 @@ from dispatcher.core.control.keys import Key
 from dispatcher.core.control.ledger import Ledger, State, Verdict, from_headers, to_headers
 from dispatcher.core.control.sealing import CannotOpen, Sealer, read_key
 from dispatcher.core.event.catalogued import EventType
+from dispatcher.core.flaws import FlawedError
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.skips import Skip, read_skip
 from dispatcher.core.subscription.index import Status, Subscription
-from dispatcher.core.subscription.spec import Reader as SpecReader, SpecError
+from dispatcher.core.subscription.spec import Reader as SpecReader
 from dispatcher.registry.registry import Managed, Registry, Runtime
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import Settings
@@ -407,7 +408,7 @@ class Store:
         now = self.now_ms()
         try:
             self._checks.read({**document, "id": id, "secrets": [each.secret for each in secrets]})
-        except SpecError as error:
+        except FlawedError as error:
             raise Invalid(error.flaws) from error
         old = self.get(id) if base else None
         self._warn_unsealed()
@@ -740,7 +741,7 @@ class Store:
             return self._disabled(written, "sealed")
         try:
             return self._specs.read(written)
-        except SpecError as error:
+        except FlawedError as error:
             self._complain(
                 "a subscription is not valid any more",
                 subscription=stored.id,
@@ -761,7 +762,7 @@ class Store:
     def _disabled(self, written: dict[str, Any], reason: str) -> Subscription | None:
         try:
             subscription = self._lenient.read(written).with_status(Status.DISABLED, reason)
-        except SpecError:
+        except FlawedError:
             return None
         if written.get("status") == Status.PAUSED:
             # What matches a paused one is not owed, whatever else is wrong with it.

@@ -55,11 +55,12 @@ from dispatcher.control.probes import Busy, Probes
 from dispatcher.control.store import Idempotency, Store, Stored, StoredSecret
 from dispatcher.control.validation import Validator
 from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.flaws import Flaw, FlawedError
 from dispatcher.core.request.handshake import Refused
 from dispatcher.core.request.results import Failure, Response
 from dispatcher.core.request.signing import MAX_SECRETS, public_key
 from dispatcher.core.subscription.index import EVERY_TENANT, Status, Subscription, matches
-from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Flaw, Reader, SpecError
+from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Reader
 from dispatcher.core.text.merge_patch import merge
 from dispatcher.core.text.units import format_duration
 from dispatcher.registry.registry import Registry
@@ -328,7 +329,7 @@ class Subscriptions:
         raw = {name: value for name, value in fields.items() if (name,) not in wrong}
         try:
             self._reader.read({"id": id, **raw, "secrets": secrets})
-        except SpecError as error:
+        except FlawedError as error:
             flaws.extend(flaw for flaw in error.flaws if flaw.path[:1] not in wrong)
         wanted = fields.get("event_types")
         if patterns and isinstance(wanted, (list, tuple)):
@@ -629,7 +630,7 @@ class Subscriptions:
                 unchanged = {name: value for name, value in stored.document.items() if name != "headers"}
                 try:
                     self._reader.read({"id": id, **unchanged, "secrets": [one.secret for one in secrets]})
-                except SpecError as error:
+                except FlawedError as error:
                     flaws += [Flaw(("secret",), flaw.message) for flaw in error.flaws]
             if flaws:
                 raise Invalid(flaws)

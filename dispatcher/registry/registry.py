@@ -48,10 +48,11 @@ from typing import Any, Final, NamedTuple
 import orjson
 import structlog
 
+from dispatcher.core.flaws import Flaw, FlawedError
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import ClientCertificate, Index, Status, Subscription
-from dispatcher.core.subscription.spec import Flaw, Reader, SpecError
+from dispatcher.core.subscription.spec import Reader
 from dispatcher.core.text.yaml_document import DocumentError, did_you_mean, stream
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.settings import Settings
@@ -267,7 +268,7 @@ def _entry(part: Any, reader: Reader, known: _Entries, entries: _Entries, lines:
         subscription = reader.read(raw)
         if subscription.certificate is not None:
             _check_certificate(subscription.certificate)
-    except SpecError as error:
+    except FlawedError as error:
         mistakes.extend(f"{part.lines.find(flaw.path)}: {name}: {flaw}" for flaw in error.flaws)
     else:
         entries[subscription.id] = _Entry(digest, subscription)
@@ -275,18 +276,18 @@ def _entry(part: Any, reader: Reader, known: _Entries, entries: _Entries, lines:
 
 
 def _check_certificate(certificate: ClientCertificate) -> None:
-    """Raise SpecError unless it can be used: better now than at the first delivery."""
+    """Raise FlawedError unless it can be used: better now than at the first delivery."""
     for path in certificate:
         # Reading a FIFO would wait for its writer, and hold up the reading of the file.
         if path is not None and os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - pathlib's raise
-            raise SpecError([Flaw(("client_certificate",), f"{path} is no regular file")])
+            raise FlawedError([Flaw(("client_certificate",), f"{path} is no regular file")])
     try:
         # Never asked for on the terminal: an encrypted key is refused.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*certificate, password="")
     except OSError as error:
         said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
         files = " with ".join(file for file in certificate if file is not None)
-        raise SpecError(
+        raise FlawedError(
             [Flaw(("client_certificate",), f"{files} can't be used (PEM, key not encrypted): {said}")]
         ) from error
 

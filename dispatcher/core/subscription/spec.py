@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from dispatcher.core.event.decode import valid_tenant
+from dispatcher.core.flaws import Flaw, FlawedError
 from dispatcher.core.request.build import MAX_OWN_HEADERS, check_header
 from dispatcher.core.request.netguard import Blocked, Guard
 from dispatcher.core.request.signing import make_signers, usual_secrets
@@ -56,29 +57,6 @@ MAX_IN_FLIGHT: Final = 16
 _SECRET_FIELDS: Final = ("secrets", "headers")
 
 T = TypeVar("T", bound=Hashable)
-
-
-class Flaw(NamedTuple):
-    """One mistake in a subscription: where in it, and what is wrong."""
-
-    path: tuple[str | int, ...]
-    message: str
-
-    @property
-    def field(self) -> str:
-        """`event_types[0]`, `retry.jitter`; empty for the subscription as a whole."""
-        return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path).lstrip(".")
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}" if self.path else self.message
-
-
-class SpecError(ValueError):
-    """Not a subscription; `flaws` are all that is wrong with it."""
-
-    def __init__(self, flaws: Sequence[Flaw]) -> None:
-        super().__init__("; ".join(map(str, flaws)))
-        self.flaws = tuple(flaws)
 
 
 def _tenant(value: str) -> str:
@@ -281,7 +259,7 @@ class Reader:
         return shared
 
     def read(self, raw: object, *, validated: bool = False) -> Subscription:
-        """The subscription; raises `SpecError` with all that is wrong.
+        """The subscription; raises `FlawedError` with all that is wrong.
 
         `validated`: its endpoint has agreed. Without that, one that asks for validation is pending.
         """
@@ -429,7 +407,7 @@ class Reader:
         if target is not None and target.origin.scheme == "http" and "client_certificate" in written:
             flaws.append(Flaw(("client_certificate",), "has no effect: the URL is not https"))
         if flaws or spec is None or target is None:
-            raise SpecError(flaws)
+            raise FlawedError(flaws)
         retry = self._retry if spec.retry is None else self._policy(spec.retry)
         certificate = None
         if spec.client_certificate is not None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from dispatcher.core.flaws import FlawedError
 from dispatcher.core.request.netguard import Guard, Origin
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Status
-from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Reader, SpecError, expand
+from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Reader, expand
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + b64encode(bytes(range(32))).decode()
@@ -32,7 +33,7 @@ def spec(**changes: Any) -> Any:
 
 
 def flaws(raw: Any, environ: Any = None) -> Any:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(FlawedError) as caught:
         reader(environ).read(raw)
     return {flaw.field: flaw.message for flaw in caught.value.flaws}
 
@@ -271,7 +272,7 @@ JUNK = st.recursive(
     )
 )
 def test_nothing_but_a_spec_error_comes_of_junk(junk: Any) -> None:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(FlawedError) as caught:
         reader({}).read(spec(id="not valid", **{name: value for name, value in junk.items() if name != "id"}))
     assert "id" in {flaw.field for flaw in caught.value.flaws}
 
@@ -342,7 +343,7 @@ FIELD = st.one_of(
 def outcome(read: Any, raw: Any, *, validated: bool) -> Any:
     try:
         found = read(raw, validated=validated)
-    except SpecError as error:
+    except FlawedError as error:
         return error.flaws
     return {
         name: (type(value), value)
