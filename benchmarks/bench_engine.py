@@ -30,7 +30,7 @@ from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.engine import Engine
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import AttemptsSettings, DeliverySettings, Settings
+from dispatcher.settings.groups import AttemptsSettings, DeliverySettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport

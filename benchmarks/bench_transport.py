@@ -53,7 +53,7 @@ from dispatcher.core.request.results import Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Status, Subscription
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import DeliverySettings, NetworkSettings
+from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport
 
 HOSTS = 2000

@@ -30,7 +30,7 @@ from dispatcher.control.store import Store, Stored, StoredSecret, subscriptions_
 from dispatcher.core.control.ledger import Change, to_headers
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
-from dispatcher.settings.settings import KafkaSettings, Settings, TopicsSettings
+from dispatcher.settings.groups import KafkaSettings, Settings, TopicsSettings
 from dispatcher.topics.specs import topic_specs
 
 COUNT: Final = 100_000

@@ -64,7 +64,7 @@ from benchmarks.harness import (
 from benchmarks.profiling import Profile
 from dispatcher.broker.base import Jump, Message, Position, TopicPartition, TopicSpec
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 EVENTS: Final = 200_000
 HOSTS: Final = tuple(f"127.0.0.{number}" for number in range(1, 9))

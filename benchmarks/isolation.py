@@ -66,7 +66,7 @@ from dispatcher.broker.base import Message, TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.core.commit.note import read_note
 from dispatcher.core.subscription.spec import MAX_IN_FLIGHT
-from dispatcher.settings.settings import DeliverySettings, KafkaSettings, RetrySettings
+from dispatcher.settings.groups import DeliverySettings, KafkaSettings, RetrySettings
 
 _HEALTHY: Final = 50
 _PACE: Final = 5000  # events a second for the healthy ones together

@@ -29,7 +29,7 @@ from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.retry.records import Place, delivery_headers
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 PENDING: Final = 1_000_000
 NEAR: Final = 6_000

@@ -67,7 +67,7 @@ from benchmarks.harness import (
 from benchmarks.retries import PENDING, SETTINGS, fill_pending
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 _FAN_OUT: Final = 10
 _MANY: Final = 100_000  # subscriptions

@@ -35,7 +35,7 @@ from dispatcher.delivery.parking import parked_topic
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
 from dispatcher.topics.specs import needed_rights, topic_specs
 from dispatcher.topics.watch import TopicWatch

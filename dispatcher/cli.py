@@ -32,7 +32,7 @@ from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
 from dispatcher.registry.registry import SubscriptionsError
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.logs import configure, readable
 
 log = structlog.get_logger(__name__)

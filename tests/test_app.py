@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.app import App
 from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, TopicSpec
-from dispatcher.settings.settings import HttpSettings, Settings, TopicsSettings
+from dispatcher.settings.groups import HttpSettings, Settings, TopicsSettings
 from tests.e2e.daemon import eventually
 
 

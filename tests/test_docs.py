@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from dispatcher.cli import main
 from dispatcher.core.request.results import Reason
-from dispatcher.settings.settings import names
+from dispatcher.settings.load import names
 from dispatcher.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent

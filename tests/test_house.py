@@ -59,7 +59,7 @@ def test_a_task_needs_an_owner_everywhere(path: str) -> None:
         ("core/retry/policy.py", "import asyncio", "The core is pure"),
         ("core/retry/policy.py", "from dispatcher.telemetry.metrics import Metrics", "Imports go one way"),
         ("registry/registry.py", "from dispatcher.transport.client import Transport", "Imports go one way"),
-        ("settings/settings.py", "from dispatcher.app import App", "Imports go one way"),
+        ("settings/groups.py", "from dispatcher.app import App", "Imports go one way"),
         ("delivery/engine.py", "import aiohttp", "aiohttp serves the API"),
         ("delivery/engine.py", "import aiokafka", "Only the adapter speaks Kafka"),
         ("stray.py", "", "Imports go one way"),

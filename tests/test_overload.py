@@ -15,7 +15,7 @@ from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Index
-from dispatcher.settings.settings import RetrySettings
+from dispatcher.settings.groups import RetrySettings
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, subscription
 from tests.world import (

@@ -13,7 +13,7 @@ from dispatcher.core.request.results import Response, Result
 from dispatcher.core.skips import Skip
 from dispatcher.delivery.engine import Engine
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import (
+from dispatcher.settings.groups import (
     AttemptsSettings,
     DeliverySettings,
     RetrySettings,

@@ -11,7 +11,7 @@ from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.kafka.client import client_options
 from dispatcher.broker.kafka.predecessor import member_name
 from dispatcher.broker.sqlite.broker import SqliteBroker
-from dispatcher.settings.settings import KafkaSettings, SqliteSettings
+from dispatcher.settings.groups import KafkaSettings, SqliteSettings
 
 FORMS = "kafka://host:9092,host2:9092, sqlite:///relative/path.db or sqlite:////absolute/path.db"
 DEFAULT_PORT = 9092

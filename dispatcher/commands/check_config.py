@@ -21,7 +21,8 @@ from dispatcher.commands.session import connected, quiet as silence, run
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.registry.registry import SubscriptionsError, load_file
-from dispatcher.settings.settings import Settings, describe
+from dispatcher.settings.groups import Settings
+from dispatcher.settings.load import describe
 from dispatcher.topics.checks import concerns, retry_group, takes_over, warnings
 from dispatcher.topics.specs import topic_specs
 from dispatcher.transport import tls

@@ -50,7 +50,7 @@ from dispatcher.commands.receiver import (
 from dispatcher.commands.session import connected, run
 from dispatcher.registry.registry import SubscriptionsError
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.logs import configure
 
 _HOST: Final = "127.0.0.1"

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from dispatcher.commands.options import load_settings
-from dispatcher.settings.settings import HttpSettings
+from dispatcher.settings.groups import HttpSettings
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to ask, not to bind
 _TIMEOUT = 4.0

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from dispatcher.core.text.redact import name_of
-from dispatcher.settings.settings import Flag, Settings, SettingsError, load
+from dispatcher.settings.groups import Settings
+from dispatcher.settings.load import Flag, SettingsError, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 

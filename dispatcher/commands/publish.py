@@ -25,7 +25,7 @@ from dispatcher.core.event.decode import (
     without_lone_surrogates,
 )
 from dispatcher.core.text.redact import name_of
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 _BATCH: Final = 1000
 _TIMES: Final = ("timestamp", "ce_time")

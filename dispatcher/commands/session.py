@@ -15,7 +15,7 @@ import uvloop
 from dispatcher.broker.base import Broker, BrokerError
 from dispatcher.broker.open import open_broker
 from dispatcher.commands.group import ConfigError
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from dispatcher.commands.session import connected, quiet, run
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.skips import Skip, skip_key
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.topics.specs import topic_specs
 
 

@@ -16,7 +16,7 @@ from dispatcher.commands.group import Commands
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
 from dispatcher.commands.skip import skip
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.topics.specs import topic_specs
 
 

@@ -33,7 +33,7 @@ from dispatcher.control.store import Row
 from dispatcher.core.control.keys import SECRET_BYTES, Key, Scope, hash_of, id_of, is_key, make_secret
 from dispatcher.core.event.decode import valid_tenant
 from dispatcher.core.flaws import Flaw
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 _SOURCES: Final = 10_000
 

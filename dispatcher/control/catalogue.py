@@ -35,7 +35,7 @@ from dispatcher.core.event.decode import MAX_TYPE, RESERVED, valid_type
 from dispatcher.core.event.raw_json import RawJson, reading
 from dispatcher.core.event.schemas import Cost
 from dispatcher.core.flaws import Flaw
-from dispatcher.settings.settings import ApiSettings
+from dispatcher.settings.groups import ApiSettings
 
 log = structlog.get_logger(__name__)
 

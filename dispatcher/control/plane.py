@@ -29,7 +29,7 @@ from dispatcher.core.subscription.index import Subscription
 from dispatcher.core.subscription.spec import Reader
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
 
 _REMEDIES: Final = {

@@ -42,7 +42,7 @@ from dispatcher.core.event.decode import RESERVED, InvalidEvent, decode, valid_t
 from dispatcher.core.event.raw_json import RawJson
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import format_size
-from dispatcher.settings.settings import ApiSettings
+from dispatcher.settings.groups import ApiSettings
 from dispatcher.telemetry.metrics import Metrics
 
 MAX_BATCH: Final = 1000

@@ -75,7 +75,7 @@ from dispatcher.core.subscription.index import Status, Subscription
 from dispatcher.core.subscription.spec import Reader as SpecReader
 from dispatcher.registry.registry import Managed, Registry, Runtime
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -39,7 +39,7 @@ from dispatcher.core.commit.note import (
     read_whole,
 )
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 log = structlog.get_logger(__name__)
 

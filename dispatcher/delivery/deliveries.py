@@ -60,7 +60,7 @@ from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.parking import Parking, keeps, owed_while_kept, parked_topic
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Callback, Timers
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.client import Transport
 from dispatcher.transport.pool import Pool

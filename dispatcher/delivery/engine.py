@@ -54,7 +54,7 @@ from dispatcher.delivery.unmatched import Unmatched
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Callback, Timers
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
 from dispatcher.transport.client import Transport
 

@@ -55,7 +55,7 @@ from dispatcher.core.subscription.index import ClientCertificate, Index, Status,
 from dispatcher.core.subscription.spec import Reader
 from dispatcher.core.text.yaml_document import DocumentError, did_you_mean, stream
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 log = structlog.get_logger(__name__)
 

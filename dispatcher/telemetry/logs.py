@@ -16,7 +16,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
-from dispatcher.settings.settings import LogSettings
+from dispatcher.settings.groups import LogSettings
 
 
 def readable(settings: LogSettings) -> bool:

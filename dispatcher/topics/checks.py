@@ -13,7 +13,7 @@ from dispatcher.broker.base import GroupState, PartitionInfo, TopicInfo
 from dispatcher.core.retry.tiers import Tier, Tiers
 from dispatcher.core.text.units import format_duration
 from dispatcher.delivery.parking import parked_retention, parked_topic
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 SPARE: Final = 24 * 3600.0
 """Seconds beyond its delay that a retry topic must keep its records: for as long the dispatcher may be away."""

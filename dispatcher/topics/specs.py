@@ -10,7 +10,7 @@ from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.parking import parked_retention, parked_topic
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 _RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS: Final = 30 * 24 * 3600 * 1000

@@ -18,7 +18,7 @@ import structlog
 from dispatcher.broker.assignment import RETRY_SUFFIX, absent
 from dispatcher.broker.base import LOOK_INTERVAL, Broker, BrokerError
 from dispatcher.core.retry.tiers import Tiers
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.topics.checks import concerns, retry_group, warnings
 from dispatcher.topics.specs import topic_specs

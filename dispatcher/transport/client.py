@@ -19,7 +19,7 @@ from dispatcher.core.request.results import Failure, Reason
 from dispatcher.core.subscription.index import ClientCertificate
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import DeliverySettings, NetworkSettings
+from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Shared, report

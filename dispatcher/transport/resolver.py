@@ -30,7 +30,7 @@ from dispatcher.core.request.results import Failure, Reason
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Callback, Timers
-from dispatcher.settings.settings import NetworkSettings
+from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport.dial import LookupFailed
 from dispatcher.transport.dns import MAX_ADDRESSES, Answer, Dns, NotFound
 

@@ -36,7 +36,7 @@ from dispatcher.control.subscriptions import (
 from dispatcher.core.control.keys import Key
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 
 NOW = 1_760_000_000_000
 

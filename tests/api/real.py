@@ -13,7 +13,7 @@ import aiohttp
 import yaml
 
 from dispatcher.app import App
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from tests.api.serving import Client
 from tests.e2e.daemon import eventually
 

@@ -10,7 +10,7 @@ import aiohttp
 from yarl import URL
 
 from dispatcher.api.server import ApiServer
-from dispatcher.settings.settings import ApiSettings, Settings
+from dispatcher.settings.groups import ApiSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from tests.api.fakes import Plane
 

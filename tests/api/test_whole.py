@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from dispatcher.broker.base import Message, TopicPartition
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.api.real import running
 from tests.api.serving import KEY, Answer, Client
 from tests.e2e.daemon import Endpoint, eventually

@@ -26,7 +26,7 @@ from dispatcher.broker.base import (
     TopicSpec,
 )
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings, SqliteSettings
+from dispatcher.settings.groups import KafkaSettings, SqliteSettings
 from tests.kafka.mock import MockCluster
 
 SQLITE = pytest.param("sqlite", id="sqlite")

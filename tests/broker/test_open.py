@@ -7,7 +7,7 @@ import pytest
 from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.open import kafka_servers, open_broker, sqlite_path
 from dispatcher.broker.sqlite.broker import SqliteBroker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 
 async def test_the_scheme_decides_which_broker_it_is(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from dispatcher.api.server import ApiServer
 from dispatcher.commands.health import url
-from dispatcher.settings.settings import HttpSettings
+from dispatcher.settings.groups import HttpSettings
 from tests.commands.console import environment
 
 

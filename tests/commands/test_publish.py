@@ -8,7 +8,8 @@ from dispatcher.broker.base import Record, TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.commands.session import connected
 from dispatcher.core.event.decode import decode
-from dispatcher.settings.settings import Settings, load
+from dispatcher.settings.groups import Settings
+from dispatcher.settings.load import load
 from tests.commands import console
 
 

@@ -16,7 +16,7 @@ from dispatcher.control.plane import ControlPlane
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import HandshakeResponse, Response, Result
 from dispatcher.registry.registry import Registry
-from dispatcher.settings.settings import ApiSettings, Settings
+from dispatcher.settings.groups import ApiSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.control.memory import MemoryStore

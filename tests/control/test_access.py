@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.control.access import Access, Principal, TooManyWrongKeys, Unauthenticated
 from dispatcher.control.errors import Invalid, NotFound, Unavailable
-from dispatcher.settings.settings import ApiSettings, HttpSettings, Settings
+from dispatcher.settings.groups import ApiSettings, HttpSettings, Settings
 from tests.api.fakes import MemoryKeys
 
 KEY = "k" * 32

@@ -19,7 +19,7 @@ from dispatcher.core.control.ledger import Change, to_headers
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
-from dispatcher.settings.settings import ApiSettings, Settings
+from dispatcher.settings.groups import ApiSettings, Settings
 from tests.fakes import MemoryBroker, MemoryReader
 
 pytestmark = pytest.mark.looptime

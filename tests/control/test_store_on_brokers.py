@@ -17,7 +17,7 @@ from dispatcher.control.errors import Unavailable, VersionMismatch
 from dispatcher.control.store import Store, StoredSecret
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.topics.specs import topic_specs
 from tests.broker.backends import QUICK
 from tests.e2e.daemon import eventually

@@ -16,7 +16,7 @@ from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import AttemptsSettings
+from dispatcher.settings.groups import AttemptsSettings
 from tests.fakes import FixedRegistry, subscription
 from tests.world import event, running, until
 

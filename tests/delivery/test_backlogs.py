@@ -16,7 +16,7 @@ from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.retry.records import Place, delivery_headers
 from dispatcher.core.skips import Skip
 from dispatcher.core.subscription.index import Index, Status
-from dispatcher.settings.settings import SubscriptionSettings
+from dispatcher.settings.groups import SubscriptionSettings
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import Queueing, accounted, event, now, publish, running, sent_ids, typed, until

@@ -6,7 +6,7 @@ import pytest
 
 from dispatcher.core.request.results import Response
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.settings.settings import RetrySettings
+from dispatcher.settings.groups import RetrySettings
 from tests.delivery.test_retry_reader import FIRST, SECOND, waiting
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import World, event, now, running, until

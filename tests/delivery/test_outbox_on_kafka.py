@@ -13,7 +13,7 @@ from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.kafka.fencing import fence
 from tests.kafka.server import Cluster
 

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.ports import free_port
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from dispatcher.app import App
 from dispatcher.control.errors import VersionMismatch
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from tests.e2e.daemon import Endpoint, eventually
 
 WITHIN = 90.0

@@ -21,7 +21,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from dispatcher.broker.base import Broker, Message, TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.core.commit.note import read_note, read_whole
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.e2e.daemon import SECRET, Daemon, envelope, eventually, publish
 from tests.e2e.test_delivery import Stage
 from tests.e2e.test_trouble import QUICK

@@ -19,7 +19,7 @@ from dispatcher.broker.open import open_broker
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.retry.records import Place, delivery_headers
 from dispatcher.delivery.parking import SINCE
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.e2e.daemon import Daemon, Endpoint, eventually
 
 OWN = int(os.environ.get("DISPATCHER_TEST_OWN", "100000"))

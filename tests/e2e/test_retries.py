@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from dispatcher.broker.base import TopicPartition
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.e2e.daemon import SECRET, Endpoint, envelope, eventually
 from tests.e2e.test_delivery import Stage, broker_url, everything, stage
 

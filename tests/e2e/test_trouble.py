@@ -18,7 +18,7 @@ from aiohttp import web
 
 from dispatcher.broker.base import Message, Record, TopicPartition
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.e2e.daemon import Daemon, Endpoint, envelope, eventually, publish
 from tests.e2e.test_delivery import Stage, everything
 from tests.e2e.test_retries import SHORT

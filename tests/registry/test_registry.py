@@ -14,7 +14,7 @@ from dispatcher.core.request.netguard import Guard
 from dispatcher.core.subscription.index import Status
 from dispatcher.core.subscription.spec import FIELDS
 from dispatcher.registry.registry import Managed, Registry, Runtime, SubscriptionsError, load_file
-from dispatcher.settings.settings import RetrySettings, Settings
+from dispatcher.settings.groups import RetrySettings, Settings
 from tests.fakes import subscription
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from dispatcher.settings.settings import DeliverySettings, Settings, SettingsError, describe, load, names
+from dispatcher.settings.groups import DeliverySettings, Settings
+from dispatcher.settings.load import SettingsError, describe, load, names
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "dispatcher.yaml"
 KEY = "k3y-" * 8

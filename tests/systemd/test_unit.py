@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.cli import main
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from tests.commands.console import COMMAND, environment
 
 UNIT = Path(__file__).parents[2] / "config" / "systemd" / "webhook-dispatcher.service"

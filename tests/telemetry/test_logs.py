@@ -10,7 +10,7 @@ import orjson
 import pytest
 import structlog
 
-from dispatcher.settings.settings import LogSettings
+from dispatcher.settings.groups import LogSettings
 from dispatcher.telemetry.logs import configure
 
 

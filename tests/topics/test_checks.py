@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dispatcher.broker.base import GroupState, PartitionInfo, Position, TopicInfo, TopicPartition
-from dispatcher.settings.settings import RetrySettings, Settings
+from dispatcher.settings.groups import RetrySettings, Settings
 from dispatcher.topics.checks import concerns, takes_over, warnings
 
 SETTINGS = Settings(retry=RetrySettings(tiers=(10.0, 600.0)), group="g")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, Remembered
-from dispatcher.settings.settings import Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.topics.watch import Drops, TopicWatch
 from tests.fakes import MemoryBroker

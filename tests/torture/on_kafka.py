@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 
 from dispatcher.broker.base import BrokerError, Message, TopicPartition, TopicSpec
 from dispatcher.broker.kafka.broker import KafkaBroker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.kafka.server import Cluster
 from tests.torture.endpoints import Endpoints
 from tests.torture.ledger import Trouble

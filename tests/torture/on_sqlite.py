@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dispatcher.broker.base import Broker, TopicPartition, TopicSpec
 from dispatcher.broker.open import open_broker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.torture.endpoints import Endpoints
 from tests.torture.replica import HEARD_WITHIN
 from tests.torture.report import Report

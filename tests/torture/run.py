@@ -28,7 +28,7 @@ import orjson
 
 from dispatcher.broker.base import Broker, Jump, Message, Position, Record, TopicPartition
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import DeliverySettings
+from dispatcher.settings.groups import DeliverySettings
 from tests.e2e.daemon import Daemon, envelope
 from tests.ports import free_port
 from tests.torture import ledger as books

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
-from dispatcher.settings.settings import NetworkSettings
+from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport.proxy import Proxy
 from tests.zoo.behaviours import (
     OK,

@@ -11,7 +11,7 @@ from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import NetworkSettings
+from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport import resolver as module
 from dispatcher.transport.dial import LookupFailed
 from dispatcher.transport.dns import MAX_ADDRESSES, MAX_ALIASES, Answer, NotFound

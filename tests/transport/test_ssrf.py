@@ -11,7 +11,7 @@ import pytest
 from dispatcher.core.request.netguard import Blocked, Guard, Origin
 from dispatcher.core.request.results import Failure, Reason, Result
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import DeliverySettings, NetworkSettings
+from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport
 from tests.core.request.test_netguard import DENIED
 

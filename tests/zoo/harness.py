@@ -9,7 +9,7 @@ from dispatcher.core.request.netguard import Guard, Origin
 from dispatcher.core.request.results import Result
 from dispatcher.core.subscription.index import ClientCertificate
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.settings import DeliverySettings, NetworkSettings
+from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport
 from dispatcher.transport.dial import Lookup
 

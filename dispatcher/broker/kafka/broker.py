@@ -76,7 +76,7 @@ from dispatcher.broker.kafka.ranges import Ranges
 from dispatcher.broker.kafka.reader import KafkaReader
 from dispatcher.broker.kafka.rights import Rights, missing_rights
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

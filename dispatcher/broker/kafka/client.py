@@ -30,7 +30,7 @@ from dispatcher.broker.base import (
     MessageTooLarge,
     MetadataTooLarge,
 )
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _RETRY_BACKOFF_MS = 250  # while a broker is away, several tasks of each client try again this often

@@ -79,7 +79,7 @@ from dispatcher.broker.kafka.predecessor import (
 from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
 from dispatcher.core.skips import skip_command
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

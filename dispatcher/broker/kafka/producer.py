@@ -47,7 +47,7 @@ from dispatcher.broker.kafka.bulk import by_partition, fill_bulk
 from dispatcher.broker.kafka.client import TOO_LARGE, describe, mapped, pause_after, reason_of
 from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

@@ -33,7 +33,7 @@ from dispatcher.broker.base import (
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after
 from dispatcher.broker.kafka.consumer import stop_consumer
 from dispatcher.core.skips import read_skip, skip_command
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 _TRY_AGAIN = 30.0  # seconds until an unreadable batch is fetched again
 

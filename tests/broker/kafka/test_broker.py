@@ -35,7 +35,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka import producer as kafka_producer
 from dispatcher.broker.kafka.broker import KafkaBroker
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, OnMock, eventually
 from tests.kafka.fencing import fence
 from tests.kafka.mock import MockCluster

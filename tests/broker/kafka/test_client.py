@@ -19,7 +19,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.kafka.client import client_options, mapped
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 # Options.
 

@@ -15,7 +15,7 @@ from aiokafka.structs import OffsetAndMetadata
 from dispatcher.broker.base import Jump, Position, Remembered, TopicPartition
 from dispatcher.broker.kafka.consumer import KafkaConsumer
 from dispatcher.broker.kafka.groups import offsets_of
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 
 pytestmark = [pytest.mark.looptime]
 

@@ -13,7 +13,7 @@ from dispatcher.broker.base import BrokerRefused
 from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.kafka.diagnosis import Spoken, mismatch, spoken, unreachable
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.settings.settings import KafkaSettings
+from dispatcher.settings.groups import KafkaSettings
 from tests.ports import free_port
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
