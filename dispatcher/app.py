@@ -22,7 +22,7 @@ import structlog
 from prometheus_client import ProcessCollector
 
 from dispatcher.__about__ import __version__
-from dispatcher.api.routes import Services
+from dispatcher.api.route import Services
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.broker.open import open_broker

@@ -29,11 +29,12 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from dispatcher.api import models, problems
+from dispatcher.api import problems
 from dispatcher.api.event_body import parse_events
 from dispatcher.api.payload import parse_json, read_body
 from dispatcher.api.problems import Kind, Problem
-from dispatcher.api.routes import BODY_LIMIT, NDJSON, Allowed, Call, Reply, Route, Services
+from dispatcher.api.route import BODY_LIMIT, NDJSON, Audience, Call, Reply, Route, Services
+from dispatcher.api.subscriptions import SubscriptionPatch, SubscriptionReply
 from dispatcher.control import errors
 from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
 from dispatcher.core.flaws import Flaw
@@ -63,9 +64,9 @@ PARAMETERS: Final = {
 
 # Fields that are changed otherwise.
 _ELSEWHERE: Final[Mapping[tuple[type[BaseModel], str | int], str]] = {
-    (models.SubscriptionPatch, "status"): "is changed by POST .../pause, .../resume and .../enable",
-    (models.SubscriptionPatch, "secrets"): "are changed by rotating them: POST .../secret/rotate",
-    (models.SubscriptionPatch, "id"): "can't be changed: make a new subscription",
+    (SubscriptionPatch, "status"): "is changed by POST .../pause, .../resume and .../enable",
+    (SubscriptionPatch, "secrets"): "are changed by rotating them: POST .../secret/rotate",
+    (SubscriptionPatch, "id"): "can't be changed: make a new subscription",
 }
 
 # Fields whose values no message quotes.
@@ -217,12 +218,12 @@ class Frame:
         finally:
             self._bodies -= taken
 
-    def admit(self, allowed: Allowed, request: web.Request) -> Principal | None:
+    def admit(self, allowed: Audience, request: web.Request) -> Principal | None:
         """Who asks, if they may; None where nobody is asked. Raises Problem, or what `Access` raises."""
         access = self._services.access
         if access.confined:
             refuse_foreign(request)
-        if allowed is Allowed.PUBLIC:
+        if allowed is Audience.PUBLIC:
             return None
         authorization = request.headers.getall("Authorization", [])
         if len(authorization) > 1:
@@ -242,7 +243,7 @@ class Frame:
             raise Problem(
                 Kind.TOO_MANY_WRONG_KEYS, str(error), headers=_retry_after(error.retry_after)
             ) from error
-        if allowed is Allowed.OPERATOR and principal.scope != "operator":
+        if allowed is Audience.OPERATOR and principal.scope != "operator":
             raise Problem(Kind.FORBIDDEN, "this takes an operator's key; this one is a tenant's")
         return principal
 
@@ -418,7 +419,7 @@ def _told(invalid: ValidationError, model: type[BaseModel], place: tuple[int, ..
         elif error["type"] == "extra_forbidden" and len(steps) == 1 and (model, steps[0]) in _ELSEWHERE:
             said = _ELSEWHERE[model, steps[0]]
         elif error["type"] == "extra_forbidden":
-            read_only = steps[-1] in models.Subscription.model_fields and len(steps) == 1
+            read_only = steps[-1] in SubscriptionReply.model_fields and len(steps) == 1
             said = (
                 "can't be set here: leave it out"
                 if read_only

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from dispatcher.api import problems
 from dispatcher.api.frame import PARAMETERS
 from dispatcher.api.models import ProblemDocument
 from dispatcher.api.problems import Kind
-from dispatcher.api.routes import MERGE_PATCH, NDJSON, Allowed, Body, Route
+from dispatcher.api.route import MERGE_PATCH, NDJSON, Audience, Body, Route
 from dispatcher.api.table import ROUTES
 
 _DESCRIPTION: Final = """\
@@ -97,11 +97,30 @@ def _schemas(routes: tuple[Route, ...]) -> tuple[dict[_Reference, Any], dict[str
             if answer.model is not None:
                 wanted[answer.model, "serialization"] = None
     references, definitions = models_json_schema(list(wanted), by_alias=True, ref_template=_COMPONENTS)
-    components = definitions["$defs"]
+    schemas = definitions["$defs"]
     for model, _ in wanted:
         if any(route.query is model for route in routes):
-            components.pop(model.__name__)  # its fields are parameters
-    return {**references}, {name: _tidy(schema) for name, schema in sorted(components.items())}
+            schemas.pop(model.__name__)  # its fields are parameters
+    # Clients know a schema by the title of its model, which is the model's own name unless it says another.
+    public = {name: schema["title"] for name, schema in schemas.items()}
+    if len(set(public.values())) < len(public):
+        raise ValueError("two models of the API have one title")
+    components = {public[name]: _tidy(_renamed(schema, public)) for name, schema in schemas.items()}
+    return _renamed(references, public), dict(sorted(components.items()))
+
+
+def _renamed(value: Any, public: Mapping[str, str]) -> Any:
+    """With references to schemas by their public names."""
+    if isinstance(value, list):
+        return [_renamed(item, public) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _COMPONENTS.format(model=public.get(model := inner.rpartition("/")[2], model))
+        if name == "$ref"
+        else _renamed(inner, public)
+        for name, inner in value.items()
+    }
 
 
 def _tidy(schema: Any, without: tuple[str, ...] = ("title", "default")) -> Any:
@@ -129,7 +148,7 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
         "tags": [route.tag],
         "summary": route.summary,
         "description": " ".join(filter(None, (route.description, _scope(route.allowed)))),
-        "security": [] if route.allowed is Allowed.PUBLIC else [{"key": []}],
+        "security": [] if route.allowed is Audience.PUBLIC else [{"key": []}],
     }
     if parameters := [*_path(route), *_query(route), *_headers(route)]:
         operation["parameters"] = parameters
@@ -156,13 +175,13 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
     return operation
 
 
-def _scope(allowed: Allowed) -> str:
+def _scope(allowed: Audience) -> str:
     match allowed:
-        case Allowed.PUBLIC:
+        case Audience.PUBLIC:
             return "Needs no key."
-        case Allowed.TENANT:
+        case Audience.TENANT:
             return "Takes an operator's or a tenant's key."
-        case Allowed.OPERATOR:
+        case Audience.OPERATOR:
             return "Takes an operator's key."
 
 
@@ -252,9 +271,9 @@ def _problems(route: Route, references: dict[_Reference, Any]) -> dict[str, Any]
         Kind.UNAVAILABLE,
         *route.problems,
     }
-    if route.allowed is not Allowed.PUBLIC:
+    if route.allowed is not Audience.PUBLIC:
         kinds |= {Kind.UNAUTHENTICATED, Kind.TOO_MANY_WRONG_KEYS}
-    if route.allowed is Allowed.OPERATOR:
+    if route.allowed is Audience.OPERATOR:
         kinds.add(Kind.FORBIDDEN)
     if route.body is not None:
         kinds |= {Kind.TOO_SLOW, Kind.UNSUPPORTED_MEDIA_TYPE}

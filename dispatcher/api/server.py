@@ -22,7 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from dispatcher.__about__ import __version__
 from dispatcher.api.docs import Docs
 from dispatcher.api.frame import REQUEST_ID, Frame, Handler, json_response, problem_documents
-from dispatcher.api.routes import Allowed, Services
+from dispatcher.api.route import Audience, Services
 from dispatcher.api.table import ROUTES
 
 Problems = Callable[[], Sequence[str]]
@@ -146,7 +146,7 @@ def _to_docs(_request: web.Request) -> web.Response:
 
 def _public(frame: Frame, show: Callable[[web.Request], web.Response]) -> Handler:
     async def handle(request: web.Request) -> web.Response:
-        frame.admit(Allowed.PUBLIC, request)
+        frame.admit(Audience.PUBLIC, request)
         return show(request)
 
     return handle

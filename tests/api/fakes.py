@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dispatcher.api.routes import Services
+from dispatcher.api.route import Services
 from dispatcher.control.access import Access
 from dispatcher.control.catalogue import Catalogue, EventTypeView
 from dispatcher.control.errors import (

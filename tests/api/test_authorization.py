@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from dispatcher.api.routes import Allowed, Route
+from dispatcher.api.route import Audience, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.control.access import Principal
 from tests.api.fakes import Plane
@@ -128,5 +128,5 @@ async def test_a_tenant_lists_makes_and_publishes_only_its_own() -> None:
 
 
 def test_nothing_but_the_catalogue_is_public() -> None:
-    public = {route.operation for route in ROUTES if route.allowed is Allowed.PUBLIC}
+    public = {route.operation for route in ROUTES if route.allowed is Audience.PUBLIC}
     assert public == {"listEventTypes", "getEventType"}

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from dispatcher.api import frame
-from dispatcher.api.routes import BODY_LIMIT, Allowed, Route
+from dispatcher.api.route import BODY_LIMIT, Audience, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.control.errors import Overloaded, TooLarge, Unavailable, WrongState
 from dispatcher.runtime.tasks import Tasks
@@ -108,7 +108,7 @@ async def test_every_route_refuses_an_unknown_parameter_and_a_second_authorizati
         if route.query is not None:
             assert "did you mean limit?" in unknown.json["detail"]
         both = CIMultiDict([("Authorization", f"Bearer {KEY}"), ("Authorization", "Bearer other")])
-        if route.allowed is not Allowed.PUBLIC:
+        if route.allowed is not Audience.PUBLIC:
             url = call.base + address(route)
             async with call.session.request(route.method, url, headers=both) as response:
                 assert response.status == 400

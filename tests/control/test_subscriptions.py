@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from orjson import loads
 
-from dispatcher.api import models
+from dispatcher.api.subscriptions import subscription_reply
 from dispatcher.control import validation
 from dispatcher.control.errors import (
     AlreadyExists,
@@ -440,7 +440,7 @@ async def test_of_an_ed25519_secret_the_public_key_is_shown_and_of_others_none(p
     assert keys == [vector["v1a"]["public"], None]
     shown = plane.subscriptions.get(created.view.id, tenant=None)
     assert [secret.public_key for secret in shown.secrets] == keys
-    assert models.subscription(shown).secrets[0].public_key == vector["v1a"]["public"]
+    assert subscription_reply(shown).secrets[0].public_key == vector["v1a"]["public"]
 
 
 async def test_after_a_rotation_both_sign_and_the_old_one_has_an_end(plane: Plane) -> None:

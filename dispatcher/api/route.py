@@ -7,6 +7,7 @@ and undocumented, or documented with another model than the one that checks it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,12 +15,13 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from dispatcher.api.models import Query
-from dispatcher.api.problems import Kind
+from dispatcher.api.models import QueryModel
+from dispatcher.api.problems import Kind, Problem
 from dispatcher.control.access import Access, Principal
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.subscriptions import Subscriptions
+from dispatcher.core.flaws import Flaw
 
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -28,7 +30,12 @@ BODY_LIMIT: Final = 256 << 10
 """Bytes of a request's body, where a route doesn't say otherwise."""
 
 
-class Allowed(Enum):
+_VERSION: Final = re.compile(r"[0-9]{1,18}")
+_TAG: Final = re.compile(r'"([0-9]{1,18})"')
+_TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"(?:[ \t]*,[ \t]*(?:W/)?"[\x21\x23-\x7e]*")*')
+
+
+class Audience(Enum):
     """Who may call a route."""
 
     PUBLIC = "public"  # without a key
@@ -73,6 +80,25 @@ class Call:
         """Whose subscriptions the caller is confined to; None for an operator."""
         return self.caller.tenant
 
+    def if_match_version(self, current: int | None) -> int | None:
+        """The version that the caller wants to change; `current` is the one in force."""
+        given = "*" if self.if_match is None else self.if_match.strip()
+        if given == "*":
+            return None
+        if _VERSION.fullmatch(given):
+            given = f'"{given}"'  # the version as documents show it: what else could be meant?
+        if not _TAGS.fullmatch(given):
+            flaw = Flaw(("If-Match",), 'must be an ETag as it was sent: "3"')
+            raise Problem(Kind.MALFORMED, str(flaw), errors=[flaw])
+        # A weak tag matches nothing here (RFC 9110, 13.1.1), nor does one that we never made.
+        versions = [int(tag) for tag in _TAG.findall(re.sub(r'W/"[^"]*"', "", given))]
+        if current in versions:
+            return current
+        raise Problem(
+            Kind.VERSION_MISMATCH,
+            f"If-Match is {given}, and the version in force is {current}: read it again and repeat the change",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -81,6 +107,11 @@ class Reply:
     body: BaseModel | bytes | None = None  # bytes are JSON, written already
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def etag(version: int) -> Mapping[str, str]:
+    """The header that names a version."""
+    return {"ETag": f'"{version}"'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +125,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RouteAnswer:
     """One way in which a route succeeds."""
 
     description: str
@@ -111,11 +142,11 @@ class Route:
     operation: str
     tag: str
     summary: str
-    allowed: Allowed
-    answers: Mapping[int, Answer]
+    allowed: Audience
+    answers: Mapping[int, RouteAnswer]
     handler: Callable[[Call], Awaitable[Reply]]
     description: str = ""
-    query: type[Query] | None = None
+    query: type[QueryModel] | None = None
     body: Body | None = None
     problems: tuple[Kind, ...] = ()
     if_match: bool = False

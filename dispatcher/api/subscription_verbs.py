@@ -1,0 +1,237 @@
+"""What is done with a subscription beside changing its document: pause, enable, rotate, ping, ask for its health."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field
+
+from dispatcher.api.models import (
+    Duration,
+    ReplyModel,
+    RequestModel,
+    Time,
+    time_of,
+)
+from dispatcher.api.problems import Kind, Problem
+from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer, etag
+from dispatcher.api.subscriptions import (
+    CHANGED,
+    SHOWN,
+    DeliveryHealth,
+    SubscriptionReply,
+    health_reply,
+    shown,
+    subscription_reply,
+    view_of,
+)
+from dispatcher.control.subscriptions import OVERLAP, PingResult, View
+from dispatcher.core.flaws import Flaw
+from dispatcher.core.text.units import format_duration, parse_duration
+
+
+class SecretRotate(RequestModel):
+    """How to rotate; all of it may be left out."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"overlap": "24h"}})
+
+    secret: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    overlap: Annotated[
+        Duration | None,
+        Field(
+            description=f"How long the old secret goes on signing; {format_duration(OVERLAP)} unless given."
+        ),
+    ] = None
+
+
+class SecretRotated(ReplyModel):
+    """The new secret in full, for the only time."""
+
+    subscription: SubscriptionReply
+    secret: Annotated[str, Field(description="Keep it: it is not shown again.")]
+    old_expires_at: Annotated[Time, Field(description="When the old ones stop signing.")]
+
+
+class Ping(ReplyModel):
+    """What came of a ping."""
+
+    event_id: str
+    delivered: Annotated[bool, Field(description="Whether the answer was a 2xx.")]
+    status: Annotated[int | None, Field(description="Of the answer.")]
+    reason: Annotated[str | None, Field(description="Why there was no answer.")]
+    detail: str | None
+    duration: Annotated[float, Field(description="Seconds.")]
+    body: Annotated[str, Field(description="The first KiB of the answer.")]
+
+
+def ping_reply(result: PingResult) -> Ping:
+    """What came of a ping."""
+    return Ping(
+        event_id=result.event_id,
+        delivered=result.delivered,
+        status=result.status,
+        reason=result.reason,
+        detail=result.detail,
+        duration=round(result.duration, 6),
+        body=result.body,
+    )
+
+
+_MAX_OVERLAP: Final = 30 * 24 * 3600.0
+
+
+async def pause_subscription(call: Call) -> Reply:
+    return await _switch(call, "pause", call.services.subscriptions.pause)
+
+
+async def resume_subscription(call: Call) -> Reply:
+    return await _switch(call, "resume", call.services.subscriptions.resume)
+
+
+async def enable_subscription(call: Call) -> Reply:
+    return await _switch(call, "enable", call.services.subscriptions.enable)
+
+
+async def _switch(call: Call, action: str, operation: Callable[..., Awaitable[View]]) -> Reply:
+    view = view_of(call)
+    view = await operation(view.id, tenant=call.tenant, if_match=call.if_match_version(view.version))
+    call.audit(f"subscription.{action}", view.id)
+    return shown(view)
+
+
+async def rotate_secret(call: Call) -> Reply:
+    view = view_of(call)
+    request: SecretRotate = call.model or SecretRotate()
+    overlap = OVERLAP if request.overlap is None else parse_duration(request.overlap)
+    if overlap > _MAX_OVERLAP:
+        raise _wrong("overlap", "must be at most 30d")
+    rotated = await call.services.subscriptions.rotate(
+        view.id,
+        tenant=call.tenant,
+        secret=request.secret,
+        overlap=overlap,
+        if_match=call.if_match_version(view.version),
+    )
+    call.audit("subscription.rotate", rotated.view.id, overlap=overlap)
+    return Reply(
+        SecretRotated(
+            subscription=subscription_reply(rotated.view),
+            secret=rotated.secret,
+            old_expires_at=time_of(rotated.old_expires_ms) or "",
+        ),
+        headers=etag(rotated.view.version),
+    )
+
+
+async def ping_subscription(call: Call) -> Reply:
+    result = await call.services.subscriptions.ping(call.path["id"], tenant=call.tenant)
+    call.audit("subscription.ping", call.path["id"], delivered=result.delivered)
+    return Reply(ping_reply(result))
+
+
+async def validate_subscription(call: Call) -> Reply:
+    view = await call.services.subscriptions.validate(call.path["id"], tenant=call.tenant)
+    call.audit("subscription.validate", view.id)
+    return shown(view)
+
+
+async def get_health(call: Call) -> Reply:
+    return Reply(health_reply(call.services.subscriptions.health(call.path["id"], tenant=call.tenant)))
+
+
+def _wrong(field: str, message: str) -> Problem:
+    flaw = Flaw((field,), message)
+    return Problem(Kind.INVALID, str(flaw), errors=[flaw])
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/pause",
+        "pauseSubscription",
+        "subscriptions",
+        "Deliver nothing for now",
+        Audience.TENANT,
+        {200: SHOWN},
+        pause_subscription,
+        description="Until it is resumed, events for it are dropped, and don't come back.",
+        problems=CHANGED,
+        if_match=True,
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/resume",
+        "resumeSubscription",
+        "subscriptions",
+        "End a pause",
+        Audience.TENANT,
+        {200: SHOWN},
+        resume_subscription,
+        problems=CHANGED,
+        if_match=True,
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/enable",
+        "enableSubscription",
+        "subscriptions",
+        "Deliver again to one that was given up",
+        Audience.TENANT,
+        {200: SHOWN},
+        enable_subscription,
+        description="For one that is `disabled`, one of the subscriptions file too.",
+        problems=CHANGED,
+        if_match=True,
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/secret/rotate",
+        "rotateSecret",
+        "subscriptions",
+        "Change the secret",
+        Audience.TENANT,
+        {200: RouteAnswer("The new secret in full, for the only time.", SecretRotated, ("ETag",))},
+        rotate_secret,
+        description="Requests are signed with the new and the old secret until the overlap is over; then the old one "
+        "ends by itself.",
+        body=Body(SecretRotate, required=False),
+        problems=CHANGED,
+        if_match=True,
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/ping",
+        "pingSubscription",
+        "subscriptions",
+        "Send a ping and say what came of it",
+        Audience.TENANT,
+        {200: RouteAnswer("What the endpoint said, or why it didn't.", Ping)},
+        ping_subscription,
+        description="A real event, signed and guarded as every delivery, whatever the subscription's status. It is "
+        "tried once.",
+        problems=(Kind.NOT_FOUND, Kind.WRONG_STATE, Kind.OVERLOADED),
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/validate",
+        "validateSubscription",
+        "subscriptions",
+        "Ask the endpoint again whether it wants these events",
+        Audience.TENANT,
+        {200: SHOWN},
+        validate_subscription,
+        problems=(Kind.NOT_FOUND, Kind.FILE_MANAGED, Kind.WRONG_STATE, Kind.OVERLOADED),
+    ),
+    Route(
+        "GET",
+        "/v1/subscriptions/{id}/health",
+        "getSubscriptionHealth",
+        "subscriptions",
+        "How deliveries to it go",
+        Audience.TENANT,
+        {200: RouteAnswer("As this replica sees it.", DeliveryHealth)},
+        get_health,
+        problems=(Kind.NOT_FOUND,),
+    ),
+)
