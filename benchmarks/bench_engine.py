@@ -196,7 +196,8 @@ def cost(fan_out: int = 1, *, events: int = 10_000, rounds: int = 9) -> float:
 class _Attempted:
     """A delivery that was acknowledged."""
 
-    attempt = 1
+    attempt = generation = 1
+    replay: str | None = None
     queued = 1.0
     started = 1.012
 

@@ -26,7 +26,7 @@ from typing import Final, Literal, Protocol
 import structlog
 
 from dispatcher.broker.base import BrokerError, Entry, MessageTooLarge
-from dispatcher.core.attempt.encode import Attempted, Noted, encode
+from dispatcher.core.attempt.encode import Attempted, Decided, Encoded, Noted, encode, encode_decided
 from dispatcher.core.request.results import Result
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class AttemptLog:
         self._replica = replica
         self._append = append
         self._limit = limit
-        self._noted: list[Noted] = []
+        self._noted: list[Noted | Decided] = []
         self._waiting: deque[_Encoded] = deque()
         self._writing = _Encoded()
         self._count = 0  # entries of both
@@ -98,8 +98,12 @@ class AttemptLog:
         now: float,
         unix: float,
         due: float | None = None,
+        reason: str | None = None,
     ) -> None:
-        """The attempt ended. `now` by the loop's clock, `unix` the same by the wall's, `due` (Unix) the next try."""
+        """The attempt ended. `now` by the loop's clock, `unix` the same by the wall's, `due` (Unix) the next try.
+
+        `reason` is why the delivery ended with it, or is parked.
+        """
         noted = self._noted
         noted.append(
             (
@@ -112,9 +116,16 @@ class AttemptLog:
                 now,
                 unix,
                 due,
+                reason,
             )
         )
         if len(noted) >= _CHUNK:
+            self._encode()
+
+    def decided(self, decided: Decided) -> None:
+        """A delivery ended, or was parked, without a request."""
+        self._noted.append(decided)
+        if len(self._noted) >= _CHUNK:
             self._encode()
 
     def _encode(self) -> None:
@@ -125,7 +136,11 @@ class AttemptLog:
         size = 0
         for attempt in noted:
             try:
-                entry = encode(attempt, replica)
+                entry: Encoded = (
+                    encode_decided(attempt, replica)
+                    if isinstance(attempt, Decided)
+                    else encode(attempt, replica)
+                )
             except Exception:
                 # A bug, but no reason not to deliver (rule 1). Told once.
                 self.dropped += 1

@@ -31,6 +31,8 @@ from typing import Final, NamedTuple, assert_never
 import structlog
 
 from dispatcher.broker.base import Message, Record, UnreadableRecord
+from dispatcher.core.attempt.outcome import DEAD, DELIVERED, LEFT_TO_ANOTHER, RETRY
+from dispatcher.core.attempt.record import FIRST_GENERATION
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.endpoint.breaker import Blame, State, blame, reached_host
@@ -112,6 +114,7 @@ class Delivery:
         "due",
         "event",
         "first_attempt_ms",
+        "generation",
         "history",
         "hop",
         "hops",
@@ -123,6 +126,7 @@ class Delivery:
         "parked",
         "place",
         "queued",
+        "replay",
         "request",
         "share",
         "started",
@@ -151,6 +155,8 @@ class Delivery:
         self.offset = offset
         self.place: Place | None = None  # where the event was read, if not at the tracker's offset
         self.attempt = 0
+        self.generation = FIRST_GENERATION
+        self.replay: str | None = None  # the id of the replay that it belongs to
         self.parked = 0  # times since the last attempt
         self.first_attempt_ms: int | None = None
         self.last_result: str | None = None
@@ -618,9 +624,9 @@ class Deliveries:
             metrics.attempt_duration.observe(took)
             metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
             if self._attempts.successes:
-                self._attempts.note(delivery, result, "delivered", now, unix)
+                self._attempts.note(delivery, result, DELIVERED, now, unix)
             if self._success_sample and self._chance() < self._success_sample:
-                self._log_attempt(delivery, result, now, "delivered", None)
+                self._log_attempt(delivery, result, now, DELIVERED, None)
             self._settle(delivery)
         else:
             self._failed(delivery, result, now)
@@ -664,7 +670,7 @@ class Deliveries:
         self._judge(delivery, result, now, unix)
         lane.release(delivery.share)
         if delivery.tracker.lost:
-            self._log_attempt(delivery, result, now, "left to another", None)
+            self._log_attempt(delivery, result, now, LEFT_TO_ANOTHER, None)
             self._settle(delivery)  # whoever has the partition now delivers it
             return
         described = describe(result)
@@ -684,7 +690,7 @@ class Deliveries:
             case Delivered():
                 self._settle(delivery)
             case Hold(due=due, counted=counted) | Retry(due=due, counted=counted):
-                self._log_attempt(delivery, result, now, "retry", due)
+                self._log_attempt(delivery, result, now, RETRY, due)
                 if not counted:
                     delivery.attempt -= 1
                 delivery.last_result = described
@@ -695,10 +701,10 @@ class Deliveries:
                 else:
                     self._hand_over(delivery, "retry")
             case DeadLetter(reason=reason):
-                self._log_attempt(delivery, result, now, "dead letter", None)
+                self._log_attempt(delivery, result, now, DEAD, None, reason)
                 self._bury(delivery, reason, described)
             case Disable(reason=reason):
-                self._log_attempt(delivery, result, now, "disable", None)
+                self._log_attempt(delivery, result, now, DEAD, None, reason)
                 self._registry.disable(delivery.subscription.id, reason)
                 self._bury(delivery, reason, described)
             case _:
@@ -885,12 +891,18 @@ class Deliveries:
             self.has_room_again.set()
 
     def _log_attempt(
-        self, delivery: Delivery, result: Result, now: float, decision: str, due: float | None
+        self,
+        delivery: Delivery,
+        result: Result,
+        now: float,
+        decision: str,
+        due: float | None,
+        reason: str | None = None,
     ) -> None:
         """The one line of an attempt: always the same keys. And of one that failed, its record."""
-        failed = decision != "delivered"
+        failed = decision != DELIVERED
         if failed and self._attempts.failures:
-            self._attempts.note(delivery, result, decision, now, self._wall(), due)
+            self._attempts.note(delivery, result, decision, now, self._wall(), due, reason)
         (log.warning if failed else log.info)(
             "attempt failed" if failed else "attempt delivered",
             delivery_id=delivery_id(*delivery.origin, delivery.subscription.id),
@@ -903,6 +915,7 @@ class Deliveries:
             result=describe(result),
             duration_ms=round((now - delivery.started) * 1000, 1),
             decision=decision,
+            reason=reason,
             due=None if due is None else round(due, 3),
         )
 

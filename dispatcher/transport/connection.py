@@ -578,6 +578,8 @@ class Connection:
         status = self._status
         result: Result
         result = response = Response(status, None, None, self._body, self._first_byte)
+        if self._body_size > KEPT_BODY:
+            response.size = self._body_size
         head = self._head
         keep = self._keep
         if keep and (status in (204, 304) or self._interim) and contradicts(head, status, self._interim):

@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.looptime]
 class Delivery:
     """As the engine's."""
 
-    attempt = 1
+    attempt = generation = 1
     queued = started = 0.0
+    replay: str | None = None
 
     def __init__(self, number: int) -> None:
         self.event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)
@@ -187,7 +188,7 @@ async def test_each_attempt_of_a_delivery_leaves_a_record() -> None:
         assert [first["decision"], second["decision"], third["decision"]] == ["retry", "retry", "delivered"]
         assert [attempt["attempt"] for attempt in (first, second, third)] == [1, 2, 3]
         assert len({attempt["delivery_id"] for attempt in (first, second, third)}) == 1
-        assert first["reason"] == "closed"
+        assert first["failure"] == "closed"
         assert (second["status"], second["response"]) == (500, "oops")
         assert second["due_ms"] <= third["time_ms"] <= second["due_ms"] + 100
         assert "due_ms" not in third

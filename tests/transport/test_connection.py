@@ -145,6 +145,9 @@ def test_valid_responses_are_read_however_they_are_cut_and_keep_the_connection(
         cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1), max_size=20)))
         wire.receive(*(raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)))
         assert wire.told == [Response(status, None, None, body[:KEPT_BODY])]
+        told = wire.told[0]
+        assert isinstance(told, Response)
+        assert (told.size or len(told.body)) == len(body)
         assert len(wire.idle) == 1
         wire.told.clear()
         wire.again()

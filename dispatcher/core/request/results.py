@@ -52,6 +52,8 @@ class Response:
     """When the answer began, in seconds of the loop's clock; 0: all of it came at once."""
     opened: Opened | None = field(default=None, compare=False)
     """Of the connection, if it was a new one."""
+    size: int = field(default=0, compare=False)
+    """Bytes of the body that were read, where those are more than `body` has; else 0."""
 
 
 @dataclass(slots=True)

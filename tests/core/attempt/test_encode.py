@@ -11,7 +11,8 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from dispatcher.core.attempt.encode import RESPONSE_CAP, encode
+from dispatcher.core.attempt.encode import RESPONSE_CAP, Decided, encode, encode_decided
+from dispatcher.core.attempt.record import AttemptRecord
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Opened, Reason, Response, Result
 from dispatcher.core.retry.records import delivery_id
@@ -28,11 +29,20 @@ class Delivery:
         self.event = Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None)
         self.subscription: Subscription = subscription("sub_billing")
         self.read_at = ("events", 3, 42)
+        self.generation = 1
+        self.replay: str | None = None
 
 
-def record(result: Result, *, decision: str = "retry", due: float | None = None, **delivery: Any) -> Any:
+def record(
+    result: Result,
+    *,
+    decision: str = "retry",
+    due: float | None = None,
+    reason: str | None = None,
+    **delivery: Any,
+) -> Any:
     """Queued at 100.0, started at 100.25, over at 100.5 (1760000000.5 by the wall's clock)."""
-    noted = (Delivery(**delivery), 2, 100.0, 100.25, result, decision, 100.5, 1760000000.5, due)
+    noted = (Delivery(**delivery), 2, 100.0, 100.25, result, decision, 100.5, 1760000000.5, due, reason)
     key, value, time_ms = encode(noted, "host:1")
     assert key == b"sub_billing"
     assert time_ms == 1760000000250
@@ -41,6 +51,11 @@ def record(result: Result, *, decision: str = "retry", due: float | None = None,
 
 def test_an_acknowledged_attempt() -> None:
     assert record(Response(204), decision="delivered") == {
+        "v": 2,
+        "event_time_ms": 1,
+        "body_bytes": 2,
+        "host": "endpoint.test",
+        "path": "/hook",
         "delivery_id": delivery_id("events", 3, 42, "sub_billing"),
         "event_id": "evt_1",
         "event_type": "invoice.paid",
@@ -77,7 +92,7 @@ def test_what_only_some_attempts_have() -> None:
 
 def test_an_attempt_without_an_answer() -> None:
     got = record(Failure(Reason.TIMEOUT, "the deadline passed", opened=Opened(dns=1.0)))
-    assert (got["reason"], got["detail"]) == ("timeout", "the deadline passed")
+    assert (got["failure"], got["detail"]) == ("timeout", "the deadline passed")
     assert got["dns_ms"] == 1000
     assert not {"status", "first_byte_ms", "response"} & got.keys()
 
@@ -101,19 +116,110 @@ def test_whatever_comes_back_the_record_is_json_and_of_a_few_kilobytes(
     body: bytes, detail: str, answered: bool
 ) -> None:
     result = Response(200, detail, detail, body) if answered else Failure(Reason.CLOSED, detail + "\udcff")
-    noted = (Delivery(), 1, 0.0, 0.0, result, "delivered", 1.0, 1e9, None)
+    noted = (Delivery(), 1, 0.0, 0.0, result, "delivered", 1.0, 1e9, None, None)
     value = encode(noted, "host:1")[1]
     assert len(value) < 16 * 1024
     assert orjson.loads(value)["attempt"] == 1
 
 
+def decided(decision: str = "dropped", **fields: Any) -> Any:
+    """What was decided of a delivery at 1760000000.5 by the wall's clock, without a request."""
+    values: dict[str, Any] = {
+        "event": Event("evt_1", "invoice.paid", "acme", b"{}", -1, b"", None),
+        "subscription_id": "sub_billing",
+        "source": ("events", 3, 42),
+        "subscription": None,
+        "attempt": 0,
+        "decision": decision,
+        "reason": "deleted",
+        "unix": 1760000000.5,
+        "generation": 1,
+        "replay": None,
+        **fields,
+    }
+    key, value, time_ms = encode_decided(Decided(**values), "host:1")
+    assert key == b"sub_billing"
+    assert time_ms == 1760000000500
+    return orjson.loads(value)
+
+
+def test_an_end_without_a_request_is_a_record_with_its_reason_and_no_phases() -> None:
+    assert decided() == {
+        "delivery_id": delivery_id("events", 3, 42, "sub_billing"),
+        "event_id": "evt_1",
+        "event_type": "invoice.paid",
+        "tenant": "acme",
+        "subscription_id": "sub_billing",
+        "attempt": 0,
+        "time_ms": 1760000000500,
+        "decision": "dropped",
+        "reason": "deleted",
+        "topic": "events",
+        "partition": 3,
+        "offset": 42,
+        "replica": "host:1",
+        "v": 2,
+        "body_bytes": 2,
+    }
+
+
+def test_an_end_without_a_request_names_its_replay_its_generation_and_what_came_of_it_last() -> None:
+    got = decided(
+        "dead",
+        reason="disabled",
+        subscription=subscription("sub_billing"),
+        attempt=3,
+        generation=2,
+        replay="rpl_1",
+        detail="status 503",
+    )
+    assert (got["attempt"], got["generation"], got["replay"], got["detail"]) == (3, 2, "rpl_1", "status 503")
+    assert (got["host"], got["path"]) == ("endpoint.test", "/hook")
+
+
+def test_the_url_is_told_without_its_query_which_may_be_a_secret() -> None:
+    delivery = Delivery()
+    delivery.subscription = subscription("sub_billing", "http://endpoint.test:8443/a/b?key=secret")
+    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
+    assert (orjson.loads(value)["host"], orjson.loads(value)["path"]) == ("endpoint.test", "/a/b")
+    assert b"secret" not in value
+
+
+def test_the_trace_of_the_event_is_in_its_records_and_nothing_else_of_its_head() -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    delivery = Delivery()
+    delivery.event.head = (
+        f"Content-Type: a/b\r\nce-x: traceparent: no\r\ntraceparent: {parent}\r\ntracestate: a=1\r\n"
+    ).encode()
+    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
+    assert orjson.loads(value)["traceparent"] == parent
+    delivery.event.head = b"ce-x: traceparent: no\r\n"
+    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
+    assert "traceparent" not in orjson.loads(value)
+
+
+def test_of_a_long_answer_its_size_is_told_beside_its_beginning() -> None:
+    assert record(Response(200, body=b"x" * 1024, size=50_000))["response_bytes"] == 50_000
+    assert record(Response(200, body=b"busy"))["response_bytes"] == 4
+
+
+def test_a_later_generation_and_a_replay_are_named() -> None:
+    delivery = Delivery()
+    delivery.generation, delivery.replay = 3, "rpl_7"
+    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
+    assert (orjson.loads(value)["generation"], orjson.loads(value)["replay"]) == (3, "rpl_7")
+
+
 def test_every_field_is_documented_and_no_other() -> None:
-    everything: set[str] = set()
+    everything = set(decided("dead", generation=2, replay="rpl_1"))
     for result in (
         Response(503, "1", "/x", b"text", 100.3, Opened(0.1, 0.1, 0.1)),
         Response(200, body=b"\xff"),
         Failure(Reason.CLOSED, "why"),
     ):
-        everything |= record(result, due=1.0).keys()
+        everything |= record(result, due=1.0, reason="exhausted").keys()
+    assert everything | {"traceparent"} == set(AttemptRecord.__struct_fields__)
     rows = re.findall(r"^\| (`.*?) \|", DOCUMENTED.read_text(), re.MULTILINE)
-    assert everything == {name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)}
+    assert everything | {"traceparent"} == {
+        name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)
+    }
