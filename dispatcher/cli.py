@@ -30,7 +30,7 @@ from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.publish import publish
 from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
-from dispatcher.registry.registry import SubscriptionsError
+from dispatcher.registry.file import SubscriptionsError
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.logs import configure, readable

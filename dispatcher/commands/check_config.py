@@ -20,7 +20,7 @@ from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.session import connected, quiet as silence, run
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
-from dispatcher.registry.registry import SubscriptionsError, load_file
+from dispatcher.registry.file import SubscriptionsError, load_file
 from dispatcher.settings.groups import Settings
 from dispatcher.settings.load import describe
 from dispatcher.topics.checks import concerns, retry_group, takes_over, warnings

@@ -48,7 +48,7 @@ from dispatcher.commands.receiver import (
     secret_key,
 )
 from dispatcher.commands.session import connected, run
-from dispatcher.registry.registry import SubscriptionsError
+from dispatcher.registry.file import SubscriptionsError
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.logs import configure

@@ -73,7 +73,8 @@ from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.skips import Skip, read_skip
 from dispatcher.core.subscription.index import Status, Subscription
 from dispatcher.core.subscription.spec import Reader as SpecReader
-from dispatcher.registry.registry import Managed, Registry, Runtime
+from dispatcher.registry.registry import Registry
+from dispatcher.registry.snapshot import Managed, Runtime
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 

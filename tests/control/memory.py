@@ -16,7 +16,8 @@ from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Status
 from dispatcher.core.subscription.spec import Reader
-from dispatcher.registry.registry import Managed, Registry, Runtime
+from dispatcher.registry.registry import Registry
+from dispatcher.registry.snapshot import Managed, Runtime
 
 T = TypeVar("T")
 

@@ -2,36 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 from structlog.testing import capture_logs
 
 import dispatcher.registry.registry as module
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.subscription.index import Status
-from dispatcher.core.subscription.spec import FIELDS
-from dispatcher.registry.registry import Managed, Registry, Runtime, SubscriptionsError, load_file
-from dispatcher.settings.groups import RetrySettings, Settings
+from dispatcher.registry import loading
+from dispatcher.registry.file import SubscriptionsError, mark_of, read_entries
+from dispatcher.registry.registry import Registry
+from dispatcher.registry.snapshot import Managed, Runtime, build
+from dispatcher.settings.groups import Settings
 from tests.fakes import subscription
+from tests.registry.conftest import SECRET, document, entry
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 POLL = 0.02
-
-
-def entry(name: Any, types: Any = "ping", extra: Any = "") -> Any:
-    return f'  - {{id: {name}, url: "https://{name}.example/", event_types: [{types}], secrets: ["${{S}}"]{extra}}}\n'
-
-
-def document(*entries: Any) -> Any:
-    return "subscriptions:\n" + "".join(entries)
-
-
-@pytest.fixture
-def file(tmp_path: Any) -> Any:
-    return tmp_path / "subscriptions.yaml"
 
 
 @pytest.fixture
@@ -65,88 +52,6 @@ def replace(file: Any, text: Any) -> Any:
     fresh = file.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(file)
-
-
-def mistakes(file: Any, text: Any, environ: Any = None) -> Any:
-    file.write_text(text)
-    with pytest.raises(SubscriptionsError) as caught:
-        load_file(file, Settings(), Guard(), environ or {"S": SECRET})
-    return [each.removeprefix(f"{file}") for each in caught.value.mistakes]
-
-
-def test_a_file_is_read_with_the_settings_defaults(file: Any) -> None:
-    file.write_text(
-        "x-shared: &s {timeout: 3s}\n" + document(entry("a", '"*"'), entry("b", extra=", <<: *s"))
-    )
-    settings = Settings(retry=RetrySettings(schedule=(1.0,), jitter=0))
-    first, second = load_file(file, settings, Guard(), {"S": SECRET})
-    assert (first.id, first.timeout, first.retry) == ("a", 15.0, ((1.0,), 0.0))
-    assert (second.id, second.timeout, second.secrets) == ("b", 3.0, (SECRET,))
-
-
-def test_all_mistakes_of_all_entries_are_listed_with_line_id_and_field(file: Any) -> None:
-    found = mistakes(
-        file,
-        "subscriptions:\n"
-        "  - id: good\n"
-        "    url: https://good.example/\n"
-        "    event_types: [ping]\n"
-        '    secrets: ["${S}"]\n'
-        "  - id: bad\n"
-        "    url: https://bad.example/\n"
-        "    event_types:\n"
-        "      - ok\n"
-        "      - no*\n"
-        '    secrets: ["${MISSING}"]\n'
-        "    retry:\n"
-        "      jiter: 1\n"
-        "  - id: good\n"
-        "    url: https://good.example/2\n"
-        "    event_types: [ping]\n"
-        '    secrets: ["${S}"]\n'
-        "  - just text\n"
-        "subscription: []\n",
-    )
-    assert sorted(found) == sorted(
-        [
-            ":11: bad: secrets[0]: needs the environment variable MISSING, which is not set",
-            ":10: bad: event_types[1]: has a * that is only a part of a segment: it stands for whole ones, as in billing.*",
-            ":13: bad: retry.jiter: there is no such field (did you mean jitter?)",
-            ":14: good: id: stands in line 2 already",
-            ":18: entry 4: must be a mapping of names to values",
-            ":19: subscription: there is no such key (did you mean subscriptions?)",
-        ]
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", ": has no `subscriptions:`"),
-        ("# nothing\n", ": has no `subscriptions:`"),
-        ("{}", ": has no `subscriptions:`"),
-        ("x-a: 1\n", ": has no `subscriptions:`"),
-        ("- id: a\n", ":1: must begin with `subscriptions:`"),
-        ("subscriptions:\n", ":1: subscriptions: must be a list"),
-        ("subscriptions: {a: 1}\n", ":1: subscriptions: must be a list"),
-        ("subscriptions: [\n", "is not valid YAML"),
-        ("subscriptions:\n  - {id: a, id: b}\n", ":2: id: this key stands twice here"),
-    ],
-)
-def test_a_file_of_another_shape_is_refused(file: Any, text: Any, said: Any) -> None:
-    assert any(each.startswith(said) or said in each for each in mistakes(file, text))
-
-
-def test_no_subscriptions_at_all_are_written_as_an_empty_list(file: Any) -> None:
-    file.write_text("subscriptions: []\n")
-    assert load_file(file, Settings(), Guard(), {}) == []
-
-
-def test_very_many_mistakes_are_counted_and_not_all_printed(file: Any) -> None:
-    file.write_text(document(*[entry(f"s{n}", "a*") for n in range(150)]))
-    with pytest.raises(SubscriptionsError, match=r"\.\.\. and 50 more") as caught:
-        load_file(file, Settings(), Guard(), {"S": SECRET})
-    assert len(caught.value.mistakes) == 150
 
 
 async def test_without_a_file_there_are_no_subscriptions_of_one_and_that_is_said() -> None:
@@ -221,7 +126,7 @@ async def test_a_file_that_went_away_keeps_the_old_snapshot_until_it_is_back(
 
 async def test_a_file_that_still_changes_is_not_read(registries: Any, file: Any, monkeypatch: Any) -> None:
     registry = await registries(document(entry("a")))
-    real = module._look
+    real = mark_of
     looks = 0
     writing = True
 
@@ -231,7 +136,7 @@ async def test_a_file_that_still_changes_is_not_read(registries: Any, file: Any,
         looks += 1
         return (0, 0, 0, looks) if writing else real(path)
 
-    monkeypatch.setattr(module, "_look", look)
+    monkeypatch.setattr(module, "mark_of", look)
     file.write_text("subscriptions: []\n")  # valid, and not what its author means
     await eventually(lambda: looks >= 5)
     assert (registry.reloads_ok, registry.reloads_failed) == (1, 0)
@@ -258,7 +163,7 @@ async def test_reload_reads_at_once_and_tells_again_of_the_same_mistake(registri
 async def test_what_didnt_change_keeps_its_subscription(
     registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
 ) -> None:
-    monkeypatch.setattr(module, "_PIECEMEAL", piecemeal)
+    monkeypatch.setattr(loading, "_PIECEMEAL", piecemeal)
     registry = await registries(document(entry("a"), entry("b"), entry("c")), poll=1000)
     kept, changed = registry.index.get("a"), registry.index.get("b")
     file.write_text("# moved down\n" + document(entry("d"), entry("b", "pong"), entry("a")))
@@ -275,7 +180,7 @@ async def test_what_didnt_change_keeps_its_subscription(
 async def test_a_disabled_one_stays_so_until_its_entry_changes(
     registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
 ) -> None:
-    monkeypatch.setattr(module, "_PIECEMEAL", piecemeal)
+    monkeypatch.setattr(loading, "_PIECEMEAL", piecemeal)
     registry = await registries(
         document(entry("a"), entry("b"), entry("p", extra=", status: paused")), poll=1000
     )
@@ -304,17 +209,17 @@ async def test_a_disabled_one_stays_so_until_its_entry_changes(
 async def test_one_disabled_while_the_file_is_read_is_disabled_afterwards(
     registries: Any, file: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(module, "_PIECEMEAL", 0)
+    monkeypatch.setattr(loading, "_PIECEMEAL", 0)
     registry = await registries(document(entry("a"), entry("b")), poll=1000)
     loop = asyncio.get_running_loop()
-    real = module._read
+    real = read_entries
 
     def slow(*arguments: Any) -> Any:
         loop.call_soon_threadsafe(registry.disable, "a", "gone")
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
         return real(*arguments)
 
-    monkeypatch.setattr(module, "_read", slow)
+    monkeypatch.setattr(loading, "read_entries", slow)
     file.write_text(document(entry("a"), entry("c")))
     assert await registry.reload()
     found = registry.index.get("a")
@@ -364,65 +269,10 @@ async def test_a_fifo_is_refused_and_the_file_that_comes_after_it_is_taken(
     await eventually(lambda: ids(registry) == ["b"])
 
 
-async def test_only_a_regular_file_of_a_stated_size_is_read(file: Any, monkeypatch: Any) -> None:
-    os.mkfifo(file)
-    for path, kind in ((file, "a FIFO"), (file.parent, "a directory"), (Path("/dev/zero"), "a device")):
-        with pytest.raises(SubscriptionsError, match="directory" if kind == "a directory" else kind):
-            load_file(path, Settings(), Guard(), {})
-    file.unlink()
-    text = document(entry("a"))
-    file.write_text(text)
-    monkeypatch.setattr(module, "MAX_FILE", len(text))
-    assert len(load_file(file, Settings(), Guard(), {"S": SECRET})) == 1
-    with file.open("ab") as opened:
-        opened.truncate(1 << 40)  # sparse: a terabyte that takes no room
-    with pytest.raises(SubscriptionsError, match="is larger than"):
-        load_file(file, Settings(), Guard(), {})
-
-
-def test_a_client_certificate_that_is_a_fifo_holds_nothing_up(file: Any, tmp_path: Any) -> None:
-    fifo = tmp_path / "client.pem"
-    os.mkfifo(fifo)
-    [said] = mistakes(file, document(entry("a", extra=f", client_certificate: {{cert_file: {fifo}}}")))
-    assert f"{fifo} is no regular file" in said
-
-
 async def test_a_file_that_can_not_be_read_is_named_with_the_reason(registries: Any, file: Any) -> None:
     file.mkdir()
     with pytest.raises(SubscriptionsError, match="Is a directory"):
         await registries()
-
-
-def test_the_example_file_is_valid_and_shows_every_field() -> None:
-    example = Path(__file__).parents[2] / "config" / "subscriptions.yaml"
-    names = ("AUDIT_WEBHOOK_SECRET", "ACME_WEBHOOK_SECRET", "GLOBEX_WEBHOOK_SECRET", "ACME_WEBHOOK_TOKEN")
-    environ = dict.fromkeys(names, SECRET) | {"ACME_OLD_WEBHOOK_SECRET": SECRET[:-1] + "A"}
-    found = load_file(example, Settings(), Guard(), environ)
-    assert [each.id for each in found] == ["audit", "sub_billing", "slow-crm"]
-    text = example.read_text()
-    assert [field for field in FIELDS if f"{field}:" not in text] == []
-
-
-def test_a_client_certificate_that_cannot_be_used_is_a_mistake_at_once(file: Any, tmp_path: Any) -> None:
-    certificate = trustme.CA().issue_cert("client.example")
-    good, no_key = tmp_path / "good.pem", tmp_path / "no-key.pem"
-    certificate.private_key_and_cert_chain_pem.write_to_path(str(good))
-    certificate.cert_chain_pems[0].write_to_path(str(no_key))
-    named = ", client_certificate: {{cert_file: '{}'}}"
-    file.write_text(document(entry("a", extra=named.format(good))))
-    (read,) = load_file(file, Settings(), Guard(), {"S": SECRET})
-    assert read.certificate == (str(good), None)
-    for unusable in (no_key, tmp_path / "missing.pem", tmp_path / ("long" * 1000)):
-        (said,) = mistakes(file, document(entry("a", extra=named.format(unusable))))
-        assert said.startswith(":2: a: client_certificate: ")
-        assert str(unusable) in said
-
-
-def test_a_client_certificate_for_plain_http_is_a_mistake(file: Any) -> None:
-    text = "subscriptions:\n  - {id: a, url: 'http://a.example/', event_types: [ping], secrets: ['${S}'], client_certificate: {cert_file: x}}\n"
-    file.write_text(text)
-    with pytest.raises(SubscriptionsError, match="client_certificate: has no effect: the URL is not https"):
-        load_file(file, Settings(), Guard(https_only=False), {"S": SECRET})
 
 
 # What the API manages, and what becomes of subscriptions at run time.
@@ -454,7 +304,7 @@ async def test_subscriptions_of_the_api_stand_beside_those_of_the_file(registrie
 async def test_of_an_id_that_both_have_the_files_is_in_force_and_that_is_said(
     registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
 ) -> None:
-    monkeypatch.setattr(module, "_PIECEMEAL", piecemeal)
+    monkeypatch.setattr(loading, "_PIECEMEAL", piecemeal)
     registry = await registries(document(entry("a")), poll=1000)
     with capture_logs() as logs:
         registry.put_managed(managed("a", ("of.the.api",)))
@@ -494,7 +344,7 @@ async def test_what_changes_while_a_thread_builds_is_in_force_afterwards(
 ) -> None:
     registry = await registries(document(entry("a")), poll=1000)
     loop = asyncio.get_running_loop()
-    real = module._build
+    real = build
 
     def change() -> None:
         registry.put_managed(managed("late"))
@@ -507,7 +357,7 @@ async def test_what_changes_while_a_thread_builds_is_in_force_afterwards(
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
         return built
 
-    monkeypatch.setattr(module, "_build", slow)
+    monkeypatch.setattr(module, "build", slow)
     await registry.load_managed({f"m{n}": Managed(managed(f"m{n}"), "") for n in range(3)}, {})
     assert ids(registry) == ["a", "late", "m0", "m1"]
     assert registry.counts() == {"active": 3, "paused": 0, "pending": 0, "disabled": 1}
