@@ -93,8 +93,8 @@ async def test_every_metric_that_was_promised_is_shown_with_its_labels(tmp_path:
 
 async def test_every_counter_of_a_documented_alarm_is_0_before_the_broker_is_there(tmp_path: Path) -> None:
     """Else its first burst is no increase: Prometheus begins to see a series at what it has by then."""
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    table = page.partition("## Alarms worth having")[2].partition("\n## ")[0]
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    table = page.partition("## Alarms")[2].partition("\n## ")[0]
     alarmed = set(re.findall(r"\bdispatcher_([a-z_]+_total)\b", table))
     assert alarmed >= {"dead_letters_total", "commits_total", "registry_reloads_total"}
     daemon = Daemon(tmp_path, "kafka://127.0.0.1:1", [])
