@@ -25,7 +25,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES = (
     "delivery/attempt_log.py",
-    "broker/kafka/bulk.py",
+    "broker/kafka/wire/bulk.py",
     "broker/partitioning.py",
     "core/attempt/encode.py",
     "core/commit/note.py",

@@ -20,7 +20,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
-from dispatcher.broker.kafka.bulk import by_partition, fill_bulk
+from dispatcher.broker.kafka.wire.bulk import by_partition, fill_bulk
 from dispatcher.core.event.decode import decode
 from dispatcher.core.request.netguard import Guard, Origin
 from dispatcher.core.request.results import Failure, Response, Result

@@ -69,12 +69,12 @@ from dispatcher.broker.kafka.client import (
 from dispatcher.broker.kafka.consumer import KafkaConsumer, stop_consumer
 from dispatcher.broker.kafka.diagnosis import mismatch, spoken, unreachable
 from dispatcher.broker.kafka.groups import offsets_of, readers_of
-from dispatcher.broker.kafka.metadata import look
+from dispatcher.broker.kafka.lookup import Ranges
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
-from dispatcher.broker.kafka.ranges import Ranges
 from dispatcher.broker.kafka.reader import KafkaReader
-from dispatcher.broker.kafka.rights import Rights, missing_rights
+from dispatcher.broker.kafka.wire.metadata import look
+from dispatcher.broker.kafka.wire.rights import Rights, missing_rights
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
 

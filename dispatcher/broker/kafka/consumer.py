@@ -67,7 +67,6 @@ from dispatcher.broker.base import (
     UnreadableBatch,
     Why,
 )
-from dispatcher.broker.kafka import records as kafka_records
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, reason_of
 from dispatcher.broker.kafka.predecessor import (
     MemberName,
@@ -77,6 +76,7 @@ from dispatcher.broker.kafka.predecessor import (
     refusal,
 )
 from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
+from dispatcher.broker.kafka.wire import records as kafka_records
 from dispatcher.core.skips import skip_command
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings

@@ -43,8 +43,8 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
 )
-from dispatcher.broker.kafka.bulk import by_partition, fill_bulk
 from dispatcher.broker.kafka.client import TOO_LARGE, describe, mapped, pause_after, reason_of
+from dispatcher.broker.kafka.wire.bulk import by_partition, fill_bulk
 from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings

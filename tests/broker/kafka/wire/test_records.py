@@ -24,7 +24,7 @@ from hypothesis import given, settings, strategies as st
 
 from dispatcher.broker.base import UnreadableBatch, UnreadableRecord
 from dispatcher.broker.kafka import consumer as kafka_consumer, records as kafka_records
-from dispatcher.broker.kafka.bulk import Answer
+from dispatcher.broker.kafka.wire.bulk import Answer
 
 PARTITION = TopicPartition("events", 3)
 NO_PRODUCER = -1

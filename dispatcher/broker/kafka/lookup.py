@@ -17,8 +17,8 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from dispatcher.broker.base import BrokerUnavailable, Stretch, TopicPartition
-from dispatcher.broker.kafka.bulk import Answer
 from dispatcher.broker.kafka.client import mapped
+from dispatcher.broker.kafka.wire.bulk import Answer
 
 _READ_COMMITTED: Final = 1
 _STALE: Final = (

@@ -14,7 +14,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
 from dispatcher.broker.base import Entry, UnreadableBatch
-from dispatcher.broker.kafka.unpack import framed, last_offset, unpack
+from dispatcher.broker.kafka.wire.unpack import framed, last_offset, unpack
 from dispatcher.broker.partitioning import partition_of
 
 _CHECKED: Final = 21  # where that begins which the checksum is of

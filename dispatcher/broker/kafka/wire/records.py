@@ -28,7 +28,7 @@ from aiokafka.protocol import commit
 from aiokafka.protocol.types import Array, Int16, Schema, String
 
 from dispatcher.broker.base import UnreadableBatch
-from dispatcher.broker.kafka.bulk import Answer
+from dispatcher.broker.kafka.wire.bulk import Answer
 
 
 class Records(fetcher.PartitionRecords):  # type: ignore[misc] # the library has no types
