@@ -23,7 +23,8 @@ from aiokafka.util import NO_EXTENSIONS
 from hypothesis import given, settings, strategies as st
 
 from dispatcher.broker.base import UnreadableBatch, UnreadableRecord
-from dispatcher.broker.kafka import consumer as kafka_consumer, records as kafka_records
+from dispatcher.broker.kafka import consumer as kafka_consumer
+from dispatcher.broker.kafka.wire import records as kafka_records
 from dispatcher.broker.kafka.wire.bulk import Answer
 
 PARTITION = TopicPartition("events", 3)
