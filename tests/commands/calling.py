@@ -1,0 +1,63 @@
+"""A server with the control plane in memory, and the commands that call its API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from dispatcher.cli import main
+from tests.api.fakes import Plane
+from tests.api.serving import KEY, serving
+
+
+class Api:
+    """A server in a thread of its own, as a command has its own loop."""
+
+    def __init__(self, *keys: str) -> None:
+        self._keys = keys
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._done = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.url = ""
+        self.plane: Plane
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(60)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        async with serving(*self._keys) as (client, plane):
+            self.url, self.plane = client.base, plane
+            self._ready.set()
+            await self._done.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
+        self._thread.join(60)
+
+    def __call__(self, *arguments: str, stdin: str | None = None, **variables: str | None) -> Result:
+        environ = {"DISPATCHER_API_URL": self.url, "DISPATCHER_API_KEY": KEY, "COLUMNS": "200", **variables}
+        return CliRunner().invoke(main, arguments, prog_name="dispatcher", input=stdin, env=environ)
+
+    def json(self, *arguments: str) -> Any:
+        ended = self(*arguments, "--json")
+        assert ended.exit_code == 0, ended.output
+        return json.loads(ended.stdout)
+
+
+def one_line(ended: Result, *said: str, code: int = 1) -> None:
+    """An error is one line that says what to do."""
+    assert ended.exit_code == code, ended.output
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr.startswith("Error: ")
+    for part in said:
+        assert part in ended.stderr

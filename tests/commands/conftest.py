@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.api.serving import KEY
+from tests.commands.calling import Api
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    made = Api(KEY)
+    with capture_logs():  # of the server, which shares the process and so the output
+        made.start()
+        yield made
+        made.stop()

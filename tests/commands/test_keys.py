@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from tests.commands.calling import Api, one_line
+
+
+def test_keys_are_made_listed_and_revoked(api: Api) -> None:
+    made = api("keys", "create", "acme's back end", "--tenant", "acme")
+    secret = made.stdout.strip()
+    assert secret.startswith("dk_")
+    assert "shown in full only now" in made.stderr
+    listed = api("keys", "list").stdout
+    assert "acme's back end" in listed
+    assert secret not in listed
+    assert api("subscriptions", "list", DISPATCHER_API_KEY=f"{secret}\n").exit_code == 0
+    one_line(api("keys", "list", DISPATCHER_API_KEY=secret), "operator's key")
+    [key] = api.json("keys", "list")
+    assert api("keys", "revoke", key["id"]).stdout == f"{key['id']} is revoked\n"
+    one_line(api("subscriptions", "list", DISPATCHER_API_KEY=secret), "not valid", "DISPATCHER_API_KEY")
+    for wrong in ((), ("--operator", "--tenant", "a")):
+        one_line(api("keys", "create", "a", *wrong), "--operator, or --tenant", code=2)
