@@ -12,6 +12,7 @@ import base64
 import contextlib
 import http.client
 import itertools
+import os
 import tempfile
 import time
 import urllib.request
@@ -26,10 +27,10 @@ from benchmarks.end_to_end import Daemon, kafka
 from benchmarks.harness import SECRET, CannotRun, Nginx, Sampler, Section, Table, Usage, median, mib, require
 from dispatcher.broker.base import Message
 from dispatcher.broker.open import open_broker
-from dispatcher.control.store import Store, Stored, StoredSecret, subscriptions_topic
+from dispatcher.control.documents import Documents, Stored, StoredSecret
+from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.control.ledger import Change, to_headers
-from dispatcher.core.request.netguard import Guard
-from dispatcher.registry.registry import Registry
+from dispatcher.core.control.sealing import Sealer, read_key
 from dispatcher.settings.groups import KafkaSettings, Settings, TopicsSettings
 from dispatcher.topics.specs import topic_specs
 
@@ -172,15 +173,15 @@ async def _fill(broker: str, count: int, prefix: str, tenants: int) -> None:
     await port.connect()
     try:
         await port.ensure_topics(topic_specs(settings), create=True)
-        store = Store(settings, port, Registry(settings, Guard(), {}), Guard())
-        messages = _messages(store, settings, count, tenants)
+        messages = _messages(settings, count, tenants)
         while batch := list(itertools.islice(messages, 2000)):
             await port.produce(batch)
     finally:
         await port.close()
 
 
-def _messages(store: Store, settings: Settings, count: int, tenants: int) -> Iterator[Message]:
+def _messages(settings: Settings, count: int, tenants: int) -> Iterator[Message]:
+    documents = Documents(Sealer([read_key(_KEY)], os.urandom))
     for number in range(count):
         id_ = f"sub_{number:08d}"
         document = {
@@ -190,7 +191,7 @@ def _messages(store: Store, settings: Settings, count: int, tenants: int) -> Ite
             "status": "active",
         }
         now = 1_700_000_000_000
-        raw = store._raw(Stored(id_, 0, document, (StoredSecret(SECRET),), now, now))
+        raw = documents.write(Stored(id_, 0, document, (StoredSecret(SECRET),), now, now))
         headers = to_headers(Change(0, 1, f"{number:018x}".encode()))
         yield Message(
             subscriptions_topic(settings),

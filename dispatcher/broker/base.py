@@ -345,7 +345,7 @@ class Reader(Protocol):
 
         Raises MadeAnew when the partition was cut or made anew: what was read of it is not what it holds.
         Stands before a batch that can't be unpacked, with `problem` saying so, until a record that follows it asks for
-        its skip (`core/skips.py`).
+        its skip (`core/control/skips.py`).
         """
 
     @property

@@ -13,8 +13,8 @@ from dispatcher.broker.base import Broker, Message, TopicPartition, UnreadableBa
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
 from dispatcher.control.store import subscriptions_topic
+from dispatcher.core.control.skips import Skip, skip_key
 from dispatcher.core.retry.tiers import Tiers
-from dispatcher.core.skips import Skip, skip_key
 from dispatcher.settings.groups import Settings
 from dispatcher.topics.specs import topic_specs
 

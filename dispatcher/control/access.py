@@ -29,7 +29,7 @@ from hashlib import sha256
 from typing import Final, Protocol
 
 from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
-from dispatcher.control.store import Row
+from dispatcher.control.table import Row
 from dispatcher.core.control.keys import SECRET_BYTES, Key, Scope, hash_of, id_of, is_key, make_secret
 from dispatcher.core.event.decode import valid_tenant
 from dispatcher.core.flaws import Flaw

@@ -29,7 +29,8 @@ from orjson import JSONEncodeError, dumps
 
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
 from dispatcher.control.operational_events import TYPES
-from dispatcher.control.store import Row, Store
+from dispatcher.control.store import ControlStore
+from dispatcher.control.table import Row
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.event.decode import MAX_TYPE, RESERVED, valid_type
 from dispatcher.core.event.raw_json import RawJson, reading
@@ -72,7 +73,7 @@ class Catalogue:
 
     _written: tuple[builtins.list[tuple[str, int, int]], bytes] | None = None
 
-    def __init__(self, store: Store, settings: ApiSettings) -> None:
+    def __init__(self, store: ControlStore, settings: ApiSettings) -> None:
         self._store = store
         self._only_known = settings.event_types == "catalogued"
         # By name, of which version; None where there is no schema, or none that can be used.

@@ -19,7 +19,7 @@ from dispatcher.control.groups import StoredMemory
 from dispatcher.control.operational_events import DISABLED, EXHAUSTED, Announcer
 from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
-from dispatcher.control.store import Store
+from dispatcher.control.store import ControlStore
 from dispatcher.control.subscriptions import Source, Subscriptions
 from dispatcher.control.validation import Validator
 from dispatcher.core.event.decode import RESERVED, Event
@@ -50,7 +50,7 @@ class ControlPlane:
         transport: Carrier,
         metrics: Metrics,
         *,
-        store: Store | None = None,
+        store: ControlStore | None = None,
         on_failure: Callable[[str, BaseException], None] | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
@@ -62,7 +62,7 @@ class ControlPlane:
         self.store = (
             store
             if store is not None
-            else Store(settings, broker, registry, guard, wall=wall, on_failure=on_failure)
+            else ControlStore(settings, broker, registry, guard, wall=wall, on_failure=on_failure)
         )
         self.access = Access(settings, self.store.keys, lambda: self.store.loaded, wall=wall)
         self.announcer = Announcer(broker.produce, topic, metrics, wall, enabled=api.operational_events)

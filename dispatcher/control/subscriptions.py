@@ -39,6 +39,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from orjson import OPT_SORT_KEYS, dumps
 
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.documents import Idempotency, Stored, StoredSecret
 from dispatcher.control.errors import (
     AlreadyExists,
     FileManaged,
@@ -52,7 +53,7 @@ from dispatcher.control.errors import (
 from dispatcher.control.masking import mask_document, mask_secret, unmask_headers
 from dispatcher.control.operational_events import CREATED, DELETED, Announcer
 from dispatcher.control.probes import Busy, Probes
-from dispatcher.control.store import Idempotency, Store, Stored, StoredSecret
+from dispatcher.control.store import ControlStore
 from dispatcher.control.validation import Validator
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.flaws import Flaw, FlawedError
@@ -209,7 +210,7 @@ class Subscriptions:
 
     def __init__(
         self,
-        store: Store,
+        store: ControlStore,
         registry: Registry,
         catalogue: Catalogue,
         probes: Probes,

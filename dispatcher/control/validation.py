@@ -22,7 +22,7 @@ import structlog
 from dispatcher.control.errors import ControlError, VersionMismatch
 from dispatcher.control.operational_events import VALIDATED, Announcer
 from dispatcher.control.probes import Busy, Probes
-from dispatcher.control.store import Store
+from dispatcher.control.store import ControlStore
 from dispatcher.core.request.handshake import Allowed, Refused
 from dispatcher.core.subscription.index import Status, Subscription
 from dispatcher.registry.registry import Registry
@@ -56,7 +56,7 @@ class Validator:
 
     def __init__(
         self,
-        store: Store,
+        store: ControlStore,
         registry: Registry,
         probes: Probes,
         announcer: Announcer,

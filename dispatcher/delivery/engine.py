@@ -34,13 +34,13 @@ from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicP
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
+from dispatcher.core.control.skips import Skip
 from dispatcher.core.endpoint.health import Health
 from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.records import UNREADABLE_RECORD as UNREADABLE
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
-from dispatcher.core.skips import Skip
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.commit_notes import notes_topic

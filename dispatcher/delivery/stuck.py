@@ -8,7 +8,7 @@ from typing import Protocol
 import structlog
 
 from dispatcher.broker.base import TopicPartition, UnreadableBatch
-from dispatcher.core.skips import Skip, skip_command
+from dispatcher.core.control.skips import Skip, skip_command
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)

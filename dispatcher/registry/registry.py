@@ -1,7 +1,7 @@
 """The subscriptions in force: from the YAML file and from the API, swapped in as one snapshot.
 
 Three sources make the snapshot: the entries of the file (`file.py`), the subscriptions that the API manages
-(`control/store.py` reads them from the topic), and what has become of either at run time: disabled and why, failing
+(`control/managed.py` reads them from the topic), and what has become of either at run time: disabled and why, failing
 since when. Where the file and the API have the same id, the file's subscription is in force: whoever can write the
 file runs the installation. With last-writer-wins, chance would decide.
 

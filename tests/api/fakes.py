@@ -20,7 +20,6 @@ from dispatcher.control.errors import (
     VersionMismatch,
 )
 from dispatcher.control.publishing import Published, Publisher
-from dispatcher.control.store import Row
 from dispatcher.control.subscriptions import (
     OVERLAP,
     PAGE,
@@ -33,6 +32,7 @@ from dispatcher.control.subscriptions import (
     Subscriptions,
     View,
 )
+from dispatcher.control.table import Row
 from dispatcher.core.control.keys import Key
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, Generic, TypeVar
 
+from dispatcher.control.documents import Idempotency, Stored, StoredSecret
 from dispatcher.control.errors import NotFound, Unavailable, VersionMismatch
-from dispatcher.control.store import Idempotency, Row, Store, Stored, StoredSecret, Table
+from dispatcher.control.store import ControlStore
+from dispatcher.control.table import Row, Table
 from dispatcher.core.control.keys import Key
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
@@ -53,7 +55,7 @@ class MemoryTable(Table[T], Generic[T]):
         del self._rows[name]
 
 
-class MemoryStore(Store):
+class MemoryStore(ControlStore):
     """Writes take a turn of the loop; `before_write` is called in it, to come in between."""
 
     def __init__(self, registry: Registry, guard: Guard, wall: Callable[[], float]) -> None:

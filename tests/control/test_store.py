@@ -12,8 +12,9 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from dispatcher.broker.base import BrokerUnavailable, Message, MessageTooLarge, TopicPartition
+from dispatcher.control.documents import Idempotency, StoredSecret
 from dispatcher.control.errors import Invalid, NotFound, TooLarge, Unavailable, VersionMismatch
-from dispatcher.control.store import Idempotency, Store, StoredSecret, subscriptions_topic
+from dispatcher.control.store import ControlStore, subscriptions_topic
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.ledger import Change, to_headers
 from dispatcher.core.event.catalogued import EventType
@@ -38,7 +39,7 @@ class Replica:
         guard = Guard()
         self.registry = Registry(settings, guard, {"S": SECRET}, poll=1000, wall=wall)
         self.failures: list[BaseException] = []
-        self.store = Store(
+        self.store = ControlStore(
             settings,
             broker,
             self.registry,

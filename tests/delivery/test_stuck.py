@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from dispatcher.broker.base import StoredRecord, TopicPartition, UnreadableBatch, UnreadableRecord
-from dispatcher.core.skips import Skip, read_skip, skip_key
+from dispatcher.core.control.skips import Skip, read_skip, skip_key
 from tests.delivery.test_retry_reader import FIRST, waiting
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, event, running, until

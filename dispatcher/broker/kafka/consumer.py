@@ -77,7 +77,7 @@ from dispatcher.broker.kafka.predecessor import (
 )
 from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
 from dispatcher.broker.kafka.wire import records as kafka_records
-from dispatcher.core.skips import skip_command
+from dispatcher.core.control.skips import skip_command
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
 

@@ -5,7 +5,7 @@ that is an error, since whoever reads a whole partition keeps what it read. Its 
 doesn't tell: `read` looks after it, and goes on with another consumer where the last one stopped.
 
 Before a batch that can't be unpacked reading stands still: what it holds may be what all the rest hangs on. The way past it
-is a record behind it that asks for its skip (`core/skips.py`), for which alone what follows is looked through meanwhile.
+is a record behind it that asks for its skip (`core/control/skips.py`), for which alone what follows is looked through meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after
 from dispatcher.broker.kafka.consumer import stop_consumer
-from dispatcher.core.skips import read_skip, skip_command
+from dispatcher.core.control.skips import read_skip, skip_command
 from dispatcher.settings.groups import KafkaSettings
 
 _TRY_AGAIN = 30.0  # seconds until an unreadable batch is fetched again

@@ -62,7 +62,7 @@ class Change(NamedTuple):
     repair: bool = False
 
 
-class State(Generic[T]):
+class LedgerState(Generic[T]):
     """What is in force of a key. `value` is None once it is deleted."""
 
     __slots__ = ("nonce", "value", "version")
@@ -87,14 +87,14 @@ class Ledger(Generic[T]):
     __slots__ = ("_dirty", "_states")
 
     def __init__(self) -> None:
-        self._states: dict[str, State[T]] = {}
+        self._states: dict[str, LedgerState[T]] = {}
         self._dirty: dict[str, None] = {}
 
     def apply(self, key: str, change: Change, value: T | None) -> Verdict:
         """Take the next record of the log. `value` None is a deletion."""
         state = self._states.get(key)
         if state is None:
-            self._states[key] = State(change.version, change.nonce, value)
+            self._states[key] = LedgerState(change.version, change.nonce, value)
             return Verdict.ACCEPTED
         version = change.version
         if change.nonce == state.nonce:
@@ -128,7 +128,7 @@ class Ledger(Generic[T]):
     def __len__(self) -> int:
         return len(self._states)
 
-    def get(self, key: str) -> State[T] | None:
+    def get(self, key: str) -> LedgerState[T] | None:
         """What is in force of the key, deleted ones too; None for one that was never seen."""
         return self._states.get(key)
 

@@ -231,7 +231,7 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(target=intents, number=st.integers(0, 9), key=st.sampled_from(KEYS), delete=st.booleans())
     def decide(self, number: int, key: str, delete: bool) -> Any:
-        """A replica makes a change from what it knows; it is written later. Until it has loaded it makes none (`store.py`, 2)."""
+        """A replica makes a change from what it knows; it is written later. Until it has loaded it makes none (`control/log.py`, 2)."""
         replica = self.one(number)
         if not replica.loaded:
             return multiple()

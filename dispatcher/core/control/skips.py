@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-PREFIX: Final = "skip:"
+KIND: Final = "skip"
+_PREFIX: Final = f"{KIND}:"
 
 
 class Skip(NamedTuple):
@@ -24,12 +25,12 @@ class Skip(NamedTuple):
 
 def skip_key(skip: Skip) -> bytes:
     """The key of its record."""
-    return f"{PREFIX}{skip.partition}:{skip.offset}:{skip.topic}".encode()
+    return f"{_PREFIX}{skip.partition}:{skip.offset}:{skip.topic}".encode()
 
 
 def read_skip(key: bytes | None) -> Skip | None:
     """What the key of a record of the control topic asks for; None where it is no skip."""
-    if key is None or not key.startswith(PREFIX.encode()):
+    if key is None or not key.startswith(_PREFIX.encode()):
         return None
     try:
         _, partition, offset, topic = key.decode("ascii").split(":", 3)
