@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import socket
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Final
@@ -33,6 +31,7 @@ from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.parking import parked_topic
 from dispatcher.registry.registry import Registry
+from dispatcher.runtime.replica import replica_name
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
@@ -89,7 +88,11 @@ class App:
             self.metrics.registry,
             self.problems,
             Services(
+                views=self.plane.views,
+                listing=self.plane.listing,
+                creation=self.plane.creation,
                 subscriptions=self.plane.subscriptions,
+                checks=self.plane.checks,
                 catalogue=self.plane.catalogue,
                 publisher=self.plane.publisher,
                 access=self.plane.access,
@@ -140,7 +143,7 @@ class App:
             self._guard,
             self.metrics,
             self._timers,
-            replica=f"{socket.gethostname()}:{os.getpid()}",
+            replica=replica_name(),
             on_failure=self._failed,
             on_given_up=self.plane.exhausted,
             memory=self.plane.memory,

@@ -19,8 +19,12 @@ from dispatcher.api.models import QueryModel
 from dispatcher.api.problems import Kind, Problem
 from dispatcher.control.access import Access, Principal
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.creation import Creation
+from dispatcher.control.endpoint_checks import EndpointChecks
+from dispatcher.control.listing import Listing
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.subscriptions import Subscriptions
+from dispatcher.control.views import Views
 from dispatcher.core.flaws import Flaw
 
 JSON: Final = "application/json"
@@ -47,7 +51,11 @@ class Audience(Enum):
 class Services:
     """What the handlers work with."""
 
+    views: Views
+    listing: Listing
+    creation: Creation
     subscriptions: Subscriptions
+    checks: EndpointChecks
     catalogue: Catalogue
     publisher: Publisher
     access: Access

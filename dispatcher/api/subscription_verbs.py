@@ -26,7 +26,9 @@ from dispatcher.api.subscriptions import (
     subscription_reply,
     view_of,
 )
-from dispatcher.control.subscriptions import OVERLAP, PingResult, View
+from dispatcher.control.endpoint_checks import PingResult
+from dispatcher.control.secrets import OVERLAP
+from dispatcher.control.views import View
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import format_duration, parse_duration
 
@@ -125,19 +127,19 @@ async def rotate_secret(call: Call) -> Reply:
 
 
 async def ping_subscription(call: Call) -> Reply:
-    result = await call.services.subscriptions.ping(call.path["id"], tenant=call.tenant)
+    result = await call.services.checks.ping(call.path["id"], tenant=call.tenant)
     call.audit("subscription.ping", call.path["id"], delivered=result.delivered)
     return Reply(ping_reply(result))
 
 
 async def validate_subscription(call: Call) -> Reply:
-    view = await call.services.subscriptions.validate(call.path["id"], tenant=call.tenant)
+    view = await call.services.checks.validate(call.path["id"], tenant=call.tenant)
     call.audit("subscription.validate", view.id)
     return shown(view)
 
 
 async def get_health(call: Call) -> Reply:
-    return Reply(health_reply(call.services.subscriptions.health(call.path["id"], tenant=call.tenant)))
+    return Reply(health_reply(call.services.checks.health(call.path["id"], tenant=call.tenant)))
 
 
 def _wrong(field: str, message: str) -> Problem:

@@ -30,7 +30,9 @@ from dispatcher.api.models import (
 )
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import MERGE_PATCH, Audience, Body, Call, Reply, Route, RouteAnswer, etag
-from dispatcher.control.subscriptions import MAX_PAGE, PAGE, Health, View
+from dispatcher.control.endpoint_checks import SubscriptionHealth
+from dispatcher.control.listing import MAX_PAGE, PAGE
+from dispatcher.control.views import View
 
 
 class RetryRequest(RequestModel):
@@ -125,7 +127,11 @@ class RetryPolicyReply(ReplyModel):
 class DeliveryHealth(ReplyModel):
     """How deliveries to it go, as one replica sees it: each has its own share of the events."""
 
-    instance: Annotated[str, Field(description="Which replica says so.")]
+    replica: Annotated[
+        str,
+        Field(description="Which replica says so: host name and process id.", examples=["dispatcher-0:1"]),
+    ]
+    instance: Annotated[str, Field(deprecated=True, description="The host name alone: read `replica`.")]
     success_rate: Annotated[float | None, Field(description="Of the recent attempts.")]
     latency_mean: Annotated[float | None, Field(description="Seconds.")]
     latency_p95: Annotated[float | None, Field(description="Seconds.")]
@@ -224,7 +230,7 @@ def subscription_reply(view: View) -> SubscriptionReply:
     return SubscriptionReply(**_fields(view))
 
 
-def detail_reply(view: View, health: Health) -> SubscriptionDetail:
+def detail_reply(view: View, health: SubscriptionHealth) -> SubscriptionDetail:
     """One with its health."""
     return SubscriptionDetail(**_fields(view), health=health_reply(health))
 
@@ -284,10 +290,11 @@ def _retry(retry: dict[str, Any]) -> RetryPolicyReply:
     )
 
 
-def health_reply(health: Health) -> DeliveryHealth:
+def health_reply(health: SubscriptionHealth) -> DeliveryHealth:
     """The health of a subscription's deliveries."""
     return DeliveryHealth(
-        instance=health.instance,
+        replica=health.replica,
+        instance=health.replica.rpartition(":")[0],
         success_rate=_rounded(health.success_rate),
         latency_mean=_rounded(health.latency_mean),
         latency_p95=_rounded(health.latency_p95),
@@ -307,7 +314,7 @@ def _rounded(value: float | None) -> float | None:
 # --- subscriptions
 async def create_subscription(call: Call) -> Reply:
     document = {name: value for name, value in call.body.items() if value is not None}
-    created = await call.services.subscriptions.create(
+    created = await call.services.creation.create(
         document, principal=call.caller.id, tenant=call.tenant, idempotency_key=call.idempotency_key
     )
     if not created.replayed:
@@ -321,7 +328,7 @@ async def create_subscription(call: Call) -> Reply:
 
 async def list_subscriptions(call: Call) -> Reply:
     query: SubscriptionQuery = call.query
-    found = call.services.subscriptions.list(
+    found = call.services.listing.page(
         tenant=call.tenant,
         of_tenant=query.tenant,
         status=query.status,
@@ -334,7 +341,7 @@ async def list_subscriptions(call: Call) -> Reply:
 
 
 def view_of(call: Call) -> View:
-    return call.services.subscriptions.get(call.path["id"], tenant=call.tenant)
+    return call.services.views.get(call.path["id"], tenant=call.tenant)
 
 
 def shown(view: View) -> Reply:
@@ -343,7 +350,7 @@ def shown(view: View) -> Reply:
 
 async def get_subscription(call: Call) -> Reply:
     view = view_of(call)
-    health = call.services.subscriptions.health(view.id, tenant=call.tenant)
+    health = call.services.checks.health(view.id, tenant=call.tenant)
     return Reply(detail_reply(view, health), headers=etag(view.version))
 
 

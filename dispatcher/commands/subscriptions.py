@@ -165,7 +165,7 @@ def _print(found: Mapping[str, Any]) -> None:
             "in flight": health["in_flight"],
             "last failure": _failure(health),
             "failing since": health["failing_since"],
-            "as seen by": health["instance"],
+            "as seen by": health["replica"],
         }
     print_fields(fields)
 

@@ -20,7 +20,7 @@ import structlog
 from orjson import JSONEncodeError, dumps
 
 from dispatcher.broker.base import BrokerError, Message
-from dispatcher.core.subscription.index import EVERY_TENANT
+from dispatcher.core.subscription.index import EVERY_TENANT, Subscription
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -93,6 +93,19 @@ class Announcer:
             return
         self._queue.append(Message(self._topic, value, subscription_id.encode()))
         self._some.set()
+
+    def announce_subscription(self, type: str, subscription: Subscription) -> None:  # noqa: A002 - the field's name
+        """Publish soon what happened to a subscription, with what it is."""
+        self.announce(
+            type,
+            subscription.id,
+            subscription.tenant,
+            {
+                "host": subscription.origin.host,
+                "event_types": list(subscription.event_types),
+                "status": subscription.status.value,
+            },
+        )
 
     async def run(self) -> None:
         """Write until cancelled."""

@@ -15,19 +15,25 @@ from typing import Final
 from dispatcher.broker.base import Broker, GroupMemory
 from dispatcher.control.access import Access
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.checker import Checker
+from dispatcher.control.creation import Creation
+from dispatcher.control.endpoint_checks import EndpointChecks, HealthSource
 from dispatcher.control.groups import StoredMemory
+from dispatcher.control.listing import Listing
 from dispatcher.control.operational_events import DISABLED, EXHAUSTED, Announcer
 from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.store import ControlStore
-from dispatcher.control.subscriptions import Source, Subscriptions
+from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.validation import Validator
+from dispatcher.control.views import Views
 from dispatcher.core.event.decode import RESERVED, Event
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Subscription
 from dispatcher.core.subscription.spec import Reader
 from dispatcher.registry.registry import Registry
+from dispatcher.runtime.replica import replica_name
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
@@ -70,17 +76,16 @@ class ControlPlane:
         self._validator = Validator(self.store, registry, probes, self.announcer, metrics, chance)
         self.catalogue = Catalogue(self.store, api)
         retry = RetryPolicy(settings.retry.schedule, settings.retry.jitter)
+        # Without the environment: nobody on the network gets at the daemon's.
+        reader = Reader(guard, timeout=settings.delivery.timeout, retry=retry, keeps=False)
+        checker = Checker(reader, self.catalogue)
+        self.views = Views(self.store, registry, self._validator.said)
+        self.listing = Listing(self.store, registry, self.views)
+        self.creation = Creation(self.store, registry, self._validator, self.announcer, checker, self.views)
         self.subscriptions = Subscriptions(
-            self.store,
-            registry,
-            self.catalogue,
-            probes,
-            self._validator,
-            self.announcer,
-            # Without the environment: nobody on the network gets at the daemon's.
-            Reader(guard, timeout=settings.delivery.timeout, retry=retry, keeps=False),
-            wall,
+            self.store, registry, self._validator, self.announcer, reader, checker, self.views
         )
+        self.checks = EndpointChecks(self.views, registry, probes, self._validator, wall, replica_name())
         self.publisher = Publisher(broker.produce, topic, self.catalogue, api, metrics, wall)
         registry.on_disabled = self._disabled
 
@@ -104,9 +109,9 @@ class ControlPlane:
         """What is remembered of a consumer group. Complete once `start` has returned."""
         return StoredMemory(self.store.groups, group, self._tasks)
 
-    def attach(self, source: Source) -> None:
+    def attach(self, source: HealthSource) -> None:
         """The engine is there, and knows how deliveries go."""
-        self.subscriptions.source = source
+        self.checks.source = source
 
     def problems(self) -> list[str]:
         """Why it can't be asked yet, a sentence each."""

@@ -11,6 +11,8 @@ from typing import Any
 from dispatcher.api.route import Services
 from dispatcher.control.access import Access
 from dispatcher.control.catalogue import Catalogue, EventTypeView
+from dispatcher.control.creation import Created, Creation
+from dispatcher.control.endpoint_checks import EndpointChecks, PingResult, SubscriptionHealth
 from dispatcher.control.errors import (
     AlreadyExists,
     ControlError,
@@ -19,20 +21,12 @@ from dispatcher.control.errors import (
     NotFound,
     VersionMismatch,
 )
+from dispatcher.control.listing import PAGE, Listing, Page
 from dispatcher.control.publishing import Published, Publisher
-from dispatcher.control.subscriptions import (
-    OVERLAP,
-    PAGE,
-    Created,
-    Health,
-    Page,
-    PingResult,
-    Rotated,
-    SecretView,
-    Subscriptions,
-    View,
-)
+from dispatcher.control.secrets import OVERLAP
+from dispatcher.control.subscriptions import Rotated, Subscriptions
 from dispatcher.control.table import Row
+from dispatcher.control.views import SecretView, View, Views
 from dispatcher.core.control.keys import Key
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw
@@ -62,7 +56,7 @@ class MemoryKeys:
         del self.rows[name]
 
 
-class MemorySubscriptions(Subscriptions):
+class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointChecks):
     """Subscriptions in a dictionary; `failure` is raised by the next call that would write."""
 
     def __init__(self) -> None:  # of its own state: nothing of the real one's is there
@@ -113,7 +107,7 @@ class MemorySubscriptions(Subscriptions):
             raise NotFound(f"there is no subscription {id}")
         return view
 
-    def list(
+    def page(
         self,
         *,
         tenant: str | None,
@@ -189,9 +183,9 @@ class MemorySubscriptions(Subscriptions):
     async def validate(self, id: str, *, tenant: str | None) -> View:  # noqa: A002
         return self._apply("validate", id, tenant, None, None)
 
-    def health(self, id: str, *, tenant: str | None) -> Health:  # noqa: A002
+    def health(self, id: str, *, tenant: str | None) -> SubscriptionHealth:  # noqa: A002
         view = self.get(id, tenant=tenant)
-        return Health(
+        return SubscriptionHealth(
             id, "host-1", view.status, None, 0.5, 0.01, 0.02, "closed", 0, 0, "status 503", NOW, None
         )
 
@@ -259,7 +253,11 @@ class Plane:
             settings or Settings(), self.keys, lambda: self.keys.loaded, monotonic=lambda: self.now
         )
         self.services = Services(
+            views=self.subscriptions,
+            listing=self.subscriptions,
+            creation=self.subscriptions,
             subscriptions=self.subscriptions,
+            checks=self.subscriptions,
             catalogue=self.catalogue,
             publisher=self.publisher,
             access=self.access,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.control.subscriptions import PingResult, SecretView
+from dispatcher.control.endpoint_checks import PingResult
+from dispatcher.control.views import SecretView
 from tests.commands.calling import Api, one_line
 
 

@@ -81,13 +81,17 @@ class Plane:
             chance=lambda: 0.5,
             wall=self.wall,
         )
+        self.views = self.plane.views
+        self.listing = self.plane.listing
+        self.creation = self.plane.creation
         self.subscriptions = self.plane.subscriptions
+        self.checks = self.plane.checks
         self.catalogue = self.plane.catalogue
         self.publisher = self.plane.publisher
 
     async def create(self, tenant: str | None = None, key: str | None = None, **fields: Any) -> Any:
         document = {"url": "https://hooks.acme.example/in", "event_types": ["billing.*"], **fields}
-        return await self.subscriptions.create(
+        return await self.creation.create(
             {name: value for name, value in document.items() if value is not ...},
             principal="me",
             tenant=tenant,

@@ -84,6 +84,9 @@ class MemoryStore(ControlStore):
     def problem(self) -> str | None:
         return "still reading" if self.reading else None
 
+    def now_ms(self) -> int:
+        return round(self.wall() * 1000)
+
     def get(self, id: str) -> Stored | None:  # noqa: A002 - as the store has it
         return self.rows.get(id)
 

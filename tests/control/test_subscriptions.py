@@ -23,7 +23,7 @@ from dispatcher.control.errors import (
     VersionMismatch,
     WrongState,
 )
-from dispatcher.control.subscriptions import View
+from dispatcher.control.views import View
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.subscription.index import Status
 from tests.control.conftest import SECRET, Make, Plane, until
@@ -55,7 +55,7 @@ async def test_one_is_made_with_an_id_and_a_secret_shown_once(plane: Plane) -> N
     assert re.fullmatch(r"sub_[A-Za-z0-9_-]{16,}", created.view.id)
     [secret] = created.secrets
     assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{43}=", secret)
-    view = plane.subscriptions.get(created.view.id, tenant=None)
+    view = plane.views.get(created.view.id, tenant=None)
     assert (view.version, view.managed, view.status, view.reason) == (1, "api", "active", None)
     assert [one.masked for one in view.secrets] == [f"whsec_...{secret[-4:]}"]
     assert "secrets" not in view.document
@@ -109,14 +109,14 @@ async def test_a_tenant_makes_its_own_only(plane: Plane) -> None:
     created = await plane.create(tenant="acme")
     assert created.view.document["tenant"] == "acme"
     assert "tenant" in await flaws(
-        plane.subscriptions.create(
+        plane.creation.create(
             {"url": "https://x.example/", "event_types": ["*"], "tenant": "other"},
             principal="me",
             tenant="acme",
         )
     )
     assert "tenant" in await flaws(
-        plane.subscriptions.create(
+        plane.creation.create(
             {"url": "https://x.example/", "event_types": ["*"], "tenant": "*"}, principal="me", tenant="acme"
         )
     )
@@ -162,8 +162,8 @@ async def test_nothing_is_answered_before_everything_is_read_or_while_the_broker
 ) -> None:
     plane.store.reading = True
     for call in (
-        lambda: plane.subscriptions.get("x", tenant=None),
-        lambda: plane.subscriptions.list(tenant=None),
+        lambda: plane.views.get("x", tenant=None),
+        lambda: plane.listing.page(tenant=None),
         plane.catalogue.list,
     ):
         with pytest.raises(Unavailable):
@@ -190,8 +190,8 @@ async def test_a_tenant_does_not_learn_that_anothers_is_there(make: Make) -> Non
             operations.resume(id_, tenant="other"),
             operations.enable(id_, tenant="other"),
             operations.rotate(id_, tenant="other"),
-            operations.ping(id_, tenant="other"),
-            operations.validate(id_, tenant="other"),
+            plane.checks.ping(id_, tenant="other"),
+            plane.checks.validate(id_, tenant="other"),
         ]
         said = set()
         for call in calls:
@@ -199,17 +199,17 @@ async def test_a_tenant_does_not_learn_that_anothers_is_there(make: Make) -> Non
                 await call
             said.add(str(caught.value))
         with pytest.raises(NotFound):
-            operations.get(id_, tenant="other")
+            plane.views.get(id_, tenant="other")
         with pytest.raises(NotFound):
-            operations.health(id_, tenant="other")
+            plane.checks.health(id_, tenant="other")
         assert said == {f"there is no subscription {id_}"}
-    assert operations.list(tenant="other").items == []
-    assert operations.list(tenant="other", of_tenant="acme").items == []
+    assert plane.listing.page(tenant="other").items == []
+    assert plane.listing.page(tenant="other", of_tenant="acme").items == []
 
 
 async def test_those_of_the_file_are_shown_and_not_changed(make: Make) -> None:
     plane = await make([IN_FILE])
-    view = plane.subscriptions.get("sub_file", tenant="acme")
+    view = plane.views.get("sub_file", tenant="acme")
     assert (view.managed, view.version, view.status) == ("file", 0, "active")
     assert view.document["url"] == "https://file.example/in"
     assert view.document["headers"] == {"Authorization": "Bearer ...wxyz"}
@@ -234,7 +234,7 @@ async def test_pages_cover_everything_once_in_order_while_things_come_and_go(mak
     seen: list[str] = []
     cursor = None
     while True:
-        page = plane.subscriptions.list(tenant=None, cursor=cursor, limit=3)
+        page = plane.listing.page(tenant=None, cursor=cursor, limit=3)
         seen += [view.id for view in page.items]
         cursor = page.next_cursor
         if cursor is None:
@@ -251,7 +251,7 @@ async def test_pages_cover_everything_once_in_order_while_things_come_and_go(mak
 async def test_a_cursor_or_a_filter_that_makes_no_sense_is_refused(plane: Plane) -> None:
     for query in ({"cursor": "%%%"}, {"cursor": "é"}, {"limit": 0}, {"limit": 201}, {"status": "odd"}):
         with pytest.raises(Invalid):
-            plane.subscriptions.list(tenant=None, **query)
+            plane.listing.page(tenant=None, **query)
 
 
 async def test_filters_pick_what_fits_all_of_them(make: Make) -> None:
@@ -261,7 +261,7 @@ async def test_filters_pick_what_fits_all_of_them(make: Make) -> None:
     await plane.create(id="c", event_types=["*"], url="https://ONE.example:8443/")
 
     def ids(tenant: str | None = None, **query: Any) -> list[str]:
-        return [view.id for view in plane.subscriptions.list(tenant=tenant, **query).items]
+        return [view.id for view in plane.listing.page(tenant=tenant, **query).items]
 
     assert ids() == ["a", "b", "c", "sub_file"]
     assert ids(of_tenant="acme") == ids("acme") == ["a", "b", "sub_file"]
@@ -275,19 +275,19 @@ async def test_filters_pick_what_fits_all_of_them(make: Make) -> None:
 async def test_a_page_looks_at_so_many_and_no_more_and_at_a_tenants_own_only(plane: Plane) -> None:
     """No time is asserted; what is, is that no page looks at all of them."""
     await plane.store.fill(12_500, tenants=2500)
-    page = plane.subscriptions.list(tenant=None, host="nowhere.example")
+    page = plane.listing.page(tenant=None, host="nowhere.example")
     assert page.items == []
     assert page.next_cursor is not None  # there is more to look at
-    page = plane.subscriptions.list(tenant=None, host="nowhere.example", cursor=page.next_cursor)
+    page = plane.listing.page(tenant=None, host="nowhere.example", cursor=page.next_cursor)
     assert page.next_cursor is None
-    mine = plane.subscriptions.list(tenant="t7")
+    mine = plane.listing.page(tenant="t7")
     assert [view.id for view in mine.items] == [f"s{n:06}" for n in range(7, 12_500, 2500)]
     assert mine.next_cursor is None
     # Showing one is work, too: one tenant's among many of others end a page before its number does.
     await plane.store.fill(12_500, tenants=50)
-    first = plane.subscriptions.list(tenant="t7", limit=200)
+    first = plane.listing.page(tenant="t7", limit=200)
     assert 100 < len(first.items) < 200
-    second = plane.subscriptions.list(tenant="t7", limit=200, cursor=first.next_cursor)
+    second = plane.listing.page(tenant="t7", limit=200, cursor=first.next_cursor)
     assert [view.id for view in (*first.items, *second.items)] == [f"s{n:06}" for n in range(7, 12_500, 50)]
     assert second.next_cursor is None
 
@@ -404,12 +404,12 @@ async def test_a_disabled_one_says_why_and_is_enabled_again_of_the_file_too(make
     id_ = (await plane.create()).view.id
     for one in (id_, "sub_file"):
         plane.registry.disable(one, "gone")
-        view = plane.subscriptions.get(one, tenant=None)
+        view = plane.views.get(one, tenant=None)
         assert (view.status, view.reason) == ("disabled", "gone")
         assert (await plane.subscriptions.enable(one, tenant=None)).status == "active"
         assert (await plane.subscriptions.enable(one, tenant=None)).status == "active"
     plane.registry.disable(id_, "gone")
-    for call in (plane.subscriptions.resume, plane.subscriptions.pause, plane.subscriptions.validate):
+    for call in (plane.subscriptions.resume, plane.subscriptions.pause, plane.checks.validate):
         with pytest.raises(WrongState, match="enable"):
             await call(id_, tenant=None)
 
@@ -438,7 +438,7 @@ async def test_of_an_ed25519_secret_the_public_key_is_shown_and_of_others_none(p
     )
     keys = [secret.public_key for secret in created.view.secrets]
     assert keys == [vector["v1a"]["public"], None]
-    shown = plane.subscriptions.get(created.view.id, tenant=None)
+    shown = plane.views.get(created.view.id, tenant=None)
     assert [secret.public_key for secret in shown.secrets] == keys
     assert subscription_reply(shown).secrets[0].public_key == vector["v1a"]["public"]
 
@@ -450,7 +450,7 @@ async def test_after_a_rotation_both_sign_and_the_old_one_has_an_end(plane: Plan
     assert [one.secret for one in stored] == [rotated.secret, created.secrets[0]]
     assert [one.expires_ms for one in stored] == [None, rotated.old_expires_ms]
     await asyncio.sleep(61)
-    assert len(plane.subscriptions.get(created.view.id, tenant=None).secrets) == 1
+    assert len(plane.views.get(created.view.id, tenant=None).secrets) == 1
 
 
 async def test_without_an_overlap_the_old_one_ends_at_once(plane: Plane) -> None:
@@ -516,31 +516,31 @@ async def test_a_secret_that_cannot_be_used_is_refused(plane: Plane) -> None:
 
 async def test_a_ping_tells_what_came_of_it_whatever_the_status(plane: Plane) -> None:
     id_ = (await plane.create(tenant="acme", payload="thin", status="paused")).view.id
-    result = await plane.subscriptions.ping(id_, tenant="acme")
+    result = await plane.checks.ping(id_, tenant="acme")
     assert (result.delivered, result.status, result.reason, result.body) == (True, 200, None, "ok")
     [(head, body)] = plane.endpoints.asked
     assert f"webhook-id: {result.event_id}" in head
     assert loads(body)["type"] == "ping"
     plane.endpoints.answer = lambda _method, _body: Response(500, None, None, b"\xff")
-    result = await plane.subscriptions.ping(id_, tenant=None)
+    result = await plane.checks.ping(id_, tenant=None)
     assert (result.delivered, result.status, result.body) == (False, 500, "�")
     plane.endpoints.answer = lambda _method, _body: Failure(Reason.TIMEOUT, "15s")
-    result = await plane.subscriptions.ping(id_, tenant=None)
+    result = await plane.checks.ping(id_, tenant=None)
     assert (result.delivered, result.status, result.reason, result.detail) == (False, None, "timeout", "15s")
 
 
 async def test_too_many_pings_at_a_time_are_refused(plane: Plane) -> None:
     id_ = (await plane.create()).view.id
     results = await asyncio.gather(
-        *(plane.subscriptions.ping(id_, tenant=None) for _ in range(6)), return_exceptions=True
+        *(plane.checks.ping(id_, tenant=None) for _ in range(6)), return_exceptions=True
     )
     assert sum(isinstance(result, Overloaded) for result in results) == 2
 
 
 async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Plane) -> None:
     id_ = (await plane.create()).view.id
-    health = plane.subscriptions.health(id_, tenant=None)
-    assert health.instance
+    health = plane.checks.health(id_, tenant=None)
+    assert health.replica
     assert (health.success_rate, health.queued, health.failing_since_ms) == (None, 0, None)
     plane.registry.note_failing(id_, 1000.0)
 
@@ -553,7 +553,7 @@ async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Pla
             return self
 
     plane.plane.attach(Engine())
-    health = plane.subscriptions.health(id_, tenant=None)
+    health = plane.checks.health(id_, tenant=None)
     assert (health.success_rate, health.breaker, health.queued) == (0.5, "open", 3)
     assert (health.last_failure, health.last_failure_ms) == ("status 500", 1_234_500)
     assert health.failing_since_ms == 1_000_000
@@ -566,7 +566,7 @@ async def test_one_that_asks_for_it_is_pending_until_its_endpoint_has_agreed(pla
     plane.endpoints.allow()
     created = await plane.create(validate=True)
     assert (created.view.status, created.view.reason) == ("pending", "not validated")
-    await until(lambda: plane.subscriptions.get(created.view.id, tenant=None).status == "active")
+    await until(lambda: plane.views.get(created.view.id, tenant=None).status == "active")
     assert "WebHook-Request-Origin: dispatcher.example" in plane.endpoints.asked[0][0]
 
 
@@ -583,11 +583,11 @@ async def test_the_rate_that_the_endpoint_allows_becomes_the_limit(plane: Plane)
 async def test_one_that_refuses_stays_pending_says_so_and_is_asked_again_by_request(plane: Plane) -> None:
     plane.endpoints.refuse()
     id_ = (await plane.create(validate=True)).view.id
-    await until(lambda: "other.example" in (plane.subscriptions.get(id_, tenant=None).reason or ""))
+    await until(lambda: "other.example" in (plane.views.get(id_, tenant=None).reason or ""))
     with pytest.raises(WrongState, match=r"other\.example"):
-        await plane.subscriptions.validate(id_, tenant=None)
+        await plane.checks.validate(id_, tenant=None)
     plane.endpoints.allow()
-    assert (await plane.subscriptions.validate(id_, tenant=None)).status == "active"
+    assert (await plane.checks.validate(id_, tenant=None)).status == "active"
 
 
 async def test_it_is_asked_a_few_times_more_by_itself_and_then_left_alone(
@@ -611,14 +611,14 @@ async def test_another_url_has_to_pass_by_itself(plane: Plane) -> None:
     view = await plane.subscriptions.update(id_, {"url": "https://victim.example/"}, tenant=None)
     assert view.status == "pending"
     await plane.subscriptions.update(id_, {"payload": "thin"}, tenant=None)
-    assert plane.subscriptions.get(id_, tenant=None).status == "pending"
+    assert plane.views.get(id_, tenant=None).status == "pending"
 
 
 async def test_a_change_of_the_url_that_fails_leaves_the_validation_as_it_was(plane: Plane) -> None:
     plane.endpoints.allow()
     id_ = (await plane.create(validate=True)).view.id
     await until(lambda: plane.registry.counts()["pending"] == 0)
-    version = plane.subscriptions.get(id_, tenant=None).version
+    version = plane.views.get(id_, tenant=None).version
 
     def come_between() -> None:
         stored = plane.store.rows[id_]
@@ -628,14 +628,14 @@ async def test_a_change_of_the_url_that_fails_leaves_the_validation_as_it_was(pl
     moving = plane.subscriptions.update(id_, {"url": "https://new.example/"}, tenant=None, if_match=version)
     with pytest.raises(VersionMismatch):
         await moving
-    assert plane.subscriptions.get(id_, tenant=None).status == "active"
+    assert plane.views.get(id_, tenant=None).status == "active"
 
 
 async def test_an_allowed_rate_beyond_any_limit_is_none(plane: Plane) -> None:
     plane.endpoints.allow(rate="100000000")
     id_ = (await plane.create(validate=True)).view.id
     await until(lambda: plane.registry.counts()["pending"] == 0)
-    assert "rate_limit" not in plane.subscriptions.get(id_, tenant=None).document
+    assert "rate_limit" not in plane.views.get(id_, tenant=None).document
 
 
 async def test_what_the_old_endpoint_allows_is_no_limit_of_the_new_one(plane: Plane) -> None:
@@ -646,7 +646,7 @@ async def test_what_the_old_endpoint_allows_is_no_limit_of_the_new_one(plane: Pl
     plane.endpoints.allow()
     await plane.subscriptions.update(id_, {"url": "https://new.example/"}, tenant=None)
     await until(lambda: plane.registry.counts()["pending"] == 0)
-    assert "rate_limit" not in plane.subscriptions.get(id_, tenant=None).document
+    assert "rate_limit" not in plane.views.get(id_, tenant=None).document
 
 
 async def test_a_tenant_whose_endpoints_are_silent_leaves_room_for_others(plane: Plane) -> None:
@@ -670,7 +670,7 @@ async def test_the_file_has_to_say_a_rate_that_the_endpoint_wants(make: Make) ->
     plane = await make([{**IN_FILE, "validate": True}])
     plane.endpoints.allow("60")
     with pytest.raises(WrongState, match="rate_limit: 60/m"):
-        await plane.subscriptions.validate("sub_file", tenant=None)
+        await plane.checks.validate("sub_file", tenant=None)
     assert plane.registry.counts()["pending"] == 1
 
 

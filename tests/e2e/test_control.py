@@ -141,7 +141,7 @@ async def test_what_one_replica_writes_is_in_force_on_all_and_survives_a_restart
     replicas: Replicas,
 ) -> None:
     some = [await replicas.start() for _ in range(3)] if replicas.shared else [await replicas.start()] * 3
-    first = some[0].plane.subscriptions
+    first = some[0].plane.creation
     began = time.perf_counter()
     created = await first.create(
         {"url": "http://127.0.0.1:8099/", "event_types": ["a.*"], "tenant": "acme"},
@@ -159,7 +159,7 @@ async def test_what_one_replica_writes_is_in_force_on_all_and_survives_a_restart
     assert [bool(one.registry.index.match("acme", "a.b")) for one in some] == [True] * 3
 
     # Any replica serves any request, and one request sent to two is one.
-    again = await some[1].plane.subscriptions.create(
+    again = await some[1].plane.creation.create(
         {"url": "http://127.0.0.1:8099/", "event_types": ["a.*"], "tenant": "acme"},
         principal="me",
         tenant=None,
@@ -176,9 +176,7 @@ async def test_what_one_replica_writes_is_in_force_on_all_and_survives_a_restart
     )
     assert sum(isinstance(result, VersionMismatch) for result in results) == 2, results
     [won] = [result for result in results if not isinstance(result, BaseException)]
-    await eventually(
-        lambda: all(one.plane.subscriptions.get(id_, tenant=None) == won for one in some), WITHIN
-    )
+    await eventually(lambda: all(one.plane.views.get(id_, tenant=None) == won for one in some), WITHIN)
 
     # Without a version both of two changes take effect, wherever they were made.
     await asyncio.gather(
@@ -189,19 +187,19 @@ async def test_what_one_replica_writes_is_in_force_on_all_and_survives_a_restart
     await some[2].plane.catalogue.put("a.b", {"schema": {"type": "object"}})
     await eventually(
         lambda: all(
-            one.plane.subscriptions.get(id_, tenant=None).status == "disabled"
+            one.plane.views.get(id_, tenant=None).status == "disabled"
             and len(one.plane.catalogue.list()) == 1
             for one in some
         ),
         WITHIN,
     )
-    before = some[0].plane.subscriptions.get(id_, tenant=None)
+    before = some[0].plane.views.get(id_, tenant=None)
     assert (before.document["payload"], before.document["headers"]) == ("thin", {"X-A": "b"})
     assert before.document["max_in_flight"] == won.document["max_in_flight"]
 
     await replicas.stop()
     restarted = await replicas.start()
-    assert restarted.plane.subscriptions.get(id_, tenant=None) == before
+    assert restarted.plane.views.get(id_, tenant=None) == before
     assert [one.type.name for one in restarted.plane.catalogue.list()] == ["a.b"]
     view = await restarted.plane.subscriptions.enable(id_, tenant=None)
     assert view.status == "active"
@@ -209,7 +207,7 @@ async def test_what_one_replica_writes_is_in_force_on_all_and_survives_a_restart
 
 async def test_a_delivery_given_up_is_announced_to_a_webhook(replicas: Replicas) -> None:
     app = await replicas.start()
-    operations = app.plane.subscriptions
+    operations = app.plane.creation
 
     async def fail(_request: web.Request) -> web.Response:
         return web.Response(status=500)
@@ -261,7 +259,7 @@ async def test_nothing_is_delivered_before_the_endpoint_has_agreed_and_that_surv
         await replicas.stop()
         agrees = False
         app = await replicas.start()
-        assert app.plane.subscriptions.get(id_, tenant=None).status == "active"
+        assert app.plane.views.get(id_, tenant=None).status == "active"
         await call(app, "POST", "/v1/events", {"type": "order.paid", "id": "evt_after"})
         await endpoint.received({"evt_after"}, WITHIN)
         assert endpoint.ids["evt_before"] == 0

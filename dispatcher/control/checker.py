@@ -1,0 +1,62 @@
+"""What is wrong with a subscription that somebody wants to write, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.errors import (
+    Invalid,
+)
+from dispatcher.core.flaws import Flaw, FlawedError
+from dispatcher.core.subscription.spec import Reader
+
+_REFUSED: Final = {
+    "client_certificate": "names files of the dispatcher's own disk: only the subscriptions file may have it",
+}
+_STATUSES: Final = ("active", "paused")
+
+
+class Checker:
+    """Checks documents that come over the network."""
+
+    def __init__(self, reader: Reader, catalogue: Catalogue) -> None:
+        """`reader` knows which URLs may be contacted, and nothing of the environment."""
+        self._reader = reader
+        self._catalogue = catalogue
+
+    def check(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        fields: Mapping[str, Any],
+        secrets: Any,
+        flaws: list[Flaw],
+        *,
+        patterns: bool,
+    ) -> None:
+        """Raise Invalid with all that is wrong."""
+        status = fields.get("status")
+        if status is not None and status not in _STATUSES:
+            flaws.append(Flaw(("status",), "must be active or paused"))
+        wrong = {flaw.path[:1] for flaw in flaws}
+        raw = {name: value for name, value in fields.items() if (name,) not in wrong}
+        try:
+            self._reader.read({"id": id, **raw, "secrets": secrets})
+        except FlawedError as error:
+            flaws.extend(flaw for flaw in error.flaws if flaw.path[:1] not in wrong)
+        wanted = fields.get("event_types")
+        if patterns and isinstance(wanted, (list, tuple)):
+            known = {flaw.path for flaw in flaws}
+            flaws.extend(
+                flaw
+                for flaw in self._catalogue.check_patterns([str(one) for one in wanted])
+                if flaw.path not in known
+            )
+        if flaws:
+            raise Invalid(flaws)
+
+
+def refused(fields: Mapping[str, Any]) -> list[Flaw]:
+    """Fields that nobody may set over the network."""
+    return [Flaw((name,), said) for name, said in _REFUSED.items() if fields.get(name) is not None]

@@ -1,0 +1,166 @@
+"""What somebody learns of an endpoint by asking: pings, validations, and how deliveries to it go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any, Protocol
+
+from orjson import dumps
+
+from dispatcher.control.errors import (
+    Overloaded,
+    WrongState,
+)
+from dispatcher.control.probes import Busy, Probes
+from dispatcher.control.validation import Validator
+from dispatcher.control.views import View, Views
+from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.request.handshake import Refused
+from dispatcher.core.request.results import Failure, Response
+from dispatcher.core.subscription.index import EVERY_TENANT, Status
+from dispatcher.registry.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class PingResult:
+    """What came of one ping: `status` of the answer, or `reason` why there was none."""
+
+    event_id: str
+    delivered: bool  # a 2xx
+    status: int | None
+    reason: str | None
+    detail: str | None
+    duration: float  # seconds
+    body: str  # the first KiB of the answer, undecodable bytes replaced
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionHealth:
+    """How deliveries to it go, as `replica` alone sees it: each replica has its own partitions."""
+
+    id: str
+    replica: str  # host name and process id
+    status: str
+    reason: str | None
+    success_rate: float | None  # of the recent attempts; None before the first
+    latency_mean: float | None  # seconds
+    latency_p95: float | None
+    breaker: str | None  # closed, open, half-open
+    queued: int
+    in_flight: int
+    last_failure: str | None
+    last_failure_ms: int | None
+    failing_since_ms: int | None
+
+
+class DeliveryFigures(Protocol):
+    """How deliveries to one subscription go, in one process. Times in seconds."""
+
+    @property
+    def success_rate(self) -> float | None: ...
+    @property
+    def latency_mean(self) -> float | None: ...
+    @property
+    def latency_p95(self) -> float | None: ...
+    @property
+    def breaker(self) -> str | None: ...
+    @property
+    def queued(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def last_failure(self) -> str | None: ...
+    @property
+    def last_failure_at(self) -> float | None:
+        """Unix seconds."""
+
+
+class HealthSource(Protocol):
+    """Who knows how deliveries go: the engine."""
+
+    def health(self, subscription_id: str) -> DeliveryFigures:
+        """As this process sees it; of one that it knows nothing of, nothing."""
+
+
+class EndpointChecks:
+    """Asks. `tenant` None is an operator, who sees all; a tenant sees its own, and else NotFound."""
+
+    def __init__(
+        self,
+        views: Views,
+        registry: Registry,
+        probes: Probes,
+        validator: Validator,
+        wall: Callable[[], float],
+        replica: str,
+    ) -> None:
+        """`wall` gives Unix seconds; `replica` names this process."""
+        self._views = views
+        self._registry = registry
+        self._probes = probes
+        self._validator = validator
+        self._wall = wall
+        self._replica = replica
+        self.source: HealthSource | None = None
+        """Set when the engine is there."""
+
+    async def ping(self, id: str, *, tenant: str | None) -> PingResult:  # noqa: A002 - the field's name
+        """Send a real signed `ping` event and wait for what comes of it; whatever the status."""
+        subscription = self._views.usable(id, tenant)
+        now = self._wall()
+        event_id = f"evt_ping_{token_hex(12)}"
+        document: dict[str, Any] = {"id": event_id, "type": "ping", "created": round(now, 3)}
+        whose = None if subscription.tenant == EVERY_TENANT else subscription.tenant
+        if whose is not None:
+            document["tenant"] = whose
+        document["data"] = {"subscription_id": id}
+        event = Event(event_id, "ping", whose, dumps(document), int(now * 1000), JSON_HEAD, now)
+        try:
+            result, duration = await self._probes.ping(subscription, event)
+        except Busy as error:
+            raise Overloaded(f"{error}: wait for them") from error
+        if isinstance(result, Failure):
+            return PingResult(event_id, False, None, result.reason.value, result.detail or None, duration, "")
+        body = result.body.decode("utf-8", "replace")
+        return PingResult(event_id, _is_2xx(result), result.status, None, None, duration, body)
+
+    async def validate(self, id: str, *, tenant: str | None) -> View:  # noqa: A002 - the field's name
+        """Ask the endpoint again whether it wants these events. WrongState says why it hasn't passed."""
+        subscription = self._views.usable(id, tenant)
+        if subscription.status is Status.DISABLED:
+            raise WrongState(f"{id} is disabled ({subscription.reason}): enable it first")
+        try:
+            verdict = await self._validator.ask(subscription)
+        except Busy as error:
+            raise Overloaded(f"{error}: wait for them") from error
+        if isinstance(verdict, Refused):
+            raise WrongState(f"the endpoint did not pass: {verdict.detail}")
+        return self._views.get(id, tenant=tenant)
+
+    def health(self, id: str, *, tenant: str | None) -> SubscriptionHealth:  # noqa: A002 - the field's name
+        """How its deliveries go, as this replica sees it."""
+        view = self._views.get(id, tenant=tenant)
+        seen = None if self.source is None else self.source.health(id)
+        failing = self._registry.failing(id)
+        at = None if seen is None else seen.last_failure_at
+        return SubscriptionHealth(
+            id=id,
+            replica=self._replica,
+            status=view.status,
+            reason=view.reason,
+            success_rate=None if seen is None else seen.success_rate,
+            latency_mean=None if seen is None else seen.latency_mean,
+            latency_p95=None if seen is None else seen.latency_p95,
+            breaker=None if seen is None else seen.breaker,
+            queued=0 if seen is None else seen.queued,
+            in_flight=0 if seen is None else seen.in_flight,
+            last_failure=None if seen is None else seen.last_failure,
+            last_failure_ms=None if at is None else round(at * 1000),
+            failing_since_ms=None if failing is None else round(failing * 1000),
+        )
+
+
+def _is_2xx(result: Response) -> bool:
+    return 200 <= result.status < 300
