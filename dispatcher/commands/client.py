@@ -28,7 +28,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _TIMEOUT: Final = 120.0  # seconds: a ping takes as long as its endpoint
 
 
-class Answer(NamedTuple):
+class ApiAnswer(NamedTuple):
     """What came back: the JSON, None where there is none."""
 
     status: int
@@ -61,7 +61,7 @@ class Api:
         *,
         query: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> ApiAnswer:
         """One request. Ends the command where the API refuses it."""
         return run(self._call(method, path, body, query or {}, headers or {}))
 
@@ -72,7 +72,7 @@ class Api:
         body: object,
         query: Mapping[str, object],
         headers: Mapping[str, str],
-    ) -> Answer:
+    ) -> ApiAnswer:
         sent = {"User-Agent": f"dispatcher/{__version__}", "Accept": "application/json", **headers}
         if self._key is not None:
             sent["Authorization"] = f"Bearer {self._key}"
@@ -102,7 +102,7 @@ class Api:
                 "names another address"
             ) from error
 
-    def _judged(self, status: int, content_type: str, text: bytes) -> Answer:
+    def _judged(self, status: int, content_type: str, text: bytes) -> ApiAnswer:
         document: Any = None
         if text and content_type in ("application/json", "application/problem+json"):
             try:
@@ -110,7 +110,7 @@ class Api:
             except orjson.JSONDecodeError:
                 content_type = "not JSON"
         if 200 <= status < 300 and (document is not None or not text):
-            return Answer(status, document)
+            return ApiAnswer(status, document)
         if not isinstance(document, dict) or "detail" not in document:
             raise click.ClickException(
                 f"{self._url} answered {status} ({content_type}): no API of a dispatcher is there. --url or "

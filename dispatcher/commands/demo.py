@@ -38,12 +38,12 @@ from dispatcher.broker.base import BrokerError, Message, TopicPartition
 from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.receiver import (
-    Answer,
     Arrival,
     Behaviour,
     DeadPort,
     Receiver,
-    Verdict,
+    ReceiverAnswer,
+    SignatureVerdict,
     healthy,
     secret_key,
 )
@@ -65,7 +65,7 @@ _TURN: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class DemoEvent:
     """One event of the demo. Everything about it follows from its number."""
 
     number: int
@@ -113,7 +113,7 @@ class Endpoint:
     about: str
     tenant: str
     event_types: Sequence[str]
-    wants: Callable[[Published], bool]
+    wants: Callable[[DemoEvent], bool]
     behaviour: Behaviour | None  # None: nobody listens
     options: dict[str, Any] = field(default_factory=dict)
     secret: str = field(default_factory=lambda: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
@@ -130,10 +130,10 @@ class Endpoint:
     def arrived(self, arrival: Arrival, published_at: Callable[[str], float]) -> None:
         """Note a request that the endpoint got."""
         self.attempts += 1
-        if arrival.verdict is not Verdict.VALID:
+        if arrival.verdict is not SignatureVerdict.VALID:
             self.bad_signatures += 1
             return
-        if arrival.id not in self.owed or arrival.body != Published(int(arrival.id[4:])).body:
+        if arrival.id not in self.owed or arrival.body != DemoEvent(int(arrival.id[4:])).body:
             self.altered += 1
             return
         status = arrival.answer.status
@@ -156,17 +156,17 @@ class Endpoint:
         }
 
 
-def flaky(event_id: str, number: int) -> Answer:
+def flaky(event_id: str, number: int) -> ReceiverAnswer:
     """Fail the first tries of every fourth event, each in its way: an error, a reset, silence."""
     match int(event_id.rpartition("_")[2]) // 2 % 20:
         case 0 | 7 if number <= 2:
-            return Answer(500)
+            return ReceiverAnswer(500)
         case 1 | 6 if number <= 2:
-            return Answer(None)
+            return ReceiverAnswer(None)
         case 2 if number <= 1:
-            return Answer(None, delay=5.0)
+            return ReceiverAnswer(None, delay=5.0)
         case _:
-            return Answer()
+            return ReceiverAnswer()
 
 
 def endpoints() -> list[Endpoint]:
@@ -195,7 +195,7 @@ def endpoints() -> list[Endpoint]:
     ]
 
 
-def _orders_of_acme(event: Published) -> bool:
+def _orders_of_acme(event: DemoEvent) -> bool:
     return event.tenant == "acme" and event.type in {"order.created", "order.shipped"}
 
 
@@ -264,7 +264,7 @@ class Demo:
         """`patience` is for how many seconds nothing may move."""
         self._settings = settings
         self._cast = cast
-        self._events = [Published(number) for number in range(events)]
+        self._events = [DemoEvent(number) for number in range(events)]
         self._console = console
         self._patience = patience
         self._topic = settings.topics.events[0]

@@ -15,19 +15,19 @@ from rich.console import Console
 from rich.text import Text
 
 from dispatcher.commands.receiver import (
-    Answer,
     Arrival,
     InvalidSecretError,
     Receiver,
-    Verdict,
+    ReceiverAnswer,
+    SignatureVerdict,
     secret_key,
 )
 
 _STYLES = {
-    Verdict.VALID: "green",
-    Verdict.MISSING: "yellow",
-    Verdict.STALE: "yellow",
-    Verdict.WRONG: "bold red",
+    SignatureVerdict.VALID: "green",
+    SignatureVerdict.MISSING: "yellow",
+    SignatureVerdict.STALE: "yellow",
+    SignatureVerdict.WRONG: "bold red",
 }
 
 
@@ -67,10 +67,10 @@ def listen(host: str, port: int, secret: str | None, status: int, fail_rate: flo
     except InvalidSecretError as error:
         raise click.BadParameter(str(error), param_hint="--secret") from error
 
-    def answer(_id: str, _number: int) -> Answer:
+    def answer(_id: str, _number: int) -> ReceiverAnswer:
         # Chance decides which requests fail, nothing secret.
         failed = random.random() < fail_rate  # noqa: S311
-        return Answer(500 if failed else status, delay)
+        return ReceiverAnswer(500 if failed else status, delay)
 
     console = Console(highlight=False)
 

@@ -33,7 +33,7 @@ _REMEMBERED: Final = 100_000
 """Ids whose requests are counted; beyond that the oldest is forgotten."""
 
 
-class Verdict(StrEnum):
+class SignatureVerdict(StrEnum):
     """What the receiver thinks of a request's signature."""
 
     VALID = "valid"
@@ -58,20 +58,20 @@ def secret_key(secret: str) -> bytes:
     return key
 
 
-def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> Verdict:
+def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> SignatureVerdict:
     """Judge a request as a consumer would (Standard Webhooks 1.0.0). `headers` must ignore case."""
     message_id = headers.get("webhook-id")
     timestamp = headers.get("webhook-timestamp")
     signatures = headers.get("webhook-signature")
     if not (message_id and timestamp and signatures):
-        return Verdict.MISSING
+        return SignatureVerdict.MISSING
     signed = b"%b.%b.%b" % (_raw(message_id), _raw(timestamp), body)
     expected = b"v1," + base64.b64encode(hmac.digest(key, signed, "sha256"))
     if not any(hmac.compare_digest(expected, _raw(signature)) for signature in signatures.split(" ")):
-        return Verdict.WRONG
+        return SignatureVerdict.WRONG
     if not (timestamp.isascii() and timestamp.isdigit() and abs(int(timestamp[:20]) - now) <= TOLERANCE):
-        return Verdict.STALE
-    return Verdict.VALID
+        return SignatureVerdict.STALE
+    return SignatureVerdict.VALID
 
 
 def _raw(text: str) -> bytes:
@@ -79,7 +79,7 @@ def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-class Answer(NamedTuple):
+class ReceiverAnswer(NamedTuple):
     """What to do with a request: after `delay` seconds send `status`, or reset the connection if it is None."""
 
     status: int | None = 200
@@ -91,20 +91,20 @@ class Arrival(NamedTuple):
 
     id: str
     number: int
-    verdict: Verdict
-    answer: Answer
+    verdict: SignatureVerdict
+    answer: ReceiverAnswer
     at: float  # Unix seconds
     headers: Mapping[str, str]
     body: bytes
 
 
-Behaviour = Callable[[str, int], Answer]
+Behaviour = Callable[[str, int], ReceiverAnswer]
 """From the webhook-id and the number of the request with it (from 1) to the answer."""
 
 
-def healthy(_id: str, _number: int) -> Answer:
+def healthy(_id: str, _number: int) -> ReceiverAnswer:
     """Acknowledge everything at once."""
-    return Answer()
+    return ReceiverAnswer()
 
 
 class Receiver:

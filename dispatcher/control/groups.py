@@ -27,7 +27,7 @@ Topics = Mapping[str, Remembered]
 _PAUSE: Final = 1.0  # seconds until a write that failed is tried again
 
 
-class Row(Protocol):
+class GroupRow(Protocol):
     """An entry of the store's table."""
 
     @property
@@ -36,12 +36,12 @@ class Row(Protocol):
     def value(self) -> Topics: ...
 
 
-class Table(Protocol):
+class GroupTable(Protocol):
     """The store's table of groups."""
 
-    def get(self, name: str) -> Row | None: ...
+    def get(self, name: str) -> GroupRow | None: ...
 
-    async def put(self, name: str, value: Topics, *, base: int) -> Row: ...
+    async def put(self, name: str, value: Topics, *, base: int) -> GroupRow: ...
 
 
 def to_document(topics: Topics) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def from_document(_name: str, document: Mapping[str, Any]) -> Topics:
 class StoredMemory:
     """The memory of one group (`broker.base.GroupMemory`)."""
 
-    def __init__(self, table: Table, group: str, tasks: Tasks) -> None:
+    def __init__(self, table: GroupTable, group: str, tasks: Tasks) -> None:
         self._table = table
         self._group = group
         self._tasks = tasks

@@ -10,15 +10,15 @@ from rich.console import Console
 
 from dispatcher.commands.demo import (
     Demo,
+    DemoEvent,
     Endpoint,
-    Published,
     complaints,
     demo_settings,
     endpoints,
     flaky,
     percentile,
 )
-from dispatcher.commands.receiver import Answer, Arrival, Verdict, healthy
+from dispatcher.commands.receiver import Arrival, ReceiverAnswer, SignatureVerdict, healthy
 from tests.commands import console
 
 
@@ -79,14 +79,14 @@ async def run(cast: list[Endpoint], directory: Path) -> tuple[int, str]:
     return code, screen.getvalue()
 
 
-def wants_all(_event: Published) -> bool:
+def wants_all(_event: DemoEvent) -> bool:
     return True
 
 
 @pytest.mark.usefixtures("clean_environment")
 async def test_an_endpoint_that_got_nothing_makes_it_fail(tmp_path: Path) -> None:
     options = {"retry": {"schedule": ["10ms"], "jitter": 0}}
-    broken = Endpoint("broken", "never", "*", ["*"], wants_all, lambda _id, _n: Answer(500), options)
+    broken = Endpoint("broken", "never", "*", ["*"], wants_all, lambda _id, _n: ReceiverAnswer(500), options)
     code, said = await run([broken], tmp_path)
     assert code == 1
     assert (
@@ -106,30 +106,30 @@ async def test_a_signature_that_does_not_verify_makes_it_fail(tmp_path: Path) ->
 
 def endpoint(owed: int = 3, **changes: object) -> Endpoint:
     made = Endpoint("one", "", "*", ["*"], wants_all, healthy)
-    made.owed = {Published(number).id for number in range(owed)}
+    made.owed = {DemoEvent(number).id for number in range(owed)}
     for name, value in changes.items():
         setattr(made, name, value)
     return made
 
 
-def arrival(event: Published, **changes: object) -> Arrival:
-    arrived = Arrival(event.id, 1, Verdict.VALID, Answer(), 12.5, CIMultiDict(), event.body)
+def arrival(event: DemoEvent, **changes: object) -> Arrival:
+    arrived = Arrival(event.id, 1, SignatureVerdict.VALID, ReceiverAnswer(), 12.5, CIMultiDict(), event.body)
     return arrived._replace(**changes)  # type: ignore[arg-type] # of every field's own type
 
 
 def test_only_an_acknowledged_valid_unaltered_request_counts_as_delivered() -> None:
     one = endpoint()
     for request in (
-        arrival(Published(0), answer=Answer(500)),
-        arrival(Published(0), answer=Answer(None)),
-        arrival(Published(0), verdict=Verdict.WRONG),
-        arrival(Published(0), body=Published(1).body),
-        arrival(Published(7)),
+        arrival(DemoEvent(0), answer=ReceiverAnswer(500)),
+        arrival(DemoEvent(0), answer=ReceiverAnswer(None)),
+        arrival(DemoEvent(0), verdict=SignatureVerdict.WRONG),
+        arrival(DemoEvent(0), body=DemoEvent(1).body),
+        arrival(DemoEvent(7)),
     ):
         one.arrived(request, lambda _id: 12.0)
     assert (one.latencies, one.attempts, one.bad_signatures, one.altered) == ({}, 5, 1, 2)
-    one.arrived(arrival(Published(0)), lambda _id: 12.0)
-    one.arrived(arrival(Published(0)), lambda _id: 12.0)
+    one.arrived(arrival(DemoEvent(0)), lambda _id: 12.0)
+    one.arrived(arrival(DemoEvent(0)), lambda _id: 12.0)
     assert (one.latencies, one.duplicates) == ({"evt_000000": 0.5}, 1)
 
 
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_said_in_a_sentence(account: Endpoint, sentence: str) -
 
 def test_every_event_is_owed_to_somebody_and_the_filters_say_what_the_predicates_say() -> None:
     cast = {each.id: each for each in endpoints()}
-    events = [Published(number) for number in range(80)]
+    events = [DemoEvent(number) for number in range(80)]
     for each in cast.values():
         for event in events:
             exact = event.type in each.event_types or "*" in each.event_types
@@ -166,12 +166,12 @@ def test_every_event_is_owed_to_somebody_and_the_filters_say_what_the_predicates
 
 
 def test_the_flaky_endpoint_fails_a_quarter_in_three_ways_and_gives_in() -> None:
-    owed = [Published(number).id for number in range(1, 800, 2)]
+    owed = [DemoEvent(number).id for number in range(1, 800, 2)]
     first = [flaky(event_id, 1) for event_id in owed]
-    assert sum(answer != Answer() for answer in first) == len(owed) // 4
+    assert sum(answer != ReceiverAnswer() for answer in first) == len(owed) // 4
     assert {answer.status for answer in first if answer.delay == 0} == {200, 500, None}
     assert any(answer.delay for answer in first)
-    assert all(flaky(event_id, 3) == Answer() for event_id in owed)
+    assert all(flaky(event_id, 3) == ReceiverAnswer() for event_id in owed)
 
 
 @pytest.mark.parametrize(

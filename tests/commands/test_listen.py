@@ -17,7 +17,7 @@ import yaml
 from standardwebhooks import Webhook
 
 from dispatcher.commands.listen import line, printable, snippet
-from dispatcher.commands.receiver import Answer, Arrival, Verdict
+from dispatcher.commands.receiver import Arrival, ReceiverAnswer, SignatureVerdict
 from tests.commands import console
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -123,8 +123,8 @@ def arrival(**changes: Any) -> Arrival:
     fields: dict[str, Any] = {
         "id": "evt_1",
         "number": 1,
-        "verdict": Verdict.VALID,
-        "answer": Answer(),
+        "verdict": SignatureVerdict.VALID,
+        "answer": ReceiverAnswer(),
         "at": 0.0,
     }
     return Arrival(**{**fields, "headers": {}, "body": b"{}", **changes})
@@ -149,7 +149,7 @@ def test_what_arrives_can_not_steer_the_terminal(text: str) -> None:
 
 
 def test_a_request_without_an_id_is_shown_as_such() -> None:
-    assert "(no id)" in line(arrival(id="", number=7, verdict=Verdict.MISSING)).plain
+    assert "(no id)" in line(arrival(id="", number=7, verdict=SignatureVerdict.MISSING)).plain
 
 
 def test_the_printed_subscription_is_yaml() -> None:

@@ -12,13 +12,13 @@ from multidict import CIMultiDict
 from standardwebhooks import Webhook
 
 from dispatcher.commands.receiver import (
-    Answer,
     Arrival,
     Behaviour,
     DeadPort,
     InvalidSecretError,
     Receiver,
-    Verdict,
+    ReceiverAnswer,
+    SignatureVerdict,
     healthy,
     secret_key,
     verify,
@@ -41,12 +41,12 @@ def signed(body: bytes, secret: str = SECRET, at: float = NOW, event_id: str = "
 
 def test_what_the_public_library_signs_is_valid() -> None:
     body = '{"n": "ü"}'.encode()
-    assert verify(secret_key(SECRET), signed(body), body, NOW) is Verdict.VALID
+    assert verify(secret_key(SECRET), signed(body), body, NOW) is SignatureVerdict.VALID
 
 
 def test_header_names_ignore_case() -> None:
     headers = CIMultiDict((name.title(), value) for name, value in signed(b"{}").items())
-    assert verify(secret_key(SECRET), headers, b"{}", NOW) is Verdict.VALID
+    assert verify(secret_key(SECRET), headers, b"{}", NOW) is SignatureVerdict.VALID
 
 
 def test_one_fitting_signature_of_several_is_enough() -> None:
@@ -54,7 +54,7 @@ def test_one_fitting_signature_of_several_is_enough() -> None:
     headers["webhook-signature"] = (
         f"{signed(b'{}', OTHER)['webhook-signature']} {headers['webhook-signature']}"
     )
-    assert verify(secret_key(SECRET), headers, b"{}", NOW) is Verdict.VALID
+    assert verify(secret_key(SECRET), headers, b"{}", NOW) is SignatureVerdict.VALID
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_one_fitting_signature_of_several_is_enough() -> None:
 def test_a_signature_that_does_not_fit_is_wrong_and_never_an_exception(signature: str) -> None:
     headers = signed(b"{}")
     headers["webhook-signature"] = signature
-    assert verify(secret_key(SECRET), headers, b"{}", NOW) is Verdict.WRONG
+    assert verify(secret_key(SECRET), headers, b"{}", NOW) is SignatureVerdict.WRONG
 
 
 @pytest.mark.parametrize("change", ["body", "id", "timestamp", "secret"])
@@ -78,14 +78,14 @@ def test_everything_that_is_signed_is_checked(change: str) -> None:
             headers["webhook-timestamp"] = str(int(NOW) + 1)
         case "secret":
             key = secret_key(OTHER)
-    assert verify(key, headers, body, NOW) is Verdict.WRONG
+    assert verify(key, headers, body, NOW) is SignatureVerdict.WRONG
 
 
 @pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "webhook-signature"])
 def test_a_header_that_is_not_there_is_named_missing(name: str) -> None:
     headers = signed(b"{}")
     del headers[name]
-    assert verify(secret_key(SECRET), headers, b"{}", NOW) is Verdict.MISSING
+    assert verify(secret_key(SECRET), headers, b"{}", NOW) is SignatureVerdict.MISSING
 
 
 @pytest.mark.parametrize(
@@ -122,15 +122,17 @@ async def test_a_request_is_judged_reported_and_answered() -> None:
         assert (await client.post(endpoint.url, data=b"{}", headers=headers)).status == 200
         assert (await client.post(endpoint.url, data=b"{}!", headers=headers)).status == 200
     assert [(each.id, each.number, each.verdict) for each in endpoint.arrivals] == [
-        ("evt_1", 1, Verdict.VALID),
-        ("evt_1", 2, Verdict.WRONG),
+        ("evt_1", 1, SignatureVerdict.VALID),
+        ("evt_1", 2, SignatureVerdict.WRONG),
     ]
     assert endpoint.arrivals[1].body == b"{}!"
 
 
 async def test_the_behaviour_sees_which_request_with_an_id_this_is() -> None:
     async with (
-        Endpoint(lambda event_id, number: Answer(503 if event_id == "a" and number < 3 else 204)) as endpoint,
+        Endpoint(
+            lambda event_id, number: ReceiverAnswer(503 if event_id == "a" and number < 3 else 204)
+        ) as endpoint,
         aiohttp.ClientSession() as client,
     ):
         statuses = [
@@ -140,7 +142,10 @@ async def test_the_behaviour_sees_which_request_with_an_id_this_is() -> None:
 
 
 async def test_a_reset_is_a_reset_and_reported_all_the_same() -> None:
-    async with Endpoint(lambda _id, _number: Answer(None)) as endpoint, aiohttp.ClientSession() as client:
+    async with (
+        Endpoint(lambda _id, _number: ReceiverAnswer(None)) as endpoint,
+        aiohttp.ClientSession() as client,
+    ):
         with pytest.raises(aiohttp.ClientConnectionError):
             await client.post(endpoint.url)
     assert len(endpoint.arrivals) == 1
@@ -149,7 +154,7 @@ async def test_a_reset_is_a_reset_and_reported_all_the_same() -> None:
 async def test_stopping_does_not_wait_for_answers_under_way() -> None:
     arrived, tasks = asyncio.Event(), Tasks()
     receiver = Receiver(
-        secret_key(SECRET), lambda _arrival: arrived.set(), lambda _id, _n: Answer(delay=3600)
+        secret_key(SECRET), lambda _arrival: arrived.set(), lambda _id, _n: ReceiverAnswer(delay=3600)
     )
     port = await receiver.start("127.0.0.1")
     async with aiohttp.ClientSession() as client:

@@ -43,7 +43,7 @@ _MAX_DEPTH: Final = 64
 _BREATH: Final = 256  # events between two calls of `breathe`
 
 
-class Problem(NamedTuple):
+class DocumentProblem(NamedTuple):
     """One mistake. `line` is counted from 1; 0 when there is none to name."""
 
     line: int
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 class DocumentError(ValueError):
     """Not a document at all; `problems` has one entry or more."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[DocumentProblem]) -> None:
         super().__init__("; ".join(f"line {line}: {message}" for line, message in problems))
         self.problems = tuple(problems)
 
@@ -132,7 +132,7 @@ class _Builder:
         self._copied = 0
         self._anchors: dict[str, tuple[Any, Lines, int]] = {}
         self._names: dict[Hashable, Hashable] = {}  # keys repeat in every entry
-        self.problems: list[Problem] = []
+        self.problems: list[DocumentProblem] = []
 
     def event(self) -> Any:
         self._count += 1
@@ -146,9 +146,9 @@ class _Builder:
         if type(event) is AliasEvent:
             return self._alias(event.anchor, line)
         if event.tag not in {None, "!"}:
-            self.problems.append(Problem(line, f"has the tag {event.tag}: tags are not supported"))
+            self.problems.append(DocumentProblem(line, f"has the tag {event.tag}: tags are not supported"))
         if depth > _MAX_DEPTH:
-            raise DocumentError([Problem(line, "is nested too deeply")])
+            raise DocumentError([DocumentProblem(line, "is nested too deeply")])
         before = self._count + self._copied
         data: Any
         if type(event) is ScalarEvent:
@@ -172,13 +172,13 @@ class _Builder:
         found = self._anchors.get(anchor or "")
         if found is None:
             raise DocumentError(
-                [Problem(line, f"*{anchor} refers to an anchor that doesn't stand before it")]
+                [DocumentProblem(line, f"*{anchor} refers to an anchor that doesn't stand before it")]
             )
         data, lines, size = found
         # Aliases of aliases can describe more than fits into any memory, once somebody walks through it.
         self._copied += size
         if self._copied > 1000 * (self._count + 1000):
-            raise DocumentError([Problem(line, "uses aliases to grow beyond measure")])
+            raise DocumentError([DocumentProblem(line, "uses aliases to grow beyond measure")])
         return data, Lines(line, lines.parts)
 
     def key(self, event: Any, depth: int) -> tuple[Any, Lines]:
@@ -187,7 +187,7 @@ class _Builder:
             return _MERGE, _at(event)
         key, lines = self.value(event, depth + 1)
         if isinstance(key, (dict, list)):
-            raise DocumentError([Problem(lines.line, "has a list or a mapping as a key")])
+            raise DocumentError([DocumentProblem(lines.line, "has a list or a mapping as a key")])
         return self._names.setdefault(key, key) if isinstance(key, str) else key, lines
 
     def _mapping(self, line: int, depth: int) -> tuple[dict[Any, Any], Lines]:
@@ -209,14 +209,14 @@ class _Builder:
         return data, Lines(line, parts)
 
     def twice(self, key: Any, line: int) -> None:
-        self.problems.append(Problem(line, f"{key}: this key stands twice here"))
+        self.problems.append(DocumentProblem(line, f"{key}: this key stands twice here"))
 
     def _merge(self, data: dict[Any, Any], parts: dict[Any, Lines], item: Any, lines: Lines) -> None:
         """`<<: *anchor` or `<<: [*one, *other]`: what the mapping doesn't have itself."""
         sources = list(zip(item, lines.parts, strict=True)) if isinstance(item, list) and lines.parts else []
         for source, where in sources or [(item, lines)]:
             if not isinstance(source, dict) or not isinstance(where.parts, Mapping):
-                self.problems.append(Problem(lines.line, "<< must be given a mapping"))
+                self.problems.append(DocumentProblem(lines.line, "<< must be given a mapping"))
                 return
             for key, value in source.items():
                 if key not in data:
@@ -240,7 +240,7 @@ def _text(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DocumentError([Problem(line, "is not UTF-8 text")]) from error
+        raise DocumentError([DocumentProblem(line, "is not UTF-8 text")]) from error
 
 
 def stream(
@@ -278,17 +278,19 @@ def _document(
                 or type(event := builder.event()) is not StreamEndEvent
             ):
                 raise DocumentError(
-                    [Problem(event.start_mark.line + 1, "must be one document: `---` begins another")]
+                    [DocumentProblem(event.start_mark.line + 1, "must be one document: `---` begins another")]
                 )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise DocumentError([Problem(mark.line + 1 if mark else 0, f"is not valid YAML: {said}")]) from error
+        raise DocumentError(
+            [DocumentProblem(mark.line + 1 if mark else 0, f"is not valid YAML: {said}")]
+        ) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise DocumentError([Problem(line, f"is not valid YAML: {error.reason}")]) from error
+        raise DocumentError([DocumentProblem(line, f"is not valid YAML: {error.reason}")]) from error
     except yaml.YAMLError as error:
-        raise DocumentError([Problem(0, "is not valid YAML")]) from error
+        raise DocumentError([DocumentProblem(0, "is not valid YAML")]) from error
     if builder.problems:
         raise DocumentError(builder.problems)
 
@@ -308,7 +310,7 @@ def _parts(builder: _Builder, key: str | None) -> Iterator[Part]:
     while type(event := builder.event()) is not MappingEndEvent:
         name, where = builder.key(event, 0)
         if name is _MERGE:
-            raise DocumentError([Problem(where.line, "<< can't be used at the top")])
+            raise DocumentError([DocumentProblem(where.line, "<< can't be used at the top")])
         if name in seen:
             builder.twice(name, where.line)
         seen.add(name)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
-from dispatcher.core.text.yaml_document import DocumentError, Problem, parse, stream
+from dispatcher.core.text.yaml_document import DocumentError, DocumentProblem, parse, stream
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(-1e9, 1e9) | st.text()
 DATA = st.recursive(
@@ -94,8 +94,8 @@ def test_what_is_wrong_is_said_with_its_line(content: Any, line: Any, said: Any)
 
 def test_every_duplicate_key_is_listed() -> None:
     assert problems(b"a: {x: 1, x: 2}\na: 1\n") == (
-        Problem(1, "x: this key stands twice here"),
-        Problem(2, "a: this key stands twice here"),
+        DocumentProblem(1, "x: this key stands twice here"),
+        DocumentProblem(2, "a: this key stands twice here"),
     )
 
 
