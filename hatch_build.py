@@ -39,6 +39,8 @@ MODULES = (
     "core/request/results.py",
     "core/request/signing.py",
     "core/subscription/index.py",
+    "core/subscription/model.py",
+    "core/subscription/patterns.py",
     "core/retry/tiers.py",
     "core/endpoint/health.py",
     "core/retry/wheel.py",

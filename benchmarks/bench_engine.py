@@ -22,10 +22,12 @@ from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
 from dispatcher.broker.kafka.wire.bulk import by_partition, fill_bulk
 from dispatcher.core.event.decode import decode
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.engine import Engine
 from dispatcher.registry.registry import Registry

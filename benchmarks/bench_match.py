@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
 
 _NOUNS = ("invoice", "customer", "subscription", "payment", "refund", "order", "shipment", "user")
 _VERBS = ("created", "updated", "deleted", "paid")

@@ -48,10 +48,11 @@ from benchmarks.harness import (
 from dispatcher.app import COLLECTOR
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.build import build
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport

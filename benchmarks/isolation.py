@@ -65,7 +65,7 @@ from benchmarks.scale import addresses, fill, percentile, publish, subscription_
 from dispatcher.broker.base import Message, TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.core.commit.note import read_note
-from dispatcher.core.subscription.spec import MAX_IN_FLIGHT
+from dispatcher.core.subscription.fields import MAX_IN_FLIGHT
 from dispatcher.settings.groups import DeliverySettings, KafkaSettings, RetrySettings
 
 _HEALTHY: Final = 50

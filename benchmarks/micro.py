@@ -28,11 +28,12 @@ from benchmarks.harness import (
 )
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.lane import Lane
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy, decide
 from dispatcher.core.retry.wheel import Wheel
-from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.telemetry.metrics import ATTEMPT_BUCKETS, Histogram
 
 Loop = Callable[[int], object]  # does its thing so many times

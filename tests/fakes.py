@@ -30,10 +30,12 @@ from dispatcher.broker.base import (
     TopicSpec,
     UnreadableBatch,
 )
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import ClientCertificate, Index, Status, Subscription
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import ClientCertificate, Status, Subscription
 from dispatcher.transport.base import Exchange
 
 

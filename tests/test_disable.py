@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Status
+from dispatcher.core.subscription.model import Status
 from dispatcher.settings.groups import RetrySettings
 from tests.fakes import FixedRegistry, subscription
 from tests.world import World, event, running, until

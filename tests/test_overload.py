@@ -11,8 +11,8 @@ from random import Random
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Index
 from dispatcher.settings.groups import RetrySettings

@@ -9,8 +9,9 @@ from typing import Any
 
 from dispatcher.broker.base import TopicPartition
 from dispatcher.core.control.skips import Skip
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.delivery.engine import Engine
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import (

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from dispatcher.core.event.decode import MAX_TYPE, valid_type
-from dispatcher.core.subscription.index import check_pattern
+from dispatcher.core.subscription.patterns import check_pattern
 from dispatcher.core.text.units import format_duration, parse_duration, parse_rate
 
 _ID: Final = r"^[A-Za-z0-9_-]{1,64}$"

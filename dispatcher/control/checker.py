@@ -10,7 +10,7 @@ from dispatcher.control.errors import (
     Invalid,
 )
 from dispatcher.core.flaws import Flaw, FlawedError
-from dispatcher.core.subscription.spec import Reader
+from dispatcher.core.subscription.spec import SpecReader
 
 _REFUSED: Final = {
     "client_certificate": "names files of the dispatcher's own disk: only the subscriptions file may have it",
@@ -21,7 +21,7 @@ _STATUSES: Final = ("active", "paused")
 class Checker:
     """Checks documents that come over the network."""
 
-    def __init__(self, reader: Reader, catalogue: Catalogue) -> None:
+    def __init__(self, reader: SpecReader, catalogue: Catalogue) -> None:
         """`reader` knows which URLs may be contacted, and nothing of the environment."""
         self._reader = reader
         self._catalogue = catalogue

@@ -30,7 +30,7 @@ from dispatcher.control.store import ControlStore
 from dispatcher.control.validation import Validator
 from dispatcher.control.views import View, Views
 from dispatcher.core.flaws import Flaw
-from dispatcher.core.subscription.index import Status
+from dispatcher.core.subscription.model import Status
 from dispatcher.registry.registry import Registry
 
 

@@ -19,7 +19,7 @@ from dispatcher.control.views import View, Views
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.handshake import Refused
 from dispatcher.core.request.results import Failure, Response
-from dispatcher.core.subscription.index import EVERY_TENANT, Status
+from dispatcher.core.subscription.model import EVERY_TENANT, Status
 from dispatcher.registry.registry import Registry
 
 

@@ -25,7 +25,8 @@ from dispatcher.control.errors import (
 from dispatcher.control.store import ControlStore
 from dispatcher.control.views import View, Views, sees
 from dispatcher.core.flaws import Flaw
-from dispatcher.core.subscription.index import Status, matches
+from dispatcher.core.subscription.model import Status
+from dispatcher.core.subscription.patterns import matches
 from dispatcher.registry.registry import Registry
 
 MAX_PAGE: Final = 200

@@ -31,8 +31,8 @@ from dispatcher.core.control.ledger import LedgerState, Verdict
 from dispatcher.core.flaws import FlawedError
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Status, Subscription
-from dispatcher.core.subscription.spec import Reader as SpecReader
+from dispatcher.core.subscription.model import Status, Subscription
+from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.registry.registry import Registry
 from dispatcher.registry.snapshot import Managed
 from dispatcher.settings.groups import Settings

@@ -20,7 +20,7 @@ import structlog
 from orjson import JSONEncodeError, dumps
 
 from dispatcher.broker.base import BrokerError, Message
-from dispatcher.core.subscription.index import EVERY_TENANT, Subscription
+from dispatcher.core.subscription.model import EVERY_TENANT, Subscription
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)

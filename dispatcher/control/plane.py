@@ -30,8 +30,7 @@ from dispatcher.control.views import Views
 from dispatcher.core.event.decode import RESERVED, Event
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Subscription
-from dispatcher.core.subscription.spec import Reader
+from dispatcher.core.subscription.model import Subscription
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.replica import replica_name
 from dispatcher.runtime.tasks import Tasks

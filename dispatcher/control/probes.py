@@ -25,9 +25,10 @@ from dispatcher.core.request.handshake import (
     judge_challenge,
     judge_handshake,
 )
-from dispatcher.core.request.netguard import Blocked, Guard, Origin, Target
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Response, Result
-from dispatcher.core.subscription.index import ClientCertificate, Subscription
+from dispatcher.core.request.urls import Blocked, Origin, Target
+from dispatcher.core.subscription.model import ClientCertificate, Subscription
 from dispatcher.transport.base import Exchange
 
 _PER_HOST: Final = 4

@@ -25,7 +25,7 @@ from dispatcher.control.errors import NotFound, TooLarge, Unavailable, VersionMi
 from dispatcher.control.log import RETRY_PAUSE, ControlLog, PendingWrite
 from dispatcher.control.table import RecordKind
 from dispatcher.core.control.ledger import LedgerState, Verdict
-from dispatcher.core.subscription.index import Status
+from dispatcher.core.subscription.model import Status
 from dispatcher.registry.registry import Registry
 from dispatcher.registry.snapshot import Runtime
 

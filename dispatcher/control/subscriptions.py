@@ -33,8 +33,8 @@ from dispatcher.control.store import ControlStore
 from dispatcher.control.validation import Validator
 from dispatcher.control.views import View, Views, sees, unknown, unusable
 from dispatcher.core.flaws import Flaw, FlawedError
-from dispatcher.core.subscription.index import Status
-from dispatcher.core.subscription.spec import Reader
+from dispatcher.core.subscription.model import Status
+from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.core.text.merge_patch import merge
 from dispatcher.core.text.units import format_duration
 from dispatcher.registry.registry import Registry
@@ -63,7 +63,7 @@ class Subscriptions:
         registry: Registry,
         validator: Validator,
         announcer: Announcer,
-        reader: Reader,
+        reader: SpecReader,
         checker: Checker,
         views: Views,
     ) -> None:

@@ -24,7 +24,7 @@ from dispatcher.control.operational_events import VALIDATED, Announcer
 from dispatcher.control.probes import Busy, Probes
 from dispatcher.control.store import ControlStore
 from dispatcher.core.request.handshake import Allowed, Refused
-from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.telemetry.metrics import Metrics

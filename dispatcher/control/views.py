@@ -18,8 +18,8 @@ from dispatcher.control.masking import mask_document, mask_secret
 from dispatcher.control.secrets import live
 from dispatcher.control.store import ControlStore
 from dispatcher.core.request.signing import public_key
-from dispatcher.core.subscription.index import Status, Subscription
-from dispatcher.core.subscription.spec import MAX_IN_FLIGHT
+from dispatcher.core.subscription.fields import MAX_IN_FLIGHT
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.core.text.units import format_duration
 from dispatcher.registry.registry import Registry
 

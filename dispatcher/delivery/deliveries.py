@@ -40,8 +40,9 @@ from dispatcher.core.endpoint.health import NOTED_AFTER, SILENCE, Health, Roster
 from dispatcher.core.endpoint.lane import Lane, Share, Valve
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.build import build, retarget
-from dispatcher.core.request.netguard import Blocked, Guard, Origin, Target
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Blocked, Origin, Target
 from dispatcher.core.retry.policy import DeadLetter, Delivered, Disable, Hold, Retry, decide, demand
 from dispatcher.core.retry.records import (
     History,
@@ -56,7 +57,7 @@ from dispatcher.core.retry.records import (
 )
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
-from dispatcher.core.subscription.index import EVERY_TENANT, Status, Subscription
+from dispatcher.core.subscription.model import EVERY_TENANT, Status, Subscription
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.parking import Parking, keeps, owed_while_kept, parked_topic

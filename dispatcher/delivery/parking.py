@@ -25,7 +25,7 @@ from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.event.decode import Event
 from dispatcher.core.retry.records import History, Letter, Place, delivery_headers
-from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.telemetry.metrics import Metrics
 

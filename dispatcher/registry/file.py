@@ -18,8 +18,8 @@ import orjson
 from dispatcher.core.flaws import Flaw, FlawedError
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import ClientCertificate, Subscription
-from dispatcher.core.subscription.spec import Reader
+from dispatcher.core.subscription.model import ClientCertificate, Subscription
+from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.core.text.yaml_document import DocumentError, did_you_mean, stream
 from dispatcher.settings.groups import Settings
 
@@ -107,7 +107,7 @@ def _digest(raw: Any) -> bytes | None:
 def read_entries(
     file: Path,
     content: bytes,
-    reader: Reader,
+    reader: SpecReader,
     known: Entries,
     breathe: Callable[[], None] | None = None,
 ) -> Entries:
@@ -150,7 +150,9 @@ def read_entries(
     return entries
 
 
-def _entry(part: Any, reader: Reader, known: Entries, entries: Entries, lines: dict[str, int]) -> list[str]:
+def _entry(
+    part: Any, reader: SpecReader, known: Entries, entries: Entries, lines: dict[str, int]
+) -> list[str]:
     """Read one entry into `entries`, or return what is wrong with it: `line: id: field: what`."""
     raw = part.value
     line = part.lines.line
@@ -195,9 +197,9 @@ def _check_certificate(certificate: ClientCertificate) -> None:
         ) from error
 
 
-def subscription_reader(settings: Settings, guard: Guard, environ: Mapping[str, str]) -> Reader:
+def subscription_reader(settings: Settings, guard: Guard, environ: Mapping[str, str]) -> SpecReader:
     retry = RetryPolicy(settings.retry.schedule, settings.retry.jitter)
-    return Reader(guard, timeout=settings.delivery.timeout, retry=retry, environ=environ)
+    return SpecReader(guard, timeout=settings.delivery.timeout, retry=retry, environ=environ)
 
 
 def load_file(file: Path, settings: Settings, guard: Guard, environ: Mapping[str, str]) -> list[Subscription]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dispatcher.core.subscription.spec import Reader
+from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.registry.file import Entries, read_entries
 from dispatcher.registry.snapshot import Managed, Runtime, Snapshot, build
 
@@ -54,7 +54,7 @@ def breathing(stopping: Callable[[], bool], pause: float) -> Callable[[], None]:
 def prepare(
     file: Path,
     content: bytes,
-    reader: Reader,
+    reader: SpecReader,
     known: Entries,
     managed: Mapping[str, Managed],
     runtimes: Mapping[str, Runtime],

@@ -41,7 +41,8 @@ from typing import Final
 import structlog
 
 from dispatcher.core.request.netguard import Guard
-from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.registry.file import (
     Entries,
     Mark,

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from dispatcher.core.subscription.index import Index, Status, Subscription
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.registry.file import FileEntry
 
 

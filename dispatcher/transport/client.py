@@ -14,16 +14,17 @@ from pathlib import Path
 
 import structlog
 
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason
-from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.core.request.urls import Origin
+from dispatcher.core.subscription.model import ClientCertificate
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Shared, report
-from dispatcher.transport.dial import Lookup, Route
+from dispatcher.transport.dial import Dialer, Lookup
 from dispatcher.transport.pool import Pool
 from dispatcher.transport.proxy import Proxy
 from dispatcher.transport.resolver import Resolver
@@ -70,7 +71,7 @@ class Transport:
             max_age=delivery.connection_max_age,
             max_requests=delivery.connection_max_requests,
         )
-        self._route = Route(
+        self._dialer = Dialer(
             guard=guard,
             lookup=self._lookup,
             tasks=self._tasks,
@@ -113,7 +114,7 @@ class Transport:
         key: _Key = origin if certificate is None else (origin, certificate)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(origin, certificate, self._shared, self._route, self._drop)
+            pool = self._pools[key] = Pool(origin, certificate, self._shared, self._dialer, self._drop)
         return pool
 
     def cancel(self, exchange: Exchange) -> None:

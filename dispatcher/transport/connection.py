@@ -61,13 +61,10 @@ from dispatcher.core.retry.wheel import Entry
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
+from dispatcher.transport.limits import KEPT_BODY, MAX_FIELDS, MAX_HEAD, MAX_INTERIM
 from dispatcher.transport.response import (
     FEW_BYTES,
-    KEPT_BODY,
     LAST_STATUS,
-    MAX_FIELDS,
-    MAX_HEAD,
-    MAX_INTERIM,
     Look,
     Stop,
     Whole,
@@ -88,7 +85,7 @@ _NEVER: Final = float("inf")
 _UNFIT: Final = -1  # instead of a status: of no HTTP response
 
 
-class Owner(Protocol):
+class ConnectionOwner(Protocol):
     """The pool, as its connections see it."""
 
     def returned(self, connection: Connection) -> None:
@@ -223,7 +220,7 @@ class Connection:
 
     _transport: asyncio.Transport
 
-    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
+    def __init__(self, shared: Shared, owner: ConnectionOwner, opening: Opening) -> None:
         # What every exchange looks at comes first: compiled, it is side by side in memory.
         self._shared = shared
         self._owner = owner

@@ -29,14 +29,16 @@ from typing import Final, Protocol, cast
 
 import structlog
 
-from dispatcher.core.request.netguard import Blocked, Guard, Origin, Permit
+from dispatcher.core.request.netguard import Guard, Permit
 from dispatcher.core.request.results import Failure, Opened, Reason
+from dispatcher.core.request.urls import Blocked, Origin
 from dispatcher.core.retry.wheel import Entry
-from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.core.subscription.model import ClientCertificate
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Callback
 from dispatcher.transport.base import Exchange
-from dispatcher.transport.connection import Connection, Owner, Shared, report
+from dispatcher.transport.connection import Connection, ConnectionOwner, Shared, report
+from dispatcher.transport.limits import MAX_TRIED
 from dispatcher.transport.proxy import ForwardedConnection, Proxy, TunnelConnection
 from dispatcher.transport.secure import SecureConnection
 
@@ -45,7 +47,6 @@ log = structlog.get_logger(__name__)
 STAGGER: Final = (
     0.25  # seconds before the next address is tried beside the one that is under way (RFC 8305 5)
 )
-MAX_ADDRESSES: Final = 8  # of one name that are tried
 _NO_FILES: Final = {errno.EMFILE, errno.ENFILE}
 
 
@@ -75,7 +76,7 @@ def is_literal(host: str) -> bool:
     return True
 
 
-class Route:
+class Dialer:
     """How connections of one transport are opened."""
 
     __slots__ = ("bind", "connect_timeout", "context", "guard", "lookup", "make_room", "proxy", "tasks")
@@ -113,7 +114,7 @@ class Route:
                 raise OSError(
                     errno.EAFNOSUPPORT, f"{host} has no address of a family that network.bind names"
                 )
-        return _interleaved(fit)[:MAX_ADDRESSES]
+        return _interleaved(fit)[:MAX_TRIED]
 
 
 def _interleaved(addresses: Sequence[str]) -> list[str]:
@@ -129,7 +130,7 @@ def _interleaved(addresses: Sequence[str]) -> list[str]:
     return mixed
 
 
-class Dialer(Owner, Protocol):
+class DialOwner(ConnectionOwner, Protocol):
     """The pool, as its dials see it."""
 
     origin: Origin
@@ -147,12 +148,12 @@ class Dial:
 
     __slots__ = (
         "_deadline_first",
+        "_dialer",
         "_entry",
         "_made",
         "_opened",
         "_over",
         "_owner",
-        "_route",
         "_shared",
         "_since",
         "_stage",
@@ -161,9 +162,9 @@ class Dial:
         "exchange",
     )
 
-    def __init__(self, shared: Shared, route: Route, owner: Dialer, exchange: Exchange) -> None:
+    def __init__(self, shared: Shared, dialer: Dialer, owner: DialOwner, exchange: Exchange) -> None:
         self._shared = shared
-        self._route = route
+        self._dialer = dialer
         self._owner = owner
         self._over = False
         self._winner: Connection | None = None
@@ -178,7 +179,7 @@ class Dial:
 
     def start(self) -> None:
         """Begin. Nothing is reported before this returns."""
-        deadline, limit = self.exchange.deadline, self._shared.loop.time() + self._route.connect_timeout
+        deadline, limit = self.exchange.deadline, self._shared.loop.time() + self._dialer.connect_timeout
         # Kept, as timers may come up a moment early: the clock would not tell then which of the two has passed.
         self._deadline_first = deadline <= limit
         self._entry = self._shared.timers.at(min(deadline, limit), self._expire)
@@ -186,7 +187,7 @@ class Dial:
 
     def _begin(self) -> None:
         if not self._over:
-            self._task = self._route.tasks.start(self._run(), "dial")
+            self._task = self._dialer.tasks.start(self._run(), "dial")
 
     def _lap(self) -> float:
         """Seconds that the stage took which ends now."""
@@ -197,12 +198,12 @@ class Dial:
     async def _run(self) -> None:
         self._since = self._shared.loop.time()
         try:
-            if self._route.proxy is None:
+            if self._dialer.proxy is None:
                 origin = self._owner.origin
-                permit = self._route.guard.permit(origin.host, await self._resolve(origin.host))
+                permit = self._dialer.guard.permit(origin.host, await self._resolve(origin.host))
                 await self._race(permit, origin.port)
             else:
-                await self._to_proxy(self._route.proxy)
+                await self._to_proxy(self._dialer.proxy)
         except Blocked as error:
             self.fail(Failure(Reason.BLOCKED, str(error)))
         except LookupFailed as error:
@@ -216,7 +217,7 @@ class Dial:
 
     async def _to_proxy(self, proxy: Proxy) -> None:
         """The proxy is the operator's: where it is isn't the guard's business, where it leads to is."""
-        host, guard = self._owner.origin.host, self._route.guard
+        host, guard = self._owner.origin.host, self._dialer.guard
         guard.check_name(host)  # before the proxy is looked up, whose failures are another's fault
         try:
             await self._race(guard.permit_by_proxy(host, await self._resolve(proxy.host)), proxy.port)
@@ -228,7 +229,7 @@ class Dial:
             return (host,)
         self._stage = f"looking up {host}"
         try:
-            return await self._route.lookup.resolve(host)
+            return await self._dialer.lookup.resolve(host)
         finally:
             self._opened.dns = self._lap()
 
@@ -236,7 +237,7 @@ class Dial:
         """Connect to one of the addresses that the guard has permitted for this origin, and to nothing else."""
         if permit.host != self._owner.origin.host:
             raise Blocked("host", f"what is permitted is {permit.host}, not {self._owner.origin.host}")
-        addresses = self._route.reachable(permit.host, permit.addresses)
+        addresses = self._dialer.reachable(permit.host, permit.addresses)
         self._stage = f"connecting to {', '.join(addresses)}"
         if len(addresses) == 1:
             error = await self._connect(addresses[0], port, self._connection())
@@ -252,7 +253,7 @@ class Dial:
                 if waiting:
                     connection = self._connection()
                     attempt = self._connect(waiting.pop(), port, connection)
-                    runners[self._route.tasks.start(attempt, "connect")] = connection
+                    runners[self._dialer.tasks.start(attempt, "connect")] = connection
                 ended, _ = await asyncio.wait(
                     runners,
                     timeout=STAGGER if waiting else None,
@@ -269,7 +270,7 @@ class Dial:
             raise first_error
 
     def _connection(self) -> Connection:
-        origin, proxy = self._owner.origin, self._route.proxy
+        origin, proxy = self._owner.origin, self._dialer.proxy
         connection: Connection
         if origin.scheme == "https":
             kind = SecureConnection if proxy is None else TunnelConnection
@@ -284,7 +285,7 @@ class Dial:
 
     async def _connect(self, address: str, port: int, connection: Connection) -> OSError | None:
         """Return why it failed; None when it is connected (or another one was first)."""
-        local = self._route.bind.get(":" in address)
+        local = self._dialer.bind.get(":" in address)
         for last in (False, True):
             try:
                 await self._shared.loop.create_connection(
@@ -294,7 +295,7 @@ class Dial:
                     local_addr=(local, 0) if local is not None else None,
                 )
             except OSError as error:
-                if not last and error.errno in _NO_FILES and self._route.make_room():
+                if not last and error.errno in _NO_FILES and self._dialer.make_room():
                     await asyncio.sleep(0.001)  # sockets close in the loop's next turn
                     continue
                 connection.abort()
@@ -315,11 +316,11 @@ class Dial:
         self._made = []
         if isinstance(connection, SecureConnection):
             try:
-                context = self._route.context(self._owner.certificate)
+                context = self._dialer.context(self._owner.certificate)
             except OSError as error:  # ssl.SSLError is one
                 self.fail(Failure(Reason.TLS_FAILED, f"the client certificate can't be used: {error}"))
                 return
-            proxy = self._route.proxy
+            proxy = self._dialer.proxy
             if proxy is not None and isinstance(connection, TunnelConnection):
                 self._stage = "asking the proxy for the tunnel and shaking hands (TLS)"
                 connection.tunnel(proxy, self._owner.origin, context)
@@ -347,12 +348,12 @@ class Dial:
 
     def _expire(self) -> None:
         self._entry = None
-        if self._route.proxy is not None and self._winner is None:
+        if self._dialer.proxy is not None and self._winner is None:
             self.fail(Failure(Reason.PROXY_ERROR, f"the proxy takes too long: {self._stage}"))
         elif self._deadline_first:
             self.fail(Failure(Reason.TIMEOUT, f"the deadline passed while {self._stage}"))
         else:
-            seconds = self._route.connect_timeout
+            seconds = self._dialer.connect_timeout
             detail = f"no connection within {seconds:g} s: {self._stage}"
             self.fail(Failure(Reason.CONNECT_TIMEOUT, detail))
 

@@ -23,23 +23,23 @@ import aiodns
 import pycares
 import structlog
 
+from dispatcher.transport.limits import MAX_ADDRESSES, MAX_ALIASES
+
 log = structlog.get_logger(__name__)
 
-MAX_ADDRESSES: Final = 64  # of one answer that are looked at
-MAX_ALIASES: Final = 16  # in a row; more are a mistake, or an attack
 
 _ARES_OPT_QUERY_CACHE: Final = 1 << 21  # ares.h
 _NOT_FOUND: Final = {pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME}
 
 
-class Answer(NamedTuple):
+class DnsAnswer(NamedTuple):
     """One address of a name, and how long it is good for (seconds)."""
 
     address: str
     ttl: float
 
 
-class NotFound(LookupError):
+class NameNotFound(LookupError):
     """The name doesn't exist, or has no address."""
 
 
@@ -54,8 +54,8 @@ class Dns:
         self._timeout = timeout
         self._resolver: aiodns.DNSResolver | None = None
 
-    async def ask(self, host: str) -> Sequence[Answer]:
-        """Ask for the addresses of `host`. Raises NotFound, or OSError when there was no usable answer."""
+    async def ask(self, host: str) -> Sequence[DnsAnswer]:
+        """Ask for the addresses of `host`. Raises NameNotFound, or OSError when there was no usable answer."""
         if self._resolver is None:
             with _uncached():
                 self._resolver = aiodns.DNSResolver(
@@ -69,7 +69,7 @@ class Dns:
         except aiodns.error.DNSError as error:
             code = error.args[0] if error.args else None
             if code in _NOT_FOUND:
-                raise NotFound(host) from error
+                raise NameNotFound(host) from error
             raise OSError(code, str(error.args[-1] if error.args else error)) from error
         # IPv4 and IPv6 are two questions, and both answers name the aliases.
         aliases = {alias.alias for alias in result.cnames}
@@ -77,7 +77,7 @@ class Dns:
             raise OSError(None, f"more than {MAX_ALIASES} aliases (CNAME) in a row")
         most = min((float(alias.ttl) for alias in result.cnames), default=float("inf"))
         nodes = result.nodes[:MAX_ADDRESSES]
-        return [Answer(node.addr[0].decode("ascii"), min(float(node.ttl), most)) for node in nodes]
+        return [DnsAnswer(node.addr[0].decode("ascii"), min(float(node.ttl), most)) for node in nodes]
 
     async def close(self) -> None:
         """Forget what is being asked, and let go of thread and sockets."""

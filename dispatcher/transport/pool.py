@@ -17,21 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dispatcher.core.request.netguard import Origin
-from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.core.request.urls import Origin
+from dispatcher.core.subscription.model import ClientCertificate
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.connection import Connection, Shared
-from dispatcher.transport.dial import Dial, Route
+from dispatcher.transport.dial import Dial, Dialer
 
 
 class Pool:
     """The connections to one origin (with one client certificate, or none)."""
 
     __slots__ = (
+        "_dialer",
         "_drop",
         "_last",
         "_others",
-        "_route",
         "_shared",
         "_spare",
         "certificate",
@@ -46,7 +46,7 @@ class Pool:
         origin: Origin,
         certificate: ClientCertificate | None,
         shared: Shared,
-        route: Route,
+        dialer: Dialer,
         drop: Callable[[Pool], None],
     ) -> None:
         """`drop` is called when the last member has left."""
@@ -60,7 +60,7 @@ class Pool:
         self.dials: set[Dial] = set()
         self.origin = origin
         self.certificate = certificate
-        self._route = route
+        self._dialer = dialer
         self._drop = drop
 
     def send(self, exchange: Exchange) -> None:
@@ -101,7 +101,7 @@ class Pool:
 
     def resend(self, exchange: Exchange) -> None:
         """Carry the exchange on a fresh connection."""
-        dial = Dial(self._shared, self._route, self, exchange)
+        dial = Dial(self._shared, self._dialer, self, exchange)
         self.dials.add(dial)
         self._shared.dials += 1
         dial.start()

@@ -18,13 +18,12 @@ from base64 import b64encode
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
-from dispatcher.transport.connection import Connection, Opening, Owner, Shared
+from dispatcher.core.request.urls import Origin
+from dispatcher.transport.connection import Connection, ConnectionOwner, Opening, Shared
+from dispatcher.transport.limits import MAX_CONNECT_RESPONSE, MAX_INTERIM
 from dispatcher.transport.secure import SecureConnection
 
-MAX_ANSWER: Final = 16 * 1024  # bytes of a CONNECT's answer, interim ones included
-MAX_INTERIM_ANSWERS: Final = 16
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?\n")
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 
@@ -59,7 +58,9 @@ class ForwardedConnection(Connection):
 
     __slots__ = ("_added", "_prefix")
 
-    def __init__(self, shared: Shared, owner: Owner, opening: Opening, origin: Origin, proxy: Proxy) -> None:
+    def __init__(
+        self, shared: Shared, owner: ConnectionOwner, opening: Opening, origin: Origin, proxy: Proxy
+    ) -> None:
         super().__init__(shared, owner, opening)
         self._prefix = str(origin).encode("ascii")
         self._added = proxy.authorization
@@ -82,7 +83,7 @@ class TunnelConnection(SecureConnection):
 
     __slots__ = ("_answer", "_answered", "_interim_answers", "_then")
 
-    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
+    def __init__(self, shared: Shared, owner: ConnectionOwner, opening: Opening) -> None:
         super().__init__(shared, owner, opening)
         self._answer: bytes | None = None
         self._answered = 0  # bytes of it, with those of interim ones
@@ -136,14 +137,14 @@ class TunnelConnection(SecureConnection):
                 self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
                 return
             self._interim_answers += 1
-            if self._interim_answers > MAX_INTERIM_ANSWERS:
-                detail = f"more than {MAX_INTERIM_ANSWERS} interim (1xx) responses to CONNECT"
+            if self._interim_answers > MAX_INTERIM:
+                detail = f"more than {MAX_INTERIM} interim (1xx) responses to CONNECT"
                 self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
                 return
             answer = rest
         self._answer = answer
-        if self._answered > MAX_ANSWER:
-            detail = f"the proxy's answer to CONNECT has no end within {MAX_ANSWER} bytes"
+        if self._answered > MAX_CONNECT_RESPONSE:
+            detail = f"the proxy's answer to CONNECT has no end within {MAX_CONNECT_RESPONSE} bytes"
             self._refuse(opening, Failure(Reason.PROXY_ERROR, detail))
 
     def eof_received(self) -> bool:

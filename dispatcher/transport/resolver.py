@@ -32,17 +32,18 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport.dial import LookupFailed
-from dispatcher.transport.dns import MAX_ADDRESSES, Answer, Dns, NotFound
+from dispatcher.transport.dns import Dns, DnsAnswer, NameNotFound
+from dispatcher.transport.limits import MAX_ADDRESSES
 
 _MAX_ENTRIES: Final = 20_000
 _SWEEP: Final = 30.0  # seconds between two looks for expired entries, while there are any
 _STALE: Final = 600.0  # seconds for which an expired answer is better than none
 
-Ask = Callable[[str], Awaitable[Sequence[Answer]]]
-"""Asks DNS: raises NotFound, or OSError when there was no usable answer."""
+Ask = Callable[[str], Awaitable[Sequence[DnsAnswer]]]
+"""Asks DNS: raises NameNotFound, or OSError when there was no usable answer."""
 
 
-class _Entry:
+class _CachedName:
     """What is known of a name: until when to believe it, and until when it is better than nothing."""
 
     __slots__ = ("addresses", "expires", "failure", "stale")
@@ -80,8 +81,8 @@ class Resolver:
         self._negative_ttl = negative_ttl
         self._close = close
         self._clock = asyncio.get_running_loop().time if clock is None else clock
-        self._entries: dict[str, _Entry] = {}
-        self._asking: dict[str, asyncio.Task[_Entry]] = {}
+        self._entries: dict[str, _CachedName] = {}
+        self._asking: dict[str, asyncio.Task[_CachedName]] = {}
         self._sweep: Entry[Callback] | None = None
         self.lookups = 0
 
@@ -122,7 +123,7 @@ class Resolver:
             raise LookupFailed(entry.failure)
         return entry.addresses
 
-    async def _look_up(self, host: str) -> _Entry:
+    async def _look_up(self, host: str) -> _CachedName:
         self.lookups += 1
         try:
             entry = await self._answer(host)
@@ -131,29 +132,29 @@ class Resolver:
         finally:
             del self._asking[host]
 
-    async def _answer(self, host: str) -> _Entry:
+    async def _answer(self, host: str) -> _CachedName:
         try:
             answers = await self._ask(host)
-        except NotFound:
+        except NameNotFound:
             answers = ()
         except OSError as error:
             old = self._entries.get(host)
             now = self._clock()
             again = now + self._negative_ttl
             if old is not None and old.addresses and now < old.stale:
-                return _Entry(old.addresses, None, again, old.stale)
+                return _CachedName(old.addresses, None, again, old.stale)
             failure = Failure(Reason.DNS_FAILED, f"looking up {host} failed: {error}")
-            return _Entry((), failure, again, again)
+            return _CachedName((), failure, again, again)
         now = self._clock()
         if not answers:
             until = now + self._negative_ttl
-            return _Entry((), Failure(Reason.DNS_NOT_FOUND, f"{host} has no address"), until, until)
+            return _CachedName((), Failure(Reason.DNS_NOT_FOUND, f"{host} has no address"), until, until)
         # Records of one answer can have different TTLs; the shortest one counts.
         ttl = min(max(min(answer.ttl for answer in answers), self._ttl_min), self._ttl_max)
         addresses = tuple(dict.fromkeys(answer.address for answer in answers[:MAX_ADDRESSES]))
-        return _Entry(addresses, None, now + ttl, now + ttl + _STALE)
+        return _CachedName(addresses, None, now + ttl, now + ttl + _STALE)
 
-    def _keep(self, host: str, entry: _Entry) -> None:
+    def _keep(self, host: str, entry: _CachedName) -> None:
         entries = self._entries
         entries.pop(host, None)
         if len(entries) >= _MAX_ENTRIES:

@@ -22,16 +22,17 @@ import httptools
 from httptools import HttpParserError, HttpParserUpgrade
 
 from dispatcher.core.request.results import Response
+from dispatcher.transport.limits import (
+    KEPT_BODY,
+    KNOWN_RESPONSE_BYTES,
+    KNOWN_RESPONSES,
+    MAX_FIELD_VALUE,
+    MAX_FIELDS,
+    MAX_INTERIM,
+)
 
-MAX_HEAD: Final = 32 * 1024  # bytes of status line and fields, interim responses included
-MAX_FIELDS: Final = 100
-MAX_INTERIM: Final = 16
-KEPT_BODY: Final = 1024  # bytes of the body that go into the result
 FEW_BYTES: Final = MAX_FIELDS * 4  # a head below this can't have too many fields: "a:\r\n" each
 LAST_STATUS: Final = 599
-KNOWN: Final = 64  # answers that are kept, of at most so many bytes
-_KNOWN_BYTES: Final = 1024
-_MAX_VALUE: Final = 2048  # characters kept of a field value
 _NEVER: Final = float("inf")
 _STATUS_LINE_BEGIN: Final = b"HTTP/1."
 
@@ -84,18 +85,18 @@ class Look:
         # The first of several wins, as with every other client.
         if length == 11:
             if self.retry_after is None and name.lower() == b"retry-after":
-                self.retry_after = value[:_MAX_VALUE].decode("latin-1").strip()
+                self.retry_after = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
         elif length == 8:
             if self.location is None and name.lower() == b"location":
-                self.location = value[:_MAX_VALUE].decode("latin-1").strip()
+                self.location = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
         elif length == 10:
             if name.lower() == b"keep-alive":
                 self.keep_alive = self.keep_alive or value
         elif length == 22:
             if self.allowed_origin is None and name.lower() == b"webhook-allowed-origin":
-                self.allowed_origin = value[:_MAX_VALUE].decode("latin-1").strip()
+                self.allowed_origin = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
         elif length == 20 and self.allowed_rate is None and name.lower() == b"webhook-allowed-rate":
-            self.allowed_rate = value[:_MAX_VALUE].decode("latin-1").strip()
+            self.allowed_rate = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
 
     def on_headers_complete(self) -> None:
         parser = self.parser
@@ -160,8 +161,8 @@ class Whole:
 
     def remember(self, data: bytes, response: Response) -> None:
         """What these bytes say: a 2xx after which the connection goes on. From now on the response is everybody's."""
-        if len(data) <= _KNOWN_BYTES:
-            if len(self.known) >= KNOWN:
+        if len(data) <= KNOWN_RESPONSE_BYTES:
+            if len(self.known) >= KNOWN_RESPONSES:
                 self.known.clear()
             self.known[data] = response
 

@@ -27,12 +27,9 @@ from typing import Final
 
 from dispatcher.core.request.results import Failure, Reason
 from dispatcher.transport import tls
-from dispatcher.transport.connection import Connection, Opening, Owner, Shared
+from dispatcher.transport.connection import Connection, ConnectionOwner, Opening, Shared
+from dispatcher.transport.limits import MAX_HANDSHAKE, MAX_SILENT
 
-MAX_SILENT: Final = (
-    64 * 1024
-)  # bytes without data; two tickets with a chain of certificates in them take some 10,000
-MAX_HANDSHAKE: Final = 256 * 1024  # bytes; OpenSSL takes chains of 100 KiB
 _RECORD: Final = 16 * 1024  # plaintext of one TLS record at most
 _FRAME: Final = 64  # bytes that a record with data may have around it: header, nonce, tag, padding
 
@@ -42,7 +39,7 @@ class SecureConnection(Connection):
 
     __slots__ = ("_incoming", "_outgoing", "_silent", "_tls", "_unsent")
 
-    def __init__(self, shared: Shared, owner: Owner, opening: Opening) -> None:
+    def __init__(self, shared: Shared, owner: ConnectionOwner, opening: Opening) -> None:
         super().__init__(shared, owner, opening)
         self._tls: ssl.SSLObject | None = None
         self._unsent: memoryview | None = None  # of a large request, what isn't encrypted yet

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dispatcher.core.request.results import Failure, Reason
-from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.core.subscription.model import ClientCertificate
 
 # X509_V_ERR_* of OpenSSL (x509_vfy.h). Whatever else fails in verification is a matter of trust.
 _EXPIRED: Final = {9: "the certificate is not valid yet", 10: "the certificate has expired"}

@@ -16,8 +16,8 @@ from dispatcher.core.control.keys import Key
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Status
-from dispatcher.core.subscription.spec import Reader
+from dispatcher.core.subscription.model import Status
+from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.registry.registry import Registry
 from dispatcher.registry.snapshot import Managed, Runtime
 
@@ -63,7 +63,7 @@ class MemoryStore(ControlStore):
         self.wall = wall
         self.rows: dict[str, Stored] = {}
         self.sorted: list[str] = []
-        self.reader = Reader(guard, timeout=15.0, retry=RetryPolicy((5.0,), 0.0), accepted=True)
+        self.reader = SpecReader(guard, timeout=15.0, retry=RetryPolicy((5.0,), 0.0), accepted=True)
         self.keys: Table[Key] = MemoryTable()
         self.event_types: Table[EventType] = MemoryTable()
         self.before_write: Callable[[], None] | None = None

@@ -13,7 +13,7 @@ from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import Invalid, NotFound, VersionMismatch
 from dispatcher.control.operational_events import TYPES
 from dispatcher.core.event.catalogued import EventType
-from dispatcher.core.subscription.index import matches
+from dispatcher.core.subscription.patterns import matches
 from tests.control.conftest import Make, Plane
 
 SCHEMA = {

@@ -16,7 +16,7 @@ from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.handshake import Allowed, Refused
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Response
-from dispatcher.core.subscription.index import Status, Subscription
+from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.runtime.tasks import Tasks
 from tests.fakes import subscription
 from tests.zoo.harness import LOOPBACK, Harness

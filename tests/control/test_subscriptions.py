@@ -25,7 +25,7 @@ from dispatcher.control.errors import (
 )
 from dispatcher.control.views import View
 from dispatcher.core.request.results import Failure, Reason, Response
-from dispatcher.core.subscription.index import Status
+from dispatcher.core.subscription.model import Status
 from tests.control.conftest import SECRET, Make, Plane, until
 
 pytestmark = [pytest.mark.looptime]

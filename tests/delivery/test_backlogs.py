@@ -11,11 +11,12 @@ from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartiti
 from dispatcher.core.commit import parked
 from dispatcher.core.control.skips import Skip
 from dispatcher.core.event.decode import Event
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.retry.records import Place, delivery_headers
-from dispatcher.core.subscription.index import Index, Status
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status
 from dispatcher.settings.groups import SubscriptionSettings
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription

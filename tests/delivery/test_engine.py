@@ -20,10 +20,11 @@ from dispatcher.broker.base import (
     TopicPartition,
 )
 from dispatcher.core.commit.note import pack, read_note
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import ClientCertificate, Index, Status
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import ClientCertificate, Status
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription

@@ -14,7 +14,8 @@ from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.retry.records import Place, delivery_headers
-from dispatcher.core.subscription.index import Index, Status
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, World, event, running, until
 

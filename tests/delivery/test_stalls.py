@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, subscription

@@ -9,7 +9,7 @@ import trustme
 
 import dispatcher.registry.file as module
 from dispatcher.core.request.netguard import Guard
-from dispatcher.core.subscription.spec import FIELDS
+from dispatcher.core.subscription.fields import FIELDS
 from dispatcher.registry.file import SubscriptionsError, load_file
 from dispatcher.settings.groups import RetrySettings, Settings
 from tests.registry.conftest import SECRET, document, entry

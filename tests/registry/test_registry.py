@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 import dispatcher.registry.registry as module
 from dispatcher.core.request.netguard import Guard
-from dispatcher.core.subscription.index import Status
+from dispatcher.core.subscription.model import Status
 from dispatcher.registry import loading
 from dispatcher.registry.file import SubscriptionsError, mark_of, read_entries
 from dispatcher.registry.registry import Registry

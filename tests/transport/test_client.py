@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response, Result
-from dispatcher.transport.dial import LookupFailed, Route
+from dispatcher.core.request.urls import Origin
+from dispatcher.transport.dial import Dialer, LookupFailed
 from tests.zoo.behaviours import OK, answers, drips, never_answers, response
 from tests.zoo.harness import Exchange, Harness, post
 from tests.zoo.server import Peer, Zoo
@@ -598,7 +598,7 @@ async def test_a_result_tells_what_opening_the_connection_took_and_when_the_answ
 
 
 def test_only_the_first_eight_addresses_of_a_name_are_tried_of_both_families_in_turn() -> None:
-    route = cast("Any", Route)(
+    route = cast("Any", Dialer)(
         guard=None, lookup=None, tasks=None, context=None, make_room=None, connect_timeout=1.0
     )
     four = [f"192.0.2.{number}" for number in range(20)]

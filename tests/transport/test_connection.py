@@ -7,7 +7,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.transport import response
-from dispatcher.transport.response import KEPT_BODY, MAX_HEAD, keep_alive
+from dispatcher.transport.limits import KEPT_BODY, KNOWN_RESPONSES, MAX_HEAD
+from dispatcher.transport.response import keep_alive
 from tests.zoo.wire import CAP, Wire
 
 PIECES = st.sampled_from(
@@ -253,7 +254,7 @@ def test_an_answer_that_is_known_to_the_byte_is_not_parsed_again(monkeypatch: py
         other.again()
     assert other.closed, "after so many requests, known answers or not"
     assert len(other.told) == 1000
-    assert 0 < len(whole.known) <= response.KNOWN
+    assert 0 < len(whole.known) <= KNOWN_RESPONSES
 
 
 def test_only_small_answers_after_which_all_goes_on_are_kept() -> None:

@@ -14,8 +14,9 @@ from dispatcher.broker.base import Message
 from dispatcher.control.probes import Probes
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.handshake import Refused
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Response, Result
+from dispatcher.core.request.urls import Origin
 from tests.e2e.daemon import Daemon, envelope, eventually, publish
 from tests.fakes import subscription
 from tests.zoo.behaviours import OK, answers, response

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.urls import Origin
 from tests.zoo.behaviours import ALL, CAP, Behaviour, Left
 from tests.zoo.harness import Exchange, Harness, post
 from tests.zoo.server import Zoo

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 from pydantic import ValidationError
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport.proxy import Proxy

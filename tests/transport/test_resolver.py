@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.request.urls import Origin
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport import resolver as module
 from dispatcher.transport.dial import LookupFailed
-from dispatcher.transport.dns import MAX_ADDRESSES, MAX_ALIASES, Answer, NotFound
+from dispatcher.transport.dns import DnsAnswer, NameNotFound
+from dispatcher.transport.limits import MAX_ADDRESSES, MAX_ALIASES
 from dispatcher.transport.resolver import Resolver
 from tests.zoo.behaviours import OK, answers
 from tests.zoo.dns import NameServer, Record, address, alias
@@ -26,11 +27,11 @@ class Dns:
     """What a name server says, by script."""
 
     def __init__(self) -> None:
-        self.says: Sequence[Answer] | Exception = [Answer("192.0.2.1", 0.1)]
+        self.says: Sequence[DnsAnswer] | Exception = [DnsAnswer("192.0.2.1", 0.1)]
         self.asked = 0
         self.delay = 0.0
 
-    async def ask(self, host: str) -> Sequence[Answer]:
+    async def ask(self, host: str) -> Sequence[DnsAnswer]:
         self.asked += 1
         await asyncio.sleep(self.delay)
         if isinstance(self.says, Exception):
@@ -69,18 +70,18 @@ async def test_an_answer_is_believed_for_its_ttl(resolver: Resolver, dns: Dns) -
     for _ in range(5):
         assert await resolver.resolve("a.example") == ("192.0.2.1",)
     assert dns.asked == 1
-    dns.says = [Answer("192.0.2.2", 0.1)]
+    dns.says = [DnsAnswer("192.0.2.2", 0.1)]
     await asyncio.sleep(0.15)
     assert await resolver.resolve("a.example") == ("192.0.2.2",)
     assert dns.asked == 2
 
 
 async def test_the_ttl_is_kept_within_bounds(resolver: Resolver, dns: Dns) -> None:
-    dns.says = [Answer("192.0.2.1", 0.0)]
+    dns.says = [DnsAnswer("192.0.2.1", 0.0)]
     await resolver.resolve("zero.example")
     await resolver.resolve("zero.example")
     assert dns.asked == 1
-    dns.says = [Answer("192.0.2.1", 1e9), Answer("192.0.2.1", 2e9)]
+    dns.says = [DnsAnswer("192.0.2.1", 1e9), DnsAnswer("192.0.2.1", 2e9)]
     assert await resolver.resolve("long.example") == ("192.0.2.1",)
     assert resolver._entries["long.example"].expires <= asyncio.get_running_loop().time() + 10.0
 
@@ -103,14 +104,14 @@ async def test_a_waiter_that_gives_up_takes_nothing_from_the_others(resolver: Re
 
 
 async def test_what_does_not_exist_is_remembered_for_a_while(resolver: Resolver, dns: Dns) -> None:
-    dns.says = NotFound("a.example")
+    dns.says = NameNotFound("a.example")
     for _ in range(3):
         assert (await failure(resolver)).reason is Reason.DNS_NOT_FOUND
     assert dns.asked == 1
     dns.says = []
     await asyncio.sleep(0.1)
     assert (await failure(resolver)).reason is Reason.DNS_NOT_FOUND
-    dns.says = [Answer("192.0.2.1", 1)]
+    dns.says = [DnsAnswer("192.0.2.1", 1)]
     await asyncio.sleep(0.1)
     assert await resolver.resolve("a.example") == ("192.0.2.1",)
 
@@ -131,7 +132,7 @@ async def test_an_outage_of_dns_is_bridged_by_the_last_answer(resolver: Resolver
     for _ in range(3):
         assert await resolver.resolve("a.example") == ("192.0.2.1",)
     assert dns.asked == 2  # the outage too is believed for a while
-    dns.says = NotFound("a.example")
+    dns.says = NameNotFound("a.example")
     await asyncio.sleep(0.1)
     assert (await failure(resolver)).reason is Reason.DNS_NOT_FOUND  # but a name that is gone is gone
 

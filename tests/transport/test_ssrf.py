@@ -8,8 +8,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from dispatcher.core.request.netguard import Blocked, Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Result
+from dispatcher.core.request.urls import Blocked, Origin
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport

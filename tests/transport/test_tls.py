@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import pytest
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Reason, Response
-from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.core.request.urls import Origin
+from dispatcher.core.subscription.model import ClientCertificate
 from dispatcher.transport import tls
 from dispatcher.transport.connection import Connection
-from dispatcher.transport.secure import MAX_HANDSHAKE, SecureConnection
+from dispatcher.transport.limits import MAX_HANDSHAKE
+from dispatcher.transport.secure import SecureConnection
 from dispatcher.transport.tls import Gate
 from tests.zoo.behaviours import OK, answers, closes_after, response
 from tests.zoo.harness import Harness

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dispatcher.core.request.netguard import Origin
 from dispatcher.core.request.results import Failure, Response
+from dispatcher.core.request.urls import Origin
 from tests.zoo.behaviours import ALL, CAP, Behaviour, Left
 from tests.zoo.harness import Harness
 from tests.zoo.server import Peer, Zoo

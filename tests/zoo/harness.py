@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Result
-from dispatcher.core.subscription.index import ClientCertificate
+from dispatcher.core.request.urls import Origin
+from dispatcher.core.subscription.model import ClientCertificate
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import DeliverySettings, NetworkSettings
 from dispatcher.transport.client import Transport

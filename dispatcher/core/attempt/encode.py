@@ -19,7 +19,7 @@ from dispatcher.core.attempt.record import FIRST_GENERATION, VERSION, AttemptRec
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Opened, Response, Result
 from dispatcher.core.retry.records import delivery_id
-from dispatcher.core.subscription.index import Subscription
+from dispatcher.core.subscription.model import Subscription
 
 RESPONSE_CAP: Final = 1024
 """Bytes of a response's body that are kept."""

@@ -90,7 +90,7 @@ REASONS: Final = frozenset(
 )
 
 
-class Record(Protocol):
+class EventRecord(Protocol):
     """What decoding needs of a record."""
 
     @property
@@ -150,7 +150,7 @@ class Event:
         return self._occurred
 
 
-def is_tombstone(record: Record) -> bool:
+def is_tombstone(record: EventRecord) -> bool:
     """Whether the record says nothing but that its key is gone: no value, and no headers that make it an event."""
     if record.value is not None:
         return False
@@ -158,7 +158,7 @@ def is_tombstone(record: Record) -> bool:
     return headers.get("ce_specversion") is None and headers.get("type") is None
 
 
-def decode(record: Record, topic: str, partition: int) -> Event:
+def decode(record: EventRecord, topic: str, partition: int) -> Event:
     """Read a record of that partition as an event; raises InvalidEvent, whatever the bytes."""
     value = record.value
     if not record.headers:
@@ -202,7 +202,7 @@ def decode(record: Record, topic: str, partition: int) -> Event:
     )
 
 
-def _envelope(record: Record, topic: str, partition: int, value: bytes, head: bytes) -> Event:
+def _envelope(record: EventRecord, topic: str, partition: int, value: bytes, head: bytes) -> Event:
     document: Envelope = _routing_fields(value, decode_envelope)
     kind = document.type
     if not isinstance(kind, str):
@@ -268,7 +268,7 @@ def without_lone_surrogates(text: bytes, instead: bytes = b"\\uffff") -> bytes |
     return None if mended == text else mended
 
 
-def _structured(record: Record, value: bytes, head: bytes) -> Event:
+def _structured(record: EventRecord, value: bytes, head: bytes) -> Event:
     """CloudEvents JSON format 1.0, delivered as it is."""
     document: CloudEvent = _routing_fields(value, decode_cloud_event)
     _check_required(
@@ -297,7 +297,7 @@ def _structured(record: Record, value: bytes, head: bytes) -> Event:
     )
 
 
-def _binary(record: Record, value: bytes, headers: Mapping[str, bytes | None]) -> Event:
+def _binary(record: EventRecord, value: bytes, headers: Mapping[str, bytes | None]) -> Event:
     """CloudEvents Kafka binding 1.0.2, 3.2, to HTTP binding 1.0.2, 3.1."""
     attributes: dict[str, str] = {}
     lines: list[bytes] = []

@@ -37,8 +37,8 @@ from orjson import dumps
 
 from dispatcher.__about__ import __version__
 from dispatcher.core.event.decode import JSON_HEAD, Event, wire_text
-from dispatcher.core.request.netguard import Target
 from dispatcher.core.request.signing import PADS, Signers, v1_line
+from dispatcher.core.request.urls import Target
 
 USER_AGENT: Final = f"dispatcher/{__version__}"
 MAX_OWN_HEADERS: Final = 32
@@ -105,7 +105,7 @@ class Template:
         return len(self.ready)
 
 
-class Subscription(Protocol):
+class Templated(Protocol):
     """What building needs of a subscription."""
 
     @property
@@ -126,7 +126,7 @@ def template(target: Target, headers: Iterable[tuple[str, str]], signers: Signer
     return Template(head.encode("ascii"), tail, signers, thin=thin)
 
 
-def build(subscription: Subscription, event: Event, now: int) -> bytes:
+def build(subscription: Templated, event: Event, now: int) -> bytes:
     """The whole request of one attempt. `now` is the Unix time in seconds that the receiver will check."""
     parts = subscription.request
     if parts.thin:

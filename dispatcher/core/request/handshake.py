@@ -25,10 +25,10 @@ from orjson import JSONDecodeError, dumps, loads
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.build import Template, build
 from dispatcher.core.request.results import Failure, HandshakeResponse, Response, Result
-from dispatcher.core.subscription import spec
+from dispatcher.core.subscription.fields import MAX_RATE as MAX_RATE_PER_SECOND
 
 VALIDATION_TYPE: Final = "dispatcher.validation"
-MAX_RATE: Final = int(spec.MAX_RATE * 60)
+MAX_RATE: Final = int(MAX_RATE_PER_SECOND * 60)
 """A minute; beyond it an allowed rate says nothing."""
 
 

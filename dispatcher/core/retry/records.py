@@ -45,8 +45,8 @@ from orjson import JSONDecodeError, dumps, loads
 
 from dispatcher.core.event.decode import (
     Event,
+    EventRecord,
     InvalidEvent,
-    Record,
     valid_head,
     valid_tenant,
     valid_type,
@@ -245,7 +245,7 @@ def due_again(headers: Sequence[tuple[str, bytes | None]], due: float) -> Header
     return again
 
 
-def read_letter(record: Record) -> Letter:
+def read_letter(record: EventRecord) -> Letter:
     """Read a retry record; raises InvalidLetter, whatever the bytes."""
     if record.value is None:
         raise InvalidLetter("the record has no value")

@@ -35,329 +35,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from enum import StrEnum
-from functools import lru_cache
 from itertools import count, islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-from dispatcher.core.event.decode import MAX_TYPE, RESERVED, valid_type
-from dispatcher.core.request.build import Template, template
-from dispatcher.core.request.netguard import Origin, Target
-from dispatcher.core.request.signing import make_signers
-from dispatcher.core.retry.policy import RetryPolicy
-
-EVERY_TENANT: Final = "*"
+from dispatcher.core.subscription.model import EVERY_TENANT, Subscription
+from dispatcher.core.subscription.patterns import Group, group_of, listed, regrouped, wanting
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_SCANNED: Final = 64  # patterns of a group up to which scanning them is cheaper than keeping a trie
 _SHARD: Final = 512  # entries of a dictionary that are copied together
 _SPREAD: Final = 4 * _SHARD  # entries of one of them beyond which all are spread over more
 _ANSWERS: Final = 1 << 18  # answers kept, over all tenants
 _ANSWERS_OF_ONE: Final = 1 << 14  # answers kept of one tenant, and of all unknown ones together
 _serials: Final = count(1)
-
-
-class Status(StrEnum):
-    """Whether a subscription is delivered to."""
-
-    ACTIVE = "active"
-    PAUSED = "paused"  # its owner wants nothing for now: what matches is dropped
-    PENDING = "pending"  # not validated yet
-    DISABLED = "disabled"  # the dispatcher or an operator gave up on it
-
-
-class ClientCertificate(NamedTuple):
-    """What the dispatcher proves itself with to one subscriber (mTLS): PEM files; one file may hold both."""
-
-    cert_file: str
-    key_file: str | None = None
-
-
-class Subscription:
-    """Who wants which events, and how to deliver them. Made by `core/subscription/spec.py`; treated as immutable.
-
-    Plain slots, and parts that are equal are shared between subscriptions: there may be a million.
-    """
-
-    __slots__ = (
-        "certificate",
-        "event_types",
-        "follow_redirects",
-        "headers",
-        "id",
-        "max_in_flight",
-        "origin",
-        "rate_limit",
-        "reason",
-        "request",
-        "retry",
-        "route",
-        "secrets",
-        "signatures",
-        "status",
-        "target",
-        "tenant",
-        "thin",
-        "timeout",
-        "vitals",
-    )
-
-    request: Template
-    """The constant parts of every request to it, made at first use."""
-    route: object
-    """Whoever delivers to it keeps here how it gets there. Nothing else looks at it."""
-    vitals: object
-    """Likewise, how that has gone (`vitals.py`), once anything was delivered."""
-
-    def __init__(
-        self,
-        *,
-        id: str,  # noqa: A002 - the field's name
-        tenant: str | None,
-        origin: Origin,
-        target: str,
-        event_types: tuple[str, ...],
-        secrets: tuple[str, ...],
-        signatures: tuple[str, ...],
-        headers: tuple[tuple[str, str], ...],
-        thin: bool,
-        timeout: float,
-        max_in_flight: int,
-        retry: RetryPolicy,
-        status: Status,
-        follow_redirects: bool = False,
-        certificate: ClientCertificate | None = None,
-        reason: str | None = None,
-        rate_limit: float | None = None,
-    ) -> None:
-        """`target` is the URL's path and query as sent, `timeout` in seconds, `reason` why it is disabled.
-
-        `rate_limit` is in deliveries a second.
-        """
-        # What every delivery looks at comes first: compiled, it is side by side in memory.
-        self.route = None
-        self.vitals = None
-        self.id = id
-        self.status = status
-        self.max_in_flight = max_in_flight
-        self.rate_limit = rate_limit
-        self.timeout = timeout
-        self.certificate = certificate
-        self.tenant = tenant
-        self.origin = origin
-        self.target = target
-        self.event_types = event_types
-        self.secrets = secrets
-        self.signatures = signatures
-        self.headers = headers
-        self.thin = thin
-        self.retry = retry
-        self.follow_redirects = follow_redirects
-        self.reason = reason
-
-    def __getattr__(self, name: str) -> Template:
-        # Called only while the slot is empty, so a filled one costs the hot path nothing.
-        if name != "request":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        signers = make_signers(self.secrets, self.signatures)
-        target = Target(self.origin, self.target, self.origin.host_header)
-        self.request = made = template(target, self.headers, signers, thin=self.thin)
-        return made
-
-    def __repr__(self) -> str:
-        return f"<Subscription {self.id} {self.status} tenant={self.tenant!r} {self.origin}>"
-
-    @property
-    def url(self) -> str:
-        """In its canonical spelling."""
-        return f"{self.origin}{self.target}"
-
-    def with_status(self, status: Status, reason: str | None = None) -> Subscription:
-        """The same, but for its status."""
-        return Subscription(
-            id=self.id,
-            tenant=self.tenant,
-            origin=self.origin,
-            target=self.target,
-            event_types=self.event_types,
-            secrets=self.secrets,
-            signatures=self.signatures,
-            headers=self.headers,
-            thin=self.thin,
-            timeout=self.timeout,
-            max_in_flight=self.max_in_flight,
-            retry=self.retry,
-            status=status,
-            follow_redirects=self.follow_redirects,
-            certificate=self.certificate,
-            reason=reason,
-            rate_limit=self.rate_limit,
-        )
-
-
-def check_pattern(pattern: str) -> None:
-    """Raise ValueError unless it is an event type in which whole segments may be `*`.
-
-    What only a slip of the pen makes of a pattern is refused, though a type may be so: empty segments, spaces around it. `*`
-    stands for such segments too.
-    """
-    if not pattern or len(pattern) > MAX_TYPE:
-        raise ValueError(f"must have 1 to {MAX_TYPE} characters")
-    for segment in pattern.split("."):
-        if segment == "*":
-            continue
-        if not segment:
-            raise ValueError("must not have an empty part between, before or after dots")
-        if "*" in segment:
-            raise ValueError(
-                "has a * that is only a part of a segment: it stands for whole ones, as in billing.*"
-            )
-    if not valid_type(pattern):
-        raise ValueError(f"must have no control characters, and at most {MAX_TYPE} bytes in UTF-8")
-    if pattern != pattern.strip():
-        raise ValueError("must have no space around it")
-
-
-def matches(pattern: str, type: str) -> bool:  # noqa: A002 - the field's name
-    """Whether a pattern wants an event type.
-
-    `*` as the last segment stands for one or more, so `*` alone for all; anywhere else for exactly one. Reserved types
-    are for patterns that name them: `dispatcher.*`, `dispatcher.subscription.disabled`.
-    """
-    if type.startswith(RESERVED) and not pattern.startswith(RESERVED):
-        return False
-    if "*" not in pattern:
-        return pattern == type
-    if pattern.endswith("*"):
-        head = pattern[:-1]
-        if "*" not in head:
-            return type.startswith(head)  # what follows may be an empty segment
-        wanted = head[:-1].split(".")
-        given = type.split(".")
-        if len(given) <= len(wanted):
-            return False
-    else:
-        wanted = pattern.split(".")
-        given = type.split(".")
-        if len(given) != len(wanted):
-            return False
-    return all(want in ("*", have) for want, have in zip(wanted, given, strict=False))
-
-
-# The same few lists of patterns stand in most tenants: 0.15 us instead of some microseconds for each subscription.
-@lru_cache(maxsize=1 << 14)
-def _wants(patterns: tuple[str, ...], type: str) -> bool:  # noqa: A002 - the field's name
-    return any(matches(pattern, type) for pattern in patterns)
-
-
-class _Node:
-    """A place in the trie: the patterns that end here, and those that go on."""
-
-    __slots__ = ("children", "here", "rest")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}  # by segment; `*` for exactly one
-        self.here: dict[str, None] = {}  # ids whose pattern ends here
-        self.rest: dict[str, None] = {}  # ids whose pattern goes on with a last `*`
-
-    def copy(self) -> _Node:
-        node = _Node()
-        node.children = self.children.copy()
-        node.here = self.here.copy()
-        node.rest = self.rest.copy()
-        return node
-
-    def __bool__(self) -> bool:
-        return bool(self.children or self.here or self.rest)
-
-
-def _add(root: _Node, pattern: str, id: str) -> None:  # noqa: A002 - the field's name
-    """Into a trie that nobody else sees yet."""
-    *path, last = pattern.split(".")
-    node = root
-    for segment in path:
-        child = node.children.get(segment)
-        if child is None:
-            child = node.children[segment] = _Node()
-        node = child
-    if last == "*":
-        node.rest[id] = None
-        return
-    child = node.children.get(last)
-    if child is None:
-        child = node.children[last] = _Node()
-    child.here[id] = None
-
-
-def _changed(node: _Node, segments: Sequence[str], id: str, *, present: bool) -> _Node:  # noqa: A002
-    """A copy of the trie in which the pattern of these segments leads to the id, or doesn't; the rest is shared."""
-    node = node.copy()
-    if not segments or (len(segments) == 1 and segments[0] == "*"):
-        ids = node.rest if segments else node.here
-        if present:
-            ids[id] = None
-        else:
-            ids.pop(id, None)
-        return node
-    segment = segments[0]
-    child = _changed(node.children.get(segment) or _Node(), segments[1:], id, present=present)
-    if child:
-        node.children[segment] = child
-    else:
-        node.children.pop(segment, None)
-    return node
-
-
-def _walk(root: _Node, type: str) -> dict[str, None]:  # noqa: A002 - the field's name
-    """Ids of the patterns in the trie that want the type."""
-    found: dict[str, None] = {}
-    nodes = [root]
-    segments = type.split(".")
-    if type.startswith(RESERVED):  # only for patterns that name it
-        named = root.children.get(segments.pop(0))
-        if named is None:
-            return found
-        nodes = [named]
-    for segment in segments:
-        following = []
-        for node in nodes:
-            if node.rest:
-                found.update(node.rest)
-            children = node.children
-            if children:
-                if (child := children.get(segment)) is not None:
-                    following.append(child)
-                if (child := children.get("*")) is not None and segment != "*":
-                    following.append(child)
-        if not following:
-            return found
-        nodes = following
-    for node in nodes:
-        if node.here:
-            found.update(node.here)
-    return found
-
-
-def _trie(pairs: Iterable[tuple[str, tuple[str, ...]]]) -> _Node:
-    root = _Node()
-    for id_, patterns in pairs:
-        for pattern in patterns:
-            _add(root, pattern, id_)
-    return root
-
-
-# Small: ids and their patterns in turns. Flat, because a tuple for each pair would be 56 bytes; and with the
-# patterns, because these are shared and near, where each subscription is a way to distant memory.
-_Small = tuple[Any, ...]
-_Group = _Small | _Node
-
-
-def _pairs(group: Iterable[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Ids with their patterns."""
-    turns = iter(group)
-    return zip(turns, turns, strict=True)
 
 
 _Answer = tuple[Subscription, ...]
@@ -421,13 +112,12 @@ class Index:
             else:
                 ids += (id_, subscription.event_types)
                 patterns[tenant] += len(subscription.event_types)
-        self._groups: list[dict[str | None, _Group]] = [{} for _ in range(_shards(len(members)))]
+        self._groups: list[dict[str | None, Group]] = [{} for _ in range(_shards(len(members)))]
         mask = len(self._groups) - 1
         for tenant, ids in members.items():
-            group = tuple(ids) if patterns[tenant] <= _SCANNED else _trie(_pairs(ids))
-            self._groups[hash(tenant) & mask][tenant] = group
+            self._groups[hash(tenant) & mask][tenant] = group_of(ids, patterns[tenant])
         # Looked up for every answer, so it stands apart.
-        self._everywhere: _Group = self._groups[hash(EVERY_TENANT) & mask].get(EVERY_TENANT, ())
+        self._everywhere: Group = self._groups[hash(EVERY_TENANT) & mask].get(EVERY_TENANT, ())
         self._forget()
 
     def _forget(self) -> None:
@@ -491,19 +181,13 @@ class Index:
         for tenant in list(islice(self._answers, len(self._answers) // 16 + 1)):
             self._kept -= len(self._answers.pop(tenant))
 
-    def _find(self, group: _Group | None, type: str) -> _Answer:  # noqa: A002 - the field's name
+    def _find(self, group: Group | None, type: str) -> _Answer:  # noqa: A002 - the field's name
         found: list[Subscription] = []
         by_id = self._by_id
         mask = len(by_id) - 1
         for ids in (group, self._everywhere):
-            if not ids:
-                continue
-            if isinstance(ids, _Node):
-                found.extend([by_id[hash(id_) & mask][id_] for id_ in _walk(ids, type)])
-                continue
-            for id_, patterns in _pairs(ids):
-                if _wants(patterns, type):
-                    found.append(by_id[hash(id_) & mask][id_])
+            if ids:
+                found.extend([by_id[hash(id_) & mask][id_] for id_ in wanting(ids, type)])
         return tuple(found)
 
     def get(self, id: str) -> Subscription | None:  # noqa: A002 - the field's name
@@ -512,8 +196,7 @@ class Index:
 
     def ids_of(self, tenant: str) -> Sequence[str] | None:
         """The ids of one tenant's, in no order; None where there are so many that they aren't kept in a row."""
-        group = self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant, ())
-        return None if isinstance(group, _Node) else group[::2]
+        return listed(self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant, ()))
 
     def __len__(self) -> int:
         return self._length
@@ -584,18 +267,7 @@ class Index:
         self._groups = self._groups.copy()
         place = hash(tenant) & (len(self._groups) - 1)
         shard = self._groups[place] = self._groups[place].copy()
-        group = shard.get(tenant, ())
-        if isinstance(group, _Node):
-            for pattern in subscription.event_types:
-                group = _changed(group, pattern.split("."), id_, present=present)
-        else:
-            pairs = [pair for pair in _pairs(group) if pair[0] != id_]
-            if present:
-                pairs.append((id_, subscription.event_types))
-            if sum(len(patterns) for _, patterns in pairs) > _SCANNED:
-                group = _trie(pairs)
-            else:
-                group = tuple(part for pair in pairs for part in pair)
+        group = regrouped(shard.get(tenant, ()), id_, subscription.event_types, present=present)
         if group:
             shard[tenant] = group
             if len(shard) > _SPREAD:

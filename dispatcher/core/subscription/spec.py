@@ -7,7 +7,7 @@ what, and gets a flood, has been lied to.
 Values of `secrets` and `headers` are secrets: no message quotes them.
 
 **Two ways to read one.** A start with a hundred thousand of them has to read each, and the model and its messages take
-some 70 us. So what is written the usual way is read by `Reader._usual`, field by field, without a model: 8 us. It
+some 70 us. So what is written the usual way is read by `SpecReader._usual`, field by field, without a model: 8 us. It
 decides nothing by itself: each field's rule is the model's own (the same function or type, remembered where the same
 few values stand in many), and whatever it doesn't know for sure to be right it leaves to the model, which then takes it
 or says what is wrong. A test holds the two together for any document. Rejected: to believe what was checked when it was
@@ -19,161 +19,48 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import ValidationError
 
-from dispatcher.core.event.decode import valid_tenant
 from dispatcher.core.flaws import Flaw, FlawedError
 from dispatcher.core.request.build import MAX_OWN_HEADERS, check_header
-from dispatcher.core.request.netguard import Blocked, Guard
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.signing import make_signers, usual_secrets
+from dispatcher.core.request.urls import Blocked
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import (
-    EVERY_TENANT,
-    ClientCertificate,
-    Status,
-    Subscription,
-    check_pattern,
+from dispatcher.core.subscription.fields import (
+    FIELDS,
+    FIELDS_BELOW,
+    ID,
+    MAX_HEADER_BYTES,
+    MAX_IN_FLIGHT,
+    MOST_IN_FLIGHT,
+    RetrySpec,
+    SubscriptionSpec,
+    checked_patterns,
+    checked_tenant,
+    rate_of,
+    retry_of,
+    timeout_of,
 )
-from dispatcher.core.text.units import WRITTEN, Duration, Rate, duration_between
+from dispatcher.core.subscription.model import ClientCertificate, Status, Subscription
+from dispatcher.core.subscription.patterns import check_pattern
+from dispatcher.core.text.units import WRITTEN
 from dispatcher.core.text.yaml_document import did_you_mean, explain
-
-MAX_PATTERNS: Final = 256
-MIN_RATE: Final = 1 / 3600  # deliveries a second
-MAX_RATE: Final = 100_000.0
-MAX_HEADER_BYTES: Final = 8192  # with what the dispatcher and the event add, what servers commonly take
-MAX_IN_FLIGHT: Final = 16
-"""How many deliveries of one subscription are in flight at a time, unless it says otherwise."""
 
 _SECRET_FIELDS: Final = ("secrets", "headers")
 
 T = TypeVar("T", bound=Hashable)
 
 
-def _tenant(value: str) -> str:
-    if value != EVERY_TENANT and not valid_tenant(value):
-        raise ValueError('must be 1 to 256 printable characters, or "*" for every tenant')
-    return value
-
-
-def _pattern(value: str) -> str:
-    check_pattern(value)
-    return value
-
-
-def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not 0 < len(value) <= MAX_PATTERNS:
-        raise ValueError(f"must have 1 to {MAX_PATTERNS} entries")
-    return value
-
-
-def _rate(value: float) -> float:
-    if not MIN_RATE <= value <= MAX_RATE:
-        raise ValueError("must be between 1/h and 100000/s")
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports ValueError
-    return value
-
-
-def _waits(value: tuple[float, ...]) -> tuple[float, ...]:
-    if len(value) > 100:
-        raise ValueError("must have at most 100 waits")
-    return value
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
-
-
-class RetrySpec(_Model):
-    """The waits between attempts, and the share of each by which it may vary."""
-
-    schedule: (
-        Annotated[tuple[Annotated[Duration, duration_between("10ms", "30d")], ...], AfterValidator(_waits)]
-        | None
-    ) = None
-    jitter: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
-
-
-class ClientCertificateSpec(_Model):
-    """PEM files on the dispatcher's own disk; without `key_file` the certificate's file holds the key too."""
-
-    cert_file: Annotated[str, Field(min_length=1)]
-    key_file: Annotated[str, Field(min_length=1)] | None = None
-
-
-_ID: Final = r"[A-Za-z0-9_-]{1,64}"
-_Timeout = Annotated[Duration, duration_between("10ms", "10m")]
-_RateLimit = Annotated[Rate, AfterValidator(_rate)]
-MOST_IN_FLIGHT: Final = 10_000
-
-
-class SubscriptionSpec(_Model):
-    """One subscription as it is written. What is None comes from the settings."""
-
-    id: Annotated[str, Field(pattern=f"^{_ID}$")]
-    tenant: Annotated[str, AfterValidator(_tenant)] | None = None
-    url: str
-    event_types: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], AfterValidator(_patterns)]
-    secrets: tuple[str, ...]
-    signatures: tuple[Literal["v1", "v1a", "github"], ...] = ("v1",)
-    headers: dict[str, str] = {}
-    payload: Literal["full", "thin"] = "full"
-    status: Literal["active", "paused", "pending", "disabled"] = "active"
-    validated: bool = Field(default=False, alias="validate")
-    redirects: Literal["never", "same-origin"] = "never"
-    client_certificate: ClientCertificateSpec | None = None
-    timeout: _Timeout | None = None
-    max_in_flight: Annotated[int, BeforeValidator(_number), Field(ge=1, le=MOST_IN_FLIGHT)] = MAX_IN_FLIGHT
-    rate_limit: _RateLimit | None = None
-    retry: RetrySpec | None = None
-
-
-# Fields as they are written, for suggestions: pydantic knows `validate` by another name.
-FIELDS: Final = tuple(info.alias or name for name, info in SubscriptionSpec.model_fields.items())
-_FIELDS_BELOW: Final = {
-    "retry": tuple(RetrySpec.model_fields),
-    "client_certificate": tuple(ClientCertificateSpec.model_fields),
-}
-
-# What `Reader._usual` reads with: the model's rules, one by one. They raise ValueError, of which pydantic's is one.
-_USUAL_ID = re.compile(_ID, re.ASCII)
+# What `SpecReader._usual` reads with: the model's rules, one by one. They raise ValueError, of which pydantic's is one.
+_USUAL_ID = re.compile(ID, re.ASCII)
 _USUAL_FIELDS: Final = frozenset(FIELDS) - {"client_certificate"}
 _USUAL_RETRY: Final = frozenset(RetrySpec.model_fields)
 _V1: Final = ["v1"]
 _STATUSES: Final = {status.value: status for status in Status}
-_remembered: Final = lru_cache(maxsize=4096)
-_check_pattern: Final = _remembered(check_pattern)
-_timeout_type: Final[TypeAdapter[float]] = TypeAdapter(_Timeout)
-_rate_type: Final[TypeAdapter[float]] = TypeAdapter(_RateLimit)
-
-
-@_remembered
-def _timeout_of(text: str) -> float:
-    return _timeout_type.validate_python(text, context=WRITTEN)
-
-
-@_remembered
-def _rate_of(text: str) -> float:
-    return _rate_type.validate_python(text, context=WRITTEN)
-
-
-@_remembered
-def _retry_of(schedule: tuple[str, ...] | None, jitter: float | None) -> RetrySpec:
-    return RetrySpec.model_validate({"schedule": schedule, "jitter": jitter}, context=WRITTEN)
+_check_pattern: Final = lru_cache(maxsize=4096)(check_pattern)
 
 
 def _usual_retry(raw: object) -> RetrySpec:
@@ -187,7 +74,7 @@ def _usual_retry(raw: object) -> RetrySpec:
         schedule = tuple(schedule)
     if jitter is not None and type(jitter) not in (int, float):
         raise ValueError
-    return _retry_of(schedule, jitter)
+    return retry_of(schedule, jitter)
 
 
 def _all_text(values: list[Any]) -> bool:
@@ -222,7 +109,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     return _REFERENCE.sub(value, text) if "${" in text else text
 
 
-class Reader:
+class SpecReader:
     """Reads specs into subscriptions; what is equal in many of them is kept once."""
 
     def __init__(
@@ -281,7 +168,7 @@ class Reader:
                 if type(tenant) is not str:
                     return None
                 if (known := self._tenants.get(tenant)) is None:
-                    known = self._share(_tenant(tenant))
+                    known = self._share(checked_tenant(tenant))
                     if self._keeps:
                         self._tenants[tenant] = known
                 tenant = known
@@ -316,9 +203,9 @@ class Reader:
                 headers=self._share(headers),
                 thin=payload == "thin",
                 follow_redirects=redirects == "same-origin",
-                timeout=self._timeout if timeout is None else _timeout_of(timeout),
+                timeout=self._timeout if timeout is None else timeout_of(timeout),
                 max_in_flight=in_flight,
-                rate_limit=None if rate is None else _rate_of(rate),
+                rate_limit=None if rate is None else rate_of(rate),
                 retry=self._retry if retry is None else self._share(self._policy(_usual_retry(retry))),
                 status=status,
                 reason=_REASONS.get(status),
@@ -337,7 +224,7 @@ class Reader:
         if known is None:
             if not _all_text(patterns):
                 return None
-            for pattern in _patterns(wanted):
+            for pattern in checked_patterns(wanted):
                 _check_pattern(pattern)
             known = self._wanted(wanted)
             if self._keeps:
@@ -483,7 +370,7 @@ def _flaws(invalid: ValidationError, skip: set[tuple[str | int, ...]]) -> list[F
         if path in skip:
             continue
         if error["type"] == "extra_forbidden":
-            known = _FIELDS_BELOW.get(str(path[0]), ()) if len(path) > 1 else FIELDS
+            known = FIELDS_BELOW.get(str(path[0]), ()) if len(path) > 1 else FIELDS
             message = f"there is no such field{did_you_mean(str(path[-1]), known)}"
         elif path == ("id",) and error["type"] == "string_pattern_mismatch":
             message = "must be 1 to 64 of the characters A-Z a-z 0-9 _ -"

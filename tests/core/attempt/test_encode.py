@@ -16,7 +16,7 @@ from dispatcher.core.attempt.record import AttemptRecord
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Opened, Reason, Response, Result
 from dispatcher.core.retry.records import delivery_id
-from dispatcher.core.subscription.index import Subscription
+from dispatcher.core.subscription.model import Subscription
 from tests.fakes import subscription
 
 DOCUMENTED = Path(__file__).parents[3] / "docs/attempts.md"

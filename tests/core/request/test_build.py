@@ -22,8 +22,9 @@ from dispatcher.core.request.build import (
     retarget,
     template,
 )
-from dispatcher.core.request.netguard import Blocked, Guard, Origin, Target
+from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.signing import make_signers
+from dispatcher.core.request.urls import Blocked, Origin, Target
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SIGNERS = make_signers([SECRET], ["v1"])

@@ -8,8 +8,9 @@ from typing import TypeVar
 import pytest
 from hypothesis import example, given, strategies as st
 
-from dispatcher.core.request import netguard
-from dispatcher.core.request.netguard import MAX_URL, RULES, Blocked, Guard, Origin, Permit, Target
+from dispatcher.core.request import urls
+from dispatcher.core.request.netguard import Guard, Permit
+from dispatcher.core.request.urls import MAX_URL, RULES, Blocked, Origin, Target
 
 # Address, and a part of the reason that is given.
 DENIED = [
@@ -859,7 +860,7 @@ def test_any_string_is_either_refused_or_has_a_canonical_form(url: str) -> None:
     guard.check_address(str(literal))
 
 
-@given(st.from_regex(netguard._CANONICAL, fullmatch=True) | URLS)
+@given(st.from_regex(urls._CANONICAL, fullmatch=True) | URLS)
 @example("https://a.example:22/")
 @example("http://a.example/")
 @example("https://" + "a" * 63 + ".example/")
@@ -867,7 +868,7 @@ def test_any_string_is_either_refused_or_has_a_canonical_form(url: str) -> None:
 @example("https://" + "a." * 127 + "example/")
 def test_a_url_in_its_canonical_spelling_is_read_as_any_other(url: str) -> None:
     for guard in (Guard(), Guard(https_only=False, ports=(80, 443))):
-        found, expected = outcome(guard.check_url, url), outcome(guard._read_url, url)
+        found, expected = outcome(guard.check_url, url), outcome(guard._urls._read, url)
         if isinstance(expected, Blocked) and len(url) <= MAX_URL:
             assert isinstance(found, Blocked)
             assert (found.rule, str(found)) == (expected.rule, str(expected))

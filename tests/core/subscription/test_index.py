@@ -7,9 +7,12 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import dispatcher.core.subscription.index as module
-from dispatcher.core.request.netguard import Origin
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Index, Status, Subscription, check_pattern, matches
+from dispatcher.core.subscription import patterns
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
+from dispatcher.core.subscription.patterns import check_pattern, matches
 
 
 def subscription(
@@ -162,7 +165,7 @@ def test_bad_patterns_are_refused(pattern: Any) -> None:
 def test_the_index_finds_what_a_naive_matcher_finds(scanned: Any, subscriptions: Any, asked: Any) -> None:
     unique = {each.id: each for each in subscriptions}.values()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SCANNED", scanned)
+        patch.setattr(patterns, "SCANNED", scanned)
         index = Index(subscriptions)
         for tenant, kind in [*asked, *asked]:
             if tenant != "*":  # no event has it
@@ -177,7 +180,7 @@ class IndexMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, "_SCANNED", 4)
+        self.patch.setattr(patterns, "SCANNED", 4)
         self.patch.setattr(module, "_ANSWERS", 6)
         self.patch.setattr(module, "_ANSWERS_OF_ONE", 3)
         self.patch.setattr(module, "_SHARD", 2)

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dispatcher.core.flaws import FlawedError
-from dispatcher.core.request.netguard import Guard, Origin
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.subscription.index import Status
-from dispatcher.core.subscription.spec import MAX_IN_FLIGHT, Reader, expand
+from dispatcher.core.subscription.fields import MAX_IN_FLIGHT
+from dispatcher.core.subscription.model import Status
+from dispatcher.core.subscription.spec import SpecReader, expand
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + b64encode(bytes(range(32))).decode()
@@ -19,7 +21,7 @@ DEFAULTS = RetryPolicy((5.0, 300.0), 0.1)
 
 
 def reader(environ: Any = None) -> Any:
-    return Reader(Guard(), timeout=15.0, retry=DEFAULTS, environ=environ)
+    return SpecReader(Guard(), timeout=15.0, retry=DEFAULTS, environ=environ)
 
 
 def spec(**changes: Any) -> Any:
@@ -239,7 +241,7 @@ def test_references_and_escapes_are_told_apart_anywhere(parts: Any) -> None:
 
 
 def test_what_is_only_checked_leaves_nothing_behind() -> None:
-    checking = Reader(Guard(), timeout=15.0, retry=DEFAULTS, keeps=False)
+    checking = SpecReader(Guard(), timeout=15.0, retry=DEFAULTS, keeps=False)
     full = spec(tenant="acme", headers={"X-Env": "prod"}, retry={"jitter": 0.5})
     assert outcome(checking.read, full, validated=False) == outcome(reader().read, full, validated=False)
     checking.read(spec(tenant="acme", url="https://b\xfccher.example/in", signatures=["v1"]))
