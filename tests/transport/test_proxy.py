@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.request.urls import Origin
 from dispatcher.settings.groups import NetworkSettings
 from dispatcher.transport.proxy import Proxy
 from tests.zoo.behaviours import (
