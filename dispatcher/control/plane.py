@@ -31,6 +31,7 @@ from dispatcher.core.event.decode import RESERVED, Event
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.model import Subscription
+from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.replica import replica_name
 from dispatcher.runtime.tasks import Tasks
@@ -76,7 +77,7 @@ class ControlPlane:
         self.catalogue = Catalogue(self.store, api)
         retry = RetryPolicy(settings.retry.schedule, settings.retry.jitter)
         # Without the environment: nobody on the network gets at the daemon's.
-        reader = Reader(guard, timeout=settings.delivery.timeout, retry=retry, keeps=False)
+        reader = SpecReader(guard, timeout=settings.delivery.timeout, retry=retry, keeps=False)
         checker = Checker(reader, self.catalogue)
         self.views = Views(self.store, registry, self._validator.said)
         self.listing = Listing(self.store, registry, self.views)
