@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from dispatcher.broker.base import StoredRecord, TopicPartition, UnreadableBatch, UnreadableRecord
-from dispatcher.core.control.skips import Skip, read_skip, skip_key
+from dispatcher.core.control.skips import Skip
 from tests.delivery.test_retry_reader import FIRST, waiting
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, event, running, until
@@ -95,10 +95,3 @@ async def test_a_batch_that_cannot_be_unpacked_stops_its_partition_only_until_an
         assert len(world.transport.sent) == 4
         assert world.engine.warnings() == []
         assert world.value("events_skipped_total", reason="unreadable") == 3
-
-
-def test_the_key_says_what_is_skipped() -> None:
-    skip = Skip("a.b-c_d", 3, 2**40)
-    assert read_skip(skip_key(skip)) == skip
-    for key in (None, b"", b"skip:", b"skip:1:2", b"skip:x:2:t", b"sub_1", b"skip:1:2:\xff"):
-        assert read_skip(key) is None

@@ -1,0 +1,57 @@
+"""The topics that there must be: what nobody may lose is kept long enough, and each has the rights that are asked for."""
+
+from __future__ import annotations
+
+from dispatcher.settings.groups import AttemptsSettings, RetrySettings, Settings, TopicsSettings
+from dispatcher.topics.specs import needed_rights, topic_specs
+
+DAY_MS = 24 * 3600 * 1000
+ON_KAFKA = "kafka://127.0.0.1:9092"
+
+
+def test_each_topic_is_there_once() -> None:
+    names = [spec.name for spec in topic_specs(Settings(broker=ON_KAFKA))]
+    assert len(set(names)) == len(names)
+    assert {
+        "events",
+        "dispatcher.subscriptions",
+        "dispatcher.progress",
+        "dispatcher.dead",
+        "dispatcher.attempts",
+    } <= {*names}
+    assert "dispatcher.retry.parked" in names
+
+
+def test_a_retry_outlives_its_delay_and_a_week_in_which_nobody_reads() -> None:
+    specs = {spec.name: spec for spec in topic_specs(Settings(retry=RetrySettings(tiers=(30.0, 6 * 3600.0))))}
+    for level, delay_ms in (("30s", 30_000), ("6h", 6 * 3600 * 1000)):
+        config = specs[f"dispatcher.retry.{level}"].config
+        assert int(config["retention.ms"]) == delay_ms + 7 * DAY_MS
+        assert config["cleanup.policy"] == "delete"
+    assert specs["dispatcher.retry.parked"].config["retention.bytes"] == "-1"
+
+
+def test_what_the_api_has_made_is_compacted_in_one_partition_and_never_expires() -> None:
+    (control,) = [spec for spec in topic_specs(Settings()) if spec.name == "dispatcher.subscriptions"]
+    assert (control.partitions, control.exact) == (1, True)
+    assert control.config["cleanup.policy"] == "compact"
+    assert "retention.ms" not in control.config
+
+
+def test_only_what_is_used_is_asked_for() -> None:
+    quiet = Settings(
+        attempts=AttemptsSettings(log="none"), topics=TopicsSettings(events=("a", "b"), prefix="hooks-")
+    )
+    names = [spec.name for spec in topic_specs(quiet)]
+    assert names[:2] == ["a", "b"]
+    assert "hooks-attempts" not in names
+    assert "hooks-progress" not in names, "the embedded broker keeps notes beside its commits"
+    assert all(name.startswith("hooks-") for name in names[2:])
+
+
+def test_the_rights_are_those_that_each_topic_is_used_with() -> None:
+    rights = needed_rights(Settings(broker=ON_KAFKA))
+    assert set(rights) == {spec.name for spec in topic_specs(Settings(broker=ON_KAFKA))}
+    assert rights["events"] == ("READ",)
+    assert rights["dispatcher.dead"] == rights["dispatcher.attempts"] == ("WRITE",)
+    assert rights["dispatcher.retry.parked"] == rights["dispatcher.progress"] == ("READ", "WRITE")
