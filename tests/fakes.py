@@ -47,6 +47,8 @@ class MemoryConsumer:
         self._topics = topics
         self._listener = listener
         self._positions: dict[TopicPartition, int] = {}
+        self._mine: frozenset[TopicPartition] = frozenset()
+        self._ends: dict[TopicPartition, int] = {}
         self.paused: set[TopicPartition] = set()
         self.polls = 0
         self.stopped = False
@@ -63,12 +65,17 @@ class MemoryConsumer:
         self.paused.clear()
         notes = self._broker.notes
         committed = {p: Position(self._broker.committed.get(p, 0), notes.get(p, "")) for p in partitions}
+        self._mine = frozenset(committed)
+        self._ends = {p: len(self._broker.log[p]) for p in committed}
         await self._listener.on_assigned(committed)
         self._positions = {p: position.offset for p, position in committed.items()}
         self._broker.changed.set()
 
     def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
         return {}
+
+    def ends(self) -> Mapping[TopicPartition, int]:
+        return self._ends
 
     async def poll(self, timeout: float, limit: int) -> Sequence[tuple[TopicPartition, Sequence[Record]]]:
         self.polls += 1
@@ -105,7 +112,7 @@ class MemoryConsumer:
     async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         if self._broker.commit_errors:
             raise self._broker.commit_errors.pop(0)
-        if not positions.keys() <= self._positions.keys():
+        if not positions.keys() <= self._mine:
             raise CommitRefused("not assigned")
         for partition, position in positions.items():
             self._broker.committed[partition] = position.offset

@@ -101,6 +101,8 @@ class Plan(NamedTuple):
     commits: dict[TopicPartition, Position]
     """Those of them that aren't committed yet."""
     jumps: list[Jump]
+    ends: dict[TopicPartition, int]
+    """One past the last offset that each of them holds."""
 
 
 def plan(
@@ -116,7 +118,7 @@ def plan(
 
     `past` are the topics that the group has read before. `from_latest` is for a group that has never run (rule 2).
     """
-    result = Plan({}, {}, [])
+    result = Plan({}, {}, [], {key: extent.end for key, extent in extents.items()})
     for key, (earliest, end) in extents.items():
         topic = topics[key.topic]
         before = past.get(key.topic)

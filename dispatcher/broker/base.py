@@ -315,6 +315,9 @@ class Consumer(Protocol):
     def lag(self) -> Mapping[TopicPartition, int]:
         """Records between the last one read and the partition's end, as of the last fetch."""
 
+    def ends(self) -> Mapping[TopicPartition, int]:
+        """One past the last record of each assigned partition, as of when it was assigned. Told from `on_assigned` on."""
+
     def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
         """Stretches that hold nothing to read, each behind the last record that `poll` gave: its first offset, and one
         past its last. Markers of transactions, what compaction took, and what was deleted before it was read.

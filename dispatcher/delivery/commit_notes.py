@@ -37,6 +37,7 @@ from dispatcher.core.commit.note import (
     pointing,
     read_note,
     read_whole,
+    reserving,
 )
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.settings.groups import Settings
@@ -64,6 +65,7 @@ class Prepared(NamedTuple):
 
     position: Position
     state: tuple[int, int, int]
+    reserved: int
 
 
 class _Snapshot(NamedTuple):
@@ -73,14 +75,15 @@ class _Snapshot(NamedTuple):
     done: Runs
     partly: Partly
     served: float
+    reserved: int
     took: float
 
 
 class CommitNotes:
     """The notes of one group."""
 
-    def __init__(self, broker: Broker, group: str, topic: str | None) -> None:
-        """`topic` is where those go that don't fit; None for nowhere."""
+    def __init__(self, broker: Broker, group: str, topic: str | None, *, reserves: bool = False) -> None:
+        """`topic` is where those go that don't fit; None for nowhere. `reserves`: they say how far their owner may read."""
         self.limit = broker.metadata_limit
         """Characters that a note may have beside its commit."""
         self.problem: str | None = None
@@ -88,6 +91,7 @@ class CommitNotes:
         self._broker = broker
         self._group = group
         self._topic = topic
+        self._reserves = reserves
         self._record_limit = RECORD_LIMIT
         self._clock = asyncio.get_running_loop().time
         self._again = 0.0  # no record before
@@ -100,9 +104,12 @@ class CommitNotes:
         now = self._clock()
         snapshots: list[_Snapshot] = []
         for partition, tracker in trackers.items():
-            if not tracker.changed() or (not last and self._next.get(partition, 0.0) > now):
+            reserved = tracker.reservation(last=last)
+            closes = last and self._reserves and reserved < tracker.reserved
+            if not (closes or tracker.changed()) or (not last and self._next.get(partition, 0.0) > now):
                 continue
             began = time.thread_time()
+            tracker.reserve(reserved)
             snapshot = _Snapshot(
                 partition,
                 tracker.committable,
@@ -110,6 +117,7 @@ class CommitNotes:
                 tracker.completed(),
                 tracker.partly(),
                 tracker.served,
+                reserved,
                 time.thread_time() - began,
             )
             snapshots.append(snapshot)
@@ -121,7 +129,9 @@ class CommitNotes:
             packed = await self._pack(snapshot)
             if packed.whole is not None:
                 wholes[snapshot.partition] = snapshot, packed, packed.whole
-            prepared[snapshot.partition] = Prepared(Position(snapshot.offset, packed.text), snapshot.state)
+            prepared[snapshot.partition] = Prepared(
+                Position(snapshot.offset, packed.text), snapshot.state, snapshot.reserved
+            )
         if wholes:
             for partition, text in (await self._write(wholes)).items():
                 prepared[partition] = prepared[partition]._replace(
@@ -155,6 +165,7 @@ class CommitNotes:
             self.limit,
             served=snapshot.served,
             record=record,
+            reserved=snapshot.reserved if self._reserves else None,
         )
         return packed, time.thread_time() - began
 
@@ -201,6 +212,13 @@ class CommitNotes:
             texts[partition] = pointing(*partition, snapshot.offset, packed.text, pointer, self.limit)
         return texts
 
+    def reserving(
+        self, partition: TopicPartition, tracker: PartitionTracker, reserved: int
+    ) -> Position | None:
+        """The tracker's last commit, with a note that reserves so much and is the same else; None where that isn't possible."""
+        text = reserving(*partition, tracker.committed, tracker.noted, reserved, self.limit)
+        return None if text is None else Position(tracker.committed, text)
+
     def _key(self, partition: TopicPartition) -> bytes:
         return f"{self._group}/{partition.topic}/{partition.partition}".encode()
 
@@ -219,7 +237,8 @@ class CommitNotes:
                         partition, positions[partition].offset, notes[partition].pointer
                     )
                     if whole is not None:
-                        notes[partition] = whole
+                        # The text may have been written again since.
+                        notes[partition] = whole._replace(reserved=notes[partition].reserved)
                         left -= 1
         except TimeoutError:
             pass

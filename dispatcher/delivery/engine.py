@@ -147,6 +147,7 @@ class Engine:
             metrics,
             memory=remembered(group),
             notes_topic=notes,
+            reserves=True,
         )
         parked = parked_topic(settings.topics.prefix)
         self._returning = Intake(
@@ -287,6 +288,8 @@ class Engine:
             self._polled(await consumer.poll(_POLL_TIMEOUT, self._poll_limit))
             while self._batches:
                 tracker, records = self._batches.popleft()
+                if not tracker.lost:
+                    await self._events.reserve(tracker, records[-1].offset + 1)
                 if not tracker.lost:
                     await self._take_up(tracker, records)
 

@@ -10,6 +10,10 @@ With each commit goes a note of what is done beyond it (`core/commit/note.py`), 
 a crash, a restart or a rebalance, passes over what has been acknowledged. A note is committed when it has changed,
 also where the lowest owed offset hasn't.
 
+The note also reserves what will be taken up until the next one (`core/commit/offsets.py` says what for). The commits of every second
+keep that ahead of the reader; a batch that goes beyond it waits for a commit of its own (`reserve`), after a start, and where
+traffic has grown by more than twice within the second.
+
 What happens to deliveries while partitions move is the host's business: it is asked before they go,
 and told what came.
 
@@ -20,6 +24,8 @@ Rules:
    (`on_gone`) isn't: no other member will deliver what it owes.
 3. Only `commit` commits, never beyond what a tracker allows, and one at a time: a note that is older than what is
    committed already would have what is done since sent again.
+4. Reserving never holds deliveries up for longer than `_RESERVE_LIMIT`, and not again until a commit has gone through: a
+   group whose coordinator is away reads on, though a pause that meets a crash may then cost what was taken up meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -49,6 +55,9 @@ from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Labels, Metrics
 
 log = structlog.get_logger(__name__)
+
+
+_RESERVE_LIMIT: Final = 1.0  # seconds
 
 
 class Host(Protocol):
@@ -78,11 +87,13 @@ class Intake:
         own: bool = False,
         memory: GroupMemory | None = None,
         notes_topic: str | None = None,
+        reserves: bool = False,
         tracker: Callable[[str, int, int, Note], PartitionTracker] = PartitionTracker,
     ) -> None:
         """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`).
 
-        `notes_topic` is for what doesn't fit beside a commit; `tracker` makes a partition's.
+        `notes_topic` is for what doesn't fit beside a commit; `reserves`: records are taken up only after `reserve`;
+        `tracker` makes a partition's.
         """
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
@@ -91,7 +102,10 @@ class Intake:
         self._tracker = tracker
         self._metrics = metrics
         self._committing = asyncio.Lock()
-        self._notes = CommitNotes(broker, group, notes_topic)
+        self._notes = CommitNotes(broker, group, notes_topic, reserves=reserves)
+        self._reserves = reserves
+        self._moving = False  # the partitions
+        self._committed = True  # the last commit has gone through
         self.jumps = Jumps(group, metrics)
         for topic in topics:
             metrics.offsets_skipped[topic] += 0
@@ -139,7 +153,7 @@ class Intake:
             trackers = {p: tracker for p in partitions if (tracker := self.trackers.get(p)) is not None}
             prepared = await self._notes.prepare(trackers, last=last)
             positions: dict[TopicPartition, Position] = {}
-            for partition, (position, state) in prepared.items():
+            for partition, (position, state, _) in prepared.items():
                 tracker = trackers[partition]
                 if self.trackers.get(partition) is not tracker:
                     continue  # given up, or gone, while the note was made
@@ -149,6 +163,7 @@ class Intake:
                     positions[partition] = position
             if not positions:
                 return
+            self._committed = False
             try:
                 await self.consumer.commit(positions)
             except CommitRefused as error:
@@ -172,14 +187,60 @@ class Intake:
                 log.warning("commit failed, trying again", group=self.group, error=str(error))
             else:
                 self._metrics.commits["ok"] += 1
+                self._committed = True
                 for partition, position in positions.items():
                     tracker = trackers[partition]
                     tracker.committed, tracker.noted = position
                     tracker.told(prepared[partition].state)
+                    tracker.has_reserved(prepared[partition].reserved)
+
+    async def reserve(self, tracker: PartitionTracker, end: int) -> None:
+        """Have it committed that the tracker's records below `end` may be taken up; returns before long, whatever comes of it.
+
+        Call it before any of them is.
+        """
+        tracker.announced = end
+        if end > tracker.reserved and not self._moving:
+            await self._reserve()
+
+    async def _reserve(self) -> None:
+        """Commit again what is committed, with notes that reserve more."""
+        if not self._committed:
+            return  # rule 4
+        try:
+            async with asyncio.timeout(_RESERVE_LIMIT), self._committing:
+                below: dict[TopicPartition, int] = {}
+                positions: dict[TopicPartition, Position] = {}
+                for partition, tracker in self.trackers.items():
+                    wanted = tracker.reservation()
+                    position = (
+                        self._notes.reserving(partition, tracker, wanted)
+                        if wanted > tracker.reserved
+                        else None
+                    )
+                    if position is not None:
+                        below[partition], positions[partition] = wanted, position
+                trackers = {partition: self.trackers[partition] for partition in positions}
+                self._committed = False
+                await self.consumer.commit(positions)
+        except (BrokerError, TimeoutError) as error:
+            log.warning(
+                "can't commit how far records may be taken up: what is taken up until the next commit is lost for subscriptions"
+                " that are paused before the next process reads it, should this one be killed",
+                group=self.group,
+                error=str(error) or f"no answer within {_RESERVE_LIMIT:g} s",
+            )
+        else:
+            self._committed = True
+            for partition, position in positions.items():
+                tracker = trackers[partition]
+                tracker.noted = position.metadata
+                tracker.has_reserved(below[partition])
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are about to move: end what is under way, start nothing, commit."""
         log.info("partitions revoked", group=self.group, partitions=len(partitions))
+        self._moving = True
         await self._host.before_revocation(self)
         await self._commit(partitions, last=True)
         await self._host.after_revocation(self)
@@ -198,16 +259,23 @@ class Intake:
         # What we have committed ourselves last is nobody else's work.
         ours = [p for p, t in self.trackers.items() if partitions.get(p) == (t.committed, t.noted)]
         notes = await self._notes.read(partitions, ours)
+        ends = self.consumer.ends() if self._reserves else {}
         for partition in [p for p in self.trackers if p not in partitions]:
             self.trackers.pop(partition).lost = True
         for partition, (offset, metadata) in partitions.items():
             done = notes[partition]
+            if done.reserved is not None:
+                # What comes from now on nobody has taken up.
+                done = done._replace(reserved=min(done.reserved, ends.get(partition, done.reserved)))
             tracker = self.trackers.get(partition)
             if tracker is None or not tracker.resume_at(offset, done):
                 if tracker is not None:
                     tracker.lost = True
                 tracker = self.trackers[partition] = self._tracker(*partition, offset, done)
             tracker.committed, tracker.noted = offset, metadata
+        self._moving, self._committed = False, True
+        if self._reserves:
+            await self._reserve()
         self.assigned = True
         log.info("partitions assigned", group=self.group, partitions=len(partitions))
         self._host.after_assignment(self)

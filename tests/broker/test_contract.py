@@ -853,6 +853,32 @@ async def test_a_partition_paused_in_on_assigned_stays_paused(backend: Backend) 
 
 
 @groups
+async def test_in_on_assigned_a_member_knows_where_its_partitions_end_and_may_commit(
+    backend: Backend,
+) -> None:
+    broker = await backend.connect()
+    topic = await backend.topic(broker)
+    group = backend.unique("group")
+    await broker.produce([m for p in range(4) for m in numbered(topic, 10 + p, p)])
+    ends: list[Mapping[TopicPartition, int]] = []
+
+    async def commit(partitions: Mapping[TopicPartition, Position]) -> None:
+        ends.append(dict(one.consumer.ends()))
+        await one.consumer.commit({partition: Position(3, "kept") for partition in partitions})
+
+    one = Member(broker, [topic], group, Listener(during_assigned=commit))
+    await one.consumer.start()
+    assert ends == [{TopicPartition(topic, p): 10 + p for p in range(4)}]
+    await broker.produce(numbered(topic, 5, 0))
+    await one.poll_for(51)
+    assert one.consumer.ends() == ends[0], "as they were then"
+    await one.consumer.stop()
+    two = Member(broker, [topic], group)
+    await two.consumer.start()
+    assert set(two.listener.starts.values()) == {Position(3, "kept")}
+
+
+@groups
 async def test_members_may_want_different_topics(backend: Backend) -> None:
     broker = await backend.connect()
     left, both, right = [await backend.topic(broker) for _ in range(3)]

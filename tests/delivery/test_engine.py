@@ -28,7 +28,7 @@ from dispatcher.core.subscription.model import ClientCertificate, Status
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
-from tests.world import EVENTS, World, event, running, until
+from tests.world import EVENTS, World, event, now, running, sent_ids, until
 
 pytestmark = [pytest.mark.looptime]
 
@@ -72,7 +72,7 @@ async def test_no_offset_is_committed_past_a_delivery_that_is_still_owed() -> No
         await asyncio.sleep(5)
         assert world.committed == 3
         await until(lambda: world.committed == 10)
-        assert [offset for _, offset in world.broker.commits] == [3, 10]
+        assert [offset for _, offset in world.broker.commits] == [0, 3, 10]
 
 
 async def test_a_failed_attempt_is_made_again_when_the_schedule_says_with_the_same_id_and_a_new_timestamp() -> (
@@ -118,7 +118,7 @@ async def test_a_broker_that_takes_no_dead_letter_holds_the_offset_until_it_does
         world.broker.produce_errors = [BrokerUnavailable("gone fishing")] * 4
         world.broker.append(event(1))
         await asyncio.sleep(1.5)
-        assert world.committed is None
+        assert not world.committed
         assert world.engine.problems() == ["can't write to the broker: gone fishing"]
         await until(lambda: world.committed == 1)
         assert len(world.dead()) == 1
@@ -420,7 +420,7 @@ async def test_of_a_lost_partition_nothing_more_is_sent_or_committed() -> None:
         await world.broker.consumers[0].assign([other])
         await asyncio.sleep(8)
         assert len(world.transport.sent) == 1
-        assert world.broker.commits == []
+        assert world.committed == 0
         assert world.value("deliveries_in_flight") == 0
         assert world.value("deliveries_held") == 0
 
@@ -443,6 +443,7 @@ async def test_a_partition_that_somebody_else_took_further_is_read_from_there() 
 
 async def test_a_refused_or_failed_commit_loses_nothing() -> None:
     async with running(FixedRegistry(subscription())) as world:
+        await until(lambda: bool(world.broker.consumers) and world.engine._events.assigned)
         world.broker.commit_errors = [CommitRefused("rebalancing"), BrokerUnavailable("away")]
         world.broker.append(event(1))
         await until(lambda: world.committed == 1)
@@ -604,12 +605,90 @@ async def test_what_was_owed_before_a_crash_is_kept_where_its_subscription_was_p
     await world.engine.stop(0)
     broker.committed[EVENTS], broker.notes[EVENTS] = left
     broker.log.pop(TopicPartition("dispatcher.retry.30s", 0), None)
-    broker.append(event(10))  # of the time of the pause: it is owed to nobody
+    broker.append(event(10))  # it may have been taken up right before the end: nobody can tell
     async with running(FixedRegistry(sub.with_status(Status.PAUSED)), broker) as again:
         await until(lambda: broker.committed[EVENTS] == 11)
+        broker.append(event(11))  # it wasn't there then
+        await until(lambda: broker.committed[EVENTS] == 12)
         assert again.transport.sent == []
-        assert [d["event_id"] for d in again.written("dispatcher.retry.parked")] == ["evt_3", "evt_5"]
+        kept = [d["event_id"] for d in again.written("dispatcher.retry.parked")]
+        assert kept == ["evt_3", "evt_5", "evt_10"]
         assert again.value("deliveries_total", outcome="dropped_paused") == 1
+
+
+async def killed(world: World) -> None:
+    """Nothing of it is committed or written from now on."""
+    committed, notes = dict(world.broker.committed), dict(world.broker.notes)
+    logs = {partition: list(log) for partition, log in world.broker.log.items()}
+    await world.engine.stop(0)
+    world.broker.committed, world.broker.notes = committed, notes
+    world.broker.log.clear()
+    world.broker.log.update(logs)
+
+
+async def test_what_was_taken_up_right_before_a_crash_is_owed_to_whom_it_was_owed_then() -> None:
+    """Between two commits nothing else tells that it was taken up."""
+    broker = MemoryBroker()
+    sub = subscription()
+    world = World(FixedRegistry(sub), broker, breaker_threshold=0)
+    world.engine.start()
+    world.transport.answer = lambda *_: (0.001, Response(500))
+    await until(lambda: world.committed == 0)
+    commits = len(broker.commits)
+    for number in range(3000):  # more than a start reserves
+        broker.append(event(number))
+    await until(lambda: len(sent_ids(world)) > 2500, within=0.9)
+    assert len(broker.commits) - commits < 5, "and not with every batch"
+    attempted = set(sent_ids(world))
+    await killed(world)
+    async with running(FixedRegistry(sub.with_status(Status.PAUSED)), broker) as again:
+        await until(lambda: broker.committed[EVENTS] == 3000)
+        kept = {d["event_id"] for d in again.written("dispatcher.retry.parked")}
+        assert attempted <= kept
+
+
+async def test_a_partition_given_up_in_good_order_leaves_nothing_in_doubt() -> None:
+    """What comes after it was matched by its next owner only, whose subscription is paused."""
+    broker = MemoryBroker()
+    sub = subscription()
+    async with running(FixedRegistry(sub), broker) as world:
+        world.broker.append(event(0))
+        await until(lambda: world.committed == 1)
+        await asyncio.sleep(5)  # nothing has changed since the last commit
+        await broker.consumers[0].assign([])
+        note = read_note("events", 0, 1, broker.notes[EVENTS])
+        assert note.reserved == 1
+        broker.append(event(1))
+        world.registry.index = Index([sub.with_status(Status.PAUSED)])
+        await broker.consumers[0].assign([EVENTS])
+        await until(lambda: world.committed == 2)
+        assert world.value("deliveries_total", outcome="dropped_paused") == 1
+        # It has come back: the reader may go on.
+        assert (read_note("events", 0, 2, broker.notes[EVENTS]).reserved or 0) > 2
+
+
+async def test_a_stop_leaves_nothing_in_doubt() -> None:
+    broker = MemoryBroker()
+    async with running(FixedRegistry(subscription()), broker) as world:
+        world.broker.append(event(0))
+        await until(lambda: world.committed == 1)
+    assert read_note("events", 0, 1, broker.notes[EVENTS]).reserved == 1
+
+
+async def test_a_coordinator_that_is_away_holds_nothing_up_for_longer_than_a_moment() -> None:
+    broker = MemoryBroker()
+    async with running(FixedRegistry(subscription()), broker) as world:
+        await until(lambda: world.committed == 0)
+
+        async def never(*_: Any) -> None:
+            await asyncio.sleep(3600)
+
+        broker.consumers[0].commit = never  # type: ignore[method-assign,assignment]
+        for number in range(20_000):
+            broker.append(event(number))
+        begin = now()
+        await until(lambda: world.metrics.delivered == 20_000)
+        assert now() - begin < 5
 
 
 async def life_until_a_crash(registry: FixedRegistry, broker: MemoryBroker) -> Counter[str]:
@@ -689,6 +768,7 @@ async def test_a_partition_that_comes_back_from_somebody_who_worked_on_it_is_not
             world.broker.append(event(number))
         await until(lambda: world.value("deliveries_held") == 4)
         # Frozen meanwhile, it was never told that another had the partition.
+        world.broker.commit_errors = [CommitRefused("somebody else has it")]
         world.broker.committed[EVENTS] = 0
         world.broker.notes[EVENTS] = pack("events", 0, 0, [(1, 3)]).text
         world.transport.answer = lambda *_: (0.001, Response(200))
@@ -919,7 +999,7 @@ async def test_an_error_that_cannot_be_ends_the_process_instead_of_owing_for_eve
     started = asyncio.get_running_loop().time()
     await world.engine.stop(20)
     assert asyncio.get_running_loop().time() - started < 1, "nothing is waited for that can't end"
-    assert world.committed is None
+    assert not world.committed
 
 
 async def test_stopping_does_not_wait_for_a_broker_that_is_away() -> None:

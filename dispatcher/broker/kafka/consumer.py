@@ -182,6 +182,7 @@ class KafkaConsumer:
         self._bridge: _Bridge | None = None
         self._mine: frozenset[TopicPartition] = frozenset()
         self._positions: dict[TopicPartition, int] = {}  # behind the last record handed out
+        self._ends: dict[TopicPartition, int] = {}  # where they ended when they were assigned
         self._had: frozenset[TopicPartition] = frozenset()  # before the last revocation
         self._topics_read: Mapping[
             str, Remembered
@@ -449,6 +450,7 @@ class KafkaConsumer:
             consumer.seek(KafkaPartition(*partition), position.offset)
         self._mine = frozenset(starts)
         self._positions = {partition: position.offset for partition, position in starts.items()}
+        self._ends = {partition: plan.ends[partition] for partition in starts}
         self._owner.gone({*vanished(self._had, self._topics_read, topics), *(self._cut & self._had)})
         for jump in plan.jumps:
             self._owner.jump(jump)
@@ -774,6 +776,9 @@ class KafkaConsumer:
                     0, end - (self._positions[partition] if position is None else position)
                 )
         return behind
+
+    def ends(self) -> Mapping[TopicPartition, int]:
+        return self._ends
 
     def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
         consumer = self._consumer

@@ -35,7 +35,7 @@ async def starts_of(
         KafkaPartition(name, number) for name, topic in topics.items() for number in range(topic.partitions)
     ]
     if not every:
-        return Plan({}, {}, [])
+        return Plan({}, {}, [], {})
     found: Mapping[Any, Any] = await consumer._coordinator.fetch_committed_offsets(every)
     committed = {TopicPartition(*key): Position(at.offset, at.metadata or "") for key, at in found.items()}
     own = {TopicPartition(*key) for key in mine}
@@ -45,7 +45,7 @@ async def starts_of(
         key for key in every if key in own or (key not in committed and (from_latest or key in decided))
     ]
     if not wanted:
-        return Plan({}, {}, [])
+        return Plan({}, {}, [], {})
     first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
     extents = {TopicPartition(*key): Extent(first[key], end[key]) for key in wanted}
     standing = {key: at for key, at in decided.items() if key in extents and key not in committed}
@@ -55,7 +55,8 @@ async def starts_of(
     if ours:
         await _commit(consumer, ours)
         say_starts(group, ours)
-    return Plan(found_plan.starts, commits, [jump for jump in found_plan.jumps if jump.partition in own])
+    jumps = [jump for jump in found_plan.jumps if jump.partition in own]
+    return Plan(found_plan.starts, commits, jumps, found_plan.ends)
 
 
 async def _commit(consumer: AIOKafkaConsumer, positions: Mapping[TopicPartition, Position]) -> None:

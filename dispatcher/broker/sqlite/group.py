@@ -265,6 +265,7 @@ class SqliteConsumer:
         self._mine: dict[TopicPartition, Partition] = {}
         self._positions: dict[TopicPartition, int] = {}
         self._handed: dict[TopicPartition, int] = {}  # behind the last record that was given out
+        self._ends: dict[TopicPartition, int] = {}  # where they ended when they were assigned
         self._paused: set[TopicPartition] = set()
         self._open = False
         self._stopped = False
@@ -329,6 +330,7 @@ class SqliteConsumer:
         self._mine = {partition.key: partition for partition in starts}
         self._positions = {partition.key: position.offset for partition, position in starts.items()}
         self._handed = dict(self._positions)
+        self._ends = {partition.key: partition.end for partition in starts}
         for jump in plan.jumps:
             self._owner.jump(jump)
         if new := news(_shapes([self._store.topics[name] for name in self.topics]), self.memory):
@@ -443,6 +445,9 @@ class SqliteConsumer:
             key: max(0, partition.end - max(self._positions[key], partition.start))
             for key, partition in self._mine.items()
         }
+
+    def ends(self) -> Mapping[TopicPartition, int]:
+        return self._ends
 
     def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
         positions = self._positions

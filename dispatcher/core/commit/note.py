@@ -15,6 +15,10 @@ offsets who has been served, or who is still owed (everybody else has been serve
 that fails would else have its neighbours get everything twice. Who is still owed is never more than what is in flight,
 however many subscriptions an event has.
 
+A note also says how far its owner may read before it commits again (`Note.reserved`): whatever stands below that may have been taken
+up, though the note says nothing of it. A subscription that is paused while the owner is killed is owed that, and the next owner can't
+know it otherwise. So records are taken up only below what has been reserved (`delivery/membership.py`).
+
 A note that doesn't fit beside the commit is written as a whole into a record of a topic of ours (`Packed.whole`). The text
 then has the place and the checksum of that record (`Pointer`), and as much of the note as fits, for the case that the record can't be read.
 
@@ -28,6 +32,8 @@ committed offset on) or as a bitmap (`b`: one bit per offset, lowest first, 1 fo
   offsets in ascending order, each as owed, done, and the number of its set from 1 on. Number 0 is a new set: how many
   ids, doubled, plus 1 if these are owed; then each id by its number from 1 on, 0 for a new one: its length and itself.
 - A record's value is version 2 without base64.
+- Behind what is deflated may follow, for either version, how far beyond the committed offset is reserved. The checksum covers
+  it. Programs that don't know of it stop reading before it.
 
 What doesn't fit is left out by what it is worth: the deliveries that a run spares, per byte that it takes.
 """
@@ -72,13 +78,15 @@ class Note(NamedTuple):
     """(first, one past the last, whose), in ascending order."""
     pointer: Pointer | None = None
     """Where the rest of it stands."""
+    reserved: int | None = None
+    """Its owner takes up nothing from this offset on, as long as this is its last note; None where it doesn't say."""
 
 
 class Packed(NamedTuple):
     """A note that is ready to be kept."""
 
     text: str
-    """Goes beside the commit; empty if nothing is done beyond it."""
+    """Goes beside the commit; empty if there is nothing to be said, or no room for it."""
     whole: bytes | None
     """What goes into a record of its own, because the text leaves something out; None if it has everything."""
 
@@ -96,6 +104,8 @@ _TWO: Final = "2"
 _RUN_LENGTHS: Final = b"r"
 _BITMAP: Final = b"b"
 _LARGEST: Final = 8 << 20  # bytes that are written and read, inflated
+_MOST_RUNS: Final = 100_000  # that are written and read: a few bytes, deflated, may be millions
+_MOST_IDS: Final = 1_000_000  # likewise of the ids of all sets
 _READ: Final = 4 * RECORD_LIMIT  # characters of text that are looked at
 _WBITS: Final = -15  # deflate without a header: the checksum is ours
 _QUICKLY: Final = 1 << 16  # bytes from which on deflating them well takes too long for what it gains
@@ -117,33 +127,37 @@ def pack(
     *,
     served: float = 1.0,
     record: int = 0,
+    reserved: int | None = None,
 ) -> Packed:
     """The note for what is done beyond `committed`, of at most `limit` characters.
 
-    `record` is how many bytes a record of its own may have, 0 for none. `served` is how many subscriptions have been
+    `reserved` is below which offset its owner may take up records. `record` is how many bytes a record of its own may have, 0 for none. `served` is how many subscriptions have been
     served of an offset that is owed to some, on average: what doesn't fit is chosen by it.
     """
     partly = partly or {}
     about = _about(topic, partition, committed)
-    if not done and not partly:
+    if not done and not partly and reserved is None:
         return Packed("", None)
-    runs = _sorted(partly)
+    tail = _tail(committed, reserved)
+    done, runs = done[:_MOST_RUNS], _sorted(partly)[:_MOST_RUNS]
     content = _content(committed, done, runs)
-    sealed = _sealed(about, content)
+    sealed = _sealed(about, content, tail)
     if not runs:
         # Older programs understand that, without the flag.
-        text = _ONE + base64.b64encode(_sealed(about, content[1:])[1:]).decode()
+        text = _text(_ONE, about, content[1:], tail)
         if len(text) <= limit:
             return Packed(text, None)
+        if not done:
+            return Packed("", None)
     elif _characters(len(sealed)) <= limit:
         return Packed(_TWO + base64.b64encode(sealed[1:]).decode(), None)
     whole: bytes | None = None
     if record:
-        whole = sealed if len(sealed) <= record else _most(about, committed, done, runs, record, served)
+        whole = sealed if len(sealed) <= record else _most(about, committed, done, runs, record, served, tail)
         limit = max(0, limit - _POINTER_ROOM)
         # What stands in the record anyway isn't worth a long search for the best of it.
         done, runs = done[:_LOWEST], runs[:_LOWEST]
-    short = _most(about, committed, done, runs, limit * 3 // 4 - len(_TWO), served)
+    short = _most(about, committed, done, runs, limit * 3 // 4 - len(_TWO), served, tail)
     return Packed("" if short is None else _TWO + base64.b64encode(short[1:]).decode(), whole)
 
 
@@ -160,12 +174,24 @@ def pointing(
     for number in pointer:
         _number(head, number)
     about = _about(topic, partition, committed)
-    for content in (_opened(topic, partition, committed, text), b"\0\0"):
-        if content is not None:
-            longer = _text(_TWO, about, bytes(head) + content[1:])
-            if len(longer) <= limit:
-                return longer
+    content, tail = _opened(topic, partition, committed, text) or (b"\0\0", b"")
+    for rest in (content[1:], b"\0"):
+        longer = _text(_TWO, about, bytes(head) + rest, tail)
+        if len(longer) <= limit:
+            return longer
     return text
+
+
+def reserving(
+    topic: str, partition: int, committed: int, text: str, reserved: int, limit: int = LIMIT
+) -> str | None:
+    """A text that says the same and reserves so much; None where `text` can't be read, or it would be too long."""
+    opened = _opened(topic, partition, committed, text) if text else (b"\0", b"")
+    if opened is None:
+        return None
+    about = _about(topic, partition, committed)
+    longer = _text(text[:1] or _ONE, about, opened[0], _tail(committed, reserved))
+    return longer if len(longer) <= limit else None
 
 
 def checksum_of(whole: bytes) -> int:
@@ -175,11 +201,13 @@ def checksum_of(whole: bytes) -> int:
 
 def read_note(topic: str, partition: int, committed: int, text: str) -> Note:
     """What a note says that belongs to this commit; nothing if it is anything else."""
-    content = _opened(topic, partition, committed, text)
-    if content is None:
+    opened = _opened(topic, partition, committed, text)
+    if opened is None:
         return NOTHING
+    content, tail = opened
     try:
-        return _read_one(committed, content) if text.startswith(_ONE) else _read_two(committed, content)
+        note = _read_one(committed, content) if text.startswith(_ONE) else _read_two(committed, content)
+        return note._replace(reserved=_read_tail(committed, tail)) if tail else note
     except (IndexError, KeyError, UnicodeDecodeError):
         return NOTHING
 
@@ -190,11 +218,13 @@ def read_whole(
     """What the record says that `pointer` led to; None if it isn't the one that was meant."""
     if value is None or zlib.crc32(value) != pointer.checksum or value[:1] != _TWO.encode():
         return None
-    content = _unsealed(_about(topic, partition, committed), value[1:])
-    if content is None:
+    opened = _unsealed(_about(topic, partition, committed), value[1:])
+    if opened is None:
         return None
+    content, tail = opened
     try:
-        return _read_two(committed, content)
+        note = _read_two(committed, content)
+        return note._replace(reserved=_read_tail(committed, tail)) if tail else note
     except (IndexError, KeyError, UnicodeDecodeError):
         return None
 
@@ -221,7 +251,13 @@ def tells_more(told: Runs, known: Runs, committed: int) -> bool:
 
 
 def _most(
-    about: bytes, committed: int, done: Runs, runs: Sequence[tuple[int, int, Who]], limit: int, served: float
+    about: bytes,
+    committed: int,
+    done: Runs,
+    runs: Sequence[tuple[int, int, Who]],
+    limit: int,
+    served: float,
+    tail: bytes,
 ) -> bytes | None:
     """The most valuable part of it that takes at most `limit` bytes, sealed."""
     shares: dict[Who, int] = {}
@@ -253,7 +289,7 @@ def _most(
             [done[number] for number in chosen if number < len(done)],
             [runs[number - len(done)] for number in chosen if number >= len(done)],
         )
-        sealed = _sealed(about, content) if len(content) <= _LARGEST else b""
+        sealed = _sealed(about, content, tail) if len(content) <= _LARGEST else b""
         size = len(sealed) or len(content)
         if sealed and size <= limit:
             best, fits, fits_size = sealed, count, size
@@ -281,18 +317,19 @@ def _about(topic: str, partition: int, committed: int) -> bytes:
     return f"{topic}\0{partition}\0{committed}\0".encode()
 
 
-def _text(version: str, about: bytes, content: bytes) -> str:
-    return version + base64.b64encode(_sealed(about, content)[1:]).decode()
+def _text(version: str, about: bytes, content: bytes, tail: bytes) -> str:
+    return version + base64.b64encode(_sealed(about, content, tail)[1:]).decode()
 
 
-def _sealed(about: bytes, content: bytes) -> bytes:
+def _sealed(about: bytes, content: bytes, tail: bytes) -> bytes:
     level = zlib.Z_DEFAULT_COMPRESSION if len(content) < _QUICKLY else 1
     deflate = zlib.compressobj(level, zlib.DEFLATED, _WBITS)
-    data = deflate.compress(content) + deflate.flush()
+    data = deflate.compress(content) + deflate.flush() + tail
     return _TWO.encode() + zlib.crc32(data, zlib.crc32(about)).to_bytes(4, "big") + data
 
 
-def _opened(topic: str, partition: int, committed: int, text: str) -> bytes | None:
+def _opened(topic: str, partition: int, committed: int, text: str) -> tuple[bytes, bytes] | None:
+    """What was deflated, and what stands behind it."""
     if not text.startswith((_ONE, _TWO)) or len(text) > _READ:
         return None
     try:
@@ -302,7 +339,7 @@ def _opened(topic: str, partition: int, committed: int, text: str) -> bytes | No
     return _unsealed(_about(topic, partition, committed), data)
 
 
-def _unsealed(about: bytes, data: bytes) -> bytes | None:
+def _unsealed(about: bytes, data: bytes) -> tuple[bytes, bytes] | None:
     if data[:4] != zlib.crc32(data[4:], zlib.crc32(about)).to_bytes(4, "big"):
         return None
     inflate = zlib.decompressobj(_WBITS)
@@ -310,10 +347,21 @@ def _unsealed(about: bytes, data: bytes) -> bytes | None:
         content = inflate.decompress(data[4:], _LARGEST)
     except zlib.error:
         return None
-    return content if inflate.eof else None
+    return (content, inflate.unused_data) if inflate.eof else None
 
 
 # Content.
+
+
+def _tail(committed: int, reserved: int | None) -> bytes:
+    tail = bytearray()
+    if reserved is not None:
+        _number(tail, max(0, reserved - committed))
+    return bytes(tail)
+
+
+def _read_tail(committed: int, tail: bytes) -> int:
+    return committed + _read_number(tail, 0)[0]
 
 
 def _sorted(partly: Partly) -> list[tuple[int, int, Who]]:
@@ -369,12 +417,18 @@ def _read_two(committed: int, content: bytes) -> Note:
     sets: list[Who] = []
     ids: list[str] = []
     offset = committed
+    members_left = _MOST_IDS
     while at < len(content):
         owed, at = _read_number(content, at)
         count, at = _read_number(content, at)
         which, at = _read_number(content, at)
+        if len(partly) >= _MOST_RUNS:
+            raise KeyError
         if not which:
             size, at = _read_number(content, at)
+            members_left -= size >> 1
+            if members_left < 0:
+                raise KeyError
             members: list[str] = []
             for _ in range(size >> 1):
                 number, at = _read_number(content, at)
@@ -399,10 +453,14 @@ def _read_one(committed: int, content: bytes) -> Note:
     done = _runs(committed, content[at : at + length]) if length else ()
     at += length
     partly: list[tuple[int, int, Who]] = []
+    members_left = _MOST_IDS
     while at < len(content):
         length, at = _read_number(content, at)
         end = at + length
         count, at = _read_number(content, at)
+        members_left -= count
+        if members_left < 0 or len(partly) > _MOST_RUNS:
+            raise KeyError
         ids = []
         for _ in range(count):
             size, at = _read_number(content, at)
@@ -469,6 +527,8 @@ def _from_lengths(committed: int, body: bytes) -> list[tuple[int, int]]:
         if byte < 128:
             lengths.append(length)
             length = shift = 0
+            if len(lengths) > 2 * _MOST_RUNS:
+                raise KeyError
         elif shift > _MOST_BITS:
             raise KeyError
     runs: list[tuple[int, int]] = []
@@ -488,6 +548,8 @@ def _from_bitmap(committed: int, body: bytes) -> list[tuple[int, int]]:
             if offset != end:
                 if end >= 0:
                     runs.append((first, end))
+                    if len(runs) >= _MOST_RUNS:
+                        raise KeyError
                 first = offset
             end = offset + 1
     if end >= 0:

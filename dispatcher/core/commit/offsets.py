@@ -14,6 +14,11 @@ subscriptions is owed to the others only. Who has settled an offset is noted whe
 for one subscription alone costs nothing more. At the next commit those that are fewer are kept, the served or the owed: what
 one failing endpoint of a thousand leaves behind is one id an offset, in memory and in the note.
 
+What was taken up must be told from what was not, after a crash too: a subscription that has been paused since is owed the one and
+not the other. So the note reserves a stretch of offsets ahead of the reader, and records are taken up only within it. Whatever the next owner
+finds below `handed_below` may have been taken up. Some of it was not, if the owner crashed: at most what had been reserved, and
+only what was there when the partition was taken over.
+
 Rules:
 
 1. Offsets are tracked once each, in ascending order; `seen` tells which ones come again, or were done before.
@@ -22,7 +27,9 @@ Rules:
 4. `completed` and `partly` are offsets that owe nothing (to those) and were read, by this tracker or by a former owner: nothing else is
    ever written down as done.
 5. Of an offset that is owed to some, either `_served` or `_left` says to whom, never both.
-6. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
+6. Once a note has reserved offsets, all that are tracked are below what the last note has reserved (`reserved`), or its owner knows that
+   they are not covered. What is handed on is never forgotten by a later note, read or not.
+7. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
    has settled or still owes is not tracked a second time. Otherwise the tracker is `lost`: late
    results settle it harmlessly, and nothing of it is committed or attempted any more.
 """
@@ -31,9 +38,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from dispatcher.core.commit.note import NOTHING, Note, Who, tells_more
+
+_AHEAD: Final = 1000
+"""Offsets that are reserved ahead of the reader, at least."""
 
 
 class Wanting(Protocol):
@@ -53,6 +63,7 @@ class PartitionTracker:
         "_marks",
         "_next",
         "_owed",
+        "_reserved_at",
         "_served",
         "_served_most",
         "_served_of",
@@ -62,6 +73,7 @@ class PartitionTracker:
         "_turns",
         "_wanted",
         "_whose",
+        "announced",
         "committed",
         "handed_below",
         "held",
@@ -69,6 +81,7 @@ class PartitionTracker:
         "noted",
         "overdue_below",
         "partition",
+        "reserved",
         "topic",
     )
 
@@ -88,9 +101,16 @@ class PartitionTracker:
         self._served_most = self._served_of = 0  # deliveries, and offsets, of those that came into `_left`
         self._told: tuple[int, int, int] | None = None
         self.handed_below = max(
-            (ahead.done[-1][1] if ahead.done else start), (ahead.partly[-1][1] if ahead.partly else start)
+            start if ahead.reserved is None else ahead.reserved,
+            ahead.done[-1][1] if ahead.done else start,
+            ahead.partly[-1][1] if ahead.partly else start,
         )
-        """Whatever is owed below this was taken up by a former owner: its subscriptions took deliveries then."""
+        """What is owed below this may have been taken up by a former owner, when its subscriptions took deliveries."""
+        self.reserved = start
+        """Records below this may be taken up: the note beside the commit says so."""
+        self.announced = start
+        """One past the last record that is about to be taken up."""
+        self._reserved_at = start  # where the reader stood then
         self.committed = start
         self.noted = ""
         """The note beside the commit."""
@@ -193,6 +213,22 @@ class PartitionTracker:
         """One past the last tracked offset."""
         return self._next
 
+    def reservation(self, *, last: bool = False) -> int:
+        """What the next note has to reserve: twice what was taken up since the one before. `last`: no more than what was taken up."""
+        if last:
+            return max(self.handed_below, self._next)
+        ahead = max(_AHEAD, 2 * (self._next - self._reserved_at))
+        return max(self.handed_below, self.announced, self._next + ahead)
+
+    def reserve(self, below: int) -> None:
+        """A note that reserves this much is about to be committed: until it is, no more may be taken up than either allows."""
+        self.reserved = min(self.reserved, below)
+
+    def has_reserved(self, below: int) -> None:
+        """It is committed."""
+        self.reserved = below
+        self._reserved_at = self._next
+
     def completed(self) -> list[tuple[int, int]]:
         """What is done beyond `committable`: ascending runs of (first, one past the last)."""
         runs: list[tuple[int, int]] = []
@@ -266,14 +302,19 @@ class PartitionTracker:
     def resume_at(self, position: int, ahead: Note = NOTHING) -> bool:
         """The partition is assigned again, with `position` committed and `ahead` done beyond it.
 
-        True if the tracker goes on; False if it no longer describes the partition and a new one is needed: the offsets
+        True if the tracker goes on, whose `handed_below` then covers what that note has reserved; False if it no longer describes the partition and a new one is needed: the offsets
         were rewound, or something was completed that is owed here, so somebody else had the partition meanwhile.
         """
         if not self.committed <= position <= self.committable:
             return False
         if tells_more(ahead.done, self.completed(), self.committable):
             return False
-        return not any(self._owes(first, end, who) for first, end, who in ahead.partly)
+        if any(self._owes(first, end, who) for first, end, who in ahead.partly):
+            return False
+        if ahead.reserved is not None:
+            # It may be somebody else's, who has had the partition meanwhile and completed nothing that is owed here.
+            self.handed_below = max(self.handed_below, ahead.reserved)
+        return True
 
     def _owes(self, first: int, end: int, who: Who) -> bool:
         """Whether anybody is owed one of these offsets here who has been served according to `who`."""
