@@ -34,6 +34,7 @@ MODULES = (
     "core/retry/records.py",
     "core/commit/offsets.py",
     "core/commit/parked.py",
+    "core/commit/reservation.py",
     "core/retry/policy.py",
     "core/request/build.py",
     "core/request/results.py",

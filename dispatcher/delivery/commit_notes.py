@@ -104,12 +104,12 @@ class CommitNotes:
         now = self._clock()
         snapshots: list[_Snapshot] = []
         for partition, tracker in trackers.items():
-            reserved = tracker.reservation(last=last)
-            closes = last and self._reserves and reserved < tracker.reserved
+            reserved = tracker.reservation.wanted(tracker.next, last=last)
+            closes = last and self._reserves and reserved < tracker.reservation.below
             if not (closes or tracker.changed()) or (not last and self._next.get(partition, 0.0) > now):
                 continue
             began = time.thread_time()
-            tracker.reserve(reserved)
+            tracker.reservation.making(reserved)
             snapshot = _Snapshot(
                 partition,
                 tracker.committable,

@@ -10,7 +10,7 @@ With each commit goes a note of what is done beyond it (`core/commit/note.py`), 
 a crash, a restart or a rebalance, passes over what has been acknowledged. A note is committed when it has changed,
 also where the lowest owed offset hasn't.
 
-The note also reserves what will be taken up until the next one (`core/commit/offsets.py` says what for). The commits of every second
+The note also reserves what will be taken up until the next one (`core/commit/reservation.py` says what for). The commits of every second
 keep that ahead of the reader; a batch that goes beyond it waits for a commit of its own (`reserve`), after a start, and where
 traffic has grown by more than twice within the second.
 
@@ -192,15 +192,15 @@ class Intake:
                     tracker = trackers[partition]
                     tracker.committed, tracker.noted = position
                     tracker.told(prepared[partition].state)
-                    tracker.has_reserved(prepared[partition].reserved)
+                    tracker.reservation.made(prepared[partition].reserved, tracker.next)
 
     async def reserve(self, tracker: PartitionTracker, end: int) -> None:
         """Have it committed that the tracker's records below `end` may be taken up; returns before long, whatever comes of it.
 
         Call it before any of them is.
         """
-        tracker.announced = end
-        if end > tracker.reserved and not self._moving:
+        tracker.reservation.announced = end
+        if end > tracker.reservation.below and not self._moving:
             await self._reserve()
 
     async def _reserve(self) -> None:
@@ -212,10 +212,10 @@ class Intake:
                 below: dict[TopicPartition, int] = {}
                 positions: dict[TopicPartition, Position] = {}
                 for partition, tracker in self.trackers.items():
-                    wanted = tracker.reservation()
+                    wanted = tracker.reservation.wanted(tracker.next)
                     position = (
                         self._notes.reserving(partition, tracker, wanted)
-                        if wanted > tracker.reserved
+                        if wanted > tracker.reservation.below
                         else None
                     )
                     if position is not None:
@@ -235,7 +235,7 @@ class Intake:
             for partition, position in positions.items():
                 tracker = trackers[partition]
                 tracker.noted = position.metadata
-                tracker.has_reserved(below[partition])
+                tracker.reservation.made(below[partition], tracker.next)
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are about to move: end what is under way, start nothing, commit."""

@@ -14,10 +14,7 @@ subscriptions is owed to the others only. Who has settled an offset is noted whe
 for one subscription alone costs nothing more. At the next commit those that are fewer are kept, the served or the owed: what
 one failing endpoint of a thousand leaves behind is one id an offset, in memory and in the note.
 
-What was taken up must be told from what was not, after a crash too: a subscription that has been paused since is owed the one and
-not the other. So the note reserves a stretch of offsets ahead of the reader, and records are taken up only within it. Whatever the next owner
-finds below `handed_below` may have been taken up. Some of it was not, if the owner crashed: at most what had been reserved, and
-only what was there when the partition was taken over.
+The note also says how far its owner may read (`reservation.py`).
 
 Rules:
 
@@ -27,9 +24,7 @@ Rules:
 4. `completed` and `partly` are offsets that owe nothing (to those) and were read, by this tracker or by a former owner: nothing else is
    ever written down as done.
 5. Of an offset that is owed to some, either `_served` or `_left` says to whom, never both.
-6. Once a note has reserved offsets, all that are tracked are below what the last note has reserved (`reserved`), or its owner knows that
-   they are not covered. What is handed on is never forgotten by a later note, read or not.
-7. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
+6. A tracker outlives a rebalance in which its partition comes back and nobody else has worked on it (`resume_at`): what it
    has settled or still owes is not tracked a second time. Otherwise the tracker is `lost`: late
    results settle it harmlessly, and nothing of it is committed or attempted any more.
 """
@@ -38,12 +33,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from dispatcher.core.commit.note import NOTHING, Note, Who, tells_more
-
-_AHEAD: Final = 1000
-"""Offsets that are reserved ahead of the reader, at least."""
+from dispatcher.core.commit.reservation import Reservation
 
 
 class Wanting(Protocol):
@@ -63,7 +56,6 @@ class PartitionTracker:
         "_marks",
         "_next",
         "_owed",
-        "_reserved_at",
         "_served",
         "_served_most",
         "_served_of",
@@ -73,15 +65,13 @@ class PartitionTracker:
         "_turns",
         "_wanted",
         "_whose",
-        "announced",
         "committed",
-        "handed_below",
         "held",
         "lost",
         "noted",
         "overdue_below",
         "partition",
-        "reserved",
+        "reservation",
         "topic",
     )
 
@@ -100,17 +90,7 @@ class PartitionTracker:
         self._turns = 0  # how often somebody was served while others were still owed
         self._served_most = self._served_of = 0  # deliveries, and offsets, of those that came into `_left`
         self._told: tuple[int, int, int] | None = None
-        self.handed_below = max(
-            start if ahead.reserved is None else ahead.reserved,
-            ahead.done[-1][1] if ahead.done else start,
-            ahead.partly[-1][1] if ahead.partly else start,
-        )
-        """What is owed below this may have been taken up by a former owner, when its subscriptions took deliveries."""
-        self.reserved = start
-        """Records below this may be taken up: the note beside the commit says so."""
-        self.announced = start
-        """One past the last record that is about to be taken up."""
-        self._reserved_at = start  # where the reader stood then
+        self.reservation = Reservation(start, ahead)
         self.committed = start
         self.noted = ""
         """The note beside the commit."""
@@ -213,21 +193,10 @@ class PartitionTracker:
         """One past the last tracked offset."""
         return self._next
 
-    def reservation(self, *, last: bool = False) -> int:
-        """What the next note has to reserve: twice what was taken up since the one before. `last`: no more than what was taken up."""
-        if last:
-            return max(self.handed_below, self._next)
-        ahead = max(_AHEAD, 2 * (self._next - self._reserved_at))
-        return max(self.handed_below, self.announced, self._next + ahead)
-
-    def reserve(self, below: int) -> None:
-        """A note that reserves this much is about to be committed: until it is, no more may be taken up than either allows."""
-        self.reserved = min(self.reserved, below)
-
-    def has_reserved(self, below: int) -> None:
-        """It is committed."""
-        self.reserved = below
-        self._reserved_at = self._next
+    @property
+    def handed_below(self) -> int:
+        """What is owed below this may have been taken up by a former owner, when its subscriptions took deliveries."""
+        return self.reservation.handed_below
 
     def completed(self) -> list[tuple[int, int]]:
         """What is done beyond `committable`: ascending runs of (first, one past the last)."""
@@ -311,9 +280,7 @@ class PartitionTracker:
             return False
         if any(self._owes(first, end, who) for first, end, who in ahead.partly):
             return False
-        if ahead.reserved is not None:
-            # It may be somebody else's, who has had the partition meanwhile and completed nothing that is owed here.
-            self.handed_below = max(self.handed_below, ahead.reserved)
+        self.reservation.inherit(ahead)
         return True
 
     def _owes(self, first: int, end: int, who: Who) -> bool:

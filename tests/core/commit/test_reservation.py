@@ -49,24 +49,24 @@ class PausesAgainstModel(RuleBasedStateMachine):
     def read(self, count: int, through: bool) -> None:
         """A batch, announced before it is taken up; whoever can't reserve it waits, in this model."""
         tracker = self.tracker
-        end = tracker.announced = tracker.next + count
+        end = tracker.reservation.announced = tracker.next + count
         self.end = max(self.end, end)
-        if end > tracker.reserved:
-            wanted = tracker.reservation()
+        if end > tracker.reservation.below:
+            wanted = tracker.reservation.wanted(tracker.next)
             assert wanted >= end
             text = reserving("events", 0, self.committed, self.text, wanted)
             assert text is not None
             tracker.noted = self.text = text
             if not through:
                 return  # the broker has it, and nobody here knows
-            tracker.has_reserved(wanted)
+            tracker.reservation.made(wanted, tracker.next)
         self._take_up(end)
 
     @precondition(lambda self: self.in_flight is not None)
     @rule(count=st.integers(1, 1500))
     def read_while_a_commit_is_under_way(self, count: int) -> None:
         tracker = self.tracker
-        end = min(tracker.next + count, tracker.reserved)
+        end = min(tracker.next + count, tracker.reservation.below)
         self.end = max(self.end, end)
         self._take_up(end)
 
@@ -107,8 +107,8 @@ class PausesAgainstModel(RuleBasedStateMachine):
 
     def _begin_commit(self, *, last: bool) -> None:
         tracker = self.tracker
-        reserved = tracker.reservation(last=last)
-        tracker.reserve(reserved)
+        reserved = tracker.reservation.wanted(tracker.next, last=last)
+        tracker.reservation.making(reserved)
         offset = tracker.committable
         packed = pack("events", 0, offset, tracker.completed(), tracker.partly(), reserved=reserved)
         self.in_flight = offset, packed.text, reserved, tracker.state()
@@ -126,7 +126,7 @@ class PausesAgainstModel(RuleBasedStateMachine):
             tracker = self.tracker
             tracker.committed, tracker.noted = offset, text
             tracker.told(state)
-            tracker.has_reserved(reserved)
+            tracker.reservation.made(reserved, tracker.next)
 
     @rule(kept=st.booleans(), paused=st.booleans())
     def kill(self, kept: bool, paused: bool) -> None:
@@ -172,3 +172,23 @@ class PausesAgainstModel(RuleBasedStateMachine):
 
 
 TestPausesAgainstModel = PausesAgainstModel.TestCase
+
+
+def test_while_a_commit_is_under_way_no_more_is_taken_up_than_either_note_allows() -> None:
+    reservation = PartitionTracker("events", 0, 0).reservation
+    reservation.announced = 5000
+    reservation.made(reservation.wanted(0), 0)
+    assert reservation.below == 5000
+    reservation.announced = 100
+    wanted = reservation.wanted(100)
+    assert wanted == 1100
+    reservation.making(wanted)
+    assert reservation.below == 1100
+
+
+def test_what_is_reserved_grows_with_what_is_read() -> None:
+    reservation = PartitionTracker("events", 0, 0).reservation
+    reservation.made(1000, 0)
+    assert reservation.wanted(20_000) == 60_000
+    reservation.made(60_000, 20_000)
+    assert reservation.wanted(20_000) == 21_000
