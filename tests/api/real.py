@@ -60,9 +60,10 @@ async def running(
 class InThread:
     """One in a thread of its own, for callers that have no loop."""
 
-    def __init__(self, folder: Path, *keys: str) -> None:
+    def __init__(self, folder: Path, *keys: str, **changes: Any) -> None:
         self._folder = folder
         self._keys = keys
+        self._changes = changes
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._done = asyncio.Event()
@@ -82,7 +83,7 @@ class InThread:
             self._loop.close()
 
     async def _serve(self) -> None:
-        async with running(self._folder, *self._keys) as (client, _):
+        async with running(self._folder, *self._keys, **self._changes) as (client, _):
             self.url = client.base
             self._ready.set()
             await self._done.wait()

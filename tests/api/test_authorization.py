@@ -1,19 +1,21 @@
-"""Every route times every kind of key: who gets in, who doesn't, and what a tenant sees of others."""
+"""Every route times every kind of key, on the real control plane: who gets in, who doesn't, and what a tenant sees of others."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
+import aiohttp
 import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
 
 from dispatcher.api.route import Audience, Route
 from dispatcher.api.table import ROUTES
-from dispatcher.control.access import Principal
-from tests.api.fakes import Plane
-from tests.api.serving import KEY, Client, serving
-
-OPERATOR: Final = Principal("test", "test", "operator")
-NEW: Final = {"url": "https://a.example/", "event_types": ["*"]}
+from tests.api.real import InThread
+from tests.api.serving import KEY, Client
+from tests.e2e.daemon import Endpoint
 
 # What each route answers to: no key, a wrong key, an operator's, the tenant's own, another tenant's.
 # The subscription of the address, `sub_acme`, is acme's; so is the first tenant's key.
@@ -42,7 +44,7 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
 }
 CALLERS: Final = ("nobody", "wrong", "operator", "acme", "globex")
 BODIES: Final[dict[str, Any]] = {
-    "createSubscription": NEW,
+    "createSubscription": {"url": "http://127.0.0.1:80/", "event_types": ["*"]},
     "updateSubscription": {"payload": "thin"},
     "putEventType": {"description": "a"},
     "publishEvents": {"type": "a"},
@@ -55,78 +57,158 @@ def test_every_route_has_its_line() -> None:
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES) == len(MATRIX)
 
 
-async def keys(plane: Plane) -> dict[str, str | None]:
-    """The keys of each caller."""
-    _, operator = await plane.access.create("ops", "operator", None, by=OPERATOR)
-    _, acme = await plane.access.create("acme", "tenant", "acme", by=OPERATOR)
-    _, globex = await plane.access.create("globex", "tenant", "globex", by=OPERATOR)
-    return {
-        "nobody": None,
-        "wrong": operator[:-4] + "AAAA",
-        "operator": operator,
-        "acme": acme,
-        "globex": globex,
-    }
+def test_nothing_but_the_catalogue_is_public() -> None:
+    public = {route.operation for route in ROUTES if route.allowed is Audience.PUBLIC}
+    assert public == {"listEventTypes", "getEventType"}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
+    made = InThread(tmp_path_factory.mktemp("dispatcher"), KEY, api={"wrong_keys_per_minute": 10_000})
+    with capture_logs():
+        made.start()
+        yield made
+        made.stop()
+
+
+class World:
+    """A running dispatcher with a subscription of acme's, an event type, and a key of each kind."""
+
+    def __init__(self, operator: Client, keys: dict[str, str | None], spare: str, endpoint: Endpoint) -> None:
+        self.operator = operator
+        self.keys = keys
+        self.spare = spare  # the id of a key that nobody uses
+        self.endpoint = endpoint
+
+    def caller(self, name: str) -> Client:
+        return self.operator.using(self.keys[name])
+
+    async def call(self, route: Route, caller: str, id_: str = "sub_acme") -> Any:
+        if route.tag == "keys":
+            id_ = self.spare
+        path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
+        return await self.caller(caller)(route.method, path, BODIES.get(route.operation))
+
+    async def add(self, id_: str, tenant: str | None) -> None:
+        new = {"id": id_, "url": self.endpoint.url, "event_types": ["order.*"]}
+        if tenant is not None:
+            new["tenant"] = tenant
+        answer = await self.operator("POST", "/v1/subscriptions", new)
+        assert answer.status == 201, answer
+
+    async def state(self) -> Any:
+        """Everything that a request could have changed."""
+        listed = {
+            path: (await self.operator("GET", path)).json
+            for path in ("/v1/subscriptions", "/v1/event-types", "/v1/keys")
+        }
+        metrics = (await self.operator("GET", "/metrics")).body.decode()
+        return listed, re.findall(r'events_published_total{outcome="published"} (\S+)', metrics)
+
+    async def clear(self) -> None:
+        for path, many, name in (
+            ("/v1/subscriptions", "subscriptions", "id"),
+            ("/v1/event-types", "event_types", "name"),
+            ("/v1/keys", "keys", "id"),
+        ):
+            for each in (await self.operator("GET", path)).json[many]:
+                await self.operator("DELETE", f"{path}/{each[name]}")
+
+
+async def agree(request: web.Request) -> web.Response:
+    """Of an endpoint that wants the events of whoever asks."""
+    return web.Response(
+        headers={"WebHook-Allowed-Origin": request.headers.get("WebHook-Request-Origin", "*")}
+    )
+
+
+@pytest.fixture
+async def world(daemon: InThread) -> AsyncIterator[World]:
+    async with aiohttp.ClientSession() as session, Endpoint(agree) as endpoint:
+        operator = Client(daemon.url, session, KEY)
+
+        async def key(name: str, **more: str) -> Any:
+            answer = await operator("POST", "/v1/keys", {"name": name, **more})
+            assert answer.status == 201, answer
+            return answer.json
+
+        ops = await key("ops", scope="operator")
+        acme, globex = [await key(name, scope="tenant", tenant=name) for name in ("acme", "globex")]
+        spare = await key("spare", scope="tenant", tenant="acme")
+        keys = {
+            "nobody": None,
+            "wrong": ops["secret"][:-4] + "AAAA",
+            "operator": ops["secret"],
+            "acme": acme["secret"],
+            "globex": globex["secret"],
+        }
+        made = World(operator, keys, spare["key"]["id"], endpoint)
+        await made.add("sub_acme", "acme")
+        await operator("PUT", "/v1/event-types/invoice.paid", {})
+        yield made
+        await made.clear()
 
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
-async def test_each_gets_in_where_it_may_and_changes_nothing_where_not(route: Route, caller: str) -> None:
-    async with serving(KEY) as (call, plane):
-        key = (await keys(plane))[caller]
-        plane.subscriptions.add("sub_acme", "acme")
-        await plane.catalogue.put("invoice.paid", {})
-        before = _state(plane)
-        some_key = min(plane.keys.rows)
-        id_ = some_key if route.tag == "keys" else "sub_acme"
-        path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
-        answer = await call.using(key)(route.method, path, BODIES.get(route.operation))
-        expected = MATRIX[route.operation][CALLERS.index(caller)]
-        assert answer.status == expected, answer
-        if expected >= 400:
-            assert _state(plane) == before
-            assert answer.headers["Content-Type"] == "application/problem+json"
+async def test_each_gets_in_where_it_may_and_changes_nothing_where_not(
+    world: World, route: Route, caller: str
+) -> None:
+    before = await world.state()
+    answer = await world.call(route, caller)
+    assert answer.status == MATRIX[route.operation][CALLERS.index(caller)], answer
+    if answer.status >= 400:
+        assert await world.state() == before
+        assert not world.endpoint.requests
+        assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def _state(plane: Plane) -> Any:
-    return (
-        dict(plane.subscriptions.views),
-        dict(plane.catalogue.views),
-        dict(plane.keys.rows),
-        list(plane.publisher.published),
-        [name for name, _ in plane.subscriptions.calls if name != "list"],
-    )
-
-
-async def test_what_is_anothers_and_what_is_not_there_look_the_same() -> None:
-    async with serving(KEY) as (call, plane):
-        acme = call.using((await keys(plane))["globex"])
-        plane.subscriptions.add("sub_acme", "acme")
-        for route in ROUTES:
-            if "{id}" in route.path and route.tag == "subscriptions":
-                body = BODIES.get(route.operation)
-                theirs = await acme(route.method, route.path.replace("{id}", "sub_acme"), body)
-                nobodys = await acme(route.method, route.path.replace("{id}", "sub_none"), body)
-                assert _without(theirs.json, "sub_acme") == _without(nobodys.json, "sub_none")
+async def test_what_is_anothers_and_what_is_not_there_look_the_same(world: World) -> None:
+    for route in ROUTES:
+        if "{id}" in route.path and route.tag == "subscriptions":
+            theirs = await world.call(route, "globex")
+            nobodys = await world.call(route, "globex", "sub_none")
+            assert _without(theirs.json, "sub_acme") == _without(nobodys.json, "sub_none")
 
 
 def _without(document: dict[str, Any], id_: str) -> dict[str, Any]:
     return {**document, "detail": document["detail"].replace(id_, "..."), "request_id": ""}
 
 
-async def test_a_tenant_lists_makes_and_publishes_only_its_own() -> None:
-    async with serving(KEY) as (call, plane):
-        acme: Client = call.using((await keys(plane))["acme"])
-        for number, tenant in enumerate(("acme", "globex", None, "acme")):
-            plane.subscriptions.add(f"sub_{number}", tenant)
-        listed = (await acme("GET", "/v1/subscriptions")).json["subscriptions"]
-        assert [each["id"] for each in listed] == ["sub_0", "sub_3"]
-        made = await acme("POST", "/v1/subscriptions", NEW)
-        assert made.json["subscription"]["tenant"] == "acme"
-        await acme("POST", "/v1/events", {"type": "a"})
-        assert plane.publisher.published == [({"type": "a"}, "acme")]
+async def test_a_tenant_lists_and_makes_only_its_own(world: World) -> None:
+    for number, tenant in enumerate(("globex", None, "acme", "*")):
+        await world.add(f"sub_{number}", tenant)
+    acme = world.caller("acme")
+    listed = (await acme("GET", "/v1/subscriptions")).json["subscriptions"]
+    assert [each["id"] for each in listed] == ["sub_2", "sub_acme"]
+    for asked in ("globex", "*"):
+        found = await acme("GET", f"/v1/subscriptions?tenant={asked}")
+        assert found.json["subscriptions"] == []
+    made = await acme("POST", "/v1/subscriptions", BODIES["createSubscription"])
+    assert made.json["subscription"]["tenant"] == "acme"
+    for other in ("globex", "*"):
+        refused = await acme("POST", "/v1/subscriptions", {**BODIES["createSubscription"], "tenant": other})
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "tenant")
+        refused = await acme("PATCH", "/v1/subscriptions/sub_acme", {"tenant": other})
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "tenant")
 
 
-def test_nothing_but_the_catalogue_is_public() -> None:
-    public = {route.operation for route in ROUTES if route.allowed is Audience.PUBLIC}
-    assert public == {"listEventTypes", "getEventType"}
+async def test_what_a_tenant_publishes_reaches_its_own_subscriptions_only(world: World) -> None:
+    async with Endpoint() as others:
+        new = {"url": others.url, "event_types": ["*"]}
+        for tenant in ({"tenant": "globex"}, {}):
+            assert (await world.operator("POST", "/v1/subscriptions", {**new, **tenant})).status == 201
+        for body in (
+            {"type": "order.made", "id": "evt_own"},
+            {"type": "order.made", "id": "evt_named", "tenant": "acme"},
+        ):
+            assert (await world.caller("acme")("POST", "/v1/events", body)).status == 202
+        refused = await world.caller("acme")("POST", "/v1/events", {"type": "order.made", "tenant": "globex"})
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "tenant")
+        await world.endpoint.received({"evt_own", "evt_named"}, 60)
+        # One of globex's own comes after them: whatever else was sent there is queued before it.
+        own = {"type": "order.made", "id": "evt_last"}
+        assert (await world.caller("globex")("POST", "/v1/events", own)).status == 202
+        await others.received({"evt_last"}, 60)
+        assert others.ids.keys() == {"evt_last"}
+        assert world.endpoint.ids.keys() == {"evt_own", "evt_named"}
