@@ -35,6 +35,42 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)), target
 
 
+def texts() -> dict[str, str]:
+    """Every file of the project that people read or write, by path. Results of benchmarks name what they were measured with."""
+    found = {}
+    for folder in ("", "benchmarks", "config", "dispatcher", "docs", "tests"):
+        paths = (ROOT / folder).rglob("*") if folder else ROOT.iterdir()
+        for path in paths:
+            kept = not {"target", "page", "__pycache__"}.intersection(path.parts) and path.is_file()
+            if kept and path.suffix in {
+                ".md",
+                ".py",
+                ".yaml",
+                ".yml",
+                ".toml",
+                ".ini",
+                ".sh",
+                ".service",
+                "",
+            }:
+                found[str(path.relative_to(ROOT))] = path.read_text(errors="replace")
+    return found
+
+
+def test_every_document_that_a_file_names_is_in_the_tree() -> None:
+    there = {path.relative_to(ROOT) for path in ROOT.rglob("*.md") if ".venv" not in path.parts}
+    ends = {"/".join(path.parts[-number:]) for path in there for number in range(1, len(path.parts) + 1)}
+    missing = {
+        (path, name)
+        for path, text in texts().items()
+        for name in re.findall(
+            r"(?<![\w/.*-])(?:\.\./)*((?:[\w-]+/)*[\w-]+\.md)\b", re.sub(r"https?://\S+", "", text)
+        )
+        if name not in ends
+    }
+    assert missing == set()
+
+
 def test_every_direct_dependency_has_its_reason_and_no_other() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = {*project["project"]["dependencies"]}

@@ -1,7 +1,7 @@
 """A connection with TLS: the same, with `ssl.MemoryBIO` between the socket and the parser.
 
 Inside the protocol rather than by the loop (`create_connection(ssl=...)`), because that costs twice as
-much per request (DESIGN, Budget) and hides what has to be told apart here: close_notify from data,
+much per request and hides what has to be told apart here: close_notify from data,
 a failed handshake from a closed connection, what is encrypted from what is sent.
 
 Rules, beside those of `connection.py`:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dispatcher.telemetry.metrics import _COUNTERS, Histogram, Metrics
 
-# DESIGN's names, of the parts that exist.
+# Names that dashboards and alerts stand on.
 NAMED = {
     "events_consumed_total", "events_unmatched_total", "events_invalid_total", "deliveries_total",
     "attempts_total", "attempt_duration_seconds", "delivery_latency_seconds", "deliveries_in_flight",

@@ -1,4 +1,4 @@
-"""What an attempt's result means (DESIGN: the table of results), as one pure function.
+"""What an attempt's result means, as one pure function.
 
 `decide` gets the result, the attempt's number, the subscription's policy, the wall-clock time
 and a random number, and returns what happens to the delivery next. Nothing here waits, writes

@@ -1,4 +1,4 @@
-"""What a result means: the table of DESIGN, row by row."""
+"""What a result means: row by row."""
 
 from __future__ import annotations
 

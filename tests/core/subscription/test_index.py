@@ -44,7 +44,7 @@ def ids(found: Any) -> Any:
 
 
 def naive(pattern: Any, kind: Any) -> Any:
-    """DESIGN's sentence, read word by word."""
+    """The rule of docs/api.md, read word by word."""
 
     if kind.startswith("dispatcher.") and not pattern.startswith("dispatcher."):
         return False
