@@ -12,6 +12,7 @@ import yaml
 from orjson import loads
 
 from dispatcher.broker.base import Message
+from dispatcher.control.errors import Invalid
 from dispatcher.control.plane import ControlPlane
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import HandshakeResponse, Response, Result
@@ -20,10 +21,20 @@ from dispatcher.settings.groups import ApiSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.control.memory import MemoryStore
+from tests.control.replicas import World
 from tests.fakes import MemoryBroker
 from tests.world import counted_as_declared
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
+IN_FILE = {
+    "id": "sub_file",
+    "tenant": "acme",
+    "url": "https://file.example/in",
+    "event_types": ["invoice.paid"],
+    "secrets": [SECRET],
+    "headers": {"Authorization": "Bearer abcdefghijklmnopqrstuvwxyz"},
+}
 
 
 class Endpoints:
@@ -138,7 +149,22 @@ async def plane(make: Make) -> Plane:
     return await make()
 
 
+async def flaws(awaitable: Any) -> dict[str, str]:
+    """The fields that are wrong, and how."""
+    with pytest.raises(Invalid) as caught:
+        await awaitable
+    return {flaw.field: flaw.message for flaw in caught.value.flaws}
+
+
 async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    for replica in list(made.replicas):
+        await made.stop(replica)

@@ -69,6 +69,7 @@ class MemoryStore(ControlStore):
         self.before_write: Callable[[], None] | None = None
         self.away = False
         self.reading = False
+        self.refused: dict[str, int] = {}
 
     async def start(self) -> None: ...
 
@@ -83,6 +84,13 @@ class MemoryStore(ControlStore):
     @property
     def problem(self) -> str | None:
         return "still reading" if self.reading else None
+
+    @property
+    def warning(self) -> str | None:
+        return None
+
+    def unusable(self) -> dict[str, int]:
+        return self.refused
 
     def now_ms(self) -> int:
         return round(self.wall() * 1000)

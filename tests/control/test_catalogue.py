@@ -10,23 +10,17 @@ from typing import Any
 import pytest
 
 from dispatcher.control.catalogue import EventTypeView
-from dispatcher.control.errors import Invalid, NotFound, VersionMismatch
+from dispatcher.control.errors import NotFound, VersionMismatch
 from dispatcher.control.operational_events import TYPES
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.subscription.patterns import matches
-from tests.control.conftest import Make, Plane
+from tests.control.conftest import Make, Plane, flaws
 
 SCHEMA = {
     "type": "object",
     "required": ["amount"],
     "properties": {"amount": {"type": "integer", "minimum": 1}, "lines": {"items": {"type": "string"}}},
 }
-
-
-async def flaws(awaitable: Any) -> dict[str, str]:
-    with pytest.raises(Invalid) as caught:
-        await awaitable
-    return {flaw.field: flaw.message for flaw in caught.value.flaws}
 
 
 async def test_an_entry_is_added_replaced_listed_and_forgotten(plane: Plane) -> None:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, MadeAnew, Remembered
-from dispatcher.control.groups import StoredMemory
+from dispatcher.control.errors import VersionMismatch
+from dispatcher.control.groups import StoredMemory, Topics
 from dispatcher.runtime.tasks import Tasks
-from tests.control.test_store import TOPIC, World, create
+from tests.control.replicas import TOPIC, World, create
 
 pytestmark = pytest.mark.looptime
 
 EVENTS, MORE = Remembered("x", 4), Remembered(None, 1)
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
-    yield made
-    for replica in list(made.replicas):
-        await made.stop(replica)
 
 
 async def test_what_one_replica_remembers_all_do_and_after_a_restart_too(world: World) -> None:
@@ -87,3 +80,56 @@ async def test_a_topic_made_anew_gets_back_what_every_replica_has_of_it(world: W
     late = await world.replica()
     assert late.store.get("s") == changed == one.store.get("s")
     assert late.store.warning is None
+
+
+READ = Remembered("id of events", 2)
+WRITTEN = Remembered("id of others", 1)
+
+
+class OneRow(NamedTuple):
+    version: int
+    value: Topics
+
+
+class OneTable:
+    """The store's, with one entry."""
+
+    def __init__(self) -> None:
+        self.version = 0  # in force
+        self.row: OneRow | None = None  # what can be read of it
+        self.tries = 0
+
+    def get(self, name: str) -> OneRow | None:
+        return self.row
+
+    async def put(self, name: str, value: Topics, *, base: int) -> OneRow:
+        self.tries += 1
+        assert self.tries < 100, "it spins"
+        if base != self.version:
+            raise VersionMismatch(self.version)
+        self.version += 1
+        self.row = OneRow(self.version, value)
+        return self.row
+
+
+async def test_it_is_written_beside_what_another_replica_wrote_first() -> None:
+    table, tasks = OneTable(), Tasks()
+    memory = StoredMemory(table, "dispatcher", tasks)
+    memory.remember({"events": READ})
+    table.version, table.row = 1, OneRow(1, {"others": WRITTEN})
+    await asyncio.sleep(0.1)
+    assert table.row == (2, {"others": WRITTEN, "events": READ})
+    await tasks.stop()
+
+
+async def test_an_entry_that_cannot_be_read_is_waited_for_without_spinning() -> None:
+    table, tasks = OneTable(), Tasks()
+    table.version = 3
+    memory = StoredMemory(table, "dispatcher", tasks)
+    memory.remember({"events": READ})
+    await asyncio.sleep(10)
+    assert memory.topics() == {"events": READ}, "as long as this process lives, it is remembered"
+    table.row = OneRow(3, {"others": WRITTEN})
+    await asyncio.sleep(10)
+    assert table.row == (4, {"others": WRITTEN, "events": READ})
+    await tasks.stop()

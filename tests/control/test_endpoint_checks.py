@@ -1,0 +1,61 @@
+"""Pings, and how deliveries go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from orjson import loads
+
+from dispatcher.control.errors import (
+    Overloaded,
+)
+from dispatcher.core.request.results import Failure, Reason, Response
+from tests.control.conftest import Plane
+
+pytestmark = [pytest.mark.looptime]
+
+
+async def test_a_ping_tells_what_came_of_it_whatever_the_status(plane: Plane) -> None:
+    id_ = (await plane.create(tenant="acme", payload="thin", status="paused")).view.id
+    result = await plane.checks.ping(id_, tenant="acme")
+    assert (result.delivered, result.status, result.reason, result.body) == (True, 200, None, "ok")
+    [(head, body)] = plane.endpoints.asked
+    assert f"webhook-id: {result.event_id}" in head
+    assert loads(body)["type"] == "ping"
+    plane.endpoints.answer = lambda _method, _body: Response(500, None, None, b"\xff")
+    result = await plane.checks.ping(id_, tenant=None)
+    assert (result.delivered, result.status, result.body) == (False, 500, "�")
+    plane.endpoints.answer = lambda _method, _body: Failure(Reason.TIMEOUT, "15s")
+    result = await plane.checks.ping(id_, tenant=None)
+    assert (result.delivered, result.status, result.reason, result.detail) == (False, None, "timeout", "15s")
+
+
+async def test_too_many_pings_at_a_time_are_refused(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    results = await asyncio.gather(
+        *(plane.checks.ping(id_, tenant=None) for _ in range(6)), return_exceptions=True
+    )
+    assert sum(isinstance(result, Overloaded) for result in results) == 2
+
+
+async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Plane) -> None:
+    id_ = (await plane.create()).view.id
+    health = plane.checks.health(id_, tenant=None)
+    assert health.replica
+    assert (health.success_rate, health.queued, health.failing_since_ms) == (None, 0, None)
+    plane.registry.note_failing(id_, 1000.0)
+
+    class Engine:
+        success_rate, latency_mean, latency_p95 = 0.5, 0.1, 0.2
+        breaker, queued, in_flight = "open", 3, 1
+        last_failure, last_failure_at = "status 500", 1234.5
+
+        def health(self, _id: str) -> Engine:
+            return self
+
+    plane.plane.attach(Engine())
+    health = plane.checks.health(id_, tenant=None)
+    assert (health.success_rate, health.breaker, health.queued) == (0.5, "open", 3)
+    assert (health.last_failure, health.last_failure_ms) == ("status 500", 1_234_500)
+    assert health.failing_since_ms == 1_000_000
