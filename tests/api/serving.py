@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import aiohttp
 from yarl import URL
 
+from dispatcher.api.route import Route
 from dispatcher.api.server import ApiServer
 from dispatcher.settings.groups import ApiSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from tests.api.fakes import Plane
 
+URN = "urn:webhook-dispatcher:problem:"
+NEW = {"url": "https://a.example/", "event_types": ["*"]}
 KEY = "settings-key-" + "k" * 32
 
 
@@ -64,3 +67,30 @@ async def serving(
             yield Client(f"http://127.0.0.1:{port}", session, keys[0] if keys else None), plane
     finally:
         await server.stop()
+
+
+def address(route: Route) -> str:
+    """An address of the route that leads to something."""
+    id_ = "0123456789abcdef" if route.tag == "keys" else "sub_1"
+    return route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
+
+
+def problem(answer: Answer, status: int, kind: str) -> dict[str, Any]:
+    """The problem document, which has to have its form."""
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json"), answer
+    document: dict[str, Any] = answer.json
+    assert document["type"] == URN + kind
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == answer.headers["X-Request-Id"]
+    return document
+
+
+def last(plane: Plane) -> Any:
+    """What the control plane was asked last."""
+    return plane.subscriptions.calls[-1]
+
+
+def fields(document: dict[str, Any]) -> list[str]:
+    return [error["field"] for error in document["errors"]]

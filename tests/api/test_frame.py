@@ -15,13 +15,10 @@ from structlog.testing import capture_logs
 from dispatcher.api import frame
 from dispatcher.api.route import BODY_LIMIT, Audience, Route
 from dispatcher.api.table import ROUTES
-from dispatcher.control.errors import Overloaded, TooLarge, Unavailable, WrongState
+from dispatcher.control.errors import Unavailable
 from dispatcher.runtime.tasks import Tasks
-from tests.api.fakes import Plane
-from tests.api.serving import KEY, Answer, serving
+from tests.api.serving import KEY, NEW, address, fields, problem, serving
 
-URN = "urn:webhook-dispatcher:problem:"
-NEW = {"url": "https://a.example/", "event_types": ["*"]}
 # Where a body has to be sent to, and one that is right.
 BODIES: dict[str, Any] = {
     "createSubscription": NEW,
@@ -32,33 +29,6 @@ BODIES: dict[str, Any] = {
     "createKey": {"name": "a", "scope": "operator"},
 }
 WITH_BODY = [route for route in ROUTES if route.body is not None]
-
-
-def address(route: Route) -> str:
-    """An address of the route that leads to something."""
-    id_ = "0123456789abcdef" if route.tag == "keys" else "sub_1"
-    return route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
-
-
-def problem(answer: Answer, status: int, kind: str) -> dict[str, Any]:
-    """The problem document, which has to have its form."""
-    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json"), answer
-    document: dict[str, Any] = answer.json
-    assert document["type"] == URN + kind
-    assert document["status"] == status
-    assert document["title"]
-    assert document["detail"]
-    assert document["request_id"] == answer.headers["X-Request-Id"]
-    return document
-
-
-def last(plane: Plane) -> Any:
-    """What the control plane was asked last."""
-    return plane.subscriptions.calls[-1]
-
-
-def fields(document: dict[str, Any]) -> list[str]:
-    return [error["field"] for error in document["errors"]]
 
 
 def names(route: Route) -> str:
@@ -216,26 +186,6 @@ async def test_a_compressed_body_is_not_unpacked() -> None:
         problem(answer, 415, "unsupported-media-type")
 
 
-@pytest.mark.parametrize(
-    ("failure", "status", "kind", "retry_after"),
-    [
-        (Unavailable("the broker is away", 1.2), 503, "unavailable", "2"),
-        (Overloaded("too many pings", 30.0), 429, "overloaded", "30"),
-        (WrongState("it is not disabled"), 409, "wrong-state", None),
-        (TooLarge("it takes 3 MiB"), 413, "too-large", None),
-        (TimeoutError(), 503, "unavailable", "5"),
-    ],
-)
-async def test_what_the_control_plane_says_becomes_a_problem(
-    failure: Exception, status: int, kind: str, retry_after: str | None
-) -> None:
-    async with serving(KEY) as (call, plane):
-        plane.subscriptions.failure = failure
-        answer = await call("POST", "/v1/subscriptions", NEW)
-        problem(answer, status, kind)
-        assert answer.headers.get("Retry-After") == retry_after
-
-
 async def test_a_bug_is_a_500_with_the_id_that_the_log_has_and_nothing_of_the_inside() -> None:
     async with serving(KEY) as (call, plane):
         plane.subscriptions.failure = RuntimeError("secret thing")
@@ -251,158 +201,6 @@ async def test_a_request_id_that_could_break_a_log_is_replaced() -> None:
         answer = await call("GET", "/v1/egress", headers={"X-Request-Id": 'a" x=1'})
         assert answer.headers["X-Request-Id"].startswith("req_")
         assert answer.json == {"addresses": ["192.0.2.7/32"]}
-
-
-async def test_etags_guard_changes() -> None:
-    async with serving(KEY) as (call, plane):
-        plane.subscriptions.add("sub_1", version=7)
-        shown = await call("GET", "/v1/subscriptions/sub_1")
-        assert shown.headers["ETag"] == '"7"'
-
-        async def patch(if_match: str) -> Answer:
-            return await call(
-                "PATCH", "/v1/subscriptions/sub_1", {"payload": "thin"}, headers={"If-Match": if_match}
-            )
-
-        for stale in ('"6"', 'W/"7"', '"x"'):
-            problem(await patch(stale), 412, "version-mismatch")
-        for no_tag in ("7a", "", '"7', '"7" "8"', "W/*"):
-            problem(await patch(no_tag), 400, "malformed")
-        changed = await patch('"7"')
-        assert (changed.status, changed.headers["ETag"]) == (200, '"8"')
-        assert (await patch('"3", "8"')).headers["ETag"] == '"9"'
-        assert (await patch("9")).headers["ETag"] == '"10"'
-        assert (await patch("*")).headers["ETag"] == '"11"'
-        assert (await call("DELETE", "/v1/subscriptions/sub_1", headers={"If-Match": '"10"'})).status == 412
-        assert (await call("DELETE", "/v1/subscriptions/sub_1", headers={"If-Match": '"11"'})).status == 204
-        problem(await call("GET", "/v1/subscriptions/sub_1"), 404, "not-found")
-
-
-async def test_an_event_type_is_put_on_its_version_or_only_where_there_is_none() -> None:
-    async with serving(KEY) as (call, _):
-
-        async def put(**headers: str) -> Answer:
-            return await call(
-                "PUT",
-                "/v1/event-types/a.b",
-                {},
-                headers={name.replace("_", "-"): v for name, v in headers.items()},
-            )
-
-        for tag in ('"1"', "*"):
-            problem(await put(If_Match=tag), 412, "version-mismatch")
-        problem(await put(If_None_Match='"1"'), 400, "malformed")
-        assert (await put(If_None_Match="*")).status == 201
-        problem(await put(If_None_Match="*"), 412, "version-mismatch")
-        assert (await put(If_Match="*")).headers["ETag"] == '"2"'
-        assert (await put(If_Match='"2"')).headers["ETag"] == '"3"'
-
-
-async def test_a_patch_says_how_else_a_field_is_changed() -> None:
-    async with serving(KEY) as (call, plane):
-        plane.subscriptions.add("sub_1")
-        wrong = {
-            "status": "paused",
-            "secrets": ["x"],
-            "id": "sub_2",
-            "version": 5,
-            "url": None,
-            "event_types": None,
-        }
-        refused = problem(await call("PATCH", "/v1/subscriptions/sub_1", wrong), 422, "invalid")
-        said = {each["field"]: each["message"] for each in refused["errors"]}
-        assert set(said) == set(wrong)
-        assert "/pause" in said["status"]
-        assert "/secret/rotate" in said["secrets"]
-        assert {said["url"], said["event_types"]} == {"must not be null"}
-
-
-async def test_what_is_sent_reaches_the_control_plane_as_it_was_meant() -> None:
-    async with serving(KEY) as (call, plane):
-        created = await call(
-            "POST",
-            "/v1/subscriptions",
-            {**NEW, "id": "sub_9", "tenant": None, "timeout": "5s", "validate": True},
-            headers={"Idempotency-Key": "abc"},
-        )
-        assert created.status == 201
-        assert created.headers["Location"] == "/v1/subscriptions/sub_9"
-        assert created.json["secrets"] == ["whsec_new"]
-        assert last(plane) == (
-            "create",
-            ({**NEW, "id": "sub_9", "timeout": "5s", "validate": True}, "settings", None, "abc"),
-        )
-        await call("PATCH", "/v1/subscriptions/sub_9", {"timeout": None, "headers": {"X-A": None}})
-        assert last(plane) == ("update", {"timeout": None, "headers": {"X-A": None}})
-        await call("POST", "/v1/subscriptions/sub_9/secret/rotate")
-        assert last(plane) == ("rotate", (None, 86400.0))
-        rotated = await call(
-            "POST", "/v1/subscriptions/sub_9/secret/rotate", {"secret": "whsec_x", "overlap": "90s"}
-        )
-        assert last(plane) == ("rotate", ("whsec_x", 90.0))
-        assert (rotated.json["secret"], rotated.json["old_expires_at"]) == (
-            "whsec_x",
-            "2025-10-09T08:54:50.000Z",
-        )
-        query = "?tenant=acme&status=paused&event_type=a.b&host=a.example&limit=7"
-        await call("GET", "/v1/subscriptions" + query)
-        assert last(plane) == (
-            "list",
-            (None, "acme", "paused", "a.b", "a.example", None, 7),
-        )
-
-
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("limit=0", "limit"),
-        ("limit=201", "limit"),
-        ("limit=1_0", "limit"),
-        ("limit=%205", "limit"),
-        ("limit=1&limit=2", "limit"),
-        ("status=lost", "status"),
-        ("event_type=a%0Ab", "event_type"),
-        ("cursor=%00", "cursor"),
-        ("tenant=", "tenant"),
-    ],
-)
-async def test_wrong_parameters_are_named(query: str, field: str) -> None:
-    async with serving(KEY) as (call, _):
-        assert fields(problem(await call("GET", f"/v1/subscriptions?{query}"), 422, "invalid")) == [field]
-
-
-async def test_pages_follow_one_another_by_their_cursor() -> None:
-    async with serving(KEY) as (call, plane):
-        for number in range(5):
-            plane.subscriptions.add(f"sub_{number}")
-        seen, query = [], "?limit=2"
-        while query:
-            page = (await call("GET", "/v1/subscriptions" + query)).json
-            seen.append([each["id"] for each in page["subscriptions"]])
-            query = page["next_cursor"] and f"?limit=2&cursor={page['next_cursor']}"
-        assert seen == [["sub_0", "sub_1"], ["sub_2", "sub_3"], ["sub_4"]]
-
-
-async def test_events_come_one_by_one_as_a_list_or_as_lines() -> None:
-    async with serving(KEY) as (call, plane):
-        one = await call("POST", "/v1/events", {"type": "a", "id": "evt_1", "data": [1]})
-        assert (one.status, one.json["events"]) == (
-            202,
-            [{"id": "evt_1", "duplicate": False, "warnings": []}],
-        )
-        assert (await call("POST", "/v1/events", [{"type": "a"}, {"type": "b"}])).status == 202
-        lines = await call(
-            "POST",
-            "/v1/events",
-            data=b'{"type": "c"}\n\n{"type": "d"}\n',
-            headers={"Content-Type": "application/x-ndjson"},
-        )
-        assert len(lines.json["events"]) == 2
-        assert [event["type"] for event, _ in plane.publisher.published] == ["a", "a", "b", "c", "d"]
-        wrong = await call("POST", "/v1/events", [{"type": "a"}, {"type": ""}, {"typ": "a"}])
-        assert fields(problem(wrong, 422, "invalid")) == ["[1].type", "[2].type", "[2].typ"]
-        problem(await call("POST", "/v1/events", []), 422, "invalid")
-        problem(await call("POST", "/v1/events", [{"type": "a"}] * 1001), 422, "invalid")
 
 
 async def test_a_change_leaves_a_line_in_the_audit_log_without_any_value() -> None:
@@ -561,11 +359,3 @@ async def test_an_address_that_can_be_nobodys_is_not_found() -> None:
 async def test_what_is_shown_is_never_kept_by_a_cache() -> None:
     async with serving(KEY) as (call, _):
         assert (await call("GET", "/v1/egress")).headers["Cache-Control"] == "no-store"
-
-
-async def test_a_name_that_no_utf8_can_say_is_told_as_an_escape() -> None:
-    async with serving() as (call, _):
-        body = rb'{"type": "a", "data": {"\ud83d": 1, "\ud83d": 2}}'
-        answer = await call("POST", "/v1/events", data=body, headers={"Content-Type": "application/json"})
-        assert (answer.status, answer.headers["Content-Type"]) == (400, "application/problem+json")
-        assert answer.json["errors"] == [{"field": "data.\\ud83d", "message": "stands twice in one object"}]

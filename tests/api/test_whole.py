@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 import pytest
-from aiohttp import web
 from standardwebhooks import Webhook
 
 from dispatcher.broker.base import Message, TopicPartition
@@ -17,7 +16,7 @@ from dispatcher.broker.open import open_broker
 from dispatcher.settings.groups import KafkaSettings
 from tests.api.real import running
 from tests.api.serving import KEY, Answer, Client
-from tests.e2e.daemon import Endpoint, eventually
+from tests.e2e.daemon import Endpoint
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NEW = {"url": "http://127.0.0.1:80/", "event_types": ["*"]}
@@ -114,23 +113,6 @@ async def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
             assert [error["field"] for error in answer.json["errors"]] == [name]
 
 
-async def test_a_rotated_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
-    async with Endpoint() as endpoint, running(tmp_path) as (call, _):
-        made(
-            await call(
-                "POST", "/v1/subscriptions", {**NEW, "id": "a", "url": endpoint.url, "secrets": [SECRET]}
-            )
-        )
-        rotated = (await call("POST", "/v1/subscriptions/a/secret/rotate")).json
-        assert (await call("POST", "/v1/subscriptions/a/ping")).json["delivered"]
-        _, headers, body = endpoint.requests[-1]
-        for secret in (SECRET, rotated["secret"]):
-            Webhook(secret).verify(body, headers)
-        secrets = (await shown(call, "a"))["secrets"]
-        assert [bool(secret["expires_at"]) for secret in secrets] == [False, True]
-        assert SECRET not in str(secrets)
-
-
 async def test_a_restart_keeps_all_of_it(tmp_path: Path) -> None:
     async with running(tmp_path, KEY) as (call, _):
         for number in range(3):
@@ -165,17 +147,6 @@ async def test_a_restart_keeps_all_of_it(tmp_path: Path) -> None:
         assert app.registry.counts() == {"active": 1, "paused": 1, "pending": 0, "disabled": 0}
         assert (await call.using(key["secret"])("GET", "/v1/subscriptions")).json["subscriptions"] == []
         assert (await call.using(revoked["secret"])("GET", "/v1/subscriptions")).status == 401
-
-
-async def test_the_first_operators_key_closes_the_api_for_good(tmp_path: Path) -> None:
-    async with running(tmp_path) as (call, _):
-        key = made(await call("POST", "/v1/keys", {"name": "ops", "scope": "operator"}))
-        assert (await call("GET", "/v1/keys")).status == 401
-    async with running(tmp_path) as (call, _):
-        assert (await call("GET", "/v1/keys")).status == 401
-        operator = call.using(key["secret"])
-        assert (await operator("DELETE", f"/v1/keys/{key['key']['id']}")).status == 204
-        assert (await call("GET", "/v1/keys")).status == 200
 
 
 async def test_of_two_changes_on_one_version_one_wins_and_the_other_learns_of_it(tmp_path: Path) -> None:
@@ -347,45 +318,6 @@ async def test_tenants_work_side_by_side_and_apart(tmp_path: Path) -> None:
             ("/acme", "evt_acme"),
             ("/globex", "evt_globex"),
         }
-
-
-async def test_an_endpoint_that_gave_up_is_enabled_again(tmp_path: Path) -> None:
-    gone = True
-
-    async def answer(_request: web.Request) -> web.Response:
-        return web.Response(status=410 if gone else 200)
-
-    async with Endpoint(answer) as endpoint, running(tmp_path) as (call, app):
-        made(await call("POST", "/v1/subscriptions", {**NEW, "id": "a", "url": endpoint.url}))
-        await call("POST", "/v1/events", {"type": "a", "id": "evt_1"})
-        await eventually(lambda: app.registry.counts()["disabled"] == 1, within=60)
-        found = await shown(call, "a")
-        assert (found["status"], found["reason"]) == ("disabled", "gone")
-        gone = False
-        assert (await call("POST", "/v1/subscriptions/a/enable")).json["status"] == "active"
-        await call("POST", "/v1/events", {"type": "a", "id": "evt_2"})
-        await endpoint.received({"evt_2"}, within=60)
-
-
-@pytest.mark.parametrize("wanted", ["echo", "refuse"])
-async def test_a_subscription_waits_for_its_validation(tmp_path: Path, wanted: str) -> None:
-    async def answer(request: web.Request) -> web.Response:
-        if request.method == "OPTIONS":
-            return web.Response(status=405)
-        body = await request.json()
-        challenge = body.get("data", {}).get("challenge", "") if wanted == "echo" else ""
-        return web.json_response({"challenge": challenge})
-
-    async with Endpoint(answer) as endpoint, running(tmp_path) as (call, _):
-        new = {**NEW, "id": "a", "url": endpoint.url, "validate": True}
-        assert made(await call("POST", "/v1/subscriptions", new))["subscription"]["status"] == "pending"
-        answered = await call("POST", "/v1/subscriptions/a/validate")
-        if wanted == "echo":
-            assert answered.status == 200, answered.body
-            assert (await shown(call, "a"))["status"] == "active"
-        else:
-            assert answered.status == 409, answered.body
-            assert (await shown(call, "a"))["status"] == "pending"
 
 
 async def multiply(folder: Path, count: int) -> None:
