@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench compiled format openapi lock image clean
+.PHONY: help demo test check bench compiled format openapi manifests lock image clean
 
 help: ## what can be done here
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 # The stamps make a second run start at once; a changed pin or pyproject.toml installs again.
 $(VENV)/bin/python:
@@ -47,6 +47,9 @@ format: $(VENV)/.dev-stamp ## apply ruff's fixes and formatting
 openapi: $(VENV)/.run-stamp ## write docs/openapi.json anew, after a change of the API
 	$(BIN)/python -m dispatcher.api.openapi > docs/openapi.json.new
 	mv docs/openapi.json.new docs/openapi.json
+
+manifests: $(VENV)/.dev-stamp ## write config/kubernetes anew, after a change of the Helm chart; needs Go
+	$(BIN)/python -m tests.helm.render
 
 lock: ## pin requirements*.txt anew, with hashes
 	./requirements-lock.sh

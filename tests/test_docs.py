@@ -127,6 +127,7 @@ def test_settings_and_commands_that_are_named_exist(page: Path) -> None:
     assert set(written) - set(names()) == set()
     variables = set(re.findall(r"\bDISPATCHER_[A-Z_]+", text)) - {
         "DISPATCHER_TEST_EXPLORE",
+        "DISPATCHER_TEST_HELM",
         "DISPATCHER_TEST_IMAGE",
         "DISPATCHER_TEST_KAFKA",
         "DISPATCHER_TEST_LONG",
