@@ -7,23 +7,12 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given, strategies as st
-from pydantic import ValidationError
 
-from dispatcher.settings.groups import DeliverySettings, Settings
+from dispatcher.settings.groups import Settings
 from dispatcher.settings.load import SettingsError, describe, load, names
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "dispatcher.yaml"
 KEY = "k3y-" * 8
-
-
-@pytest.fixture
-def write(tmp_path: Any) -> Any:
-    def written(text: Any) -> Any:
-        file = tmp_path / "d.yaml"
-        file.write_text(text)
-        return file
-
-    return written
 
 
 def mistakes(file: Any = None, environ: Any = None, overrides: Any = None) -> Any:
@@ -134,81 +123,6 @@ def test_every_mistake_of_every_source_is_listed_with_its_place(write: Any) -> N
         assert any(each.startswith(start) for each in found), start
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: [", "is not valid YAML"),
-        ("- a", ":1: must be a mapping of settings"),
-        ("group: a\ngroup: b", ":2: group: this key stands twice here"),
-        ("group: 5", ":1: group: must be text: put it in quotes, not '5'"),
-        ("group:", ":1: group: must be text: put it in quotes (it is empty)"),
-        ("http: {port: true}", "http.port: must be a number, not 'true'"),
-        ("http: {port: 70000}", "http.port: must be less than or equal to 65535, not '70000'"),
-        ("http: {host: 'http://x'}", "http.host: must be an IP address or a host name"),
-        ("http: {host: 1.2.3}", "http.host: must be an IP address or a host name"),
-        ("delivery: {timeout: 1h}", "must be between 10ms and 10m, not '1h'"),
-        ("delivery: {max_in_flight_bytes: 1000}", "has no unit: write 1000KiB"),
-        ("network: {ports: [0]}", "network.ports[0]: must be a port (443) or a range"),
-        ("network: {ports: [20-10]}", "network.ports[0]: must be a port"),
-        ("network: {proxy: 'proxy:3128'}", "network.proxy: must be http://host:port"),
-        ("network: {proxy: 'http://a:b@c:1'}", "network.proxy: must not contain credentials"),
-        (
-            "network: {proxy_username: kim}",
-            "network.proxy: is required with proxy_username",
-        ),
-        ("network: {proxy: 'http://p:1', proxy_password: x}", "is required with proxy_password"),
-        ("network: {bind: eth0}", "network.bind: must be an IP address, not 'eth0'"),
-        (
-            "network: {dns_servers: [dns.example]}",
-            "network.dns_servers[0]: must be the IP address of a name server",
-        ),
-        ("topics: {events: []}", "topics.events: must not be empty"),
-        ("topics: {events: [a b]}", "topics.events[0]: must be a topic name"),
-        ("topics: {events: [a, a]}", "topics.events: must not contain a value twice"),
-        ("broker: kafka://user:pass@host", "broker: must not contain credentials"),
-        ("broker: 'sqlite://x.db'", "broker: must be kafka://"),
-        ("broker: 'kafka://host:99999'", "broker: must be kafka://"),
-        ("retry: {tiers: []}", "retry.tiers: must not be empty"),
-        # Between fields, which are right by themselves:
-        (
-            "delivery: {connect_timeout: 20s}",
-            ":1: delivery.connect_timeout: must not exceed delivery.timeout (15s)",
-        ),
-        ("kafka: {heartbeat_interval: 20s}", "kafka.heartbeat_interval: must be at most a third"),
-        ("kafka: {security_protocol: sasl_ssl, sasl_password: x}", "kafka.sasl_username: is required"),
-        ("kafka: {sasl_username: x}", "kafka.sasl_username: has no effect"),
-        ("kafka: {tls_ca_file: x}", "kafka.tls_ca_file: has no effect"),
-        ("kafka: {security_protocol: ssl, tls_key_file: x}", "kafka.tls_cert_file: is required"),
-        ("retry: {tiers: [1m, 2m]}", "retry.tiers: must begin with at most retry.horizon (30s)"),
-        ("retry: {tiers: [10s, 5s]}", "retry.tiers: must grow"),
-        ("retry: {hold_limit: 20s}", ":1: retry.horizon: must not exceed retry.hold_limit (20s)"),
-        ("topics: {events: [dispatcher.dead]}", "must not contain dispatcher.dead"),
-        ("network: {dns_ttl_min: 10m}", "network.dns_ttl_min: must not exceed"),
-        ("http: {host: 0.0.0.0}", ":1: api.keys: is required where http.host (0.0.0.0) is not loopback"),
-    ],
-)
-def test_each_mistake_says_what_would_be_right(write: Any, text: Any, said: Any) -> None:
-    found = mistakes(write(text))
-    assert len(found) == 1, found
-    assert said in found[0]
-
-
-def test_checks_between_fields_are_made_beside_other_mistakes_but_not_on_wrong_values(write: Any) -> None:
-    found = mistakes(write("delivery: {timeout: 1, connect_timeout: 20s}\nhttp: {host: 0.0.0.0}\n"))
-    assert [each.split(": ")[1] for each in found] == ["delivery.timeout", "api.keys"]
-
-
-@pytest.mark.parametrize(
-    ("host", "fine"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("::", False), ("web", False)]
-)
-def test_beyond_loopback_keys_are_required(host: Any, fine: Any) -> None:
-    load(None, {"DISPATCHER_HTTP__HOST": host, "DISPATCHER_API__KEYS": KEY}, {})
-    if fine:
-        load(None, {"DISPATCHER_HTTP__HOST": host}, {})
-    else:
-        assert "api.keys" in mistakes(environ={"DISPATCHER_HTTP__HOST": host})[0]
-
-
 def test_a_missing_file_is_one_mistake(tmp_path: Any) -> None:
     assert mistakes(tmp_path / "none.yaml") == [
         f"{tmp_path}/none.yaml: can't be read: No such file or directory"
@@ -273,27 +187,6 @@ def test_secrets_are_neither_in_errors_nor_in_repr_nor_described(write: Any) -> 
             }
         )
     )
-
-
-def test_the_broker_is_taken_apart() -> None:
-    found = load(None, {"DISPATCHER_BROKER": "kafka://one:1, [::1]:2,[::1],three"}, {})
-    assert found.kafka_servers == ("one:1", "[::1]:2", "[::1]:9092", "three:9092")
-    assert found.sqlite_file is None
-    assert Settings().kafka_servers == ()
-    assert Settings().sqlite_file == Path("dispatcher-data/log.db")
-    assert load(None, {"DISPATCHER_BROKER": "sqlite:////var/log.db"}, {}).sqlite_file == Path("/var/log.db")
-
-
-def test_code_passes_plain_seconds_and_bytes() -> None:
-    made = DeliverySettings(timeout=0.5, max_in_flight_bytes=1 << 20)
-    assert (made.timeout, made.max_in_flight_bytes) == (0.5, 1 << 20)
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        setattr(Settings(), "group", "x")  # noqa: B010 - the type checker knows it is wrong
-    with pytest.raises(ValidationError, match="frozen"):
-        setattr(Settings().delivery, "timeout", 1.0)  # noqa: B010
 
 
 def test_what_describe_shows_can_be_written_back(write: Any) -> None:
