@@ -10,7 +10,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import against, bench_transport, control, end_to_end, isolation, micro, retries, scale
+from benchmarks import (
+    against,
+    bench_transport,
+    control,
+    end_to_end,
+    isolation,
+    micro,
+    restart,
+    retries,
+    scale,
+)
 from benchmarks.harness import (
     CORES,
     RESULTS,
@@ -36,6 +46,7 @@ ALL = (
     "isolation",
     "memory",
     "retries",
+    "restart",
     "control",
     "micro",
     "matching",
@@ -118,6 +129,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: scale.run_memory(command, quick=given.quick)
             case "retries":
                 yield lambda: retries.run(command, quick=given.quick)
+            case "restart":
+                yield lambda: restart.run(command, quick=given.quick, runs=given.runs)
             case "control":
                 yield lambda: control.run(command, quick=given.quick)
             case "against":

@@ -45,7 +45,7 @@ from dispatcher.settings.groups import Settings
 log = structlog.get_logger(__name__)
 
 _WRITE_LIMIT: Final = 3.0  # seconds that commits wait for their records
-_READ_LIMIT: Final = 5.0  # seconds that taking partitions over waits for theirs
+READ_LIMIT: Final = 5.0  # seconds that taking partitions over waits for theirs, at the most
 _AGAIN: Final = 30.0  # seconds without a record, after one could not be written
 _INLINE: Final = (
     1000  # runs and ids that are packed on the loop, in a millisecond or two; more go to a thread
@@ -82,8 +82,19 @@ class _Snapshot(NamedTuple):
 class CommitNotes:
     """The notes of one group."""
 
-    def __init__(self, broker: Broker, group: str, topic: str | None, *, reserves: bool = False) -> None:
-        """`topic` is where those go that don't fit; None for nowhere. `reserves`: they say how far their owner may read."""
+    def __init__(
+        self,
+        broker: Broker,
+        group: str,
+        topic: str | None,
+        *,
+        reserves: bool = False,
+        read_limit: float = READ_LIMIT,
+    ) -> None:
+        """`topic` is where those go that don't fit; None for nowhere. `reserves`: they say how far their owner may read.
+
+        `read_limit` is how long taking partitions over may wait for their records, in seconds.
+        """
         self.limit = broker.metadata_limit
         """Characters that a note may have beside its commit."""
         self.problem: str | None = None
@@ -92,6 +103,7 @@ class CommitNotes:
         self._group = group
         self._topic = topic
         self._reserves = reserves
+        self._read_limit = read_limit
         self._record_limit = RECORD_LIMIT
         self._clock = asyncio.get_running_loop().time
         self._again = 0.0  # no record before
@@ -231,7 +243,7 @@ class CommitNotes:
         unread = [p for p, note in notes.items() if note.pointer is not None and p not in known]
         left = len(unread)
         try:
-            async with asyncio.timeout(_READ_LIMIT):
+            async with asyncio.timeout(self._read_limit):
                 for partition in unread:
                     whole = await self._whole(
                         partition, positions[partition].offset, notes[partition].pointer

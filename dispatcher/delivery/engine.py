@@ -43,7 +43,7 @@ from dispatcher.core.retry.tiers import Tiers
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
-from dispatcher.delivery.commit_notes import notes_topic
+from dispatcher.delivery.commit_notes import READ_LIMIT, notes_topic
 from dispatcher.delivery.deliveries import Deliveries, Delivery, GivenUp
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
@@ -139,6 +139,8 @@ class Engine:
         group, retry_group = settings.group, f"{settings.group}.retry"
         remembered = memory or (lambda _: NoMemory())
         notes = notes_topic(settings)
+        # No heartbeat goes out meanwhile.
+        read_limit = min(READ_LIMIT, settings.kafka.session_timeout / 4)
         self._events = Intake(
             broker,
             settings.topics.events,
@@ -147,6 +149,7 @@ class Engine:
             metrics,
             memory=remembered(group),
             notes_topic=notes,
+            read_limit=read_limit,
             reserves=True,
         )
         parked = parked_topic(settings.topics.prefix)
@@ -159,6 +162,7 @@ class Engine:
             own=True,
             memory=remembered(retry_group),
             notes_topic=notes,
+            read_limit=read_limit,
             tracker=partial(_tracker, parked),
         )
         self._backlogs = Backlogs(

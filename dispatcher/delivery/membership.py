@@ -50,7 +50,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.delivery.commit_notes import CommitNotes
+from dispatcher.delivery.commit_notes import READ_LIMIT, CommitNotes
 from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Labels, Metrics
 
@@ -88,12 +88,13 @@ class Intake:
         memory: GroupMemory | None = None,
         notes_topic: str | None = None,
         reserves: bool = False,
+        read_limit: float = READ_LIMIT,
         tracker: Callable[[str, int, int, Note], PartitionTracker] = PartitionTracker,
     ) -> None:
         """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`).
 
-        `notes_topic` is for what doesn't fit beside a commit; `reserves`: records are taken up only after `reserve`;
-        `tracker` makes a partition's.
+        `notes_topic` is for what doesn't fit beside a commit, and an assignment waits for what is read of it for `read_limit`
+        seconds; `reserves`: records are taken up only after `reserve`; `tracker` makes a partition's.
         """
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
@@ -102,7 +103,7 @@ class Intake:
         self._tracker = tracker
         self._metrics = metrics
         self._committing = asyncio.Lock()
-        self._notes = CommitNotes(broker, group, notes_topic, reserves=reserves)
+        self._notes = CommitNotes(broker, group, notes_topic, reserves=reserves, read_limit=read_limit)
         self._reserves = reserves
         self._moving = False  # the partitions
         self._committed = True  # the last commit has gone through

@@ -18,7 +18,9 @@ from dispatcher.broker.base import Position, Why
 from dispatcher.broker.kafka import consumer, starts
 from dispatcher.cli import main as dispatcher
 from dispatcher.control.groups import StoredMemory
+from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.commit.reservation import Reservation
 from dispatcher.delivery import deliveries, parking
 from dispatcher.delivery.deliveries import Deliveries
 from dispatcher.delivery.outbox import Outbox
@@ -83,6 +85,16 @@ def drops_what_waits_at_a_pause() -> None:
     """What a paused subscription was owed is dropped when its next attempt is due."""
     for module in (parking, deliveries):
         _replace(module, "keeps", lambda _: None)
+
+
+def knows_only_what_is_done() -> None:
+    """What a killed process had taken up behind the last offset that is done passes for matched by the next one."""
+    begin = Reservation.__init__
+
+    def forgetful(reservation: Reservation, start: int, ahead: Note) -> None:
+        begin(reservation, start, ahead._replace(reserved=None))
+
+    _replace(Reservation, "__init__", forgetful)
 
 
 def leaves_alone_what_has_stalled() -> None:
@@ -196,5 +208,7 @@ OF_TRAITS = {
 """What each trait is there to find."""
 
 if __name__ == "__main__":
-    {each.__name__: each for each in (*LOSING, *REPEATING, *OF_TRAITS.values())}[sys.argv.pop(1)]()
+    {each.__name__: each for each in (*LOSING, *REPEATING, *OF_TRAITS.values(), knows_only_what_is_done)}[
+        sys.argv.pop(1)
+    ]()
     dispatcher(prog_name="dispatcher")

@@ -231,6 +231,19 @@ def plan_trait(trait: Trait) -> Schedule:
     return replace(found[trait], traits=frozenset({trait}))
 
 
+def plan_pause_in_a_crash() -> Schedule:
+    """Killed while everything that was taken up is owed, and paused before it is there again."""
+    return replace(
+        plan_trait(Trait.PAUSE),
+        length=5.0,
+        horizon=30.0,
+        hold_limit=60.0,
+        traits=frozenset({Trait.PAUSE, Trait.ALONE}),
+        faults=[Fault(4.0, Kind.KILL, 0, 3.0)],
+        turns=[Turn(4.5, Act.PAUSE, 0, 8.0)],
+    )
+
+
 def _isolated(schedule: Schedule, kind: str) -> Schedule:
     """Half of them with the daemons' own ways of keeping endpoints apart.
 

@@ -30,7 +30,13 @@ from tests.torture.ledger import (
     excess,
     lost,
 )
-from tests.torture.mutants import LOSING, OF_TRAITS, REPEATING, settles_before_the_broker_has_it
+from tests.torture.mutants import (
+    LOSING,
+    OF_TRAITS,
+    REPEATING,
+    knows_only_what_is_done,
+    settles_before_the_broker_has_it,
+)
 from tests.torture.pauses import Pause, Pauses
 from tests.torture.replica import HEARD_WITHIN, Replica
 from tests.torture.run import Run
@@ -42,6 +48,7 @@ from tests.torture.schedule import (
     plan,
     plan_embedded,
     plan_mutant,
+    plan_pause_in_a_crash,
     plan_quiet,
     plan_replicated,
     plan_trait,
@@ -335,6 +342,25 @@ async def test_what_the_traits_are_for_is_found_on_sqlite(tmp_path: Path) -> Non
 async def test_what_the_traits_are_for_is_found_on_kafka(tmp_path: Path) -> None:
     async with ground_or_skip() as ground:
         await find(set(ON_KAFKA).difference(EMBEDDED), tmp_path, ground)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(600)
+async def test_what_was_taken_up_before_a_crash_is_owed_through_a_pause_and_a_daemon_that_forgets_it_is_found(
+    tmp_path: Path,
+) -> None:
+    schedule = plan_pause_in_a_crash()
+
+    async def life(mutant: str | None) -> Report:
+        folder = tmp_path / (mutant or "right")
+        folder.mkdir()
+        return await torture(schedule, folder, ground, mutant=mutant)
+
+    async with ground_or_skip() as ground:
+        right, wrong = await asyncio.gather(life(None), life(knows_only_what_is_done.__name__))
+    assert right.owed > 0
+    assert not right.findings, "\n".join(right.findings)
+    assert wrong.lost > 0
 
 
 @pytest.mark.kafka

@@ -25,6 +25,7 @@ from dispatcher.core.commit.note import (
     pointing,
     read_note,
     read_whole,
+    reserving,
     tells_more,
 )
 
@@ -334,3 +335,78 @@ def test_a_number_that_is_too_long_for_an_offset_ends_it() -> None:
     assert read_note("events", 0, 0, pack("events", 0, 0, largest).text).done == tuple(largest)
     endless = pack("events", 0, 0, [(1, 1 << 71)]).text
     assert read_note("events", 0, 0, endless) == NOTHING
+
+
+def _inflated(text: str) -> bytes:
+    """As programs read it that know of no reservation."""
+    data = base64.b64decode(text[1:])
+    assert data[:4] == zlib.crc32(data[4:], zlib.crc32(b"events\x003\x001000\x00")).to_bytes(4, "big")
+    return zlib.decompressobj(-15).decompress(data[4:])
+
+
+PARTS: list[tuple[Runs, Partly]] = [
+    ((), {}),
+    ([(1005, 1010)], {}),
+    ([(1005, 1010), (1011, 1500)], {served("sub_1"): [(1003, 1005)]}),
+]
+
+
+@pytest.mark.parametrize(("done", "partly"), PARTS)
+@pytest.mark.parametrize("reserved", [1000, 1001, 2**62])
+def test_a_note_says_how_far_its_owner_may_read_and_older_programs_read_the_rest(
+    done: Runs, partly: Partly, reserved: int
+) -> None:
+    text = pack("events", 3, 1000, done, partly, reserved=reserved).text
+    assert read_note("events", 3, 1000, text) == Note(tuple(done), flat(partly), None, reserved)
+    if without := note("events", 3, 1000, done, partly):
+        assert text[0] == without[0]
+        assert _inflated(text) == _inflated(without)
+    more = reserving("events", 3, 1000, text, reserved + 7)
+    assert more is not None
+    assert read_note("events", 3, 1000, more) == Note(tuple(done), flat(partly), None, reserved + 7)
+
+
+def test_what_can_not_be_read_reserves_nothing() -> None:
+    assert reserving("events", 3, 1000, "", 1007) == pack("events", 3, 1000, (), reserved=1007).text
+    assert reserving("events", 3, 1000, "of a newer version", 1007) is None
+    assert reserving("events", 3, 1000, GOOD, 1007, limit=20) is None
+    assert pack("events", 3, 1000, (), reserved=1007, limit=10, record=RECORD_LIMIT) == ("", None)
+    endless = _signed(_deflated(b"\x03r\x05\x05") + b"\xff" * 9)
+    assert read_note("events", 3, 1000, endless) == NOTHING
+
+
+def test_a_note_that_points_to_its_record_says_it_too() -> None:
+    partly = {served(f"sub_{n}", f"sub_{n + 1}"): [(1000 + 2 * n, 1001 + 2 * n)] for n in range(1, 3000)}
+    packed = pack("events", 3, 1000, (), partly, record=RECORD_LIMIT, reserved=9000)
+    assert packed.whole is not None
+    pointer = Pointer(1, 2, checksum_of(packed.whole))
+    text = pointing("events", 3, 1000, packed.text, pointer)
+    assert len(text) <= LIMIT
+    assert read_note("events", 3, 1000, text)[2:] == (pointer, 9000)
+    whole = read_whole("events", 3, 1000, packed.whole, pointer)
+    assert whole == Note((), flat(partly), None, 9000)
+    later = reserving("events", 3, 1000, text, 9500)
+    assert later is not None
+    assert read_note("events", 3, 1000, later)[2:] == (pointer, 9500)
+
+
+def test_of_millions_of_runs_and_ids_in_a_few_bytes_nothing_is_believed() -> None:
+    """They would take seconds of the loop and hundreds of megabytes."""
+    bitmap = b"b" + b"\x55" * 1_000_000
+    length = bytes([len(bitmap) & 127 | 128, len(bitmap) >> 7 & 127 | 128, len(bitmap) >> 14])
+    bombs = [
+        _signed(_deflated(length + bitmap)),
+        "2" + _signed(_deflated(b"\0" + length + bitmap))[1:],
+        # Runs of one set; and one set of many ids that are the same.
+        "2" + _signed(_deflated(b"\0\0\x01\x01\0\x02\0\x01a" + b"\x01\x01\x01" * 1_000_000))[1:],
+        "2" + _signed(_deflated(b"\0\0\x01\x01\0\x80\x89\x7a\0\x01a" + b"\x01" * 1_000_000))[1:],
+    ]
+    for text in bombs:
+        assert len(text) < 8000
+        assert read_note("events", 3, 1000, text) == NOTHING
+
+
+def test_of_more_runs_than_are_believed_the_lowest_are_written() -> None:
+    runs = [(2 * number + 1, 2 * number + 2) for number in range(150_000)]
+    packed = pack("events", 0, 0, runs, limit=1 << 20)
+    assert read_note("events", 0, 0, packed.text).done == tuple(runs[:100_000])
