@@ -178,7 +178,7 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
         goal = metrics.delivered + len(records) * fan_out
         begin = time.thread_time()
         for at in range(0, len(records), BATCH):
-            await engine._take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
+            await engine._consuming.take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
         while metrics.delivered < goal:
             if failed:
                 raise failed[0]  # what is missing won't come any more
@@ -209,7 +209,7 @@ class _Attempted:
         self._offset = number
 
     @property
-    def read_at(self) -> tuple[str, int, int]:
+    def source(self) -> tuple[str, int, int]:
         return "events", 0, self._offset
 
 

@@ -38,11 +38,11 @@ _WORK: Final = (
         "attempt log",
     ),
     (
-        r"core/endpoint/lane\.py:|deliveries\.py:Deliveries\.(_queue|_pump|owe|start|at_cap)$|deliveries\.py:Delivery\.__init__$",
+        r"core/endpoint/lane\.py:|delivery/lanes\.py:|sending\.py:Sending\.(queue|_pump|start)$|delivery\.py:Delivery\.__init__$",
         "queue",
     ),
     (
-        r"core/commit/(offsets|note)\.py:|deliveries\.py:Deliveries\.(_settle|_settled|_check_room)$",
+        r"core/commit/(offsets|note)\.py:|delivery/settlement\.py:",
         "track and settle",
     ),
     (r"telemetry/metrics\.py:Histogram", "count"),

@@ -169,7 +169,7 @@ async def test_what_is_queued_and_parked_for_a_subscription_that_is_deleted_is_d
             world.broker.append(event(number))
         await until(lambda: world.metrics.parked["queue_wait"] + world.metrics.parked["cap"] > 100, within=10)
         await until(lambda: world.engine._events.trackers[EVENTS].next == 300)
-        assert world.engine._deliveries.queued > 40
+        assert world.engine._lanes.queued > 40
         registry.index = Index([stays])
         world.transport.sent.clear()
         delivered = world.metrics.delivered
@@ -193,7 +193,7 @@ async def test_what_is_owed_goes_to_the_new_address_of_a_subscription_that_moved
         await until(lambda: world.metrics.parked["queue_wait"] + world.metrics.parked["cap"] > 0, within=10)
         world.transport.answer = lambda *_: (0.5, Response(500))
         await until(lambda: world.value("breakers_open", scope="subscription") == 1, within=10)
-        assert world.engine._deliveries.held >= 10
+        assert len(world.engine._holding) >= 10
         for number in range(500, 510):
             world.broker.append(event(number))
         moved = subscription(url="http://new.test/", retry=moving.retry)
@@ -317,9 +317,8 @@ async def test_nothing_is_left_in_memory_of_trouble_that_is_over(hosts: int) -> 
         assert world.metrics.delivered == hosts
         assert world.value("lanes") == 0
         assert world.value("deliveries_in_flight") == 0
-        deliveries = world.engine._deliveries
-        assert not deliveries._watched
-        assert not deliveries._held
+        assert not world.engine._lanes._watched
+        assert not world.engine._holding._held
         assert len(world.engine._timers) == 0
         left = traces()
         assert {name: left[name] - before[name] for name in left if left[name] > before[name]} == {}

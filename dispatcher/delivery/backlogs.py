@@ -30,7 +30,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
@@ -42,7 +42,7 @@ from dispatcher.core.retry.tiers import left_of
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
-from dispatcher.delivery.parking import SINCE, Host
+from dispatcher.delivery.parking import SINCE
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.telemetry.metrics import Metrics
 
@@ -71,6 +71,38 @@ _READY: Final = "ready"
 ReadFrom = Callable[[TopicPartition, int, int, int], Awaitable[Stretch]]
 ReadOne = Callable[[TopicPartition, int], Awaitable[Record | None]]
 Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+
+
+class Appetite(NamedTuple):
+    """What a subscription can take of what is parked for it."""
+
+    most: int
+    """So many at a time; 0 for none now."""
+    again: float
+    """Where it takes none: when to ask again, in seconds of the loop."""
+    kept: str | None
+    """Why it takes nothing until its status changes; None if it isn't that."""
+    room: int = 1 << 30
+    """So many at once."""
+
+
+class ParkedHost(Protocol):
+    """Who delivers what was parked (`returning.py`)."""
+
+    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
+        """How many of a subscription may be with its lane."""
+
+    def state_of(self, subscription_id: str) -> object:
+        """Something that is another one when the subscription has become deliverable, or is no more."""
+
+    def take_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
+        """Deliver it, settle its offset, or give it back to the tracker."""
+
+    def expire_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
+        """It was kept for long enough; settle its offset."""
+
+    def refuse(self, record: Record, tracker: ParkedTracker, reason: str, detail: str) -> None:
+        """Nobody can read it: to the dead letters with it, then settle the offset."""
 
 
 class _Served:
@@ -111,7 +143,7 @@ class Backlogs:
         self,
         topic: str,
         intake: Intake,
-        host: Host,
+        host: ParkedHost,
         outbox: Outbox,
         metrics: Metrics,
         timers: Timers,

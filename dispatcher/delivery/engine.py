@@ -1,20 +1,16 @@
-"""The asyncio shell of the data path: batches, results and time in; sends, writes and commits out.
+"""The data path of one process: builds its rooms, starts and stops them, and calls them regularly.
 
-The path of one event: a batch is polled; each record is decoded and matched; its offset is
-tracked with the number of deliveries it owes; each delivery is queued, attempted and settled
-(`delivery/deliveries.py`, the other half of this engine). What goes to a retry topic comes back (`delivery/retry_reader.py`) when it is near.
-Once a second the lowest owed offset of each partition is committed, with a note of what is done beyond it (`delivery/membership.py`).
+The path of one event, a room a file: `consuming.py` polls a batch, decodes and matches each record, and tracks its offset with the number of
+deliveries that it owes; `sending.py` queues and attempts each delivery; `outcome.py` says what its result means; `holding.py` and `parking.py`
+let it wait; `settlement.py` settles it. What went to a topic of ours comes back by `retry_reader.py`, `backlogs.py` and `returning.py`.
+
+In come the parts around (broker, transport, registry). Out go commits: once a second the lowest owed offset of each partition, with a note of what is
+done beyond it (`membership.py`). This room alone writes whether the process is stopping or has failed.
 
 Rules:
 
-1. Everything here and in `delivery/deliveries.py` runs on one loop. No lock; between reading and writing a piece of this
-   state there is no await.
-2. At a cap no further record is taken up; the consumer is still polled (paused), so that the group
-   keeps this member.
-3. While partitions are being reassigned (the gate is closed) no attempt starts, so that few deliveries are
-   sent by two members.
-4. Records belong to the tracker that their partition had when they were polled. A partition may leave
-   and come back while they wait for room; with its new tracker they would pass for read already.
+1. All rooms run on one loop. No lock; between reading and writing a piece of their state there is no await.
+2. A room writes its own state only, and asks the others by their methods.
 """
 
 from __future__ import annotations
@@ -23,37 +19,40 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
 import structlog
 
-from dispatcher.broker.base import Broker, GroupMemory, NoMemory, Record, TopicPartition, UnreadableRecord
+from dispatcher.broker.base import Broker, GroupMemory, NoMemory
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.control.skips import Skip
 from dispatcher.core.endpoint.health import Health
-from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.request.netguard import Guard
-from dispatcher.core.retry.records import UNREADABLE_RECORD as UNREADABLE
 from dispatcher.core.retry.tiers import Tiers
-from dispatcher.core.retry.wheel import Entry
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.commit_notes import READ_LIMIT, notes_topic
-from dispatcher.delivery.deliveries import Deliveries, Delivery, GivenUp
+from dispatcher.delivery.consuming import Consuming
+from dispatcher.delivery.holding import Holding
+from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.membership import Intake
 from dispatcher.delivery.outbox import Outbox
-from dispatcher.delivery.parking import parked_retention, parked_topic
+from dispatcher.delivery.outcome import Outcomes
+from dispatcher.delivery.parking import Parking, parked_retention, parked_topic
+from dispatcher.delivery.rebalancing import Rebalancing
 from dispatcher.delivery.retry_reader import Retries
+from dispatcher.delivery.returning import Returning
+from dispatcher.delivery.sending import Sending
+from dispatcher.delivery.settlement import GivenUp, Settlement
 from dispatcher.delivery.stuck import pass_over, sentence
 from dispatcher.delivery.unmatched import Unmatched
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
-from dispatcher.runtime.timers import Callback, Timers
+from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
 from dispatcher.transport.client import Transport
@@ -61,16 +60,9 @@ from dispatcher.transport.client import Transport
 log = structlog.get_logger(__name__)
 
 COMMIT_INTERVAL: Final = 1.0
-_POLL_TIMEOUT: Final = 1.0
-_KEEP_ALIVE: Final = 0.5  # polls while at a cap, so that the group keeps this member
 _SWEEP: Final = 15.0  # seconds between two looks for lanes that fell silent
-_SLICE: Final = 32  # deliveries taken up between two turns of the loop: about 1 ms of work
-_REVOKE_DRAIN: Final = 3.0  # seconds at the most for attempts under way to end before partitions are given up
-# Of that, seconds without any attempt ending: those left are slow, and nobody waits for them.
-_REVOKE_PATIENCE: Final = 1.0
 _LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the group
 _LOG_LIMIT: Final = 2.0  # seconds for the end of the attempt log
-_GATE_LIMIT: Final = 10.0  # seconds without attempts at the most, should no assignment follow
 _MEASURE: Final = 0.5  # seconds between two measurements of how fast lanes are
 _LAG_INTERVAL: Final = 0.1
 
@@ -102,40 +94,81 @@ class Engine:
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
-        self._registry = registry
         self._skips = skips
         self._transport = transport
-        self._metrics = metrics
         self._timers = timers
-        self._clock = asyncio.get_running_loop().time
-        self._unmatched = Unmatched(self._clock, debug=settings.log.level == "debug")
+        self._metrics = metrics
+        loop = asyncio.get_running_loop()
+        self._clock = clock = loop.time
         self._on_failure = on_failure
         self._tasks = Tasks(on_failure)
-        self._consuming: list[asyncio.Task[None]] = []
-
-        self._poll_limit = settings.kafka.max_poll_records
+        self._consuming_tasks: list[asyncio.Task[None]] = []
         self._hold_limit = settings.retry.hold_limit
+        self._stopping = False
+        self._failed_itself = False
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
+        parked = parked_topic(settings.topics.prefix)
 
+        # The data path, from its end to its beginning.
         self._outbox = Outbox(broker.produce)
         self._attempts = AttemptLog(
             settings.attempts.log, f"{settings.topics.prefix}attempts", replica, broker.produce_bulk
         )
-        self._deliveries = Deliveries(
-            settings,
+        self._settlement = Settlement(settings, self._outbox, metrics, on_given_up=on_given_up)
+        self._parking = Parking(
+            parked, self._outbox, metrics, self._settlement, broken=self._broken, wall=wall
+        )
+        self._holding = Holding(
             tiers,
+            self._outbox,
+            metrics,
+            timers,
+            self._settlement,
+            self._parking,
+            clock=clock,
+            wall=wall,
+        )
+        self._lanes = Lanes(settings, self._settlement, self._parking, self._holding, clock=clock)
+        self._outcomes = Outcomes(
+            settings,
+            registry=registry,
+            attempts=self._attempts,
+            metrics=metrics,
+            lanes=self._lanes,
+            holding=self._holding,
+            parking=self._parking,
+            settlement=self._settlement,
+            chance=chance,
+            clock=clock,
+            wall=wall,
+        )
+        self._sending = Sending(
             transport=transport,
             registry=registry,
             guard=guard,
-            outbox=self._outbox,
-            attempts=self._attempts,
-            metrics=metrics,
             timers=timers,
-            broken=self._broken,
-            chance=chance,
+            outcomes=self._outcomes,
+            lanes=self._lanes,
+            holding=self._holding,
+            parking=self._parking,
+            settlement=self._settlement,
+            on_broken=self._broken,
             wall=wall,
         )
-        self._deliveries.on_given_up = on_given_up
+        returning = Returning(
+            settings,
+            registry=registry,
+            metrics=metrics,
+            sending=self._sending,
+            lanes=self._lanes,
+            holding=self._holding,
+            settlement=self._settlement,
+            clock=clock,
+            wall=wall,
+        )
+
+        # What comes in, from two groups.
+        self._rebalancing = Rebalancing(self._sending, self._parking, self._outbox, timers)
         group, retry_group = settings.group, f"{settings.group}.retry"
         remembered = memory or (lambda _: NoMemory())
         notes = notes_topic(settings)
@@ -145,19 +178,18 @@ class Engine:
             broker,
             settings.topics.events,
             group,
-            self,
+            self._rebalancing,
             metrics,
             memory=remembered(group),
             notes_topic=notes,
             read_limit=read_limit,
             reserves=True,
         )
-        parked = parked_topic(settings.topics.prefix)
         self._returning = Intake(
             broker,
             [*(tier.topic for tier in tiers), parked],
             retry_group,
-            self,
+            self._rebalancing,
             metrics,
             own=True,
             memory=remembered(retry_group),
@@ -165,10 +197,19 @@ class Engine:
             read_limit=read_limit,
             tracker=partial(_tracker, parked),
         )
+        self._consuming = Consuming(
+            self._events,
+            registry=registry,
+            metrics=metrics,
+            unmatched=Unmatched(clock, debug=settings.log.level == "debug"),
+            sending=self._sending,
+            settlement=self._settlement,
+            poll_limit=settings.kafka.max_poll_records,
+        )
         self._backlogs = Backlogs(
             parked,
             self._returning,
-            self._deliveries,
+            returning,
             self._outbox,
             metrics,
             timers,
@@ -183,18 +224,14 @@ class Engine:
             self._returning,
             tiers,
             settings.retry.horizon,
-            self._deliveries,
+            returning,
             broker.read,
             metrics,
             wall,
             self._backlogs,
         )
-        self._batches: deque[tuple[PartitionTracker, Sequence[Record]]] = deque()  # polled, not taken up yet
-        self._moving: set[Intake] = set()  # whose partitions are being reassigned
-        self._gate_limits: dict[Intake, Entry[Callback]] = {}
-        self._closed = False  # the drain is over: the gate stays closed
-        self._stopping = False
-        self._failed_itself = False
+        self._rebalancing.tell(self._events, self._events_assigned)
+        self._rebalancing.tell(self._returning, self._retries.reassigned)
         self._report_metrics()
 
     # Starting, stopping, and what others may ask.
@@ -210,8 +247,8 @@ class Engine:
         self._tasks.start(self._measure_lag(), "measure loop lag")
         self._tasks.start(self._measure_lanes(), "measure lanes")
         self._tasks.start(self._backlogs.run(), "backlogs")
-        self._consuming = [
-            self._tasks.start(self._consume(), "consume"),
+        self._consuming_tasks = [
+            self._tasks.start(self._consuming.run(), "consume"),
             self._tasks.start(self._retries.run(), "retries"),
         ]
 
@@ -235,22 +272,21 @@ class Engine:
 
     def health(self, subscription_id: str) -> Health:
         """How deliveries to it go, as this process sees it; of one that it knows nothing of, nothing."""
-        return self._deliveries.health(subscription_id)
+        return self._outcomes.health(subscription_id)
 
     async def stop(self, drain: float) -> None:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
         self._stopping = True
         deadline = self._clock() + drain
         self._backlogs.stop()
-        for task in self._consuming:
+        for task in self._consuming_tasks:
             task.cancel()
-        await asyncio.gather(*self._consuming, return_exceptions=True)
+        await asyncio.gather(*self._consuming_tasks, return_exceptions=True)
         # Held deliveries wait for their retry: for longer than anybody would wait for them here.
-        while self._clock() < deadline and self._deliveries.busy and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
+        while self._clock() < deadline and self._busy and not self._failed_itself:  # noqa: ASYNC110 - an event would cost every settlement a check
             await asyncio.sleep(0.01)
-        log.info("drained", left=self._deliveries.busy, held=self._deliveries.held)
-        self._closed = True
-        self._deliveries.gate = False
+        log.info("drained", left=self._busy, held=len(self._holding))
+        self._rebalancing.close()
         # A broker that is away must not keep the process from ending in time.
         try:
             async with asyncio.timeout(_LEAVE_LIMIT):
@@ -264,136 +300,29 @@ class Engine:
             log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
         await self._tasks.stop()
         await self._attempts.finish(_LOG_LIMIT)
-        self._deliveries.forget_held()
+        self._holding.forget()
+
+    @property
+    def _busy(self) -> int:
+        """Deliveries that are not held: queued, attempted, or being written."""
+        return self._settlement.in_flight - len(self._holding)
 
     async def _leave_behind(self) -> None:
         """Hand what is left to the retry topics, and wait until it is written.
 
         Left owed it would be read again with its event, and go again to those who have acknowledged that event.
         """
-        self._deliveries.leave_behind()
+        self._sending.leave_behind()
         await self._transport.close()  # what is under way comes back cancelled, and is handed over too
         while len(self._outbox):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
 
     def _broken(self, where: str, error: Exception) -> None:
-        """What can't happen has happened: see rule 4 of `delivery/deliveries.py`."""
+        """What can't happen has happened: see rule 2 of `sending.py`."""
         log.error("the engine is broken", where=where, exc_info=error)
         self._failed_itself = True
         if self._on_failure is not None:
             self._on_failure(where, error)
-
-    # Consume, match, track, queue.
-
-    async def _consume(self) -> None:
-        consumer = self._events.consumer
-        await consumer.start()
-        while True:
-            self._polled(await consumer.poll(_POLL_TIMEOUT, self._poll_limit))
-            while self._batches:
-                tracker, records = self._batches.popleft()
-                if not tracker.lost:
-                    await self._events.reserve(tracker, records[-1].offset + 1)
-                if not tracker.lost:
-                    await self._take_up(tracker, records)
-
-    def _polled(self, batches: Sequence[tuple[TopicPartition, Sequence[Record]]]) -> None:
-        # Bound to their trackers before the next await: see rule 4.
-        trackers = self._events.trackers
-        self._batches.extend((trackers[partition], records) for partition, records in batches)
-
-    async def _take_up(self, tracker: PartitionTracker, records: Sequence[Record]) -> None:
-        metrics = self._metrics
-        deliveries = self._deliveries
-        topic, partition = tracker.topic, tracker.partition
-        metrics.consumed[topic] += len(records)
-        taken = 0
-        ready: list[Delivery] = []  # owed; started together, and before anything is waited for
-        for record in records:
-            offset = record.offset
-            if tracker.seen(offset):
-                metrics.skipped["seen"] += 1
-            elif isinstance(record, UnreadableRecord):
-                tracker.track(offset, 1)
-                metrics.invalid[UNREADABLE] += 1
-                deliveries.refuse(record, tracker, UNREADABLE, record.problem)
-            elif record.value is None and is_tombstone(record):
-                metrics.skipped["tombstone"] += 1
-                tracker.track(offset, 0)
-            else:
-                try:
-                    event = decode(record, topic, partition)
-                except InvalidEvent as error:
-                    tracker.track(offset, 1)
-                    metrics.invalid[error.reason] += 1
-                    deliveries.refuse(record, tracker, error.reason, error.detail)
-                else:
-                    index = self._registry.index
-                    wanted = index.match(event.tenant, event.type)
-                    serial = index.serial
-                    who = tracker.handed_on(offset)
-                    if who is not None:
-                        wanted = index.owed(event.tenant, wanted, who.owed, who.ids)
-                    tracker.track(offset, len(wanted), wanted, who)
-                    if not wanted:
-                        metrics.unmatched += 1
-                        self._unmatched.note(event)
-                    for subscription in wanted:
-                        if taken >= _SLICE or deliveries.at_cap():
-                            taken = 0
-                            await self._pause(ready)
-                            if tracker.lost:
-                                return
-                        delivery = Delivery(deliveries, event, subscription, tracker, offset, serial)
-                        deliveries.owe(delivery)
-                        ready.append(delivery)
-                        taken += 1
-                    if wanted:
-                        continue
-            # What owes no delivery is held to the caps and the slices too.
-            taken += 1
-            if taken >= _SLICE or deliveries.at_cap():
-                taken = 0
-                await self._pause(ready)
-                if tracker.lost:
-                    return
-        deliveries.start(ready)
-
-    async def _pause(self, ready: list[Delivery]) -> None:
-        """Start these, and let others have their turn, until there is room."""
-        self._deliveries.start(ready)
-        if self._deliveries.at_cap():
-            await self._room()
-        else:
-            await asyncio.sleep(0)
-
-    async def _room(self) -> None:
-        """Wait until there is room below the caps again, keeping the membership alive."""
-        consumer = self._events.consumer
-        deliveries = self._deliveries
-        deliveries.full = True
-        deliveries.has_room_again.clear()
-        try:
-            await self._wait_for_room()
-        finally:
-            deliveries.full = False
-            # Also where nothing was paused here: a rebalance meanwhile pauses what it assigns.
-            consumer.resume(consumer.assignment())
-
-    async def _wait_for_room(self) -> None:
-        consumer = self._events.consumer
-        deliveries = self._deliveries
-        while deliveries.full:
-            try:
-                async with asyncio.timeout(_KEEP_ALIVE):
-                    await deliveries.has_room_again.wait()
-            except TimeoutError:
-                # What was polled is not all taken up, and what follows it must not come before.
-                consumer.pause(consumer.assignment())
-                # Nothing, unless a rebalance ends in here that has also emptied the lanes.
-                self._polled(await consumer.poll(0, self._poll_limit))
-            else:
-                return
 
     # Commits, and partitions that come and go.
 
@@ -418,53 +347,12 @@ class Engine:
         trackers = [*self._events.trackers.values(), *self._returning.trackers.values()]
         looks = [tracker.look(now, self._hold_limit) for tracker in trackers]  # each keeps time by it
         if any(looks):
-            self._deliveries.hand_over_overdue()
+            self._sending.hand_over_overdue()
 
-    async def before_revocation(self, intake: Intake) -> None:
-        """Partitions are about to move: let attempts end and what came of them be written, start none.
-
-        A retry that is written after the commit would be a duplicate: the next owner reads its event again.
-        """
-        self._deliveries.gate = False
-        self._moving.add(intake)
-        now = since = self._clock()
-        deadline = now + _REVOKE_DRAIN
-        fewest = self._deliveries.unsettled
-        while fewest and now < deadline and now - since < _REVOKE_PATIENCE:
-            await asyncio.sleep(0.01)
-            now = self._clock()
-            left = self._deliveries.unsettled
-            if left < fewest:
-                fewest = left
-                since = now
-
-    async def after_revocation(self, intake: Intake) -> None:
-        """Should no assignment follow soon (the broker went away), deliveries go on without."""
-        limit = self._gate_limits.pop(intake, None)
-        if limit is not None:
-            self._timers.cancel(limit)
-        self._gate_limits[intake] = self._timers.at(
-            self._clock() + _GATE_LIMIT, partial(self._open_gate, intake)
-        )
-
-    def after_assignment(self, intake: Intake) -> None:
-        """Forget what waited for partitions that are somebody else's now."""
-        self._deliveries.forget_lost()
-        if intake is self._events:
-            if self._deliveries.full:
-                intake.consumer.pause(intake.trackers.keys())
-            self._metrics.rebalances += 1
-        else:
-            self._retries.reassigned()
-        self._open_gate(intake)
-
-    def _open_gate(self, intake: Intake) -> None:
-        self._moving.discard(intake)
-        limit = self._gate_limits.pop(intake, None)
-        if limit is not None:
-            self._timers.cancel(limit)
-        if not (self._deliveries.gate or self._moving or self._closed):
-            self._deliveries.open_gate()
+    def _events_assigned(self) -> None:
+        if self._settlement.full:
+            self._events.consumer.pause(self._events.trackers.keys())
+        self._metrics.rebalances += 1
 
     # Housekeeping and metrics.
 
@@ -472,12 +360,14 @@ class Engine:
         """Drop the lanes of origins that fell silent."""
         while True:
             await asyncio.sleep(_SWEEP)
-            self._deliveries.sweep(self._clock())
+            now = self._clock()
+            self._lanes.sweep(now)
+            self._outcomes.age(now)
 
     async def _measure_lanes(self) -> None:
         while True:
             await asyncio.sleep(_MEASURE)
-            self._deliveries.measure(self._clock())
+            self._lanes.measure(self._clock(), moving=self._sending.gate)
 
     async def _measure_lag(self) -> None:
         lag = self._metrics.event_loop_lag
@@ -496,14 +386,14 @@ class Engine:
 
     def _report_metrics(self) -> None:
         reads = self._metrics.reads
-        deliveries = self._deliveries
-        reads("deliveries_in_flight", lambda: deliveries.in_flight)
-        reads("deliveries_in_flight_bytes", lambda: deliveries.bytes)
-        reads("deliveries_queued", lambda: deliveries.queued)
-        reads("deliveries_held", lambda: deliveries.held)
+        settlement = self._settlement
+        reads("deliveries_in_flight", lambda: settlement.in_flight)
+        reads("deliveries_in_flight_bytes", lambda: settlement.bytes)
+        reads("deliveries_queued", lambda: self._lanes.queued)
+        reads("deliveries_held", lambda: len(self._holding))
         reads("deliveries_parked_waiting", self._backlogs.parked)
-        reads("lanes", lambda: deliveries.lanes)
-        reads("breakers_open", deliveries.breakers_open)
+        reads("lanes", lambda: len(self._lanes))
+        reads("breakers_open", self._outcomes.breakers_open)
         reads("outbox_waiting", lambda: len(self._outbox))
         reads("attempt_records_waiting", lambda: len(self._attempts))
         reads(
@@ -518,7 +408,7 @@ class Engine:
                 for p in source.stuck()
             },
         )
-        reads("consumption_paused", lambda: deliveries.full)
+        reads("consumption_paused", lambda: settlement.full)
         reads("partition_lag", self._lag)
         reads(
             "partition_held_seconds",

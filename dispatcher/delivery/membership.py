@@ -60,7 +60,7 @@ log = structlog.get_logger(__name__)
 _RESERVE_LIMIT: Final = 1.0  # seconds
 
 
-class Host(Protocol):
+class MembershipHost(Protocol):
     """Who works on what an intake brings."""
 
     async def before_revocation(self, intake: Intake) -> None:
@@ -81,7 +81,7 @@ class Intake:
         broker: Broker,
         topics: Collection[str],
         group: str,
-        host: Host,
+        host: MembershipHost,
         metrics: Metrics,
         *,
         own: bool = False,

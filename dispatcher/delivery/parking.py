@@ -1,5 +1,9 @@
 """Parks deliveries: writes them to the parked topic, where they wait for their endpoint instead of in memory.
 
+In comes a delivery that its lane turns away, that is trimmed, left behind, or owed to a subscription that takes nothing now. Out goes its
+record through the outbox, and when the broker has it the delivery is settled (`settlement.py`). This room alone writes `Delivery.parked`, and the
+line of deliveries that are about to be parked.
+
 A parked delivery has no time of its own to come back at: it goes when its endpoint takes something (`backlogs.py` sees to that). Retries with
 a due time of their own are not parked; they wait in the tiers, to the millisecond.
 
@@ -18,15 +22,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
-from dispatcher.broker.base import Message, Record
-from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
-from dispatcher.core.event.decode import Event
-from dispatcher.core.retry.records import History, Letter, Place, delivery_headers
 from dispatcher.core.subscription.model import Status, Subscription
+from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.outbox import Outbox
+from dispatcher.delivery.settlement import Settlement
 from dispatcher.telemetry.metrics import Metrics
 
 SINCE: Final = "since_ms"
@@ -64,124 +66,60 @@ def owed_while_kept(subscription: Subscription) -> bool:
     return subscription.status is Status.DISABLED and subscription.reason in _MENDED
 
 
-class Appetite(Protocol):
-    """What a subscription can take (see `deliveries.py`)."""
-
-    @property
-    def most(self) -> int: ...
-    @property
-    def again(self) -> float: ...
-    @property
-    def kept(self) -> str | None: ...
-    @property
-    def room(self) -> int: ...
-
-
-class Host(Protocol):
-    """Who delivers what was parked (see `backlogs.py`)."""
-
-    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
-        """How many of a subscription may be with its lane."""
-
-    def state_of(self, subscription_id: str) -> object:
-        """Something that is another one when the subscription has become deliverable, or is no more."""
-
-    def take_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
-        """Deliver it, settle its offset, or give it back to the tracker."""
-
-    def expire_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
-        """It was kept for long enough; settle its offset."""
-
-    def refuse(self, record: Record, tracker: ParkedTracker, reason: str, detail: str) -> None:
-        """Nobody can read it: to the dead letters with it, then settle the offset."""
-
-
-class Waiting(Protocol):
-    """A delivery, as it is parked."""
-
-    event: Event
-    subscription: Subscription
-    tracker: PartitionTracker
-    offset: int
-    attempt: int
-    first_attempt_ms: int | None
-    last_result: str | None
-    history: History
-    parked: int
-    queued: float
-
-    @property
-    def origin(self) -> Place:
-        """Where its event was read."""
-
-
-W = TypeVar("W", bound=Waiting)
-
-
-class Parking(Generic[W]):
-    """Owned by `Deliveries`."""
+class Parking:
+    """What is written to the parked topic, and what is about to be."""
 
     def __init__(
         self,
         topic: str,
         outbox: Outbox,
         metrics: Metrics,
+        settlement: Settlement,
         *,
-        settle: Callable[[W], None],
-        forget: Callable[[W], None],
         broken: Callable[[str, Exception], None],
         wall: Callable[[], float],
     ) -> None:
-        """`settle` and `forget` take a delivery out of the books, the first with its offset. `wall` gives Unix seconds."""
+        """`broken` is told of an exception where none can be. `wall` gives Unix seconds."""
         self._topic = topic
         self._outbox = outbox
         self._metrics = metrics
-        self._settle = settle
-        self._forget = forget
+        self._settlement = settlement
         self._broken = broken
         self._wall = wall
         self._loop = asyncio.get_running_loop()
-        self._soon: deque[tuple[W, Callable[[W], None]]] = deque()
+        self._soon: deque[tuple[Delivery, Callable[[Delivery], None]]] = deque()
 
     def __len__(self) -> int:
         """Those that are about to be parked."""
         return len(self._soon)
 
-    def park(self, delivery: W, reason: str, until: float = 0.0) -> None:
+    def park(self, delivery: Delivery, reason: str, until: float = 0.0) -> None:
         """Write it, or give it back; `until` (of the loop) is when its endpoint takes something again, where it has said so."""
         tracker = delivery.tracker
         if tracker.lost:
-            self._settle(delivery)
+            self._settlement.settle(delivery)
             return
         if isinstance(tracker, ParkedTracker) and tracker.give_back(delivery.offset):
-            self._forget(delivery)
+            self._settlement.forget(delivery)
             return
         self._metrics.parked[reason] += 1
         delivery.parked += 1
         now, unix = self._loop.time(), self._wall()
-        event = delivery.event
-        headers = delivery_headers(
-            event,
-            delivery.subscription.id,
-            delivery.origin,
-            attempt=delivery.attempt,
-            first_attempt_ms=delivery.first_attempt_ms,
-            last_result=delivery.last_result,
-            history=delivery.history,
-            reason=reason,
+        message = delivery.record(
+            self._topic,
+            reason,
             due=unix + max(0.0, until - now),
             parked=delivery.parked,
+            extra=[(SINCE, b"%d" % round((unix - max(0.0, now - delivery.queued)) * 1000))],
+            unix=unix,
         )
-        headers.append((SINCE, b"%d" % round((unix - max(0.0, now - delivery.queued)) * 1000)))
-        key = delivery.subscription.id.encode()
-        message = Message(self._topic, event.body, key, headers, timestamp_ms=int(unix * 1000))
-        self._outbox.put(message, partial(self._settle, delivery))
+        self._outbox.put(message, partial(self._settlement.settle, delivery))
 
-    def soon(self, deliveries: Sequence[W], reason: str, until: float = 0.0) -> None:
+    def soon(self, deliveries: Sequence[Delivery], reason: str, until: float = 0.0) -> None:
         """Park what has been taken out of a lane."""
         self.each(deliveries, partial(self.park, reason=reason, until=until))
 
-    def each(self, deliveries: Sequence[W], write: Callable[[W], None]) -> None:
+    def each(self, deliveries: Sequence[Delivery], write: Callable[[Delivery], None]) -> None:
         """Have each written. Thousands may be: not in one turn of the loop."""
         if deliveries and not self._soon:
             self._loop.call_soon(self._some)
@@ -204,3 +142,8 @@ class Parking(Generic[W]):
         """Write those at once that are about to be."""
         while self._soon:
             self._next()
+
+    def leave_behind(self, delivery: Delivery) -> None:
+        """Park it, since this process ends. What came out of a topic of ours still stands there."""
+        if delivery.event_source is None:
+            self.park(delivery, "shutdown")

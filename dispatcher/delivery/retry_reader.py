@@ -55,7 +55,7 @@ _AWAY: Final = 1.0  # until an origin that couldn't be read is tried again
 Read = Callable[[TopicPartition, int], Awaitable[Record | None]]
 
 
-class Host(Protocol):
+class RetryHost(Protocol):
     """Who takes what comes out."""
 
     def has_room(self) -> bool:
@@ -89,7 +89,7 @@ class Retries:
         intake: Intake,
         tiers: Tiers,
         horizon: float,
-        host: Host,
+        host: RetryHost,
         read: Read,
         metrics: Metrics,
         wall: Callable[[], float],

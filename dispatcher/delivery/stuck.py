@@ -14,7 +14,7 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 
-class Source(Protocol):
+class StuckSource(Protocol):
     """A consumer, or what reads again what a consumer has read."""
 
     def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]: ...
@@ -22,7 +22,7 @@ class Source(Protocol):
     def skip(self, partition: TopicPartition) -> None: ...
 
 
-def pass_over(consumer: Source, skips: Collection[Skip], metrics: Metrics) -> None:
+def pass_over(consumer: StuckSource, skips: Collection[Skip], metrics: Metrics) -> None:
     """Go on behind what an operator has given up; whatever else is in `skips` does nothing."""
     for partition, batch in list(consumer.stuck().items()):
         if batch.skippable and any(

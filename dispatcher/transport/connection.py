@@ -341,7 +341,7 @@ class Connection:
         self._fail(Failure(Reason.CANCELLED, detail))
 
     def prefetch(self) -> int:
-        """Bring what is used first into the CPU's caches (`delivery/deliveries.py`)."""
+        """Bring what is used first into the CPU's caches (`delivery/sending.py`)."""
         return self._transport.get_write_buffer_size()
 
     def close(self) -> None:

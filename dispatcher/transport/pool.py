@@ -95,7 +95,7 @@ class Pool:
         self._shared.idle += 1
 
     def prefetch(self) -> int:
-        """Bring what `send` uses first into the CPU's caches (`delivery/deliveries.py`)."""
+        """Bring what `send` uses first into the CPU's caches (`delivery/sending.py`)."""
         connection = self._last
         return 0 if connection is None else connection.prefetch()
 

@@ -146,7 +146,7 @@ def test_samples_count_for_what_the_nearest_known_frame_does() -> None:
     assert profiling._purpose((loop, done, "dispatcher/core/endpoint/lane.py:Lane.take")) == "queue"
     assert profiling._purpose((loop, done, "dispatcher/transport/connection.py:Connection._write")) == "send"
     prefetch = "dispatcher/core/request/build.py:Template.prefetch"
-    assert profiling._purpose((loop, "dispatcher/delivery/deliveries.py:_prefetch", prefetch)) == "prefetch"
+    assert profiling._purpose((loop, "dispatcher/delivery/sending.py:_prefetch", prefetch)) == "prefetch"
     assert profiling._purpose((loop, "aiokafka/consumer/fetcher.py:FetchResult.getall")) == "consume"
     assert profiling._purpose(("elsewhere.py:f",)) == "other"
 

@@ -33,7 +33,7 @@ class Delivery:
     def __init__(self, number: int) -> None:
         self.event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)
         self.subscription = subscription("sub_1")
-        self.read_at = ("events", 0, number)
+        self.source = ("events", 0, number)
 
 
 class Topic:
@@ -157,7 +157,7 @@ async def test_an_attempt_that_can_not_be_encoded_costs_no_other() -> None:
     topic = Topic()
     async with writing(topic) as log:
         broken = Delivery(0)
-        broken.read_at = None  # type: ignore[assignment]
+        broken.source = None  # type: ignore[assignment]
         log.note(broken, Response(200), "delivered", 1.0, 1e9)
         note(log, 1)
         await asyncio.sleep(1)

@@ -79,7 +79,7 @@ def test_the_demo_runs_and_accounts_for_every_delivery(image: Built) -> None:
 
 
 def test_the_hot_path_of_the_image_is_compiled(image: Built) -> None:
-    done = run(image, "python", "-c", "import dispatcher.delivery.deliveries as it; print(it.__file__)")
+    done = run(image, "python", "-c", "import dispatcher.delivery.sending as it; print(it.__file__)")
     assert done.stdout.strip().endswith(".so"), done
 
 

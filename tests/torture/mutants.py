@@ -21,9 +21,9 @@ from dispatcher.control.groups import StoredMemory
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.reservation import Reservation
-from dispatcher.delivery import deliveries, parking
-from dispatcher.delivery.deliveries import Deliveries
+from dispatcher.delivery import parking, returning, sending
 from dispatcher.delivery.outbox import Outbox
+from dispatcher.delivery.settlement import Settlement
 from dispatcher.transport.pool import Pool
 
 
@@ -83,7 +83,7 @@ def notes_little() -> None:
 
 def drops_what_waits_at_a_pause() -> None:
     """What a paused subscription was owed is dropped when its next attempt is due."""
-    for module in (parking, deliveries):
+    for module in (parking, sending, returning):
         _replace(module, "keeps", lambda _: None)
 
 
@@ -170,10 +170,10 @@ def _silence(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping
 def passes_over_what_it_cannot_read() -> None:
     """A record that is no event costs nothing, not even a dead letter."""
 
-    def settle(_: Deliveries, record: Any, tracker: PartitionTracker, *__: Any) -> None:
+    def settle(_: Settlement, record: Any, tracker: PartitionTracker, *__: Any) -> None:
         tracker.settle(record.offset)
 
-    _replace(Deliveries, "refuse", settle)
+    _replace(Settlement, "refuse", settle)
 
 
 def comes_back_late() -> None:

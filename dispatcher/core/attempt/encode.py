@@ -43,8 +43,8 @@ class Attempted(Protocol):
         """The id of the replay that it belongs to."""
 
     @property
-    def read_at(self) -> tuple[str, int, int]:
-        """The topic, partition and offset that the event was read from. Not a `Place`, which takes 0.3 us to make."""
+    def source(self) -> tuple[str, int, int]:
+        """The topic, partition and offset that the event was read from. Any tuple: a `Place` takes 0.3 us to make."""
 
 
 Noted = tuple[Attempted, int, float, float, Result, str, float, float, float | None, str | None]
@@ -88,7 +88,7 @@ def encode(noted: Noted, replica: str) -> Encoded:
     record = _begin(
         delivery.event,
         subscription.id,
-        delivery.read_at,
+        delivery.source,
         subscription,
         attempt,
         time_ms,

@@ -110,7 +110,7 @@ class Vitals:
         self.last_failure_at = 0.0
 
     def prefetch(self) -> int:
-        """Bring what is used first into the CPU's caches (`delivery/deliveries.py`)."""
+        """Bring what is used first into the CPU's caches (`delivery/sending.py`)."""
         return self._count
 
     @property

@@ -101,7 +101,7 @@ class Template:
         return self.ready[PADS:] if self.padded else self.ready
 
     def prefetch(self) -> int:
-        """Bring what is used first into the CPU's caches (`delivery/deliveries.py`)."""
+        """Bring what is used first into the CPU's caches (`delivery/sending.py`)."""
         return len(self.ready)
 
 

@@ -196,7 +196,7 @@ def describe(result: Result) -> str:
 def delivery_headers(
     event: Event,
     subscription_id: str,
-    place: Place,
+    source: tuple[str, int, int],
     *,
     attempt: int,
     first_attempt_ms: int | None,
@@ -208,7 +208,7 @@ def delivery_headers(
 ) -> Headers:
     """The headers of one delivery's record. `due` (Unix seconds) is for those that are tried again."""
     headers: Headers = [
-        ("delivery_id", delivery_id(*place, subscription_id).encode()),
+        ("delivery_id", delivery_id(*source, subscription_id).encode()),
         ("subscription_id", subscription_id.encode()),
         ("attempt", b"%d" % attempt),
     ]
@@ -223,7 +223,7 @@ def delivery_headers(
         headers.append(("last_result", last_result.encode(errors="replace")))
     if history:
         headers.append(("history", _history_bytes(history)))
-    headers += _origin(*place)
+    headers += _origin(*source)
     if (
         0 <= event.timestamp_ms < _TIME_LIMIT
     ):  # Kafka knows records without a timestamp (-1), and takes any number for one

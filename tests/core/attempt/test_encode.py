@@ -28,7 +28,7 @@ class Delivery:
     def __init__(self, tenant: str | None = "acme") -> None:
         self.event = Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None)
         self.subscription: Subscription = subscription("sub_billing")
-        self.read_at = ("events", 3, 42)
+        self.source = ("events", 3, 42)
         self.generation = 1
         self.replay: str | None = None
 

@@ -1,0 +1,148 @@
+"""What comes out of topics of ours: retries that are due, and parked deliveries that their endpoint takes.
+
+In come records of the tiers (`retry_reader.py`) and of the parked topic (`backlogs.py`). Out go deliveries: held until they are due, or
+queued in their lane; or nothing, where nobody is owed them any more. It says how much may come, and writes no state of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from dispatcher.broker.base import Message, Record
+from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.retry.records import Letter
+from dispatcher.core.subscription.model import EVERY_TENANT, Status
+from dispatcher.delivery.backlogs import Appetite
+from dispatcher.delivery.delivery import Delivery
+from dispatcher.delivery.holding import Holding
+from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.parking import keeps
+from dispatcher.delivery.sending import Sending
+from dispatcher.delivery.settlement import Settlement
+from dispatcher.registry.registry import Registry
+from dispatcher.settings.groups import Settings
+from dispatcher.telemetry.metrics import Metrics
+
+_AT_A_TIME: Final = 100  # parked ones at a time of a subscription that is gone
+_AGAIN: Final = 0.25  # seconds until a parked one is offered again where there was no room
+
+
+class Returning:
+    """Takes over what the readers of our own topics bring (`retry_reader.RetryHost`, `backlogs.ParkedHost`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: Registry,
+        metrics: Metrics,
+        sending: Sending,
+        lanes: Lanes,
+        holding: Holding,
+        settlement: Settlement,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        """`clock` is the loop's; `wall` gives Unix seconds."""
+        self._registry = registry
+        self._metrics = metrics
+        self._sending = sending
+        self._lanes = lanes
+        self._holding = holding
+        self._settlement = settlement
+        self._clock = clock
+        self._wall = wall
+        self._connections_per_host = settings.delivery.connections_per_host
+
+    def has_room(self) -> bool:
+        """Whether what comes out of a retry topic may be taken up."""
+        return self._sending.gate and not self._settlement.at_cap()
+
+    def knows(self, subscription_id: str) -> bool:
+        """Whether the subscription is still there."""
+        return self._registry.index.get(subscription_id) is not None
+
+    def state_of(self, subscription_id: str) -> object:
+        """Another one when what is parked for it has to be looked at: its status, and why."""
+        subscription = self._registry.index.get(subscription_id)
+        return None if subscription is None else (subscription.status, subscription.reason)
+
+    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int, due: float) -> None:
+        """A delivery has waited in the retry topics for all but the last of its wait. `due` by the loop's clock."""
+        delivery = self._taken_over(letter, tracker, offset, due)
+        if delivery is not None:
+            self._holding.hold(delivery)
+
+    def take_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """A parked delivery is to go to its lane. One that can't go after all is given back to its backlog."""
+        self._metrics.retries_due["parked"] += 1
+        now = self._clock()
+        delivery = self._taken_over(letter, tracker, offset, now)
+        if delivery is not None:
+            self._sending.queue(delivery, now, urgent=False, parked=True)
+
+    def _taken_over(
+        self, letter: Letter, tracker: PartitionTracker, offset: int, due: float
+    ) -> Delivery | None:
+        """The delivery that a record of our own topics is; None if nobody is owed it any more."""
+        subscription = self._registry.index.get(letter.subscription_id)
+        if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
+            # Deleted, or an id that went to another tenant meanwhile.
+            self._settlement.drop_record(letter, tracker, offset, "deleted")
+            return None
+        delivery = Delivery(self._sending, letter.event, subscription, tracker, offset)
+        delivery.event_source = letter.place
+        delivery.attempt = letter.attempt
+        delivery.first_attempt_ms = letter.first_attempt_ms
+        delivery.last_result = letter.last_result
+        delivery.history = letter.history
+        delivery.parked = letter.parked
+        delivery.due = due
+        self._settlement.owe(len(letter.event.body))
+        return delivery
+
+    def expire_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+        """It was kept for as long as such deliveries are kept."""
+        self._settlement.drop_record(letter, tracker, offset, "expired_while_paused")
+
+    def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
+        """The record can't be read: to the dead-letter topic with it."""
+        self._settlement.refuse(record, tracker, reason, detail)
+
+    def pass_on(self, message: Message, tracker: PartitionTracker, offset: int) -> None:
+        """Write it to where it waits on; its offset is settled when the broker has it."""
+        self._settlement.pass_on(message, tracker, offset)
+
+    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
+        """How many parked deliveries of a subscription may be with its lane now, the oldest parked at `since` (Unix seconds).
+
+        `rate` is how many went in a second lately.
+        """
+        subscription = self._registry.index.get(subscription_id)
+        if subscription is None:
+            return Appetite(_AT_A_TIME, 0.0, None)
+        reason = keeps(subscription)
+        if reason is not None:
+            return Appetite(0, 0.0, reason)
+        if subscription.status is not Status.ACTIVE:
+            return Appetite(_AT_A_TIME, 0.0, None)
+        now = self._clock()
+        if not self.has_room():
+            return Appetite(0, now + _AGAIN, None)
+        lane = self._lanes.find(subscription.origin)
+        limit = min(subscription.max_in_flight, self._connections_per_host)
+        exact = False
+        if lane is None:
+            limit = min(limit, max(1, int(subscription.rate_limit or limit)))
+        else:
+            limit, exact, again = lane.room_for_parked(
+                subscription_id, subscription.max_in_flight, subscription.rate_limit, now
+            )
+            if not limit:
+                return Appetite(0, max(again, now), None)
+            first = lane.first_fresh(subscription_id)
+            if first is not None and self._wall() - (now - first.queued) < since:
+                return Appetite(0, now + _AGAIN, None)  # those who wait in memory have waited longer
+        most = limit if exact else max(2 * limit, int(rate))
+        return Appetite(most, now + _AGAIN, None, max(1, self._settlement.room_for_parked()))

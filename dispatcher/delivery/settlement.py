@@ -1,0 +1,206 @@
+"""What is owed, and how it ends: counted, settled with its offset, dropped, or written as a dead letter.
+
+In comes every delivery twice: when it is taken on (`owe`), and when it is done with (`settle`, `drop`, `dead_letter`), from all rooms
+above. Records that can't be read come too (`refuse`). Out go calls of the trackers' `settle`, and dead letters through the outbox. This room alone
+writes `in_flight`, `bytes` and `full`, and alone decides whether there is room below the caps.
+
+Rules:
+
+1. A delivery counts in `in_flight` and `bytes` from `owe` to its settlement, whatever happens to it
+   in between: queued, attempted, held, being written.
+2. Each delivery is settled once: acknowledged, its retry record or dead letter acknowledged, dropped for a
+   recorded reason, or given back because its partition was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from dispatcher.broker.base import Message, Record, UnreadableRecord
+from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.event.decode import Event
+from dispatcher.core.retry.records import Letter, delivery_id, unreadable_headers
+from dispatcher.core.subscription.model import Subscription
+from dispatcher.delivery.delivery import Delivery
+from dispatcher.delivery.outbox import Outbox
+from dispatcher.settings.groups import Settings
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+GivenUp = Callable[[Subscription, Event, str, int, str | None], None]
+"""Subscription, event, reason, attempts made, last result."""
+
+_LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
+_TIGHT: Final = 0.5  # of a cap: above it memory is for what will be sent soon
+_PARKED_SHARE: Final = 0.75  # of a cap: above it what is parked comes one by one
+
+
+class Settlement:
+    """The books of everything that this process owes."""
+
+    def __init__(
+        self, settings: Settings, outbox: Outbox, metrics: Metrics, *, on_given_up: GivenUp | None = None
+    ) -> None:
+        """`on_given_up` is told of each delivery whose dead letter is written."""
+        self.in_flight = 0
+        self.bytes = 0  # of the events' bodies, once per delivery
+        self.full = False  # somebody waits for `has_room_again`
+        self.has_room_again = asyncio.Event()
+        self._on_given_up = on_given_up
+        self._outbox = outbox
+        self._metrics = metrics
+        self._dead_topic = f"{settings.topics.prefix}dead"
+        self._max_in_flight = settings.delivery.max_in_flight
+        self._max_bytes = settings.delivery.max_in_flight_bytes
+        self._tight_at = int(self._max_in_flight * _TIGHT)
+        self._tight_bytes = int(self._max_bytes * _TIGHT)
+
+    # Room.
+
+    def owe(self, size: int) -> None:
+        """Take on a delivery of an event whose body has so many bytes."""
+        self.in_flight += 1
+        self.bytes += size
+
+    def at_cap(self) -> bool:
+        """Whether nothing more may be taken on."""
+        return self.in_flight >= self._max_in_flight or self.bytes >= self._max_bytes
+
+    def tight(self) -> bool:
+        """Whether memory is scarce: then it is for what will be sent soon."""
+        return self.in_flight > self._tight_at or self.bytes > self._tight_bytes
+
+    def beyond(self) -> int:
+        """How many deliveries too many there are, while memory is scarce; 0 or less where it isn't."""
+        beyond = self.in_flight - self._tight_at
+        if self.bytes > self._tight_bytes:
+            beyond = max(beyond, self.in_flight - int(self.in_flight * self._tight_bytes / self.bytes))
+        return beyond
+
+    def room_for_parked(self) -> int:
+        """How many parked deliveries may be taken on besides those that are here."""
+        if self.bytes > self._max_bytes * _PARKED_SHARE:
+            return 0
+        return int(self._max_in_flight * _PARKED_SHARE) - self.in_flight
+
+    def wait_for_room(self) -> None:
+        """Nothing more is taken on: from now on `has_room_again` is set as soon as there is room."""
+        self.full = True
+        self.has_room_again.clear()
+
+    def wait_is_over(self) -> None:
+        """Nobody waits for room any more."""
+        self.full = False
+
+    def _check_room(self) -> None:
+        if (
+            self.full
+            and self.in_flight <= self._max_in_flight * _LOW_WATER
+            and self.bytes <= self._max_bytes * _LOW_WATER
+        ):
+            self.full = False
+            self.has_room_again.set()
+
+    # Ends.
+
+    def settle(self, delivery: Delivery) -> None:
+        """It is done with."""
+        self.in_flight -= 1
+        self.bytes -= len(delivery.event.body)
+        delivery.tracker.settle(delivery.offset, delivery.subscription.id)
+        if self.full:
+            self._check_room()
+
+    def forget(self, delivery: Delivery) -> None:
+        """It waits in its topic again, its offset owed as before."""
+        self.in_flight -= 1
+        self.bytes -= len(delivery.event.body)
+        if self.full:
+            self._check_room()
+
+    def drop(self, delivery: Delivery, reason: str) -> None:
+        """Its subscription is gone or doesn't take anything now."""
+        self._dropped(delivery.source, delivery.event, delivery.subscription.id, reason)
+        self.settle(delivery)
+
+    def drop_record(self, letter: Letter, tracker: PartitionTracker, offset: int, reason: str) -> None:
+        """The same of a delivery that was not taken on out of its record."""
+        self._dropped(letter.place, letter.event, letter.subscription_id, reason)
+        tracker.settle(offset)
+
+    def _dropped(self, source: tuple[str, int, int], event: Event, subscription_id: str, reason: str) -> None:
+        self._metrics.deliveries[f"dropped_{reason}"] += 1
+        log.debug(
+            "delivery dropped",
+            delivery_id=delivery_id(*source, subscription_id),
+            event_id=event.id,
+            subscription_id=subscription_id,
+            reason=reason,
+        )
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Write the dead letter; settled when the broker has it."""
+
+        def written() -> None:
+            self._metrics.dead_letters[reason] += 1
+            self._metrics.deliveries["dead_lettered"] += 1
+            if self._on_given_up is not None:
+                self._on_given_up(
+                    delivery.subscription, delivery.event, reason, delivery.attempt, delivery.last_result
+                )
+            self.settle(delivery)
+
+        self._outbox.put(delivery.record(self._dead_topic, reason), written)
+
+    def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
+        """The record can't be read: to the dead-letter topic with it, and on. Its offset owes that."""
+        offset = record.offset
+        log.warning(
+            "invalid record",
+            topic=tracker.topic,
+            partition=tracker.partition,
+            offset=offset,
+            reason=reason,
+            detail=detail,
+        )
+        headers = unreadable_headers(
+            record.headers,
+            topic=tracker.topic,
+            partition=tracker.partition,
+            offset=offset,
+            reason=reason,
+            detail=detail,
+            raw=record.raw_headers if isinstance(record, UnreadableRecord) else (),
+        )
+
+        def written() -> None:
+            self._metrics.dead_letters["invalid"] += 1
+
+        self.pass_on(Message(self._dead_topic, record.value, record.key, headers), tracker, offset, written)
+
+    def pass_on(
+        self,
+        message: Message,
+        tracker: PartitionTracker,
+        offset: int,
+        written: Callable[[], None] | None = None,
+    ) -> None:
+        """Write a record of its own for an offset that owes nothing else; settled when the broker has it."""
+        size = len(message.value or b"")
+        self.owe(size)
+
+        def settle() -> None:
+            if written is not None:
+                written()
+            self.in_flight -= 1
+            self.bytes -= size
+            tracker.settle(offset, "")
+            if self.full:
+                self._check_room()
+
+        self._outbox.put(message, settle)
