@@ -42,7 +42,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(1200)
 def test_the_hot_path_is_compiled(site: Path) -> None:
     modules = (
-        "dispatcher.delivery.deliveries",
+        "dispatcher.delivery.sending",
         "dispatcher.core.endpoint.lane",
         "dispatcher.transport.connection",
     )
