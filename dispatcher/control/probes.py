@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from dispatcher.core.event.decode import Event
-from dispatcher.core.request.build import build, retarget
+from dispatcher.core.request.build import build
 from dispatcher.core.request.handshake import (
     Allowed,
     Refused,
@@ -26,8 +26,9 @@ from dispatcher.core.request.handshake import (
     judge_handshake,
 )
 from dispatcher.core.request.netguard import Guard
-from dispatcher.core.request.results import Failure, Reason, Response, Result
-from dispatcher.core.request.urls import Blocked, Origin, Target
+from dispatcher.core.request.redirects import FOLLOWED, Hop, follow
+from dispatcher.core.request.results import Response, Result
+from dispatcher.core.request.urls import Origin, Target
 from dispatcher.core.subscription.model import ClientCertificate, Subscription
 from dispatcher.transport.base import Exchange
 
@@ -36,8 +37,6 @@ _ALL: Final = 64
 # Seconds, whatever the subscription's timeout: it may be ten minutes, and the slots are everybody's.
 _PING: Final = 60.0
 _VALIDATION: Final = 20.0  # each of the two ways
-_FOLLOWED: Final = frozenset({307, 308})
-_MAX_HOPS: Final = 3
 
 
 class Busy(Exception):
@@ -100,23 +99,19 @@ class Probes:
         deadline = started + min(subscription.timeout, _PING)
         origin = subscription.origin
         base = Target(origin, subscription.target, origin.host_header)
-        for _ in range(_MAX_HOPS):
+        hops = 0
+        while True:
             result = await self._send(subscription, request, deadline)
             if not (
-                subscription.follow_redirects
-                and isinstance(result, Response)
-                and result.status in _FOLLOWED
-                and result.location
+                subscription.follow_redirects and isinstance(result, Response) and result.status in FOLLOWED
             ):
                 break
-            try:
-                base = self._guard.check_redirect(base, result.location)
-            except Blocked as error:
-                result = Failure(Reason.BLOCKED, f"status {result.status}, not followed: {error}")
+            onward = follow(self._guard, base, request, result, hops)
+            if not isinstance(onward, Hop):
+                result = onward
                 break
-            request = retarget(request, base.target)
-        else:
-            result = await self._send(subscription, request, deadline)
+            base, request = onward
+            hops += 1
         return Probed(result, self._loop.time() - started)
 
     async def validate(

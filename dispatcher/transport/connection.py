@@ -52,37 +52,22 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol, cast
 
-import httptools
 import structlog
-from httptools import HttpParserError, HttpParserUpgrade
 
 from dispatcher.core.request.results import Failure, HandshakeResponse, Opened, Reason, Response, Result
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.transport import tls
 from dispatcher.transport.base import Exchange
-from dispatcher.transport.limits import KEPT_BODY, MAX_FIELDS, MAX_HEAD, MAX_INTERIM
-from dispatcher.transport.response import (
-    FEW_BYTES,
-    LAST_STATUS,
-    Look,
-    Stop,
-    Whole,
-    contradicts,
-    keep_alive,
-    make_parser,
-    may_end_head,
-    mended,
-    speaks_http,
-)
+from dispatcher.transport.heads import FEW_BYTES, HeadFields, contradicts, keep_alive
+from dispatcher.transport.limits import KEPT_BODY, MAX_FIELDS, MAX_HEAD
+from dispatcher.transport.response import SLICE, ResponseReader, WholeReader
 
 log = structlog.get_logger(__name__)
 
-_SLICE: Final = 16 * 1024  # the most that is parsed without looking at the caps in between
 _LINGER: Final = 5.0  # seconds a closing connection may take to flush
 _TOGETHER: Final = 16  # requests written one after the other; more would leave the CPU's caches meanwhile
 _NEVER: Final = float("inf")
-_UNFIT: Final = -1  # instead of a status: of no HTTP response
 
 
 class ConnectionOwner(Protocol):
@@ -157,7 +142,7 @@ class Shared:
         self.opened = 0
         self.closed = 0
         self.resent = 0
-        self.whole = Whole()
+        self.whole = WholeReader()
         self._leaving: list[Connection] = []  # those whose request is still to be written in this turn
         self._scheduled = False
 
@@ -189,31 +174,20 @@ class Connection:
 
     __slots__ = (
         "_armed",
-        "_body",
-        "_body_size",
-        "_complete",
         "_entry",
         "_exchange",
         "_expires",
-        "_first_byte",
         "_fresh",
         "_gone",
-        "_head",
         "_idle_for",
-        "_interim",
-        "_keep",
-        "_lenient",
-        "_mending",
         "_opened",
         "_opening",
         "_owner",
-        "_parser",
         "_paused",
-        "_raw",
+        "_reader",
         "_responses",
         "_retire_at",
         "_shared",
-        "_status",
         "_transport",
         "_unwritten",
     )
@@ -225,7 +199,7 @@ class Connection:
         self._shared = shared
         self._owner = owner
         self._exchange: Exchange | None = None
-        self._parser: httptools.HttpResponseParser | None = None  # if `Whole` doesn't do
+        self._reader: ResponseReader | None = None  # if the one for all doesn't do
         self._gone = False  # abandoned or closed: nothing that still comes from the socket matters
         self._fresh = True  # no response so far
         self._unwritten = False  # the exchange's request waits for the end of this turn
@@ -234,25 +208,10 @@ class Connection:
         self._expires = _NEVER
         self._retire_at = shared.loop.time() + shared.max_age
         self._idle_for = shared.idle_timeout
-        self._lenient = False
-        self._mending = False  # the head is refused as it is; its end is awaited
         self._paused = False
         self._entry: Entry[Callback] | None = None
         self._opening: Opening | None = opening
         self._opened: Opened | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        """Forget the last response."""
-        self._status = 0  # of the last complete head
-        self._head = b""  # what was received until the head was complete, and what came with it
-        self._raw = 0  # bytes received after that
-        self._body = b""
-        self._body_size = 0
-        self._interim = 0
-        self._complete = False
-        self._keep = False
-        self._first_byte = 0.0  # when the response began to arrive, if it wasn't complete at once
 
     # -- The socket's side
 
@@ -270,20 +229,13 @@ class Connection:
             self._opening.made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None:
             self._unsolicited()
-            return
-        if self._unwritten:
+        elif self._unwritten:
             self._stale()
-            return
-        if self._parser is None and not self._fresh:
-            known = self._shared.whole.known.get(data)
-            if known is not None:
-                self._hand_over(self._exchange, known, keep=True)
-                return
-        self._feed(data)
-        if self._complete:
-            self._finish()
+        else:
+            self._read(exchange, data)
 
     def eof_received(self) -> bool:
         # Not left to the loop: it would flush the request first, which the endpoint need not read.
@@ -367,7 +319,9 @@ class Connection:
             return False
         self._gone = True
         self._opening = None
-        self._parser = None  # it holds the callbacks, and so this object
+        if self._reader is not None:
+            self._reader.release()
+            self._reader = None
         if self._entry is not None:
             self._shared.timers.cancel(self._entry)
             self._entry = None
@@ -398,188 +352,56 @@ class Connection:
         if not self._gone:
             self.abort()
 
-    def _feed(self, data: bytes) -> None:
-        """Parse what came for the exchange; sets `_complete` when there is a result."""
-        size = len(data)
-        if self._parser is None:
-            if self._complete:
-                self._keep = False  # something follows the response
-                return
+    def _read(self, exchange: Exchange, data: bytes) -> None:
+        """Read what came for the exchange; report when there is a result."""
+        reader = self._reader
+        if reader is None:
             whole = self._shared.whole
-            if size <= _SLICE and whole.read(data):
-                self._status = whole.status
-                self._keep = whole.keep
-                self._head = data
-                self._body = whole.body
-                self._complete = True
-                return
-            # This endpoint's responses come in pieces, or aren't plain otherwise: from now on, one of its own.
-            self._parser = make_parser(self)
-        if size > _SLICE:
-            for start in range(0, size, _SLICE):
-                if self._exchange is None:
+            if not self._fresh:
+                known = whole.known.get(data)
+                if known is not None:
+                    self._hand_over(exchange, known, keep=True)
                     return
-                if self._complete:
-                    self._keep = False  # something follows the response
-                    return
-                self._feed(data[start : start + _SLICE])
-            return
-        if self._status == 0:
-            head = self._head
-            room = MAX_HEAD - len(head)
-            self._head = head + data if head else data
-            if size > room:
-                self._feed_to_the_brim(data, room)
+            if len(data) <= SLICE and whole.read(data):
+                self._finish(exchange, None, whole.status, data, whole.body, keep=whole.keep)
                 return
-            if self._mending:
-                self._mend(size)
-                return
-        else:
-            # Chunk sizes and trailers aren't body, but they aren't free either.
-            self._raw += size
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            self._refused(error)
-        self._look_on()
+            # This endpoint's responses come in pieces, or aren't plain otherwise: from now on, a reader of its own.
+            reader = self._reader = ResponseReader(self._shared.response_cap)
+        reader.feed(data)
+        if reader.failure is not None:
+            if reader.foreign and not self._fresh:
+                self._stale()
+            else:
+                self._fail(reader.failure)
+        elif reader.complete:
+            self._finish(exchange, reader, reader.status, reader.head, reader.body, keep=reader.keep)
+        elif not reader.first_byte:
+            reader.first_byte = self._shared.loop.time()
 
-    def _look_on(self) -> None:
-        """Something was parsed."""
-        if not self._complete:
-            if not self._first_byte:
-                self._first_byte = self._shared.loop.time()
-            if self._status:
-                self._check_caps()
-
-    def _feed_to_the_brim(self, data: bytes, room: int) -> None:
-        """The head could be over its cap now, unless it ends in what there is still room for."""
-        self._head = self._head[:MAX_HEAD]
-        if self._mending:
-            self._mend(room)
-        else:
-            try:
-                self._parser.feed_data(data[:room])  # type: ignore[union-attr]
-            except (HttpParserError, HttpParserUpgrade) as error:
-                self._refused(error)
-        if self._exchange is None:
-            return
-        if self._complete:
-            self._keep = False
-        elif self._status:
-            self._feed(data[room:])
-        else:
-            self._fail(
-                Failure(Reason.RESPONSE_TOO_LARGE, f"the response head is larger than {MAX_HEAD} bytes")
-            )
-
-    def _check_caps(self) -> None:
-        """The head is complete, the body isn't: is it still worth waiting for?"""
-        cap = self._shared.response_cap
-        status = self._status
-        # 205 has no content by definition (RFC 9110 15.3.6); many servers don't say so with a length. What a status of 600
-        # or more means is nowhere said (RFC 9110 15): no body makes it a success.
-        if status == 205 or status > LAST_STATUS or self._body_size > cap or self._raw > 2 * cap + MAX_HEAD:
-            self._complete = True
-
-    def _refused(self, error: HttpParserError | HttpParserUpgrade) -> None:
-        """The parser didn't like it."""
-        if self._exchange is None:
-            return
-        if self._complete:
-            self._keep = False  # the response was fine, what follows it is not
-        elif self._status == 101 or isinstance(error, HttpParserUpgrade):
-            self._fail(Failure(Reason.PROTOCOL_ERROR, "the endpoint switched protocols without being asked"))
-        elif self._interim > MAX_INTERIM:
-            self._fail(Failure(Reason.PROTOCOL_ERROR, f"more than {MAX_INTERIM} interim (1xx) responses"))
-        elif self._status == _UNFIT:
-            self._fail(Failure(Reason.PROTOCOL_ERROR, f"not an HTTP response: {self._shown()}"))
-        elif self._status:
-            self._complete = True  # the status is known; the body is beyond understanding
-            self._keep = False
-        elif not self._lenient:
-            self._lenient = True
-            self._mend(len(self._head))
-        elif not self._fresh and not speaks_http(self._head, 0):
-            self._stale()
-        else:
-            self._fail(Failure(Reason.PROTOCOL_ERROR, f"not an HTTP response: {error}; {self._shown()}"))
-
-    def _shown(self) -> str:
-        """What came instead of a response, for people. An echo isn't shown: our requests hold secrets."""
-        head, exchange = self._head, self._exchange
-        if exchange is not None and head[:5] == exchange.request[:5]:
-            return "it is our own request"
-        return f"it begins with {head[:64]!r}"
-
-    def _mend(self, news: int) -> None:
-        """Read the head again, more leniently and mended, or wait for its end. `news` bytes of it are new."""
-        if self._mending and not may_end_head(self._head, news):
-            self._look_on()
-            return
-        head = mended(self._head)
-        self._mending = head == b""
-        if not self._mending:
-            if head is not None:
-                self._head = head
-            self._interim = 0
-            self._parser = make_parser(self, lenient=True)
-            try:
-                self._parser.feed_data(self._head)
-            except (HttpParserError, HttpParserUpgrade) as error:
-                self._refused(error)
-        self._look_on()
-
-    # httptools finds these by name.
-
-    def on_message_begin(self) -> None:
-        if self._complete:
-            self._keep = False
-            raise Stop
-
-    def on_headers_complete(self) -> None:
-        self._status = status = self._parser.get_status_code()  # type: ignore[union-attr]
-        if status < 100 or not (
-            (self._head.startswith(b"HTTP/1.") and not self._interim)
-            or speaks_http(self._head, self._interim)
-        ):
-            self._status = _UNFIT
-            raise Stop
-
-    def on_body(self, chunk: bytes) -> None:
-        self._body_size = size = self._body_size + len(chunk)
-        if size <= KEPT_BODY:
-            self._body = self._body + chunk if self._body else chunk
-            return
-        if len(self._body) < KEPT_BODY:
-            self._body = (self._body + chunk)[:KEPT_BODY]
-        if size > self._shared.response_cap:
-            self._responses = 1  # too long, even where it ends in the same segment
-
-    def on_message_complete(self) -> None:
-        if self._status >= 200:
-            self._complete = True
-            self._keep = self._status <= LAST_STATUS and self._parser.should_keep_alive()  # type: ignore[union-attr]
-        elif self._status == 101:
-            raise Stop
-        else:
-            self._interim += 1
-            self._status = 0
-            if self._interim > MAX_INTERIM:
-                raise Stop
-
-    def _finish(self) -> None:
-        """Hand the response over, and the connection back."""
-        exchange = self._exchange
-        if exchange is None:
-            return
-        status = self._status
+    def _finish(
+        self,
+        exchange: Exchange,
+        reader: ResponseReader | None,
+        status: int,
+        head: bytes,
+        body: bytes,
+        *,
+        keep: bool,
+    ) -> None:
+        """The response is complete: hand it over, and the connection back."""
         result: Result
-        result = response = Response(status, None, None, self._body, self._first_byte)
-        if self._body_size > KEPT_BODY:
-            response.size = self._body_size
-        head = self._head
-        keep = self._keep
-        if keep and (status in (204, 304) or self._interim) and contradicts(head, status, self._interim):
+        result = response = Response(status, None, None, body)
+        interim = 0
+        lenient = False
+        if reader is not None:
+            interim = reader.interim
+            lenient = reader.lenient
+            response.first_byte = reader.first_byte
+            if reader.body_size > KEPT_BODY:
+                response.size = reader.body_size
+            if reader.last:
+                self._responses = 1
+        if keep and (status in (204, 304) or interim) and contradicts(head, status, interim):
             keep = False
         first = self._fresh
         if (
@@ -587,36 +409,35 @@ class Connection:
             or not 200 <= status < 300
             or (len(head) >= FEW_BYTES and head.count(b"\n", 0, MAX_HEAD) > MAX_FIELDS)
         ):
-            look = Look(head, lenient=self._lenient)
-            if look.count > MAX_FIELDS:
+            fields = HeadFields(head, lenient=lenient)
+            if fields.count > MAX_FIELDS:
                 detail = f"the response head has more than {MAX_FIELDS} fields"
                 self._fail(Failure(Reason.RESPONSE_TOO_LARGE, detail))
+                return
+            if not first and (status == 410 or (status == 408 and not keep)):
+                # Rule 5. With 408 the server gave the idle connection up just as the request set out.
+                self._stale()
                 return
             if exchange.request.startswith(b"OPTIONS "):
                 # Always the first of its connection (`Transport.ask`), so nobody else pays for the question.
                 response = HandshakeResponse(
                     status,
-                    body=self._body,
-                    allowed_origin=look.allowed_origin,
-                    allowed_rate=look.allowed_rate,
+                    body=body,
+                    allowed_origin=fields.allowed_origin,
+                    allowed_rate=fields.allowed_rate,
                 )
-            response.retry_after = look.retry_after
-            response.location = look.location
+            response.retry_after = fields.retry_after
+            response.location = fields.location
             if first:
                 response.opened = self._opened
-            if not first and (status == 410 or (status == 408 and not keep)):
-                # Rule 5. With 408 the server gave the idle connection up just as the request set out.
-                self._stale()
-                return
             result = self._result(response)
-            if look.keep_alive:
-                keep = self._granted(look.keep_alive) and keep
-        elif keep and self._parser is None:
+            if fields.keep_alive:
+                keep = self._granted(fields.keep_alive) and keep
+        elif keep and reader is None:
             self._shared.whole.remember(head, response)
-        if self._lenient:
-            self._responses = 1
         self._fresh = False
-        self._reset()
+        if reader is not None:
+            reader.reset()
         self._hand_over(exchange, result, keep=keep)
 
     def _hand_over(self, exchange: Exchange, result: Result, *, keep: bool) -> None:
@@ -684,9 +505,10 @@ class Connection:
         self._arm(due)
 
     def _waiting_for(self) -> str:
-        if self._status:
-            return f"the deadline passed in the response body (status {self._status})"
-        if self._head:
+        reader = self._reader
+        if reader is not None and reader.status:
+            return f"the deadline passed in the response body (status {reader.status})"
+        if reader is not None and reader.head:
             return "the deadline passed in the response head"
         if self._unsent_bytes():
             return "the deadline passed while the request was being sent"
@@ -694,17 +516,18 @@ class Connection:
 
     def _ended(self, error: Exception | None) -> None:
         """The endpoint has closed, or the network did."""
+        exchange, reader = self._exchange, self._reader
         if (opening := self._opening) is not None:
             self._opening_failed(opening, error)
-        elif self._exchange is None:
+        elif exchange is None:
             self.abort()
-        elif self._status >= 200:
-            self._keep = False
-            self._finish()
-        elif not self._head and not self._fresh:
+        elif reader is not None and reader.status >= 200:
+            self._finish(exchange, reader, reader.status, reader.head, reader.body, keep=False)
+        elif (reader is None or not reader.head) and not self._fresh:
             self._stale()
         else:
-            where = "in the middle of the response head" if self._head else "before a response came"
+            begun = reader is not None and reader.head
+            where = "in the middle of the response head" if begun else "before a response came"
             how = f"connection lost ({error})" if error is not None else "the endpoint closed the connection"
             self._fail(Failure(Reason.CLOSED, f"{how} {where}"))
 
@@ -724,11 +547,12 @@ class Connection:
         self.abort()
 
     def _fail(self, failure: Failure) -> None:
-        exchange = self._exchange
+        exchange, reader = self._exchange, self._reader
         self._exchange = None
         self.abort()
         if exchange is not None:
-            failure.first_byte = self._first_byte
+            if reader is not None:
+                failure.first_byte = reader.first_byte
             if self._fresh:
                 failure.opened = self._opened
             report(exchange, failure)

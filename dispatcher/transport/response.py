@@ -1,147 +1,50 @@
-"""Reading responses: the parsers, the fields that matter, and what to make of those that are not quite right.
+"""Reading responses, without I/O: bytes in, a status and a body out.
 
-Nearly every response is read by the strict parser alone. What the others below are for:
+- **`WholeReader`** reads the responses that come in one piece, for every connection. Nearly all of them do.
+- **`ResponseReader`** reads the responses of one connection of which something wasn't so plain.
 
-- **Fields** (`Look`). The strict parser calls nothing for a field; where one matters, the head is gone over again.
-- **Sloppy heads** (`mended`). A repeated Content-Length that says the same, a space before a colon and names that
-  aren't ASCII leave no doubt where the body ends (RFC 9112 5.1, RFC 9110 8.6), and real servers send them. The head is written as it should be, and a
-  lenient parser reads it. The connection isn't used again.
-- **Other protocols** (`speaks_http`). llhttp takes RTSP, ICE and HTTP/0.9 for HTTP.
-- **Bodies where there are none** (`contradicts`). After 1xx, 204 and 304 no body follows, whatever their fields say. A server that announces
-  one may well send it, and it would be read as the beginning of the next response.
+Both use llhttp, strictly. llhttp doesn't tell that a leniency was used. So when the strict parser refuses a head, a lenient one goes over
+the kept bytes, mended where they are sloppy (`heads.py`), and the connection isn't used again.
+
+Rules:
+
+1. No bytes raise. Whatever comes ends in `complete` or in `failure`, or waits for more.
+2. Once a head is complete its status is the result, however the body ends: cut off, too long or malformed.
+3. `keep` is True only if the response was parsed strictly to its end, nothing followed it, and both sides keep the connection.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-from functools import lru_cache
 from typing import Final
 
 import httptools
 from httptools import HttpParserError, HttpParserUpgrade
 
-from dispatcher.core.request.results import Response
+from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.transport.heads import (
+    STATUS_LINE_BEGIN,
+    Stop,
+    make_parser,
+    may_end_head,
+    mended,
+    speaks_http,
+)
 from dispatcher.transport.limits import (
     KEPT_BODY,
     KNOWN_RESPONSE_BYTES,
     KNOWN_RESPONSES,
-    MAX_FIELD_VALUE,
-    MAX_FIELDS,
+    MAX_HEAD,
     MAX_INTERIM,
 )
 
-FEW_BYTES: Final = MAX_FIELDS * 4  # a head below this can't have too many fields: "a:\r\n" each
 LAST_STATUS: Final = 599
-_NEVER: Final = float("inf")
-_STATUS_LINE_BEGIN: Final = b"HTTP/1."
+SLICE: Final = 16 * 1024  # bytes: the most that is parsed without a look at the caps in between
+_UNFIT: Final = -1  # instead of a status: of no HTTP response
+_ECHO: Final = re.compile(rb"(?:POST|OPTIONS|CONNECT) ")
 
 
-class Stop(Exception):
-    """What follows is of no interest."""
-
-
-class Look:
-    """A second parser over a head that was kept, for its fields. Those of the last head win."""
-
-    __slots__ = (
-        "allowed_origin",
-        "allowed_rate",
-        "complete",
-        "count",
-        "keep_alive",
-        "location",
-        "parser",
-        "retry_after",
-    )
-
-    def __init__(self, head: bytes, *, lenient: bool) -> None:
-        self._reset()
-        self.complete = False
-        self.parser: httptools.HttpResponseParser | None = make_parser(self, lenient=lenient)
-        # The first parser has judged these bytes; here only the fields count.
-        with contextlib.suppress(HttpParserError, HttpParserUpgrade):
-            self.parser.feed_data(head)
-        self.parser = None  # it holds this object
-
-    def _reset(self) -> None:
-        self.count = 0
-        self.retry_after: str | None = None
-        self.location: str | None = None
-        self.keep_alive = b""
-        self.allowed_origin: str | None = None
-        self.allowed_rate: str | None = None
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            raise Stop
-        self._reset()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
-            raise Stop  # a trailer field
-        self.count += 1
-        length = len(name)
-        # The first of several wins, as with every other client.
-        if length == 11:
-            if self.retry_after is None and name.lower() == b"retry-after":
-                self.retry_after = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
-        elif length == 8:
-            if self.location is None and name.lower() == b"location":
-                self.location = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
-        elif length == 10:
-            if name.lower() == b"keep-alive":
-                self.keep_alive = self.keep_alive or value
-        elif length == 22:
-            if self.allowed_origin is None and name.lower() == b"webhook-allowed-origin":
-                self.allowed_origin = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
-        elif length == 20 and self.allowed_rate is None and name.lower() == b"webhook-allowed-rate":
-            self.allowed_rate = value[:MAX_FIELD_VALUE].decode("latin-1").strip()
-
-    def on_headers_complete(self) -> None:
-        parser = self.parser
-        self.complete = parser is not None and parser.get_status_code() >= 200
-
-
-def make_parser(protocol: object, *, lenient: bool = False) -> httptools.HttpResponseParser:
-    parser = httptools.HttpResponseParser(protocol)
-    if lenient:
-        # All of them: the connection won't be used again, so nothing can get out of step.
-        parser.set_dangerous_leniencies(
-            lenient_headers=True,
-            lenient_chunked_length=True,
-            lenient_keep_alive=True,
-            lenient_transfer_encoding=True,
-            lenient_version=True,
-            lenient_data_after_close=True,
-            lenient_optional_lf_after_cr=True,
-            lenient_optional_cr_before_lf=True,
-            lenient_optional_crlf_after_chunk=True,
-            lenient_spaces_after_chunk_size=True,
-        )
-    return parser
-
-
-_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-_MAX = re.compile(rb"(?:^|[,;\s])max\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-
-
-@lru_cache(maxsize=256)
-def keep_alive(value: bytes) -> tuple[float, int | None]:
-    """What `Keep-Alive: timeout=5, max=100` grants: seconds that an idle connection is safe to use, requests.
-
-    The server counts from when it sent the response and closes on time, so a second (half the time,
-    when it is short) is taken off for the way there and back.
-    """
-    timeout, most = _TIMEOUT.search(value), _MAX.search(value)
-    seconds = _NEVER
-    if timeout is not None:
-        given = int(timeout[1])
-        seconds = given - 1.0 if given > 1 else given / 2
-    return seconds, int(most[1]) if most is not None else None
-
-
-class Whole:
+class WholeReader:
     """Reads the responses that come in one piece, which is nearly all of them, for every connection.
 
     One parser for all, because it stays in the CPU's caches while a connection's own does not: where thousands
@@ -171,7 +74,7 @@ class Whole:
 
     def read(self, data: bytes) -> bool:
         """Whether it is exactly one final response, strictly parsed, with a body of at most `KEPT_BODY` in one part."""
-        if not data.startswith(_STATUS_LINE_BEGIN):
+        if not data.startswith(STATUS_LINE_BEGIN):
             return False
         self.complete = False
         self.odd = False
@@ -207,110 +110,207 @@ class Whole:
             self.odd = True
 
 
-_HTTP: Final = re.compile(rb"[\r\n]*HTTP/[12]\.")
-_BLANK: Final = re.compile(rb"[\r\n]*")
-_HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
-_ANNOUNCED: Final = re.compile(
-    rb"\n(?:content-length[ \t]*:(?![ \t]*0+[ \t]*[\r\n])|transfer-encoding[ \t]*:)", re.IGNORECASE
-)
+class ResponseReader:
+    """Reads the responses of one connection, however they come. Made where `WholeReader` doesn't do.
 
-
-def speaks_http(head: bytes, interim: int) -> bool:
-    """Whether the response after `interim` others is HTTP/1, or 2.0 in its manner; the parser has read it."""
-    at = _after(head, interim)
-    return at >= 0 and _HTTP.match(head, at) is not None
-
-
-def contradicts(head: bytes, status: int, interim: int) -> bool:
-    """Whether a response that can't have a body (the last one, or an interim one before it) announces one.
-
-    304 may tell the length of what it stands for (RFC 9110 8.6); we never ask for that, so it is the same.
+    `feed` it until it has a result, `complete` or `failure`; `reset` it before the next response.
     """
-    for number in range(interim):
-        begin, end = _after(head, number), _after(head, number + 1)
-        if end < 0 or _ANNOUNCED.search(head, begin, end) is not None:
-            return True
-    if status not in (204, 304):
-        return False
-    lower = head.lower()  # half of what the expression alone would cost, where there is nothing to find
-    if b"\ncontent-length" not in lower and b"\ntransfer-encoding" not in lower:
-        return False
-    return _ANNOUNCED.search(head, _after(head, interim)) is not None
 
+    __slots__ = (
+        "_cap",
+        "_mending",
+        "_parser",
+        "_raw",
+        "body",
+        "body_size",
+        "complete",
+        "failure",
+        "first_byte",
+        "foreign",
+        "head",
+        "interim",
+        "keep",
+        "last",
+        "lenient",
+        "status",
+    )
 
-def _after(head: bytes, heads: int) -> int:
-    """Where the heads end; -1: there are fewer."""
-    at = 0
-    for _ in range(heads):
-        blank = _BLANK.match(head, at)
-        end = _HEAD_END.search(head, at if blank is None else blank.end())
-        if end is None:
-            return -1
-        at = end.end()
-    return at
+    def __init__(self, cap: int) -> None:
+        """`cap`: bytes of a body after which it isn't worth waiting for its end."""
+        self._cap = cap
+        self._parser: httptools.HttpResponseParser | None = make_parser(self)
+        self._mending = False  # the head is refused as it is; its end is awaited
+        self.lenient = False
+        self.last = False  # whatever follows on this connection isn't read
+        self.failure: Failure | None = None
+        self.foreign = False  # what came is no HTTP at all
+        self.reset()
 
+    def reset(self) -> None:
+        """Forget the last response."""
+        self._raw = 0  # bytes received after the head
+        self.status = 0  # of the last complete head
+        self.head = b""  # what was received until the head was complete, and what came with it
+        self.body = b""
+        self.body_size = 0
+        self.interim = 0  # responses before this one
+        self.complete = False
+        self.keep = False
+        self.first_byte = 0.0
+        """For whoever feeds it to note when the response began, if it isn't complete at once."""
 
-def may_end_head(head: bytes, news: int) -> bool:
-    """Whether the last `news` bytes of it may have brought the end of a head."""
-    return b"\n" in head[-news:] and _HEAD_END.search(head, max(0, len(head) - news - 3)) is not None
+    def release(self) -> None:
+        """Let go of the parser, which holds this object."""
+        self._parser = None
 
+    def feed(self, data: bytes) -> None:
+        """Read what came. Sets `complete` or `failure` when there is a result."""
+        if len(data) <= SLICE:
+            self._read(data)
+            return
+        for start in range(0, len(data), SLICE):
+            if self.failure is not None:
+                return
+            if self.complete:
+                self.keep = False  # something follows the response
+                return
+            self._read(data[start : start + SLICE])
 
-def mended(data: bytes) -> bytes | None:
-    """What a parser refused, with every head in it as it should be. Empty: it isn't complete yet. None: beyond repair."""
-    done: list[bytes] = []
-    at = 0
-    for _ in range(MAX_INTERIM + 1):
-        blank = _BLANK.match(data, at)
-        if blank is not None:
-            at = blank.end()
-        line = _STATUS_LINE.match(data, at)
-        if line is None:
-            rest = data[at:]
-            if b"\n" not in rest and _STATUS_LINE_BEGIN.startswith(rest[:7]):
-                return b""
-            return None
-        end = _HEAD_END.search(data, at)
-        if end is None:
-            return b""
-        head = _mended_head(data[at : end.end()])
-        if head is None:
-            return None
-        done.append(head)
-        at = end.end()
-        if line[1] == b"101" or line[1][:1] != b"1":
-            return b"".join(done) + data[at:]
-    return None
+    def _read(self, data: bytes) -> None:
+        if self.status == 0:
+            size = len(data)
+            head = self.head
+            room = MAX_HEAD - len(head)
+            self.head = head + data if head else data
+            if size > room:
+                self._read_to_the_brim(data, room)
+                return
+            if self._mending:
+                self._mend(size)
+                return
+        else:
+            # Chunk sizes and trailers aren't body, but they aren't free either.
+            self._raw += len(data)
+        self._parse(data)
+        self._check_caps()
 
+    def _read_to_the_brim(self, data: bytes, room: int) -> None:
+        """The head could be over its cap now, unless it ends in what there is still room for."""
+        self.head = self.head[:MAX_HEAD]
+        if self._mending:
+            self._mend(room)
+        else:
+            self._parse(data[:room])
+        if self.failure is not None:
+            return
+        if self.complete:
+            self.keep = False
+        elif self.status:
+            self._read(data[room:])
+        else:
+            detail = f"the response head is larger than {MAX_HEAD} bytes"
+            self.failure = Failure(Reason.RESPONSE_TOO_LARGE, detail)
 
-def _mended_head(head: bytes) -> bytes | None:
-    """One head, from its status line to the empty line after it; None when the end of the body would be a guess."""
-    lines = head.split(b"\n")
-    kept = [lines[0]]
-    length: bytes | None = None
-    dropped = False  # the field before: so are its continuations
-    for line in lines[1:]:
-        if line[:1] in (b" ", b"\t"):
-            if not dropped:
-                kept.append(line)
-            continue
-        name, colon, value = line.partition(b":")
-        name = name.rstrip(b" \t")
-        dropped = not name.isascii()
-        if not colon:
-            if line.strip(b"\r"):
-                return None
-            kept.append(line)
-        elif name.lower() == b"content-length":
-            lengths = {each.strip() for each in value.split(b",")}
-            if length is not None:
-                lengths.add(length)
-            if len(lengths) > 1:
-                return None
-            dropped = length is not None
-            length = lengths.pop()
-            if not dropped:
-                kept.append(b"Content-Length: " + length + (b"\r" if line.endswith(b"\r") else b""))
-        elif not dropped:
-            kept.append(name + colon + value)
-    return b"\n".join(kept)
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            return
+        try:
+            parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self._refused(error)
+
+    def _check_caps(self) -> None:
+        """If the head is complete and the body isn't: is it still worth waiting for?"""
+        status = self.status
+        # 205 has no content by definition (RFC 9110 15.3.6); many servers don't say so with a length. What a status of 600
+        # or more means is nowhere said (RFC 9110 15): no body makes it a success.
+        if status and (
+            status == 205
+            or status > LAST_STATUS
+            or self.body_size > self._cap
+            or self._raw > 2 * self._cap + MAX_HEAD
+        ):
+            self.complete = True
+
+    def _refused(self, error: HttpParserError | HttpParserUpgrade) -> None:
+        """The parser didn't like it."""
+        if self.complete:
+            self.keep = False  # the response was fine, what follows it is not
+        elif self.status == 101 or isinstance(error, HttpParserUpgrade):
+            self._fail("the endpoint switched protocols without being asked")
+        elif self.interim > MAX_INTERIM:
+            self._fail(f"more than {MAX_INTERIM} interim (1xx) responses")
+        elif self.status == _UNFIT:
+            self._fail(f"not an HTTP response: {self._shown()}")
+        elif self.status:
+            self.complete = True  # the status is known; the body is beyond understanding
+            self.keep = False
+        elif not self.lenient:
+            self.lenient = True
+            self.last = True
+            self._mend(len(self.head))
+        else:
+            self.foreign = not speaks_http(self.head, 0)
+            self._fail(f"not an HTTP response: {error}; {self._shown()}")
+
+    def _fail(self, detail: str) -> None:
+        self.failure = Failure(Reason.PROTOCOL_ERROR, detail)
+
+    def _shown(self) -> str:
+        """What came instead of a response, for people. An echo isn't shown: our requests hold secrets."""
+        if _ECHO.match(self.head) is not None:
+            return "it is our own request"
+        return f"it begins with {self.head[:64]!r}"
+
+    def _mend(self, news: int) -> None:
+        """Read the head again, more leniently and mended, or wait for its end. `news` bytes of it are new."""
+        if self._mending and not may_end_head(self.head, news):
+            return
+        head = mended(self.head)
+        self._mending = head == b""
+        if not self._mending:
+            if head is not None:
+                self.head = head
+            self.interim = 0
+            self._parser = make_parser(self, lenient=True)
+            self._parse(self.head)
+        self._check_caps()
+
+    # httptools finds these by name.
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.keep = False
+            raise Stop
+
+    def on_headers_complete(self) -> None:
+        self.status = status = self._parser.get_status_code()  # type: ignore[union-attr]
+        head = self.head
+        if status < 100 or not (
+            (head.startswith(STATUS_LINE_BEGIN) and not self.interim) or speaks_http(head, self.interim)
+        ):
+            self.status = _UNFIT
+            raise Stop
+
+    def on_body(self, chunk: bytes) -> None:
+        self.body_size = size = self.body_size + len(chunk)
+        if size <= KEPT_BODY:
+            self.body = self.body + chunk if self.body else chunk
+            return
+        if len(self.body) < KEPT_BODY:
+            self.body = (self.body + chunk)[:KEPT_BODY]
+        if size > self._cap:
+            self.last = True  # too long, even where it ends in the same segment
+
+    def on_message_complete(self) -> None:
+        if self.status >= 200:
+            self.complete = True
+            self.keep = self.status <= LAST_STATUS and self._parser.should_keep_alive()  # type: ignore[union-attr]
+        elif self.status == 101:
+            raise Stop
+        else:
+            self.interim += 1
+            self.status = 0
+            if self.interim > MAX_INTERIM:
+                raise Stop

@@ -113,54 +113,57 @@ class SecureConnection(Connection):
         self._refuse(opening, Failure(Reason.TLS_FAILED, detail))
 
     def _pump(self) -> None:
-        """Decrypt and parse all that has come."""
+        """Decrypt all that has come, then read it."""
         established = self._tls
         if established is None:
             return
         incoming = self._incoming
+        data = b""
+        closed = False
+        error: ssl.SSLError | None = None
         try:
             while True:
-                data = established.read(_RECORD)
-                self._silent = max(0, self._silent - len(data) - _FRAME)
+                part = established.read(_RECORD)
+                self._silent = max(0, self._silent - len(part) - _FRAME)
                 if self._exchange is None:
                     # Rule 3: bytes on an idle connection, or close_notify. Housekeeping never gets here.
                     self._unsolicited()
                     return
-                if not data:
-                    self._ended(None)
-                    return
+                if not part:
+                    closed = True
+                    break
                 if self._unwritten:
                     self._stale()
                     return
-                if self._complete:
-                    self._keep = False
-                    break
-                if self._parser is None and not self._fresh and not incoming.pending:
-                    known = self._shared.whole.known.get(data)
-                    if known is not None:
-                        self._flush()  # the answer to a key update
-                        self._hand_over(self._exchange, known, keep=True)
-                        return
-                self._feed(data)
+                data = data + part if data else part
                 if not incoming.pending:
                     break
         except ssl.SSLWantReadError:
-            if self._silent > MAX_SILENT:
-                self._flood()
-                return
-        except ssl.SSLError as error:
-            self._broken(error)
-            return
+            closed = self._silent > MAX_SILENT
+        except ssl.SSLError as broken:
+            error = broken
         if self._outgoing.pending:
             self._flush()  # the answer to a key update
-        if self._complete:
-            self._finish()
+        exchange = self._exchange
+        if data and exchange is not None:
+            if closed or error is not None:
+                self._responses = 1
+            self._read(exchange, data)
+            if self._exchange is not exchange:
+                return
+        if error is not None:
+            self._broken(error)
+        elif closed:
+            if self._silent > MAX_SILENT:
+                self._flood()
+            else:
+                self._ended(None)
 
     def _broken(self, error: ssl.SSLError) -> None:
         """TLS itself failed: a bad record, or an alert."""
         if self._exchange is None:
             self._unsolicited()
-        elif self._status >= 200 or isinstance(error, ssl.SSLEOFError):
+        elif self._has_status() or isinstance(error, ssl.SSLEOFError):
             self._ended(error)
         else:
             self._fail(tls.failure(error))
@@ -169,11 +172,15 @@ class SecureConnection(Connection):
         """Nothing but TLS itself comes."""
         if self._exchange is None:
             self._unsolicited()
-        elif self._status >= 200:
+        elif self._has_status():
             self._ended(None)
         else:
             detail = f"TLS: the endpoint has sent {MAX_SILENT} bytes that carry no data"
             self._fail(Failure(Reason.TLS_FAILED, detail))
+
+    def _has_status(self) -> bool:
+        """Whether the head of a final response is complete."""
+        return self._reader is not None and self._reader.status >= 200
 
     def _flush(self) -> None:
         if self._outgoing.pending:
