@@ -165,6 +165,7 @@ class Shared:
             connection.write_now()
 
 
+# Long: an exchange is one state machine over one set of fields, and parts of it would cost every delivery a call.
 class Connection:
     """A connection without TLS; `secure.py` adds it.
 
