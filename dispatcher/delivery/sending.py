@@ -22,10 +22,11 @@ import structlog
 
 from dispatcher.core.endpoint.health import Vitals
 from dispatcher.core.endpoint.lane import Share
-from dispatcher.core.request.build import build, retarget
+from dispatcher.core.request.build import build
 from dispatcher.core.request.netguard import Guard
+from dispatcher.core.request.redirects import FOLLOWED, Hop, follow
 from dispatcher.core.request.results import Failure, Reason, Response, Result
-from dispatcher.core.request.urls import Blocked, Target
+from dispatcher.core.request.urls import Target
 from dispatcher.core.retry.records import describe
 from dispatcher.core.subscription.model import Status
 from dispatcher.delivery.delivery import Delivery, DeliveryOwner, DeliveryRoute
@@ -41,8 +42,6 @@ from dispatcher.transport.client import Transport
 log = structlog.get_logger(__name__)
 
 _SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of work
-_FOLLOWED: Final = frozenset({307, 308})  # the redirects that keep method and body (RFC 9110 15.4)
-_MAX_HOPS: Final = 3
 
 
 class Sending(DeliveryOwner):
@@ -230,7 +229,7 @@ class Sending(DeliveryOwner):
 
     def done(self, delivery: Delivery, result: Result) -> None:
         """The attempt is over, or led elsewhere."""
-        if type(result) is Response and result.status in _FOLLOWED and delivery.subscription.follow_redirects:
+        if type(result) is Response and result.status in FOLLOWED and delivery.subscription.follow_redirects:
             verdict = self._follow(delivery, result)
             if verdict is None:
                 return  # on its way to where the endpoint pointed, still the same attempt
@@ -245,17 +244,14 @@ class Sending(DeliveryOwner):
 
     def _follow(self, delivery: Delivery, response: Response) -> Result | None:
         """Send it to where the redirect leads, within the same deadline; or what the attempt came to instead."""
-        if delivery.hops >= _MAX_HOPS or not response.location:
-            return response
         subscription = delivery.subscription
         origin = subscription.origin
         base = delivery.hop or Target(origin, subscription.target, origin.host_header)
-        try:
-            delivery.hop = self._guard.check_redirect(base, response.location)
-        except Blocked as error:
-            return Failure(Reason.BLOCKED, f"status {response.status}, not followed: {error}")
+        onward = follow(self._guard, base, delivery.request, response, delivery.hops)
+        if not isinstance(onward, Hop):
+            return onward
+        delivery.hop, delivery.request = onward
         delivery.hops += 1
-        delivery.request = retarget(delivery.request, delivery.hop.target)
         self._transport.send(origin, delivery, subscription.certificate)
         return None
 
