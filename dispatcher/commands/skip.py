@@ -37,7 +37,7 @@ def skip(topic: str, partition: int, offset: int, *, config: Path | None, overri
 
 
 async def _skip(settings: Settings, asked: Skip) -> str:
-    topic, partition, offset = asked
+    topic, partition, offset, _ = asked
     control = subscriptions_topic(settings)
     read = {
         *settings.topics.events,
@@ -54,6 +54,8 @@ async def _skip(settings: Settings, asked: Skip) -> str:
         ):
             raise click.ClickException(f"missing: {', '.join(missing)}")
         batch = await _at(broker, asked)
+        found = (await broker.look([topic])).get(topic)
+        asked = asked._replace(topic_id=None if found is None else found.id)
         value = orjson.dumps({"last": batch.last, "at_ms": int(time.time() * 1000)})
         await broker.produce([Message(control, value, skip_key(asked), partition=0)])
     return (
@@ -65,7 +67,7 @@ async def _skip(settings: Settings, asked: Skip) -> str:
 
 async def _at(broker: Broker, asked: Skip) -> UnreadableBatch:
     """The batch that can't be unpacked; an error where there is none."""
-    topic, partition, offset = asked
+    topic, partition, offset, _ = asked
     try:
         record = await broker.read(TopicPartition(topic, partition), offset)
     except UnreadableBatch as batch:

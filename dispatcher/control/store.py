@@ -10,7 +10,7 @@ What is kept under which key:
 - `status:<id>`: what has become of a subscription at run time, one of the file too.
 - `key:<id>`, `event-type:<name>`: API keys and the catalogue.
 - `group:<name>`: which topics a consumer group has begun to read (`groups.py`).
-- `skip:<partition>:<offset>:<topic>`: a batch that an operator has given up reading (`core/control/skips.py`). It has no version
+- `skip:<partition>:<offset>:<topic>:<id>`: a batch that an operator has given up reading (`core/control/skips.py`). It has no version
   and is kept for ever.
 
 To add a kind: make a `Table` for it, and add its `kind` in `ControlStore.__init__`. Kinds that this version doesn't

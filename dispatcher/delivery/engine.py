@@ -331,9 +331,9 @@ class Engine:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
             intake.observe(self._clock())
-            pass_over(intake.consumer, self._skips(), self._metrics)
+            pass_over(intake.consumer, self._skips(), intake.memory, self._metrics)
             if intake is self._returning:
-                pass_over(self._backlogs, self._skips(), self._metrics)
+                pass_over(self._backlogs, self._skips(), intake.memory, self._metrics)
             await intake.commit()
 
     async def _limit_holding_regularly(self) -> None:

@@ -44,6 +44,7 @@ from dispatcher.broker.base import (
     GroupMemory,
     Jump,
     MetadataTooLarge,
+    NoMemory,
     Position,
     TopicPartition,
     Why,
@@ -99,6 +100,7 @@ class Intake:
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.assigned = False
+        self.memory = memory or NoMemory()
         self._host = host
         self._tracker = tracker
         self._metrics = metrics
@@ -112,7 +114,7 @@ class Intake:
             metrics.offsets_skipped[topic] += 0
         for why in Why:
             metrics.jumps[str(why)] += 0
-        self.consumer = broker.consumer(topics, group, self, own=own, memory=memory)
+        self.consumer = broker.consumer(topics, group, self, own=own, memory=self.memory)
 
     @property
     def problem(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from dispatcher.broker.base import TopicPartition, UnreadableBatch
+from dispatcher.broker.base import GroupMemory, TopicPartition, UnreadableBatch
 from dispatcher.core.control.skips import Skip, skip_command
 from dispatcher.telemetry.metrics import Metrics
 
@@ -22,11 +22,13 @@ class StuckSource(Protocol):
     def skip(self, partition: TopicPartition) -> None: ...
 
 
-def pass_over(consumer: StuckSource, skips: Collection[Skip], metrics: Metrics) -> None:
-    """Go on behind what an operator has given up; whatever else is in `skips` does nothing."""
+def pass_over(consumer: StuckSource, skips: Collection[Skip], memory: GroupMemory, metrics: Metrics) -> None:
+    """Go on behind what an operator has given up; whatever else is in `skips` does nothing. `memory` knows the topics' ids."""
     for partition, batch in list(consumer.stuck().items()):
+        topic = (memory.topics() or {}).get(partition.topic)
+        topic_id = None if topic is None else topic.id
         if batch.skippable and any(
-            skip[:2] == partition and batch.first <= skip.offset <= batch.last for skip in skips
+            skip.concerns(partition, topic_id) and batch.first <= skip.offset <= batch.last for skip in skips
         ):
             log.warning(
                 "passed over what can't be unpacked, as an operator has asked",

@@ -5,7 +5,13 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from dispatcher.broker.base import StoredRecord, TopicPartition, UnreadableBatch, UnreadableRecord
+from dispatcher.broker.base import (
+    Remembered,
+    StoredRecord,
+    TopicPartition,
+    UnreadableBatch,
+    UnreadableRecord,
+)
 from dispatcher.core.control.skips import Skip
 from tests.delivery.test_retry_reader import FIRST, waiting
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
@@ -74,14 +80,19 @@ async def test_a_retry_whose_origin_cannot_be_unpacked_does_not_hold_up_its_tier
         assert "checksum" in letters[0]["detail"]
 
 
-async def test_a_batch_that_cannot_be_unpacked_stops_its_partition_only_until_an_operator_skips_it() -> None:
+@pytest.mark.parametrize("named", [None, "the one there is"])
+async def test_a_batch_that_cannot_be_unpacked_stops_its_partition_only_until_an_operator_skips_it(
+    named: str | None,
+) -> None:
     broker = MemoryBroker(EVENTS, OTHER)
     for number in range(6):
         broker.append(event(number), partition=EVENTS)
     broker.append(event(10), partition=OTHER)
     broker.unreadable[EVENTS] = UnreadableBatch(2, 4, "its checksum is wrong")
     skips: set[Skip] = {Skip("events", 1, 3), Skip("events", 0, 1), Skip("events", 0, 5)}
+    skips.add(Skip("events", 0, 3, "the topic before it was made anew"))
     async with running(FixedRegistry(subscription()), broker, skips=skips) as world:
+        world.engine._events.memory.remember({"events": Remembered("the one there is", 2)})
         await until(lambda: broker.committed.get(OTHER) == 1 and broker.committed.get(EVENTS) == 2)
         (warning,) = world.engine.warnings()
         assert "events-0" in warning
@@ -90,7 +101,7 @@ async def test_a_batch_that_cannot_be_unpacked_stops_its_partition_only_until_an
         assert world.engine.problems() == []  # the others are delivered
         assert world.value("partitions_stuck", topic="events", partition="0") == 1
         assert len(world.transport.sent) == 3
-        skips.add(Skip("events", 0, 3))
+        skips.add(Skip("events", 0, 3, named))
         await until(lambda: broker.committed.get(EVENTS) == 6)
         assert len(world.transport.sent) == 4
         assert world.engine.warnings() == []

@@ -216,7 +216,11 @@ class KafkaReader:
         topic, number = self._partition
         for record in records:
             skip = read_skip(record.key)
-            if skip is not None and skip[:2] == (topic, number) and stuck.first <= skip.offset <= stuck.last:
+            if (
+                skip is not None
+                and skip.concerns((topic, number), None)
+                and stuck.first <= skip.offset <= stuck.last
+            ):
                 log.warning(
                     "passed over what can't be unpacked, as an operator has asked",
                     topic=topic,

@@ -4,7 +4,8 @@
 later, so the command works while the dispatcher runs and while it is stopped. A replica obeys only where
 its reading stands at a batch that holds the offset and can't be unpacked: a record that can be read is never passed over.
 
-The key says all: `skip:<partition>:<offset>:<topic>`.
+The key says all: `skip:<partition>:<offset>:<topic>:<id>`, with the broker's own name of the topic, where it gives one: a topic that was
+made anew has another one, and what stands at the same offset there is another batch. Without an id it holds for any topic of that name.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ class Skip(NamedTuple):
     topic: str
     partition: int
     offset: int
+    topic_id: str | None = None
+
+    def concerns(self, partition: tuple[str, int], topic_id: str | None) -> bool:
+        """Whether it is about that partition of a topic with that id (None: nobody knows)."""
+        if (self.topic, self.partition) != partition:
+            return False
+        return self.topic_id is None or topic_id is None or self.topic_id == topic_id
 
 
 def skip_key(skip: Skip) -> bytes:
     """The key of its record."""
-    return f"{_PREFIX}{skip.partition}:{skip.offset}:{skip.topic}".encode()
+    key = f"{_PREFIX}{skip.partition}:{skip.offset}:{skip.topic}"
+    return (key if skip.topic_id is None else f"{key}:{skip.topic_id}").encode()
 
 
 def read_skip(key: bytes | None) -> Skip | None:
@@ -33,8 +42,8 @@ def read_skip(key: bytes | None) -> Skip | None:
     if key is None or not key.startswith(_PREFIX.encode()):
         return None
     try:
-        _, partition, offset, topic = key.decode("ascii").split(":", 3)
-        return Skip(topic, int(partition), int(offset))
+        _, partition, offset, topic, *rest = key.decode("ascii").split(":", 4)
+        return Skip(topic, int(partition), int(offset), rest[0] if rest else None)
     except ValueError:
         return None
 
