@@ -66,6 +66,8 @@ def test_a_task_needs_an_owner_everywhere(path: str) -> None:
         ("delivery/engine.py", "import aiohttp", "aiohttp serves the API"),
         ("delivery/engine.py", "import aiokafka", "Only the adapter speaks Kafka"),
         ("stray.py", "", "Imports go one way"),
+        ("api/keys.py", "from dispatcher.api.frame import Frame", "Inside the API"),
+        ("control/log.py", "from dispatcher.control.store import ControlStore", "Inside the control plane"),
     ],
 )
 def test_an_import_against_the_layers_is_found_even_for_types_only(

@@ -99,11 +99,6 @@ def parse_json(body: bytes, place: tuple[str | int, ...] = ()) -> Any:
     return value
 
 
-def parse_lines(body: bytes, limit: int) -> list[Any]:
-    """The values of NDJSON, one a line; empty lines don't count. Raises Problem."""
-    return [parse_json(line, (number,)) for number, line in enumerate(ndjson_lines(body, limit))]
-
-
 def ndjson_lines(body: bytes, limit: int) -> list[bytes]:
     """The lines of NDJSON that are not empty, at most `limit` of them. Raises Problem."""
     check_brackets(body)

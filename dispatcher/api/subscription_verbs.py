@@ -14,7 +14,7 @@ from dispatcher.api.models import (
     Time,
     time_of,
 )
-from dispatcher.api.problems import Kind, Problem
+from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer, etag
 from dispatcher.api.subscriptions import (
     CHANGED,
@@ -29,7 +29,6 @@ from dispatcher.api.subscriptions import (
 from dispatcher.control.endpoint_checks import PingResult
 from dispatcher.control.secrets import OVERLAP
 from dispatcher.control.views import View
-from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import format_duration, parse_duration
 
 
@@ -80,9 +79,6 @@ def ping_reply(result: PingResult) -> Ping:
     )
 
 
-_MAX_OVERLAP: Final = 30 * 24 * 3600.0
-
-
 async def pause_subscription(call: Call) -> Reply:
     return await _switch(call, "pause", call.services.subscriptions.pause)
 
@@ -106,8 +102,6 @@ async def rotate_secret(call: Call) -> Reply:
     view = view_of(call)
     request: SecretRotate = call.model or SecretRotate()
     overlap = OVERLAP if request.overlap is None else parse_duration(request.overlap)
-    if overlap > _MAX_OVERLAP:
-        raise _wrong("overlap", "must be at most 30d")
     rotated = await call.services.subscriptions.rotate(
         view.id,
         tenant=call.tenant,
@@ -140,11 +134,6 @@ async def validate_subscription(call: Call) -> Reply:
 
 async def get_health(call: Call) -> Reply:
     return Reply(health_reply(call.services.checks.health(call.path["id"], tenant=call.tenant)))
-
-
-def _wrong(field: str, message: str) -> Problem:
-    flaw = Flaw((field,), message)
-    return Problem(Kind.INVALID, str(flaw), errors=[flaw])
 
 
 ROUTES: Final[tuple[Route, ...]] = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.api.payload import MAX_BRACKETS, MAX_DEPTH, parse_json, parse_lines
+from dispatcher.api.event_body import parse_events
+from dispatcher.api.payload import MAX_BRACKETS, MAX_DEPTH, ndjson_lines, parse_json
 from dispatcher.api.problems import Kind, Problem
 
 
@@ -54,18 +55,15 @@ def test_many_duplicates_cost_no_quadratic_time() -> None:
     assert len(caught.value.errors) == 20
 
 
-def test_lines_are_read_each_by_itself_and_a_wrong_one_is_named() -> None:
-    assert parse_lines(b'{"a": 1}\r\n\n{"a": 2}\n', 2) == [{"a": 1}, {"a": 2}]
-    with pytest.raises(Problem) as caught:
-        parse_lines(b'{"a": 1}\n{"a": \n', 5)
-    assert [flaw.field for flaw in caught.value.errors] == ["[1]"]
+def test_empty_lines_do_not_count_and_too_many_are_refused() -> None:
+    assert ndjson_lines(b'{"a": 1}\r\n\n{"a": 2}\n', 2) == [b'{"a": 1}\r', b'{"a": 2}']
     with pytest.raises(Problem, match="3 lines; 1 to 2"):
-        parse_lines(b"1\n2\n3", 2)
+        ndjson_lines(b"1\n2\n3", 2)
 
 
 def test_what_would_be_huge_once_it_is_parsed_is_refused_before() -> None:
     body = b"[" + b"[]," * MAX_BRACKETS + b"1]"
-    for parse in (parse_json, lambda body: parse_lines(b"1\n" + body, 5)):
+    for parse in (parse_json, lambda body: ndjson_lines(b"1\n" + body, 5)):
         with pytest.raises(Problem) as caught:
             parse(body)
         assert caught.value.kind is Kind.TOO_LARGE
@@ -73,6 +71,6 @@ def test_what_would_be_huge_once_it_is_parsed_is_refused_before() -> None:
 
 
 def test_millions_of_empty_lines_are_not_looked_at_one_by_one() -> None:
-    assert parse_lines(b"\n" * 4_000_000, 5) == []
+    assert ndjson_lines(b"\n" * 4_000_000, 5) == []
     with pytest.raises(Problem):
-        parse_lines(b"\n" * 4_000_000 + b"1\n2", 5)
+        parse_events(b"\n" * 4_000_000 + b'{"type": "a"}\n{"type": "b"}', 5)
