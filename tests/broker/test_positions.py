@@ -224,7 +224,7 @@ async def test_partitions_that_are_added_are_read_from_their_beginning(on_kafka:
 
 async def broker_knows(broker: Any, topic: str, partitions: int) -> None:
     async with asyncio.timeout(WITHIN):
-        while len((await broker.describe([topic])).get(topic, ())) != partitions:
+        while (found := (await broker.look([topic])).get(topic)) is None or found.partitions != partitions:
             await asyncio.sleep(0.05)
 
 

@@ -269,7 +269,7 @@ class KafkaRun(Run):
         )
 
     async def _admin(self, ask: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
-        return await self._retried(lambda: self.broker._with_admin(ask, "changing topics"))
+        return await self._retried(lambda: self.broker._admin.ask(ask, "changing topics"))
 
     async def _retried(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Again and again while the broker is away."""
@@ -291,7 +291,7 @@ class KafkaRun(Run):
             await asyncio.sleep(0.5)
 
     async def _look(self) -> None:
-        found = await self.broker._with_admin(
+        found = await self.broker._admin.ask(
             lambda admin: admin.list_consumer_group_offsets(self.name), "looking at the commits"
         )
         for key, position in found.items():

@@ -11,6 +11,7 @@ is the one place where both become the port's: a word for what may be done about
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -18,7 +19,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from aiokafka import errors
+import structlog
+from aiokafka import AIOKafkaConsumer, errors
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -32,7 +34,10 @@ from dispatcher.broker.base import (
 )
 from dispatcher.settings.groups import KafkaSettings
 
+log = structlog.get_logger(__name__)
+
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
+_STOP_TIMEOUT = 5.0
 _RETRY_BACKOFF_MS = 250  # while a broker is away, several tasks of each client try again this often
 
 _UNAVAILABLE = (
@@ -261,3 +266,20 @@ async def describe(client: AIOKafkaClient, topics: Sequence[str] | None) -> dict
                 found[name] = sorted(partition[1] for partition in partitions)
         return found
     raise mapped(problem, "asking for topics") from problem
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Leave the group, if the broker lets us know in time; close the connections in any case."""
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT):
+            await consumer.stop()
+    except (errors.KafkaError, OSError, TimeoutError, asyncio.CancelledError) as error:
+        log.warning("a consumer did not stop cleanly", error=reason_of(error))
+        with contextlib.suppress(errors.KafkaError, OSError, asyncio.CancelledError):
+            if consumer._fetcher is not None:
+                await consumer._fetcher.close()
+            await consumer._client.close()
+        # The library lets the end of its own tasks out as a cancellation; only ours is passed on.
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise

@@ -67,7 +67,7 @@ from dispatcher.broker.base import (
     UnreadableBatch,
     Why,
 )
-from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, reason_of
+from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, stop_consumer
 from dispatcher.broker.kafka.predecessor import (
     MemberName,
     assignor,
@@ -86,7 +86,6 @@ log = structlog.get_logger(__name__)
 
 kafka_records.install()
 
-_STOP_TIMEOUT = 5.0
 _REJOIN_PAUSE = 0.5
 _OWN_FETCH_WAIT = 0.1  # seconds
 _LOOK_LIMIT = 2.0  # seconds that a revocation waits to learn which topics are still there
@@ -792,20 +791,3 @@ class KafkaConsumer:
             if position is not None and position > behind:
                 stretches[partition] = (behind, position)
         return stretches
-
-
-async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Leave the group, if the broker lets us know in time; close the connections in any case."""
-    try:
-        async with asyncio.timeout(_STOP_TIMEOUT):
-            await consumer.stop()
-    except (errors.KafkaError, OSError, TimeoutError, asyncio.CancelledError) as error:
-        log.warning("a consumer did not stop cleanly", error=reason_of(error))
-        with contextlib.suppress(errors.KafkaError, OSError, asyncio.CancelledError):
-            if consumer._fetcher is not None:
-                await consumer._fetcher.close()
-            await consumer._client.close()
-        # The library lets the end of its own tasks out as a cancellation; only ours is passed on.
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise

@@ -1,24 +1,32 @@
-"""Reading from Kafka by offset: one request, one answer, no consumer.
+"""Reading from Kafka by offset.
 
-A consumer of the library reads on by itself, waits for what isn't there yet, and serves one position of a partition at a time. What is
-parked is read here and there, some records at a time, for many subscriptions. So the request is sent to the partition's
-leader as it is, over the producer's client, on a connection of that client which nothing else uses.
+A single record is read with a consumer of the library that has no group.
+
+Stretches of records are read without a consumer: one request, one answer. A consumer of the library reads on by itself,
+waits for records that aren't there yet, and serves one position of a partition at a time. Parked deliveries are read here
+and there, some records at a time, for many subscriptions. So each request goes to the partition's leader as it is, over
+the producer's client, on a connection of that client which nothing else uses.
+
+Rule: the consumer without a group has one partition at a time, so it serves one call at a time (`_reading`). It is made
+when first asked for, and thrown away after an error.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
-from aiokafka import TopicPartition as KafkaPartition, errors
+from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from dispatcher.broker.base import BrokerUnavailable, Stretch, TopicPartition
-from dispatcher.broker.kafka.client import mapped
+from dispatcher.broker.base import BrokerUnavailable, Record, Stretch, TopicPartition, UnreadableBatch
+from dispatcher.broker.kafka.client import describe, mapped, stop_consumer
 from dispatcher.broker.kafka.wire.bulk import Answer
+
+T = TypeVar("T")
 
 _READ_COMMITTED: Final = 1
 _STALE: Final = (
@@ -32,15 +40,102 @@ _PAUSE: Final = 0.1
 _EARLIEST: Final = -2
 
 
-class Ranges:
-    """Reads stretches of partitions."""
+class RecordLookup:
+    """Reads records by their offsets."""
 
-    def __init__(self, client: Callable[[], Awaitable[AIOKafkaClient]], timeout: float) -> None:
-        """`client` gives one that is connected, or raises; `timeout` is for one read, in seconds."""
+    def __init__(
+        self,
+        client: Callable[[], Awaitable[AIOKafkaClient]],
+        options: Callable[[], Mapping[str, Any]],
+        timeout: float,
+    ) -> None:
+        """`client` gives one that is connected, or raises; `options` are what to make another one with; `timeout`: seconds for one call."""
         self._client = client
+        self._options = options
         self._timeout = timeout
+        self._consumer: AIOKafkaConsumer | None = None
+        self._reading = asyncio.Lock()
 
-    async def read(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
+    async def read(self, partition: TopicPartition, offset: int) -> Record | None:
+        """As the port's `read`."""
+        if offset < 0:
+            return None
+        key = KafkaPartition(*partition)
+        return await self._with_consumer(
+            lambda reader: self._read_one(reader, key, offset), f"reading {key[0]}-{key[1]}"
+        )
+
+    async def extents(
+        self, topics: Mapping[str, Sequence[int]]
+    ) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+        """The first offset and the end of each partition of these topics. A partition equals any tuple of the same values."""
+        keys = [KafkaPartition(name, number) for name, numbers in topics.items() for number in numbers]
+
+        async def offsets(reader: AIOKafkaConsumer) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+            # All at once: asked for offsets, the library looks for one unknown topic after the other.
+            await reader._client.set_topics(topics)
+            first, end = await asyncio.gather(reader.beginning_offsets(keys), reader.end_offsets(keys))
+            return first, end
+
+        return await self._with_consumer(offsets, "asking for offsets")
+
+    async def _read_one(self, reader: AIOKafkaConsumer, key: KafkaPartition, offset: int) -> Record | None:
+        if key.partition not in (reader.partitions_for_topic(key.topic) or ()):
+            found = (await describe(await self._client(), [key.topic])).get(key.topic)
+            if found is None or key.partition not in found:
+                return None
+        first, end = await asyncio.gather(reader.beginning_offsets([key]), reader.end_offsets([key]))
+        if not first[key] <= offset < end[key]:
+            return None
+        reader.assign([key])
+        try:
+            reader.seek(key, offset)
+            while True:
+                for records in (await reader.getmany(key, timeout_ms=1000, max_records=1)).values():
+                    record: Record = records[0]
+                    if isinstance(record, UnreadableBatch):
+                        raise record
+                    if record.offset >= offset:
+                        return record if record.offset == offset else None
+                    # The assignment's own look for where to start has come after the seek.
+                    reader.seek(key, offset)
+                if await reader.position(key) > offset:
+                    return None  # compacted away, or a transaction's marker
+        finally:
+            reader.pause(key)  # or it would go on fetching what nobody reads
+
+    async def _with_consumer(self, ask: Callable[[AIOKafkaConsumer], Awaitable[T]], doing: str) -> T:
+        """Ask the consumer without a group; a new one after an error."""
+        await self._client()
+        async with self._reading:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    if self._consumer is None:
+                        reader = AIOKafkaConsumer(
+                            **self._options(),
+                            group_id=None,
+                            enable_auto_commit=False,
+                            auto_offset_reset="earliest",
+                            max_partition_fetch_bytes=64 * 1024,  # a larger record comes all the same
+                            isolation_level="read_committed",
+                        )
+                        try:
+                            await reader.start()
+                        except BaseException:
+                            await stop_consumer(reader)
+                            raise
+                        self._consumer = reader
+                    return await ask(self._consumer)
+            except (errors.KafkaError, OSError, TimeoutError) as error:
+                await self.close()
+                raise mapped(error, doing) from error
+
+    async def close(self) -> None:
+        reader, self._consumer = self._consumer, None
+        if reader is not None:
+            await stop_consumer(reader)
+
+    async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
         """As the port's `read_from`."""
         doing = f"reading {partition.topic}-{partition.partition}"
         try:

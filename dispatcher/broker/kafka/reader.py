@@ -30,8 +30,7 @@ from dispatcher.broker.base import (
     TopicPartition,
     UnreadableBatch,
 )
-from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after
-from dispatcher.broker.kafka.consumer import stop_consumer
+from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, stop_consumer
 from dispatcher.core.control.skips import read_skip, skip_command
 from dispatcher.settings.groups import KafkaSettings
 

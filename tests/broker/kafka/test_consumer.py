@@ -13,8 +13,8 @@ from aiokafka.protocol.commit import OffsetFetchRequest, OffsetFetchResponse_v2,
 from aiokafka.structs import OffsetAndMetadata
 
 from dispatcher.broker.base import Jump, Position, Remembered, TopicPartition
+from dispatcher.broker.kafka.admin import offsets_of
 from dispatcher.broker.kafka.consumer import KafkaConsumer
-from dispatcher.broker.kafka.groups import offsets_of
 from dispatcher.settings.groups import KafkaSettings
 
 pytestmark = [pytest.mark.looptime]
