@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Mapping, Sequence
-from itertools import chain, repeat
 from typing import Final
 
 import structlog
@@ -31,6 +30,7 @@ from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.parking import parked_topic
 from dispatcher.registry.registry import Registry
+from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.replica import replica_name
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
@@ -47,7 +47,6 @@ COLLECTOR: Final = (50_000, 20, 100)
 garbage: at Python's own thresholds looking through them again and again cost a fifth of the throughput (0.17 of
 wrk's against 0.21, benchmarks/end_to_end.py)."""
 
-_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
 
 
@@ -156,13 +155,14 @@ class App:
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics
         specs = topic_specs(self.settings)
-        missing: Sequence[str] = ()
-        for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
+        backoff = Backoff()
+        missing: Sequence[str] | None = None
+        while missing is None:
             try:
                 missing = await self.broker.ensure_topics(specs, create=topics.create)
-                break
             except BrokerUnavailable as error:
                 # It was there a moment ago, and may be away for as long as it likes.
+                pause = backoff.failed()
                 log.warning("the broker went away, trying again", error=str(error), pause=pause)
                 await asyncio.sleep(pause)
         if missing:

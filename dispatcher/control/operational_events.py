@@ -21,6 +21,7 @@ from orjson import JSONEncodeError, dumps
 
 from dispatcher.broker.base import BrokerError, Message
 from dispatcher.core.subscription.model import EVERY_TENANT, Subscription
+from dispatcher.runtime.backoff import Backoff
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,6 @@ _RATE: Final = 50.0  # a second
 _BURST: Final = 500.0
 _QUEUED: Final = 1000
 _BATCH: Final = 100
-_PAUSES: Final = (0.2, 1.0, 5.0)  # seconds between tries; the last one goes on
 _TOLD: Final = 60.0  # seconds between two log lines about those left out
 
 
@@ -109,7 +109,7 @@ class Announcer:
 
     async def run(self) -> None:
         """Write until cancelled."""
-        tries = 0
+        backoff = Backoff()
         while True:
             await self._some.wait()
             self._some.clear()
@@ -119,10 +119,9 @@ class Announcer:
                     await self._produce(batch)
                 except BrokerError as error:
                     log.warning("operational events could not be written, trying again", error=str(error))
-                    await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
-                    tries += 1
+                    await asyncio.sleep(backoff.failed())
                     continue
-                tries = 0
+                backoff.succeeded()
                 self._metrics.announcements["published"] += len(batch)
                 for _ in batch:
                     self._queue.popleft()

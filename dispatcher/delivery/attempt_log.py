@@ -28,6 +28,7 @@ import structlog
 from dispatcher.broker.base import BrokerError, Entry, MessageTooLarge
 from dispatcher.core.attempt.encode import Attempted, Decided, Encoded, Noted, encode, encode_decided
 from dispatcher.core.request.results import Result
+from dispatcher.runtime.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,6 @@ _INTERVAL: Final = 0.1  # seconds between two writes
 _BATCH: Final = 10_000  # records of one write, up to the end of a chunk
 _LIMIT: Final = 32 << 20
 _OVERHEAD: Final = 200  # bytes that a record takes in memory beside its value
-_PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 
 
 class Noting(Attempted, Protocol):
@@ -190,7 +190,7 @@ class AttemptLog:
             await self._deliver()
 
     async def _deliver(self) -> None:
-        tries = 0
+        backoff = Backoff()
         while batch := self._writing.entries:
             try:
                 await self._append(self._topic, batch)
@@ -198,13 +198,12 @@ class AttemptLog:
                 self._keep(error.left)
                 # Some kilobytes: the topic takes next to nothing. One by one would be the same again.
                 self.dropped += self._done()
-                self._tell(error, tries, 0.0)
+                self._tell(error, backoff.failures, 0.0)
                 return
             except BrokerError as error:
                 self._keep(error.left)
-                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-                self._tell(error, tries, pause)
-                tries += 1
+                pause = backoff.failed()
+                self._tell(error, backoff.failures - 1, pause)
                 await asyncio.sleep(pause)
             else:
                 self.written += self._done()

@@ -29,6 +29,7 @@ from dataclasses import replace
 import structlog
 
 from dispatcher.broker.base import Acknowledged, BrokerError, BrokerRefused, Message, MessageTooLarge
+from dispatcher.runtime.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,6 @@ Written = Callable[[], None]
 
 _BATCH = 1000
 _APART = 0.05  # seconds from one write's begin to the next one's, unless a whole batch waits
-_PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 
 
 class _Batch:
@@ -107,7 +107,7 @@ class Outbox:
                     await asyncio.sleep(max(0.0, began + _APART - clock()))
 
     async def _write(self, entries: Sequence[tuple[Message, Written]]) -> None:
-        tries = 0
+        backoff = Backoff()
         while entries:
             batch = self._batch = _Batch(entries)
             try:
@@ -123,8 +123,7 @@ class Outbox:
                 for message, written in entries:
                     smaller = _smaller(message)
                     if smaller is None:
-                        await self._failed(error, 1, tries)
-                        tries += 1
+                        await self._failed(error, 1, backoff)
                     else:
                         entries = [(smaller, written)]
                         log.warning(
@@ -134,21 +133,20 @@ class Outbox:
             except BrokerError as error:
                 entries = batch.left()
                 if entries:
-                    await self._failed(error, len(entries), tries)
-                    tries += 1
+                    await self._failed(error, len(entries), backoff)
             else:
                 entries = batch.left()
         self.problem = None
 
-    async def _failed(self, error: BrokerError, records: int, tries: int) -> None:
-        pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+    async def _failed(self, error: BrokerError, records: int, backoff: Backoff) -> None:
+        pause = backoff.failed()
         self.problem = f"can't write to the broker: {error}"
         log.warning(
             "write failed, trying again",
             error=str(error),
             refused=isinstance(error, BrokerRefused),
             records=records,
-            tries=tries + 1,
+            tries=backoff.failures,
             pause=pause,
         )
         await asyncio.sleep(pause)

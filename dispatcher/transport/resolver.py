@@ -84,7 +84,6 @@ class Resolver:
         self._entries: dict[str, _CachedName] = {}
         self._asking: dict[str, asyncio.Task[_CachedName]] = {}
         self._sweep: Entry[Callback] | None = None
-        self.lookups = 0
 
     @classmethod
     def from_settings(
@@ -124,7 +123,6 @@ class Resolver:
         return entry.addresses
 
     async def _look_up(self, host: str) -> _CachedName:
-        self.lookups += 1
         try:
             entry = await self._answer(host)
             self._keep(host, entry)

@@ -48,13 +48,14 @@ from dispatcher.broker.base import (
 )
 from dispatcher.broker.kafka.admin import KafkaAdmin
 from dispatcher.broker.kafka.bootstrap import CONNECT_TIMEOUT, BootstrapServers
-from dispatcher.broker.kafka.client import client_options, pause_after, reason_of, thin_out_logs
+from dispatcher.broker.kafka.client import client_options, reason_of, thin_out_logs
 from dispatcher.broker.kafka.consumer import KafkaConsumer
 from dispatcher.broker.kafka.lookup import RecordLookup
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
 from dispatcher.broker.kafka.reader import KafkaReader
 from dispatcher.broker.kafka.wire.rights import Rights, missing_rights
+from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
 
@@ -105,25 +106,27 @@ class KafkaBroker:
             return
         self._options = client_options(self._servers, self.settings)
         producer = KafkaProducer(self._options, self.settings, lambda: self._problem)
-        tries = 0
+        backoff = Backoff()
         while self._producer is None:
             try:
                 await self._bootstrap.probe(self._options)
                 await producer.live_client()
                 self._producer = producer
             except BrokerUnavailable as error:
-                pause = pause_after(tries)
-                tries += 1
+                pause = backoff.failed()
                 self._problem = str(error)
                 log.warning(
-                    "the broker is not there, trying again", error=str(error), tries=tries, pause=pause
+                    "the broker is not there, trying again",
+                    error=str(error),
+                    tries=backoff.failures,
+                    pause=pause,
                 )
                 await asyncio.sleep(pause)
             except BrokerRefused as error:
                 self._problem = str(error)
                 raise
         self._problem = None
-        log.info("connected to the broker", servers=self._servers, tries=tries + 1)
+        log.info("connected to the broker", servers=self._servers, tries=backoff.failures + 1)
         self._tasks.start(self._watch(), "kafka watch")
 
     def warnings(self) -> list[str]:
@@ -150,24 +153,30 @@ class KafkaBroker:
 
     async def _watch(self) -> None:
         """Ask every few seconds whether a broker answers; where none does, ask the bootstrap servers."""
-        tries = 0
+        backoff = Backoff()
+        pause = _WATCH_INTERVAL
         while True:
-            await asyncio.sleep(pause_after(tries) if tries else _WATCH_INTERVAL)
-            if (self._denied or not self._asked) and not tries:
+            await asyncio.sleep(pause)
+            if (self._denied or not self._asked) and not backoff.failures:
                 await self._look_at_rights()
             try:
                 await self._check()
                 await self._bootstrap.look_again(await self._live_client())
             except BrokerError as error:
-                pause = pause_after(tries)
-                tries += 1
+                pause = backoff.failed()
                 self._problem = await self._reason(error)
-                log.warning("the broker is away, trying again", error=self._problem, tries=tries, pause=pause)
+                log.warning(
+                    "the broker is away, trying again",
+                    error=self._problem,
+                    tries=backoff.failures,
+                    pause=pause,
+                )
                 await self._bootstrap_again()
             else:
-                if tries:
-                    log.info("the broker is back", tries=tries)
-                tries = 0
+                if backoff.failures:
+                    log.info("the broker is back", tries=backoff.failures)
+                backoff.succeeded()
+                pause = _WATCH_INTERVAL
                 self._problem = None
 
     async def _reason(self, error: BrokerError) -> str:

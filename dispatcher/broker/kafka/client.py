@@ -36,7 +36,6 @@ from dispatcher.settings.groups import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
-_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one goes on
 _STOP_TIMEOUT = 5.0
 _RETRY_BACKOFF_MS = 250  # while a broker is away, several tasks of each client try again this often
 
@@ -189,11 +188,6 @@ def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
 
 def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def pause_after(tries: int) -> float:
-    """Seconds to wait before the next try."""
-    return _PAUSES[min(tries, len(_PAUSES) - 1)]
 
 
 class _Thin(logging.Filter):

@@ -67,7 +67,7 @@ from dispatcher.broker.base import (
     UnreadableBatch,
     Why,
 )
-from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, stop_consumer
+from dispatcher.broker.kafka.client import mapped, milliseconds, stop_consumer
 from dispatcher.broker.kafka.predecessor import (
     MemberName,
     assignor,
@@ -78,6 +78,7 @@ from dispatcher.broker.kafka.predecessor import (
 from dispatcher.broker.kafka.starts import out_of_range, position_of, starts_of
 from dispatcher.broker.kafka.wire import records as kafka_records
 from dispatcher.core.control.skips import skip_command
+from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
 
@@ -95,7 +96,7 @@ _UNREADABLE = {
     2,
     56,
 }  # unknown error, corrupt message, storage error: what a broker says of a log that it can't read
-_TRY_AGAIN = (1.0, 5.0, 30.0)  # seconds until an unreadable batch is fetched again; the last one goes on
+_LONGEST_PAUSE = 30.0  # seconds until an unreadable batch is fetched again
 
 
 class Cluster(Protocol):
@@ -143,11 +144,11 @@ class _Bridge(ConsumerRebalanceListener):  # type: ignore[misc] # the library ha
 class _Stuck:
     """A partition stands before a batch that can't be unpacked."""
 
-    __slots__ = ("error", "fetching", "retry_at", "tries")
+    __slots__ = ("backoff", "error", "fetching", "retry_at")
 
     def __init__(self, error: UnreadableBatch) -> None:
         self.error = error
-        self.tries = 0
+        self.backoff = Backoff(longest=_LONGEST_PAUSE)
         self.retry_at = 0.0  # loop time
         self.fetching = False  # it is being tried again
 
@@ -235,16 +236,19 @@ class KafkaConsumer:
     # Joining and leaving.
 
     async def start(self) -> None:
-        tries = 0
+        backoff = Backoff()
         while not self._stopped:
             try:
                 await self._start()
             except BrokerUnavailable as error:
-                pause = pause_after(tries)
-                tries += 1
+                pause = backoff.failed()
                 self._problem = str(error)
                 log.warning(
-                    "can't join the group, trying again", group=self.group, error=str(error), tries=tries
+                    "can't join the group, trying again",
+                    group=self.group,
+                    error=str(error),
+                    tries=backoff.failures,
+                    pause=pause,
                 )
                 await asyncio.sleep(pause)
             except BrokerRefused as error:
@@ -637,9 +641,7 @@ class KafkaConsumer:
             )
         stuck.error = error
         stuck.fetching = False
-        pause = _TRY_AGAIN[min(stuck.tries, len(_TRY_AGAIN) - 1)]
-        stuck.retry_at = asyncio.get_running_loop().time() + pause
-        stuck.tries += 1
+        stuck.retry_at = asyncio.get_running_loop().time() + stuck.backoff.failed()
 
     def _watched(
         self, consumer: AIOKafkaConsumer, send: Callable[..., Awaitable[Any]]

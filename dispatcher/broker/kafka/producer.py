@@ -43,9 +43,10 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
 )
-from dispatcher.broker.kafka.client import TOO_LARGE, describe, mapped, pause_after, reason_of
+from dispatcher.broker.kafka.client import TOO_LARGE, describe, mapped, reason_of
 from dispatcher.broker.kafka.wire.bulk import by_partition, fill_bulk
 from dispatcher.broker.partitioning import Partitioner, partition_of
+from dispatcher.runtime.backoff import pause_after
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
 
@@ -380,9 +381,9 @@ class KafkaProducer:
                 if isinstance(error, TOO_LARGE) and count > 1:
                     most = count // 2
                 elif isinstance(error, _FRESH_PRODUCER):
-                    if fenced:  # the last fresh one was no better
-                        await asyncio.sleep(pause_after(fenced - 1))
                     fenced += 1
+                    if fenced > 1:  # the last fresh one was no better
+                        await asyncio.sleep(pause_after(fenced - 1))
                 else:
                     raise mapped(error, f"writing to {topic}-{partition}") from error
             else:
@@ -442,7 +443,7 @@ class KafkaProducer:
             self._retire(producer)
             self._not_written(lane, batch.size(), taken, error)
             if lane.fenced > 1 and isinstance(error, _FRESH_PRODUCER):  # the last one was no better
-                await asyncio.sleep(pause_after(lane.fenced - 2))
+                await asyncio.sleep(pause_after(lane.fenced - 1))
         except asyncio.CancelledError:
             for chunk, count in taken:
                 chunk.call.fail(BrokerUnavailable("the connection was closed"))

@@ -30,8 +30,9 @@ from dispatcher.broker.base import (
     TopicPartition,
     UnreadableBatch,
 )
-from dispatcher.broker.kafka.client import mapped, milliseconds, pause_after, stop_consumer
+from dispatcher.broker.kafka.client import mapped, milliseconds, stop_consumer
 from dispatcher.core.control.skips import read_skip, skip_command
+from dispatcher.runtime.backoff import Backoff
 from dispatcher.settings.groups import KafkaSettings
 
 _TRY_AGAIN = 30.0  # seconds until an unreadable batch is fetched again
@@ -87,15 +88,19 @@ class KafkaReader:
         return self._problem or self._absent
 
     async def start(self) -> None:
-        tries = 0
+        backoff = Backoff()
         while self._consumer is None and not self._stopped:
             try:
                 await self._start()
             except BrokerUnavailable as error:
-                pause = pause_after(tries)
-                tries += 1
+                pause = backoff.failed()
                 self._problem = str(error)
-                log.warning("can't read the topic, trying again", error=str(error), tries=tries, pause=pause)
+                log.warning(
+                    "can't read the topic, trying again",
+                    error=str(error),
+                    tries=backoff.failures,
+                    pause=pause,
+                )
                 await asyncio.sleep(pause)
             except BrokerError as error:
                 self._problem = str(error)

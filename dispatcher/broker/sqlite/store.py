@@ -39,11 +39,10 @@ from dispatcher.broker.base import (
     TopicPartition,
 )
 from dispatcher.broker.sqlite.file import Batch, LogFile, Meta, Request, Swept, mapped
+from dispatcher.runtime.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-_PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds between tries to open the file; the last one goes on
 
 
 class Reader(Protocol):
@@ -127,16 +126,17 @@ class Store:
 
     async def open(self) -> None:
         """Return once the file is locked and open. Tries again while that may help; BrokerRefused if it can't."""
-        tries = 0
+        backoff = Backoff()
         while not self._open:
             try:
                 self._add(await self._run(self._file.open))
                 self._open = True
             except BrokerUnavailable as error:
-                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-                tries += 1
+                pause = backoff.failed()
                 self._problem = str(error)
-                log.warning("can't open the log, trying again", error=str(error), tries=tries, pause=pause)
+                log.warning(
+                    "can't open the log, trying again", error=str(error), tries=backoff.failures, pause=pause
+                )
                 await asyncio.sleep(pause)
         self._problem = None
 
