@@ -123,7 +123,7 @@ def plan(
         topic = topics[key.topic]
         before = past.get(key.topic)
         known = before is not None and key.partition < before.partitions
-        anew = known and None not in (before.id, topic.id) and before.id != topic.id  # type: ignore[union-attr]
+        anew = before is not None and known and is_another(before, topic)
         kept = committed.get(key)
         start, why = start_of(
             kept, earliest, end, from_latest=from_latest, known=known, anew=anew, cut=key in cut
@@ -178,6 +178,11 @@ def inherited(group: str, readers: Mapping[str, GroupState]) -> Mapping[TopicPar
     return found.committed
 
 
+def is_another(before: Remembered, now: Remembered) -> bool:
+    """Whether the topic was deleted and made anew since."""
+    return None not in (before.id, now.id) and before.id != now.id
+
+
 def vanished(
     had: Iterable[TopicPartition], before: Mapping[str, Remembered], now: Mapping[str, Remembered]
 ) -> list[TopicPartition]:
@@ -186,7 +191,7 @@ def vanished(
     for key in had:
         topic = now.get(key.topic)
         old = before.get(key.topic)
-        if topic is None or (old is not None and None not in (old.id, topic.id) and old.id != topic.id):
+        if topic is None or (old is not None and is_another(old, topic)):
             gone.append(key)
     return gone
 
@@ -200,7 +205,7 @@ def absent(wanted: Sequence[str], there: Collection[str]) -> str | None:
     return f"topic {', '.join(missing)} {verb} not exist: `dispatcher topics --create` makes what is missing"
 
 
-class Owner:
+class GuardedListener:
     """The listener of a member of `group`, called so that its exceptions reach its next `poll`."""
 
     __slots__ = ("_failure", "_group", "_listener")

@@ -98,7 +98,12 @@ class MadeAnew(BrokerError):
 
 
 class CommitRefused(BrokerError):
-    """The commit came too late: the partition has been assigned to another member."""
+    """The commit came too late: the partition has been assigned to another member, or its topic is another one by now."""
+
+    def __init__(self, said: str, partitions: Collection[TopicPartition] | None = None) -> None:
+        """`partitions`: those that were not committed, where others were; None: all of them."""
+        super().__init__(said)
+        self.partitions = partitions
 
 
 class TopicPartition(NamedTuple):

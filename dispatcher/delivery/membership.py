@@ -51,7 +51,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.delivery.commit_notes import READ_LIMIT, CommitNotes
+from dispatcher.delivery.commit_notes import READ_LIMIT, CommitNotes, Prepared
 from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Labels, Metrics
 
@@ -174,6 +174,8 @@ class Intake:
                 log.warning(
                     "commit refused: the partitions were reassigned", group=self.group, error=str(error)
                 )
+                refused = error.partitions if error.partitions is not None else positions
+                _note(trackers, {p: prepared[p] for p in positions if p not in refused})
             except MetadataTooLarge as error:
                 self._metrics.commits["failed"] += 1
                 self._notes.limit = max(len(each.metadata) for each in positions.values()) // 2
@@ -191,11 +193,7 @@ class Intake:
             else:
                 self._metrics.commits["ok"] += 1
                 self._committed = True
-                for partition, position in positions.items():
-                    tracker = trackers[partition]
-                    tracker.committed, tracker.noted = position
-                    tracker.told(prepared[partition].state)
-                    tracker.reservation.made(prepared[partition].reserved, tracker.next)
+                _note(trackers, {p: prepared[p] for p in positions})
 
     async def reserve(self, tracker: PartitionTracker, end: int) -> None:
         """Have it committed that the tracker's records below `end` may be taken up; returns before long, whatever comes of it.
@@ -294,3 +292,14 @@ class Intake:
     def held(self) -> dict[Labels, float]:
         """Seconds for which the lowest owed offset has not moved, by topic and partition."""
         return {(p.topic, str(p.partition)): tracker.held for p, tracker in self.trackers.items()}
+
+
+def _note(
+    trackers: Mapping[TopicPartition, PartitionTracker], committed: Mapping[TopicPartition, Prepared]
+) -> None:
+    """These commits have been made."""
+    for partition, made in committed.items():
+        tracker = trackers[partition]
+        tracker.committed, tracker.noted = made.position
+        tracker.told(made.state)
+        tracker.reservation.made(made.reserved, tracker.next)

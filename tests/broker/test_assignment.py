@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from dispatcher.broker.assignment import Owner, Start, start_of
+from dispatcher.broker.assignment import GuardedListener, Start, start_of
 from dispatcher.broker.base import BrokerError, Jump, Position, TopicPartition, Why
 
 
@@ -48,7 +48,7 @@ class Failing:
 @pytest.mark.parametrize("change", ["assigned", "revoked"])
 async def test_a_listeners_failure_is_raised_once_and_later(change: str) -> None:
     error = ValueError("no")
-    owner = Owner("g", Failing(error))
+    owner = GuardedListener("g", Failing(error))
     await (owner.assigned({}) if change == "assigned" else owner.revoked(()))
     with pytest.raises(BrokerError, match=r"group g: .*: no") as raised:
         owner.raise_failure()
@@ -57,7 +57,7 @@ async def test_a_listeners_failure_is_raised_once_and_later(change: str) -> None
 
 
 async def test_a_listener_that_does_its_work_leaves_nothing_to_raise() -> None:
-    owner = Owner("g", Failing(None))
+    owner = GuardedListener("g", Failing(None))
     await owner.assigned({})
     await owner.revoked(())
     owner.raise_failure()

@@ -31,9 +31,9 @@ from dispatcher.broker.base import (
     TopicSpec,
     check_exact,
 )
-from dispatcher.broker.kafka.client import describe, mapped
+from dispatcher.broker.kafka.client import describe, mapped, reason_of
 from dispatcher.broker.kafka.lookup import RecordLookup
-from dispatcher.broker.kafka.wire.metadata import look
+from dispatcher.broker.kafka.wire.metadata import TopicsSeen, look, survey
 from dispatcher.settings.groups import KafkaSettings
 
 log = structlog.get_logger(__name__)
@@ -78,7 +78,14 @@ class KafkaAdmin:
 
     async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
         """Those of these topics that exist."""
-        return await look(await self._client(), topics)
+        seen = await look(await self._client(), topics)
+        for topic in sorted(seen.denied):
+            raise BrokerRefused(f"topic {topic}: {reason_of(errors.TopicAuthorizationFailedError())}")
+        return seen.there
+
+    async def survey(self, topics: Sequence[str], known: Mapping[str, Remembered]) -> TopicsSeen:
+        """The same for what is already `known`: a topic counts as gone only where no broker knows it any more."""
+        return await survey(await self._client(), topics, known)
 
     async def _describe(self, topics: Sequence[str] | None) -> dict[str, list[int]]:
         return await describe(await self._client(), topics)

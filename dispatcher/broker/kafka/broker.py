@@ -54,6 +54,7 @@ from dispatcher.broker.kafka.lookup import RecordLookup
 from dispatcher.broker.kafka.predecessor import MemberName
 from dispatcher.broker.kafka.producer import KafkaProducer
 from dispatcher.broker.kafka.reader import KafkaReader
+from dispatcher.broker.kafka.wire.metadata import TopicsSeen
 from dispatcher.broker.kafka.wire.rights import Rights, missing_rights
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.tasks import Tasks
@@ -290,6 +291,10 @@ class KafkaBroker:
 
     async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
         return await self._admin.look(topics)
+
+    async def survey(self, topics: Sequence[str], known: Mapping[str, Remembered]) -> TopicsSeen:
+        """What is there of topics of which something is known."""
+        return await self._admin.survey(topics, known)
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
         return await self._admin.ensure_topics(topics, create=create)

@@ -31,6 +31,7 @@ from dispatcher.broker.base import (
     UnreadableBatch,
 )
 from dispatcher.broker.kafka.client import mapped, milliseconds, stop_consumer
+from dispatcher.broker.kafka.wire.metadata import TopicsSeen
 from dispatcher.core.control.skips import read_skip, skip_command
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.settings.groups import KafkaSettings
@@ -40,7 +41,7 @@ _TRY_AGAIN = 30.0  # seconds until an unreadable batch is fetched again
 log = structlog.get_logger(__name__)
 
 
-class Cluster(Protocol):
+class ReaderCluster(Protocol):
     """What a reader needs of the connection it belongs to."""
 
     @property
@@ -53,6 +54,9 @@ class Cluster(Protocol):
     async def look(self, topics: Sequence[str]) -> dict[str, Remembered]:
         """Those of these topics that exist."""
 
+    async def survey(self, topics: Sequence[str], known: Mapping[str, Remembered]) -> TopicsSeen:
+        """What is there of topics of which something is known."""
+
     def forget_reader(self, reader: KafkaReader) -> None:
         """It has stopped."""
 
@@ -60,7 +64,7 @@ class Cluster(Protocol):
 class KafkaReader:
     """Reads a partition from its first record on, and follows it."""
 
-    def __init__(self, cluster: Cluster, partition: TopicPartition) -> None:
+    def __init__(self, cluster: ReaderCluster, partition: TopicPartition) -> None:
         self._cluster = cluster
         self._partition = KafkaPartition(*partition)
         self._consumer: AIOKafkaConsumer | None = None
@@ -248,9 +252,11 @@ class KafkaReader:
         self._looked = now
         topic, number = self._partition
         try:
-            there = await self._cluster.look([topic])
+            there, denied = await self._cluster.survey([topic], self._topic)
         except BrokerError:
             return  # that is told by what it fails to read
+        if denied:
+            return  # likewise
         self._absent = absent([topic], there)
         if self._absent is None and vanished([TopicPartition(topic, number)], self._topic, there):
             raise self._cut("the topic is another one")

@@ -22,7 +22,16 @@ from typing import TypeVar
 
 import structlog
 
-from dispatcher.broker.assignment import RETRY_SUFFIX, Extent, Owner, Plan, inherited, news, plan, say_starts
+from dispatcher.broker.assignment import (
+    RETRY_SUFFIX,
+    Extent,
+    GuardedListener,
+    Plan,
+    inherited,
+    news,
+    plan,
+    say_starts,
+)
 from dispatcher.broker.base import (
     AssignmentListener,
     BrokerUnavailable,
@@ -261,7 +270,7 @@ class SqliteConsumer:
         self.late = False
         self._groups = groups
         self._store = store
-        self._owner = Owner(group, listener)
+        self._owner = GuardedListener(group, listener)
         self._mine: dict[TopicPartition, Partition] = {}
         self._positions: dict[TopicPartition, int] = {}
         self._handed: dict[TopicPartition, int] = {}  # behind the last record that was given out

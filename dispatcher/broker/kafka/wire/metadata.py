@@ -7,9 +7,9 @@ KIP-516). An older broker is asked without, and its topics have no id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
@@ -28,8 +28,9 @@ from aiokafka.protocol.types import (
 from dispatcher.broker.base import BrokerRefused, Remembered
 from dispatcher.broker.kafka.client import describe, mapped
 
-_METADATA = 3
-_NO_ID = bytes(16)
+_METADATA: Final = 3
+_NO_ID: Final = bytes(16)
+_PATIENCE: Final = 1.0  # seconds that a broker may take where all of them are asked
 
 
 class _Uuid(AbstractType[bytes]):  # type: ignore[misc] # the library has no types
@@ -116,28 +117,89 @@ class _Request(Request[_RequestStruct]):  # type: ignore[misc]
         return request_struct_class(topics, False, False, False, {})
 
 
-async def look(client: AIOKafkaClient, topics: Sequence[str]) -> dict[str, Remembered]:
-    """Those of the topics that exist, without creating any."""
+class TopicsSeen(NamedTuple):
+    """Topics as brokers tell of them."""
+
+    there: dict[str, Remembered]
+    denied: frozenset[str] = frozenset()
+    """Those that this user may not see."""
+
+
+async def look(client: AIOKafkaClient, topics: Sequence[str]) -> TopicsSeen:
+    """Those of the topics that exist, as one broker knows them; none is created."""
     problem: BaseException = errors.NoBrokersAvailable()
     for _ in range(3):
         node = client.get_random_node()
         if node is None:
             break
         try:
-            response = await client.send(node, _Request(topics))
-        except (errors.IncompatibleBrokerVersion, NotImplementedError):
-            found = await describe(client, topics)
-            return {name: Remembered(None, len(numbers)) for name, numbers in found.items()}
+            return await _ask(client, node, topics)
         except (errors.KafkaError, OSError, TimeoutError) as error:
             problem = error
             await asyncio.sleep(0.1)
-            continue
-        there: dict[str, Remembered] = {}
-        for code, name, id_, _internal, partitions, *_ in response.topics:
-            error_type = errors.for_code(code)
-            if error_type is errors.TopicAuthorizationFailedError or error_type is errors.InvalidTopicError:
-                raise BrokerRefused(f"topic {name}: {error_type.description}")
-            if partitions:
-                there[name] = Remembered(None if id_ == _NO_ID else id_.hex(), len(partitions))
-        return there
     raise mapped(problem, "asking for topics") from problem
+
+
+async def survey(
+    client: AIOKafkaClient, topics: Sequence[str], known: Mapping[str, Remembered]
+) -> TopicsSeen:
+    """The same; where the answer contradicts what is `known` of a topic, as all brokers together know it.
+
+    A broker that has just been started, or that has lost its controller, tells of topics as they were, or of none. So a
+    topic is gone, is another one or has fewer partitions only where no broker that answers says otherwise.
+    """
+    seen = await look(client, topics)
+    if all(_agrees(seen, topic, before) for topic, before in known.items() if topic in topics):
+        return seen
+
+    async def asked(node: int) -> TopicsSeen | None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await _ask(client, node, topics)
+        except (errors.KafkaError, OSError, TimeoutError):
+            return None  # a broker that is away knows nothing
+
+    answers = await asyncio.gather(*(asked(broker.nodeId) for broker in client.cluster.brokers()))
+    return merged([seen, *(answer for answer in answers if answer is not None)], known)
+
+
+def merged(answers: Sequence[TopicsSeen], known: Mapping[str, Remembered]) -> TopicsSeen:
+    """What several brokers say, as one: of a topic that they tell of differently, what agrees with `known`."""
+    there: dict[str, Remembered] = {}
+    for answer in answers:
+        for name, topic in answer.there.items():
+            best = there.get(name)
+            if best is None or _rank(topic, known.get(name)) > _rank(best, known.get(name)):
+                there[name] = topic
+    denied = frozenset().union(*(answer.denied for answer in answers))
+    return TopicsSeen(there, denied - there.keys())
+
+
+def _rank(topic: Remembered, before: Remembered | None) -> tuple[bool, int]:
+    return before is not None and topic.id == before.id, topic.partitions
+
+
+def _agrees(seen: TopicsSeen, topic: str, before: Remembered) -> bool:
+    found = seen.there.get(topic)
+    if found is None:
+        return topic in seen.denied
+    return found.partitions >= before.partitions and (None in (found.id, before.id) or found.id == before.id)
+
+
+async def _ask(client: AIOKafkaClient, node: int, topics: Sequence[str]) -> TopicsSeen:
+    try:
+        response = await client.send(node, _Request(topics))
+    except (errors.IncompatibleBrokerVersion, NotImplementedError):
+        found = await describe(client, topics)
+        return TopicsSeen({name: Remembered(None, len(numbers)) for name, numbers in found.items()})
+    there: dict[str, Remembered] = {}
+    denied = set()
+    for code, name, id_, _internal, partitions, *_ in response.topics:
+        error_type = errors.for_code(code)
+        if error_type is errors.InvalidTopicError:
+            raise BrokerRefused(f"topic {name}: {error_type.description}")
+        if error_type is errors.TopicAuthorizationFailedError:
+            denied.add(name)
+        elif partitions:
+            there[name] = Remembered(None if id_ == _NO_ID else id_.hex(), len(partitions))
+    return TopicsSeen(there, frozenset(denied))

@@ -1,0 +1,237 @@
+"""Records of the partitions that a member of a group has, as the library's consumer hands them out.
+
+The library's `pause` throws away what it has fetched, and fetches it again after `resume`. Here pausing only leaves a
+partition out of `getmany`: what was fetched stays (at most one fetch per partition), and a resumed partition goes
+on at once.
+
+Rules:
+
+1. `mine` are the partitions that the listener has been told of and has not been told to lose. Nothing of others is handed out.
+2. `is_open` is true from the end of `on_assigned` to the beginning of `on_revoked`. Nothing is handed out otherwise.
+3. `positions` are behind the last record that was handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition as KafkaPartition, errors
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.fetch import FetchRequest
+
+from dispatcher.broker.base import Record, TopicPartition, UnreadableBatch
+from dispatcher.broker.kafka.starts import position_of
+from dispatcher.broker.kafka.unreadable import StuckPartitions
+
+
+class PositionsCut(Exception):
+    """These partitions end before their positions."""
+
+    def __init__(self, partitions: Collection[TopicPartition]) -> None:
+        super().__init__(partitions)
+        self.partitions = partitions
+
+
+class Fetching:
+    """What one member reads."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: records at a time."""
+        self._most = most
+        self._consumer: AIOKafkaConsumer | None = None
+        self.mine: frozenset[TopicPartition] = frozenset()
+        self.positions: dict[TopicPartition, int] = {}
+        self.is_open = False
+        self.stuck = StuckPartitions()
+        self._paused: set[TopicPartition] = set()
+        # What getmany is asked for: () is everything, None nothing.
+        self._wanted: tuple[KafkaPartition, ...] | None = ()
+        self._wake = asyncio.Event()
+        self._waiting: asyncio.Timeout | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to fetch."""
+        return self.is_open and self._wanted is not None
+
+    def take(self, consumer: AIOKafkaConsumer, starts: Mapping[TopicPartition, int]) -> None:
+        """These are its partitions, and where each of them starts; nothing is handed out before `open`."""
+        for partition, offset in starts.items():
+            consumer.seek(KafkaPartition(*partition), offset)
+        self._consumer = consumer
+        self.mine = frozenset(starts)
+        self.positions = dict(starts)
+
+    def open(self) -> None:
+        """The listener knows of all that was taken."""
+        self.is_open = True
+        self.interrupt()
+
+    def close(self) -> None:
+        """Hand out nothing for now."""
+        self.is_open = False
+
+    def drop(self) -> None:
+        """All of it is lost."""
+        self.is_open = False
+        self._consumer = None
+        self.mine = frozenset()
+        self.positions = {}
+        self._paused = set()
+        self.stuck.clear()
+        self._wanted = ()
+
+    async def fetch(
+        self, timeout: float, limit: int
+    ) -> Sequence[tuple[TopicPartition, Sequence[Record]]] | None:
+        """What is there, or comes within `timeout`; None when nothing came, or `interrupt` was called.
+
+        Raises what the library raises, and PositionsCut.
+        """
+        consumer, wanted = self._consumer, self._wanted
+        if consumer is None or wanted is None:
+            return None
+        if self.stuck:
+            self.stuck.try_again(consumer, asyncio.get_running_loop().time())
+        fetched = await self._getmany(consumer, wanted, timeout, min(limit, self._most))
+        return self._accept(consumer, fetched) if fetched else None
+
+    async def _getmany(
+        self, consumer: AIOKafkaConsumer, wanted: tuple[KafkaPartition, ...], timeout: float, limit: int
+    ) -> dict[Any, list[Any]]:
+        """Safe to interrupt: records leave the library's buffer in the same step of the task that returns them."""
+        if not timeout:
+            return await consumer.getmany(*wanted, timeout_ms=0, max_records=limit)  # type: ignore[no-any-return]
+        try:
+            # The library waits for the end of a rebalance whatever timeout it is given.
+            async with asyncio.timeout(timeout + 0.1) as self._waiting:
+                return await consumer.getmany(  # type: ignore[no-any-return]
+                    *wanted, timeout_ms=timeout * 1000, max_records=limit
+                )
+        except TimeoutError:
+            return {}
+        finally:
+            self._waiting = None
+
+    def _accept(
+        self, consumer: AIOKafkaConsumer, fetched: dict[Any, list[Any]]
+    ) -> list[tuple[TopicPartition, Sequence[Record]]]:
+        batches: list[tuple[TopicPartition, Sequence[Record]]] = []
+        positions = self.positions
+        cut = []
+        for partition, records in fetched.items():
+            offset = records[0].offset
+            if type(records[0]) is UnreadableBatch:
+                self.stuck.stand_still(consumer, TopicPartition(*partition), records[0])
+                continue
+            if partition in self._paused:
+                consumer.seek(partition, offset)  # paused while we waited: it comes again after resume
+                continue
+            if offset < positions[partition]:
+                cut.append(TopicPartition(*partition))
+                continue
+            positions[partition] = records[-1].offset + 1
+            if self.stuck:
+                self.stuck.read_again(TopicPartition(*partition))
+            batches.append((partition, records))
+        if cut:
+            # What else came is handed out by nobody: all partitions are taken anew, from their commits on.
+            raise PositionsCut(cut)
+        return batches
+
+    def watched(
+        self, consumer: AIOKafkaConsumer, send: Callable[..., Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
+        """Look at what brokers answer, on its way to the library: it passes over some errors of fetches, and asks again at once;
+        and it takes a coordinator's refusal to tell the group's offsets for a group that has none.
+        """
+
+        async def watched(node_id: Any, request: Any, **options: Any) -> Any:
+            response = await send(node_id, request, **options)
+            if isinstance(request, FetchRequest):
+                stuck = self.stuck
+                for topic, partitions in response.topics:
+                    for number, code, *_ in partitions:
+                        if stuck.unreadable(code) or (not code and stuck):
+                            partition = TopicPartition(topic, number)
+                            position = self.positions.get(partition) if self._consumer is consumer else None
+                            stuck.fetched(consumer, partition, position, code)
+            elif isinstance(request, OffsetFetchRequest) and (code := getattr(response, "error_code", 0)):
+                # It is not the coordinator any more, or not yet. Believed, everything would be begun anew.
+                refused = errors.for_code(code)
+                raise refused
+            return response
+
+        return watched
+
+    async def idle(self, timeout: float) -> None:
+        """Wait until there may be something to fetch."""
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def interrupt(self) -> None:
+        """Let whoever waits look again at what there is."""
+        self._wake.set()
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(asyncio.get_running_loop().time())
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        """Hand out nothing of these."""
+        self._paused.update(partition for partition in partitions if partition in self.mine)
+        self._choose()
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        """Hand them out again."""
+        before = len(self._paused)
+        self._paused.difference_update(partitions)
+        if len(self._paused) != before:
+            self._choose()
+            self.interrupt()
+
+    def _choose(self) -> None:
+        if not self._paused:
+            self._wanted = ()
+        else:
+            self._wanted = tuple(KafkaPartition(*p) for p in self.mine if p not in self._paused) or None
+
+    def skip(self, partition: TopicPartition) -> None:
+        """Go on behind what it stands before."""
+        consumer = self._consumer
+        if consumer is not None and (following := self.stuck.skip(consumer, partition)) is not None:
+            self.positions[partition] = following
+            self.interrupt()
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """Records between each position and the end, as of the last fetch."""
+        consumer = self._consumer
+        if consumer is None or not self.is_open:
+            return {}
+        behind = {}
+        for partition in self.mine:
+            end = consumer.highwater(KafkaPartition(*partition))
+            if end is not None:
+                position = position_of(consumer, partition)
+                behind[partition] = max(
+                    0, end - (self.positions[partition] if position is None else position)
+                )
+        return behind
+
+    def passed(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        """Stretches without a record behind each position."""
+        consumer = self._consumer
+        if consumer is None or not self.is_open:
+            return {}
+        stretches = {}
+        for partition, behind in self.positions.items():
+            if partition in self.stuck:
+                continue  # what can't be unpacked may still be
+            position = position_of(consumer, partition)
+            if position is not None and position > behind:
+                stretches[partition] = (behind, position)
+        return stretches
