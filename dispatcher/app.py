@@ -112,9 +112,7 @@ class App:
         Raises SubscriptionsError or CannotListen: what nobody but the operator can mend. A broker that refuses
         ends it later (`wait`, `failure`).
         """
-        log.info(
-            "starting", version=__version__, broker=_host_of(self.settings.broker), group=self.settings.group
-        )
+        log.info("starting", version=__version__, broker=self.settings.broker, group=self.settings.group)
         await self.registry.start()
         self.http_port = await self._api.start()
         self._tasks.start(self._run(), "run")
@@ -263,9 +261,3 @@ class App:
             "registry_reloads_total",
             lambda: by({"ok": registry.reloads_ok, "failed": registry.reloads_failed}),
         )
-
-
-def _host_of(url: str) -> str:
-    """A broker URL as it may be logged: without credentials, should somebody have put any there."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

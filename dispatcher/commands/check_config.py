@@ -14,13 +14,14 @@ from rich.table import Table
 
 from dispatcher.broker.assignment import RETRY_SUFFIX
 from dispatcher.broker.base import BrokerRefused
-from dispatcher.broker.open import check_broker, sqlite_path
+from dispatcher.broker.open import check_broker
 from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.session import connected, quiet as silence, run
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.registry.file import SubscriptionsError, load_file
+from dispatcher.settings.broker_url import SqliteFile
 from dispatcher.settings.groups import Settings
 from dispatcher.settings.load import describe
 from dispatcher.topics.checks import concerns, retry_group, takes_over, warnings
@@ -61,8 +62,8 @@ def check_config(
 
 def _connect(settings: Settings) -> None:
     """Ask the broker what `run` would meet."""
-    scheme, _, rest = settings.broker.partition("://")
-    if scheme == "sqlite" and not sqlite_path(rest).exists():
+    address = settings.broker_address
+    if isinstance(address, SqliteFile) and not address.path.exists():
         click.echo(f"{settings.broker} is not there yet: `run` makes it", err=True)
         return
     silence()

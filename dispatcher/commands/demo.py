@@ -399,8 +399,7 @@ class Demo:
         return f"published {len(self._published)} of {len(self._events)} events, settled {done} of {owed} deliveries"
 
     def _introduce(self) -> None:
-        broker = self._settings.broker
-        kind = "the embedded broker" if broker.startswith("sqlite:") else broker
+        kind = "the embedded broker" if self._settings.embedded else self._settings.broker
         self._console.print(
             f"{len(self._events)} events through {kind} to {len(self._cast)} endpoints:", soft_wrap=True
         )
@@ -481,7 +480,7 @@ class Demo:
             style="green",
             soft_wrap=True,
         )
-        if not self._settings.broker.startswith("sqlite:"):
+        if not self._settings.embedded:
             self._console.print(
                 f"The topics {self._settings.topics.prefix}* can be deleted now.", soft_wrap=True
             )

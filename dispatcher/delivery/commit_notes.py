@@ -57,7 +57,7 @@ _SHORT: Final = 0.005  # seconds that nobody has to rest from
 
 def notes_topic(settings: Settings) -> str | None:
     """The topic of notes that don't fit beside their commits; None where the broker takes them of any length."""
-    return f"{settings.topics.prefix}progress" if settings.broker.startswith("kafka:") else None
+    return f"{settings.topics.prefix}progress" if not settings.embedded else None
 
 
 class Prepared(NamedTuple):

@@ -9,7 +9,6 @@ skips the checks between fields, which `load` makes.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +23,7 @@ from dispatcher.core.text.units import (
     format_size,
     size_between,
 )
+from dispatcher.settings.broker_url import BrokerAddress, SqliteFile, parse_broker_url
 from dispatcher.settings.values import (
     Address,
     ApiKeyText,
@@ -308,21 +308,14 @@ class Settings(Group):
     _sources: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 
     @property
-    def kafka_servers(self) -> tuple[str, ...]:
-        """`host:port` of each bootstrap server; empty with the embedded broker."""
-        if not self.broker.startswith("kafka://"):
-            return ()
-        servers = [server.strip() for server in self.broker.removeprefix("kafka://").split(",")]
-        return tuple(
-            s if re.search(r":[0-9]+\Z", s) and not s.endswith("]") else f"{s}:9092" for s in servers
-        )
+    def broker_address(self) -> BrokerAddress:
+        """What `broker` names."""
+        return parse_broker_url(self.broker)
 
     @property
-    def sqlite_file(self) -> Path | None:
-        """The embedded broker's file; None with Kafka."""
-        if not self.broker.startswith("sqlite:///"):
-            return None
-        return Path(self.broker.removeprefix("sqlite:///"))
+    def embedded(self) -> bool:
+        """Whether the broker is the embedded one: a file, and this its only process."""
+        return isinstance(self.broker_address, SqliteFile)
 
     def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
         if not self.http.loopback and not self.api.keys:

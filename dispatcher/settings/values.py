@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -15,6 +15,7 @@ from dispatcher.core.control.sealing import read_key
 from dispatcher.core.text import yaml_document as document
 from dispatcher.core.text.units import Duration, duration_between
 from dispatcher.core.text.yaml_document import DocumentError
+from dispatcher.settings.broker_url import parse_broker_url
 
 
 def _split(value: Any) -> Any:
@@ -163,34 +164,8 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
-_KAFKA_SERVER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?")
-_BROKER_HELP: Final = (
-    "must be kafka://host:9092,host2:9092 or sqlite:///relative/path.db (sqlite:////absolute/path.db)"
-)
-
-
 def _broker(value: str) -> str:
-    # The value stays out of these messages where it could hold a password.
-    scheme, separator, rest = value.partition("://")
-    if not separator or scheme not in {"kafka", "sqlite"}:
-        raise ValueError(_BROKER_HELP)
-    if scheme == "sqlite":
-        if (
-            not rest.startswith("/")
-            or not rest.strip("/")
-            or rest.endswith("/")
-            or re.search(r"[?#\0]", rest)
-        ):
-            raise ValueError(_BROKER_HELP)
-        return value
-    if "@" in rest:
-        raise ValueError(
-            "must not contain credentials: they belong into kafka.sasl_username and kafka.sasl_password"
-        )
-    for server in rest.split(","):
-        match = _KAFKA_SERVER.fullmatch(server.strip())
-        if match is None or (match[1] and not 0 < int(match[1]) < 65536):
-            raise ValueError(_BROKER_HELP)
+    parse_broker_url(value)
     return value
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.broker.kafka.broker import KafkaBroker
-from dispatcher.broker.open import kafka_servers, open_broker, sqlite_path
+from dispatcher.broker.open import open_broker
 from dispatcher.broker.sqlite.broker import SqliteBroker
 from dispatcher.settings.groups import KafkaSettings
 
@@ -16,28 +16,6 @@ async def test_the_scheme_decides_which_broker_it_is(tmp_path: Path) -> None:
     assert isinstance(broker, SqliteBroker)
     await broker.close()
     assert not list(tmp_path.iterdir()), "nothing is touched before connect()"
-
-
-@pytest.mark.parametrize(
-    ("rest", "servers"),
-    [
-        ("h", ["h:9092"]),
-        ("h:1,h2:65535", ["h:1", "h2:65535"]),
-        (
-            "kafka-0.kafka.svc:9093, kafka-1.kafka.svc:9093",
-            ["kafka-0.kafka.svc:9093", "kafka-1.kafka.svc:9093"],
-        ),
-        ("[::1]:9092,[fe80::1]", ["[::1]:9092", "[fe80::1]:9092"]),
-        ("h:9092/", ["h:9092"]),
-    ],
-)
-def test_kafka_servers(rest: str, servers: list[str]) -> None:
-    assert kafka_servers(rest) == servers
-
-
-def test_sqlite_paths_are_relative_with_three_slashes_and_absolute_with_four() -> None:
-    assert sqlite_path("/./dispatcher-data/log.db") == Path("dispatcher-data/log.db")
-    assert sqlite_path("//var/lib/log.db") == Path("/var/lib/log.db")
 
 
 @pytest.mark.parametrize(
