@@ -40,7 +40,7 @@ from dispatcher.core.retry.policy import RETRY_AFTER_CAP
 from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, read_letter
 from dispatcher.core.retry.tiers import left_of
 from dispatcher.core.retry.wheel import Entry
-from dispatcher.delivery.membership import Intake
+from dispatcher.delivery.membership import Membership
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.parking import SINCE
 from dispatcher.runtime.timers import Callback, Timers
@@ -142,7 +142,7 @@ class Backlogs:
     def __init__(
         self,
         topic: str,
-        intake: Intake,
+        membership: Membership,
         host: ParkedHost,
         outbox: Outbox,
         metrics: Metrics,
@@ -157,7 +157,7 @@ class Backlogs:
     ) -> None:
         """`keeps` and `renew_after` in seconds: how long what is paused is kept, and how old a record gets. `start` starts a task."""
         self.topic = topic
-        self._intake = intake
+        self._membership = membership
         self._host = host
         self._outbox = outbox
         self._metrics = metrics
@@ -221,7 +221,7 @@ class Backlogs:
         """The partitions are others; those that stayed keep what is known of them."""
         trackers = {
             partition: tracker
-            for partition, tracker in self._intake.trackers.items()
+            for partition, tracker in self._membership.trackers.items()
             if partition.topic == self.topic and isinstance(tracker, ParkedTracker)
         }
         for partition, served in list(self._served.items()):

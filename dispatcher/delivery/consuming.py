@@ -22,7 +22,7 @@ from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.retry.records import UNREADABLE_RECORD as UNREADABLE
 from dispatcher.delivery.delivery import Delivery
-from dispatcher.delivery.membership import Intake
+from dispatcher.delivery.membership import Membership
 from dispatcher.delivery.sending import Sending
 from dispatcher.delivery.settlement import Settlement
 from dispatcher.delivery.unmatched import Unmatched
@@ -39,7 +39,7 @@ class Consuming:
 
     def __init__(
         self,
-        events: Intake,
+        events: Membership,
         *,
         registry: Registry,
         metrics: Metrics,

@@ -39,7 +39,7 @@ from dispatcher.delivery.commit_notes import READ_LIMIT, notes_topic
 from dispatcher.delivery.consuming import Consuming
 from dispatcher.delivery.holding import Holding
 from dispatcher.delivery.lanes import Lanes
-from dispatcher.delivery.membership import Intake
+from dispatcher.delivery.membership import Membership
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.outcome import Outcomes
 from dispatcher.delivery.parking import Parking, parked_retention, parked_topic
@@ -174,7 +174,7 @@ class Engine:
         notes = notes_topic(settings)
         # No heartbeat goes out meanwhile.
         read_limit = min(READ_LIMIT, settings.kafka.session_timeout / 4)
-        self._events = Intake(
+        self._events = Membership(
             broker,
             settings.topics.events,
             group,
@@ -185,7 +185,7 @@ class Engine:
             read_limit=read_limit,
             reserves=True,
         )
-        self._returning = Intake(
+        self._returning = Membership(
             broker,
             [*(tier.topic for tier in tiers), parked],
             retry_group,
@@ -240,8 +240,8 @@ class Engine:
         """Join the group and deliver, in the background; waits for the broker as long as it takes."""
         self._tasks.start(self._outbox.run(), "outbox")
         self._tasks.start(self._attempts.run(), "attempt log")
-        for intake in (self._events, self._returning):
-            self._tasks.start(self._commit_regularly(intake), f"commit {intake.group}")
+        for membership in (self._events, self._returning):
+            self._tasks.start(self._commit_regularly(membership), f"commit {membership.group}")
         self._tasks.start(self._limit_holding_regularly(), "limit holding")
         self._tasks.start(self._sweep(), "sweep lanes")
         self._tasks.start(self._measure_lag(), "measure loop lag")
@@ -255,9 +255,9 @@ class Engine:
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on, a sentence each."""
         found = [] if self._attempts.problem is None else [self._attempts.problem]
-        for intake in (self._events, self._returning):
-            found += intake.warnings()
-            found += [sentence(*stuck) for stuck in intake.consumer.stuck().items()]
+        for membership in (self._events, self._returning):
+            found += membership.warnings()
+            found += [sentence(*stuck) for stuck in membership.consumer.stuck().items()]
         found += [sentence(*stuck) for stuck in self._backlogs.stuck().items()]
         return found
 
@@ -293,9 +293,9 @@ class Engine:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LEAVE_LIMIT / 2):
                         await self._leave_behind()
-                for intake in (self._events, self._returning):
-                    await intake.commit_last()
-                    await intake.consumer.stop()
+                for membership in (self._events, self._returning):
+                    await membership.commit_last()
+                    await membership.consumer.stop()
         except TimeoutError:
             log.warning("the broker did not answer: left without a last commit", seconds=_LEAVE_LIMIT)
         await self._tasks.stop()
@@ -326,15 +326,15 @@ class Engine:
 
     # Commits, and partitions that come and go.
 
-    async def _commit_regularly(self, intake: Intake) -> None:
+    async def _commit_regularly(self, membership: Membership) -> None:
         # Each group by itself: their coordinators may be two brokers, of which one is away.
         while True:
             await asyncio.sleep(COMMIT_INTERVAL)
-            intake.observe(self._clock())
-            pass_over(intake.consumer, self._skips(), intake.memory, self._metrics)
-            if intake is self._returning:
-                pass_over(self._backlogs, self._skips(), intake.memory, self._metrics)
-            await intake.commit()
+            membership.observe(self._clock())
+            pass_over(membership.consumer, self._skips(), membership.memory, self._metrics)
+            if membership is self._returning:
+                pass_over(self._backlogs, self._skips(), membership.memory, self._metrics)
+            await membership.commit()
 
     async def _limit_holding_regularly(self) -> None:
         while True:

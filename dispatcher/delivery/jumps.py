@@ -24,7 +24,7 @@ _SENTENCES = {
 
 
 class Jumps:
-    """Those of one group. Written by its intake alone."""
+    """Those of one group. Written by its membership alone."""
 
     def __init__(self, group: str, metrics: Metrics) -> None:
         self._group = group

@@ -62,19 +62,19 @@ _RESERVE_LIMIT: Final = 1.0  # seconds
 
 
 class MembershipHost(Protocol):
-    """Who works on what an intake brings."""
+    """Who works on what a membership brings."""
 
-    async def before_revocation(self, intake: Intake) -> None:
+    async def before_revocation(self, membership: Membership) -> None:
         """Partitions of it are about to move: end what is under way, start nothing."""
 
-    async def after_revocation(self, intake: Intake) -> None:
+    async def after_revocation(self, membership: Membership) -> None:
         """What had ended is committed."""
 
-    def after_assignment(self, intake: Intake) -> None:
+    def after_assignment(self, membership: Membership) -> None:
         """`trackers` are new; those that went elsewhere are lost."""
 
 
-class Intake:
+class Membership:
     """A consumer and its trackers. Also the broker's assignment listener."""
 
     def __init__(

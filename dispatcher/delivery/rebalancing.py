@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from dispatcher.core.retry.wheel import Entry
-from dispatcher.delivery.membership import Intake
+from dispatcher.delivery.membership import Membership
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.parking import Parking
 from dispatcher.delivery.sending import Sending
@@ -39,14 +39,14 @@ class Rebalancing:
         self._outbox = outbox
         self._timers = timers
         self._clock = asyncio.get_running_loop().time
-        self._told: dict[Intake, Callable[[], None]] = {}
-        self._moving: set[Intake] = set()  # whose partitions are being reassigned
-        self._gate_limits: dict[Intake, Entry[Callback]] = {}
+        self._told: dict[Membership, Callable[[], None]] = {}
+        self._moving: set[Membership] = set()  # whose partitions are being reassigned
+        self._gate_limits: dict[Membership, Entry[Callback]] = {}
         self._closed = False  # the drain is over: the gate stays closed
 
-    def tell(self, intake: Intake, assigned: Callable[[], None]) -> None:
-        """Call `assigned` whenever the intake has got its partitions, before attempts start."""
-        self._told[intake] = assigned
+    def tell(self, membership: Membership, assigned: Callable[[], None]) -> None:
+        """Call `assigned` whenever the membership has got its partitions, before attempts start."""
+        self._told[membership] = assigned
 
     def close(self) -> None:
         """No attempt starts any more: the process ends."""
@@ -58,13 +58,13 @@ class Rebalancing:
         """Deliveries that will be settled before long: attempted, about to be parked, or being written."""
         return self._sending.attempting + len(self._parking) + len(self._outbox)
 
-    async def before_revocation(self, intake: Intake) -> None:
+    async def before_revocation(self, membership: Membership) -> None:
         """Partitions are about to move: let attempts end and what came of them be written, start none.
 
         A retry that is written after the commit would be a duplicate: the next owner reads its event again.
         """
         self._sending.close_gate()
-        self._moving.add(intake)
+        self._moving.add(membership)
         now = since = self._clock()
         deadline = now + _REVOKE_DRAIN
         fewest = self._unsettled
@@ -76,24 +76,24 @@ class Rebalancing:
                 fewest = left
                 since = now
 
-    async def after_revocation(self, intake: Intake) -> None:
+    async def after_revocation(self, membership: Membership) -> None:
         """Should no assignment follow soon (the broker went away), deliveries go on without."""
-        limit = self._gate_limits.pop(intake, None)
+        limit = self._gate_limits.pop(membership, None)
         if limit is not None:
             self._timers.cancel(limit)
-        self._gate_limits[intake] = self._timers.at(
-            self._clock() + _GATE_LIMIT, partial(self._open_gate, intake)
+        self._gate_limits[membership] = self._timers.at(
+            self._clock() + _GATE_LIMIT, partial(self._open_gate, membership)
         )
 
-    def after_assignment(self, intake: Intake) -> None:
+    def after_assignment(self, membership: Membership) -> None:
         """Forget what waited for partitions that are somebody else's now."""
         self._sending.forget_lost()
-        self._told[intake]()
-        self._open_gate(intake)
+        self._told[membership]()
+        self._open_gate(membership)
 
-    def _open_gate(self, intake: Intake) -> None:
-        self._moving.discard(intake)
-        limit = self._gate_limits.pop(intake, None)
+    def _open_gate(self, membership: Membership) -> None:
+        self._moving.discard(membership)
+        limit = self._gate_limits.pop(membership, None)
         if limit is not None:
             self._timers.cancel(limit)
         if not (self._sending.gate or self._moving or self._closed):

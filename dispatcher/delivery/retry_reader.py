@@ -40,7 +40,7 @@ from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, due_again, read_letter
 from dispatcher.core.retry.tiers import Tiers, comes_out, left_of
 from dispatcher.delivery.backlogs import Backlogs
-from dispatcher.delivery.membership import Intake
+from dispatcher.delivery.membership import Membership
 from dispatcher.telemetry.metrics import Labels, Metrics
 
 log = structlog.get_logger(__name__)
@@ -86,7 +86,7 @@ class Retries:
 
     def __init__(
         self,
-        intake: Intake,
+        membership: Membership,
         tiers: Tiers,
         horizon: float,
         host: RetryHost,
@@ -96,7 +96,7 @@ class Retries:
         backlogs: Backlogs,
     ) -> None:
         """`backlogs` takes what is read of the parked topic; `horizon` in seconds; `read` gives one record of any topic; `wall` gives Unix seconds."""
-        self._intake = intake
+        self._membership = membership
         self._tiers = tiers
         self._horizon = horizon
         self._host = host
@@ -118,7 +118,7 @@ class Retries:
 
     async def run(self) -> None:
         """Take out what is due, until cancelled."""
-        consumer = self._intake.consumer
+        consumer = self._membership.consumer
         await consumer.start()
         while True:
             pause = await self._take_out()
@@ -130,7 +130,7 @@ class Retries:
                     self._keep(partition, records)
 
     def _keep(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        if partition not in self._intake.trackers:
+        if partition not in self._membership.trackers:
             return  # revoked since it was read
         queue = self._waiting.get(partition)
         if queue is None:
@@ -152,14 +152,14 @@ class Retries:
                 out = now + (comes_out(tier, written, letter.due, unix) - unix)
                 due = now + left_of(written, letter.due, unix)
             queue.append(_Waiting(record, letter, out, due))
-        self._intake.consumer.pause([partition])
+        self._membership.consumer.pause([partition])
 
     async def _take_out(self) -> float:
         """Take out what is due now, at most a slice of it; returns how long there is nothing more to do."""
         pause = _IDLE
         left = _SLICE
         for partition, queue in list(self._waiting.items()):
-            tracker = self._intake.trackers.get(partition)
+            tracker = self._membership.trackers.get(partition)
             if tracker is None:
                 continue  # gone with its topic; the new assignment is on its way
             tier = self._tiers.of(partition.topic)
@@ -189,7 +189,7 @@ class Retries:
                 queue.popleft()
             else:
                 del self._waiting[partition]
-                self._intake.consumer.resume([partition])
+                self._membership.consumer.resume([partition])
         return pause
 
     def _release(

@@ -48,7 +48,7 @@ from dispatcher.settings.values import (
 )
 
 
-class Group(BaseModel):
+class SettingsGroup(BaseModel):
     """What all groups have in common."""
 
     model_config = ConfigDict(
@@ -60,7 +60,7 @@ class Group(BaseModel):
         yield from ()
 
 
-class KafkaSettings(Group):
+class KafkaSettings(SettingsGroup):
     client_id: Text = "dispatcher"
     member_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,150}$")] = "auto"
     security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
@@ -126,7 +126,7 @@ class KafkaSettings(Group):
             )
 
 
-class TopicsSettings(Group):
+class TopicsSettings(SettingsGroup):
     events: Annotated[
         tuple[Topic, ...],
         Listed,
@@ -150,7 +150,7 @@ class TopicsSettings(Group):
                 )
 
 
-class HttpSettings(Group):
+class HttpSettings(SettingsGroup):
     host: HostName = "127.0.0.1"
     port: Annotated[Int, Field(ge=0, le=65535)] = 8080
 
@@ -165,7 +165,7 @@ class HttpSettings(Group):
             return False
 
 
-class ApiSettings(Group):
+class ApiSettings(SettingsGroup):
     keys: Annotated[tuple[ApiKeyText, ...], Listed, Unique] = ()
     wrong_keys_per_minute: Annotated[Int, Field(ge=1, le=1_000_000)] = 20
     egress_addresses: Networks = ()
@@ -178,7 +178,7 @@ class ApiSettings(Group):
     secrets_keys: Annotated[tuple[SecretsKeyText, ...], Listed, Unique] = ()
 
 
-class DeliverySettings(Group):
+class DeliverySettings(SettingsGroup):
     timeout: Annotated[Duration, duration_between("10ms", "10m")] = 15.0
     connect_timeout: Annotated[Duration, duration_between("10ms", "10m")] = 5.0
     connections_per_host: Annotated[Int, Field(ge=1, le=10_000)] = 32
@@ -204,7 +204,7 @@ class DeliverySettings(Group):
             )
 
 
-class NetworkSettings(Group):
+class NetworkSettings(SettingsGroup):
     allow: Networks = ()
     deny: Networks = ()
     https_only: bool = True
@@ -232,7 +232,7 @@ class NetworkSettings(Group):
             )
 
 
-class RetrySettings(Group):
+class RetrySettings(SettingsGroup):
     schedule: Durations = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
     jitter: Share = 0.1
     tiers: Annotated[tuple[Annotated[Duration, duration_between("1s", "7d")], ...], Listed, NotEmpty] = (
@@ -261,32 +261,32 @@ class RetrySettings(Group):
             )
 
 
-class SubscriptionSettings(Group):
+class SubscriptionSettings(SettingsGroup):
     pause_keeps: Annotated[Duration, duration_between("1m", "365d")] = 7 * 86400.0
 
 
-class AttemptsSettings(Group):
+class AttemptsSettings(SettingsGroup):
     log: Literal["all", "failures", "none"] = "all"
     retention: Annotated[Duration, duration_between("1m", "3650d")] = 7 * 86400.0
     retention_size: Annotated[Size, size_between("1MiB", "1TiB")] = 1 << 30
 
 
-class ShutdownSettings(Group):
+class ShutdownSettings(SettingsGroup):
     drain: Annotated[Duration, duration_between("0s", "1h")] = 20.0
 
 
-class LogSettings(Group):
+class LogSettings(SettingsGroup):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
     success_sample: Share = 0.0
 
 
-class SqliteSettings(Group):
+class SqliteSettings(SettingsGroup):
     partitions: Annotated[Int, Field(ge=1, le=1024)] = 4
     retention: Annotated[Duration, duration_between("1m", "3650d")] = 7 * 86400.0
 
 
-class Settings(Group):
+class Settings(SettingsGroup):
     """All of them. Made by `load`; by hand in tests."""
 
     broker: BrokerUrl = "sqlite:///./dispatcher-data/log.db"

@@ -25,7 +25,7 @@ from dispatcher.core.text import yaml_document as document
 from dispatcher.core.text.redact import without_credentials
 from dispatcher.core.text.units import WRITTEN, Duration, Size, format_duration, format_size
 from dispatcher.core.text.yaml_document import Document, DocumentError, did_you_mean, explain
-from dispatcher.settings.groups import Group, Settings
+from dispatcher.settings.groups import Settings, SettingsGroup
 
 PREFIX: Final = "DISPATCHER_"
 _NESTING: Final = "__"
@@ -90,10 +90,10 @@ def _fields() -> Mapping[_Name, Any]:
     return fields
 
 
-def _group(name: str) -> type[Group] | None:
+def _group(name: str) -> type[SettingsGroup] | None:
     info = Settings.model_fields.get(name)
     kind = info.annotation if info is not None else None
-    return kind if isinstance(kind, type) and issubclass(kind, Group) else None
+    return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None
 
 
 _ADDRESSES: Final = {("broker",), ("network", "proxy")}  # people write passwords into them
@@ -180,7 +180,7 @@ def _between_fields(settings: Settings) -> Iterator[tuple[tuple[_Name, ...], str
         yield tuple(tuple(field.split(".")) for field in fields), message
     for name in Settings.model_fields:
         group = getattr(settings, name)
-        if isinstance(group, Group):
+        if isinstance(group, SettingsGroup):
             for fields, message in group.between_fields():
                 yield tuple((name, field) for field in fields), message
 

@@ -118,12 +118,10 @@ class _Bridge(ConsumerRebalanceListener):  # type: ignore[misc] # the library ha
             await self.member.take(assigned)
 
 
+# Long: joining, rebalances and commits all hang on which of the library's consumers is the current one (`_consumer`,
+# `_bridge`), and the library calls into each of them between the awaits of another.
 class KafkaConsumer:
-    """A member of a group.
-
-    Longer than other classes: joining, rebalances and commits all hang on which of the library's consumers is the current
-    one (`_consumer`, `_bridge`), and the library calls into each of them between the awaits of another.
-    """
+    """A member of a group."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from dispatcher.broker.base import BrokerUnavailable, Record, Stretch, TopicPartition, UnreadableBatch
 from dispatcher.broker.kafka.client import describe, mapped, stop_consumer
-from dispatcher.broker.kafka.wire.bulk import Answer
+from dispatcher.broker.kafka.wire.bulk import FetchAnswer
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ def _stretch(offset: int, limit: int, data: bytes | None) -> Stretch:
     """The records of an answer. Whether one belongs to an aborted transaction is for the group's consumer to know."""
     if not data:
         return Stretch((), offset)
-    answer = Answer(data)
+    answer = FetchAnswer(data)
     answer.next_offset = offset
     records = answer.take(limit, True, lambda batch: bool(batch.is_control_batch))
     return Stretch(records, answer.next_offset)

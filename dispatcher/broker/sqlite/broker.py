@@ -34,10 +34,10 @@ from dispatcher.broker.base import (
     check_exact,
 )
 from dispatcher.broker.partitioning import Partitioner, partition_of
-from dispatcher.broker.sqlite.file import Request
+from dispatcher.broker.sqlite.file import ReadRequest
 from dispatcher.broker.sqlite.group import METADATA_LIMIT, Groups, SqliteConsumer
 from dispatcher.broker.sqlite.reader import SqliteReader
-from dispatcher.broker.sqlite.store import Store
+from dispatcher.broker.sqlite.store import LogStore
 from dispatcher.runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -75,7 +75,7 @@ class SqliteBroker:
         """
         self._default_partitions = partitions
         self._maintenance_interval = maintenance_interval
-        self._store = Store(path, DEFAULTS | {"retention.ms": str(round(retention * 1000))})
+        self._store = LogStore(path, DEFAULTS | {"retention.ms": str(round(retention * 1000))})
         self._groups = Groups(
             self._store, from_latest=offset_reset == "latest", rebalance_timeout=rebalance_timeout
         )
@@ -208,7 +208,7 @@ class SqliteBroker:
         if topic is None or not 0 <= partition.partition < len(topic.partitions) or offset < 0:
             return None
         found = topic.partitions[partition.partition]
-        (batch,) = await self._store.fetch([Request(found.id, found.key, offset)], 1)
+        (batch,) = await self._store.fetch([ReadRequest(found.id, found.key, offset)], 1)
         if batch.records and batch.records[0].offset == offset:
             return batch.records[0]
         return None
@@ -218,7 +218,7 @@ class SqliteBroker:
         if topic is None or not 0 <= partition.partition < len(topic.partitions):
             raise BrokerRefused(f"partition {partition.topic}-{partition.partition} does not exist")
         found = topic.partitions[partition.partition]
-        (batch,) = await self._store.fetch([Request(found.id, found.key, offset)], limit, size)
+        (batch,) = await self._store.fetch([ReadRequest(found.id, found.key, offset)], limit, size)
         return Stretch(batch.records, batch.next)
 
     def consumer(

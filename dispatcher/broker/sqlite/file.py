@@ -7,7 +7,7 @@ rows of a kilobyte overflow in the `WITHOUT ROWID` form that such a primary key 
 
 Rules:
 
-1. A `LogFile` belongs to one thread, that of its `Store`; nothing in here knows of the event loop.
+1. A `LogFile` belongs to one thread, that of its `LogStore`; nothing in here knows of the event loop.
 2. An offset is given out inside the transaction that stores the record. `_counts` is what is committed,
    `_changed` what the open transaction makes of it.
 3. A transaction that fails leaves nothing behind, neither in the file nor in `_counts`.
@@ -62,7 +62,7 @@ class Meta(NamedTuple):
     clean: int
 
 
-class Request(NamedTuple):
+class ReadRequest(NamedTuple):
     """Read partition `id` from `offset`."""
 
     id: int
@@ -314,7 +314,7 @@ class LogFile:
 
     # Reading.
 
-    def fetch(self, requests: Sequence[Request], limit: int, room: int = _POLL_BYTES) -> list[Batch]:
+    def fetch(self, requests: Sequence[ReadRequest], limit: int, room: int = _POLL_BYTES) -> list[Batch]:
         """From each request's offset on, together at most `limit` records, and some `room` bytes of them."""
         db = self._open_db
         batches = []

@@ -48,8 +48,8 @@ from dispatcher.broker.base import (
     UnreadableBatch,
     Why,
 )
-from dispatcher.broker.sqlite.file import Request
-from dispatcher.broker.sqlite.store import Partition, Store, Topic
+from dispatcher.broker.sqlite.file import ReadRequest
+from dispatcher.broker.sqlite.store import LogStore, Partition, Topic
 from dispatcher.runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -88,7 +88,7 @@ class _Group:
 class Groups:
     """The groups that have members."""
 
-    def __init__(self, store: Store, *, from_latest: bool, rebalance_timeout: float) -> None:
+    def __init__(self, store: LogStore, *, from_latest: bool, rebalance_timeout: float) -> None:
         """`from_latest` is where a group without a committed offset starts; the timeout in seconds."""
         self._store = store
         self._from_latest = from_latest
@@ -254,7 +254,7 @@ class SqliteConsumer:
     def __init__(
         self,
         groups: Groups,
-        store: Store,
+        store: LogStore,
         topics: Collection[str],
         group: str,
         listener: AssignmentListener,
@@ -386,11 +386,11 @@ class SqliteConsumer:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
-    def _requests(self) -> list[Request]:
+    def _requests(self) -> list[ReadRequest]:
         """What there is to read, beginning with another partition each time."""
         positions = self._positions
         requests = [
-            Request(partition.id, key, positions[key])
+            ReadRequest(partition.id, key, positions[key])
             for key, partition in self._mine.items()
             if positions[key] < partition.end and key not in self._paused
         ]
@@ -401,7 +401,7 @@ class SqliteConsumer:
         return requests
 
     async def _fetch(
-        self, requests: Sequence[Request], limit: int
+        self, requests: Sequence[ReadRequest], limit: int
     ) -> list[tuple[TopicPartition, Sequence[Record]]]:
         generation = self._generation
         fetched = await self._store.fetch(requests, limit)

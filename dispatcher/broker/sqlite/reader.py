@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import structlog
 
 from dispatcher.broker.base import BrokerUnavailable, Record, TopicPartition
-from dispatcher.broker.sqlite.file import Request
-from dispatcher.broker.sqlite.store import Partition, Store
+from dispatcher.broker.sqlite.file import ReadRequest
+from dispatcher.broker.sqlite.store import LogStore, Partition
 
 log = structlog.get_logger(__name__)
 
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 class SqliteReader:
     """Reads a partition from its first record on, and follows it."""
 
-    def __init__(self, store: Store, partition: TopicPartition) -> None:
+    def __init__(self, store: LogStore, partition: TopicPartition) -> None:
         self._store = store
         self._key = partition
         self._partition: Partition | None = None
@@ -59,7 +59,7 @@ class SqliteReader:
             self._wake.clear()
             pause = deadline - clock()
             if self._position < self._partition.end:
-                request = Request(self._partition.id, self._key, self._position)
+                request = ReadRequest(self._partition.id, self._key, self._position)
                 try:
                     (batch,) = await self._store.fetch([request], limit)
                 except BrokerUnavailable as error:

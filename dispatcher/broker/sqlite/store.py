@@ -38,14 +38,14 @@ from dispatcher.broker.base import (
     Position,
     TopicPartition,
 )
-from dispatcher.broker.sqlite.file import Batch, LogFile, Meta, Request, Swept, mapped
+from dispatcher.broker.sqlite.file import Batch, LogFile, Meta, ReadRequest, Swept, mapped
 from dispatcher.runtime.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class Reader(Protocol):
+class RecordWaiter(Protocol):
     """Who waits for a partition's next record."""
 
     def wake(self) -> None:
@@ -64,7 +64,7 @@ class Partition:
         self.start = meta.start
         self.end = meta.end
         self.clean = meta.clean
-        self.readers: set[Reader] = set()
+        self.readers: set[RecordWaiter] = set()
 
 
 class Topic:
@@ -98,7 +98,7 @@ class _Write:
         self.future = future
 
 
-class Store:
+class LogStore:
     """The file `path`, and the topics in it."""
 
     def __init__(self, path: Path, defaults: Mapping[str, str]) -> None:
@@ -229,7 +229,9 @@ class Store:
             for reader in partition.readers:
                 reader.wake()
 
-    async def fetch(self, requests: Sequence[Request], limit: int, size: int | None = None) -> list[Batch]:
+    async def fetch(
+        self, requests: Sequence[ReadRequest], limit: int, size: int | None = None
+    ) -> list[Batch]:
         """From each request's offset on, together at most `limit` records, and some `size` bytes of them."""
         if size is None:
             return await self._run(self._file.fetch, requests, limit)

@@ -49,7 +49,7 @@ def fill_bulk(batch: Any, entries: Sequence[Entry], at: int, most: int) -> int:
     return count
 
 
-class Answer:
+class FetchAnswer:
     """The records that a fetch brought of one partition. `records.py` says what for."""
 
     def __init__(self, data: bytes | None) -> None:

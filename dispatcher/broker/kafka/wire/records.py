@@ -28,7 +28,7 @@ from aiokafka.protocol import commit
 from aiokafka.protocol.types import Array, Int16, Schema, String
 
 from dispatcher.broker.base import UnreadableBatch
-from dispatcher.broker.kafka.wire.bulk import Answer
+from dispatcher.broker.kafka.wire.bulk import FetchAnswer
 
 
 class Records(fetcher.PartitionRecords):  # type: ignore[misc] # the library has no types
@@ -37,7 +37,7 @@ class Records(fetcher.PartitionRecords):  # type: ignore[misc] # the library has
     No generator, which would be a cycle with this: one that is dropped half read, with its megabytes, is gone at once.
     """
 
-    _records: Answer
+    _records: FetchAnswer
 
     def _unpack_records(self) -> None:
         self._records.next_offset = self.next_fetch_offset
@@ -114,7 +114,7 @@ def _lenient(schema: Schema) -> Schema:
 
 def install() -> None:
     """Have every consumer of this process do so; there is no place to say so for one."""
-    fetcher.MemoryRecords = Answer
+    fetcher.MemoryRecords = FetchAnswer
     fetcher.PartitionRecords = Records
     fetcher.FetchResult = Fetched
     for request in (commit.OffsetFetchRequest_v1, commit.OffsetFetchRequest_v2, commit.OffsetFetchRequest_v3):

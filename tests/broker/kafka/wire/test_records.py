@@ -25,7 +25,7 @@ from hypothesis import given, settings, strategies as st
 from dispatcher.broker.base import UnreadableBatch, UnreadableRecord
 from dispatcher.broker.kafka import consumer as kafka_consumer
 from dispatcher.broker.kafka.wire import records as kafka_records
-from dispatcher.broker.kafka.wire.bulk import Answer
+from dispatcher.broker.kafka.wire.bulk import FetchAnswer
 
 PARTITION = TopicPartition("events", 3)
 NO_PRODUCER = -1
@@ -102,7 +102,9 @@ def fetched(
     data: bytes, offset: int = 0, *, aborted: list[tuple[int, int]] | None = None, committed: bool = True
 ) -> kafka_records.Fetched:
     isolation = fetcher.READ_COMMITTED if committed else fetcher.READ_UNCOMMITTED
-    records = kafka_records.Records(PARTITION, Answer(data), aborted, offset, None, None, True, isolation)
+    records = kafka_records.Records(
+        PARTITION, FetchAnswer(data), aborted, offset, None, None, True, isolation
+    )
     return kafka_records.Fetched(
         PARTITION, assignment=Assignment(offset), partition_records=records, backoff=0
     )
@@ -129,7 +131,7 @@ def expected(*offsets: int) -> list[tuple[int, bytes]]:
 
 def test_the_hook_is_in_place() -> None:
     assert kafka_consumer.KafkaConsumer is not None  # its import puts it there
-    assert fetcher.MemoryRecords is Answer
+    assert fetcher.MemoryRecords is FetchAnswer
     assert fetcher.PartitionRecords is kafka_records.Records
     assert fetcher.FetchResult is kafka_records.Fetched
 
@@ -477,11 +479,11 @@ def test_one_dropped_half_read_is_gone_at_once() -> None:
 
 def test_an_answer_without_a_whole_batch_is_said_and_not_passed_over() -> None:
     """The library calls it too large, and goes on behind its first offset."""
-    answer = Answer(batch(0, 3)[:-1])
+    answer = FetchAnswer(batch(0, 3)[:-1])
     assert answer.has_next()
     error = unreadable(fetched(batch(0, 3)[:-1]))
     assert (error.first, error.last) == (0, 2)
-    assert not Answer(None).has_next()
+    assert not FetchAnswer(None).has_next()
 
 
 def test_text_beside_a_commit_that_is_no_utf8() -> None:
