@@ -59,11 +59,10 @@ from dispatcher.broker.base import (
     UnreadableBatch,
     Why,
 )
-from dispatcher.broker.kafka.client import mapped, milliseconds, reason_of, stop_consumer
-from dispatcher.broker.kafka.fetching import Fetching, PositionsCut
+from dispatcher.broker.kafka.client import mapped, reason_of, stop_consumer
+from dispatcher.broker.kafka.fetching import Fetching, PositionsCut, make_consumer
 from dispatcher.broker.kafka.predecessor import (
     MemberName,
-    assignor,
     evict_predecessors,
     living_twin,
     refusal,
@@ -82,7 +81,6 @@ kafka_records.install()
 
 _OWN_FETCH_WAIT = 0.1  # seconds
 _LOOK_LIMIT = 2.0  # seconds that a revocation waits to learn which topics are still there
-_NEVER_MS = 2**31 - 1
 
 
 class ConsumerCluster(GroupCluster, Protocol):
@@ -118,8 +116,7 @@ class _Bridge(ConsumerRebalanceListener):  # type: ignore[misc] # the library ha
             await self.member.take(assigned)
 
 
-# Long: joining, rebalances and commits all hang on which of the library's consumers is the current one (`_consumer`,
-# `_bridge`), and the library calls into each of them between the awaits of another.
+# Long: the library calls into joining, rebalances and commits between the awaits of each other.
 class KafkaConsumer:
     """A member of a group."""
 
@@ -223,7 +220,7 @@ class KafkaConsumer:
         ]:
             raise BrokerUnavailable(absent(missing, ()) or "")
         await self._starts.look_back()
-        consumer = make_consumer(self._cluster, self._settings, self.group)
+        consumer = make_consumer(self._cluster.options, self._cluster.name, self._settings, self.group)
         consumer._client.send = self._fetching.watched(consumer, consumer._client.send)
         bridge = _Bridge(self)
         self._consumer, self._bridge = consumer, bridge
@@ -570,32 +567,3 @@ class KafkaConsumer:
 
     def skip(self, partition: TopicPartition) -> None:
         self._fetching.skip(partition)
-
-
-def make_consumer(cluster: ConsumerCluster, settings: KafkaSettings, group: str) -> AIOKafkaConsumer:
-    """The library's consumer as a member of the group, not started."""
-    options = dict(cluster.options)
-    # The answer to joining comes when every member has joined, which may take the rebalance timeout.
-    options["request_timeout_ms"] = milliseconds(
-        max(settings.request_timeout, settings.rebalance_timeout + 5)
-    )
-    name = cluster.name
-    if name is not None:
-        options["client_id"] = name.client_id(options["client_id"])
-    return AIOKafkaConsumer(
-        **options,
-        group_id=group,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        isolation_level="read_committed",
-        partition_assignment_strategy=(assignor(name),),
-        fetch_max_wait_ms=milliseconds(settings.fetch_max_wait),
-        fetch_max_bytes=settings.fetch_max_bytes,
-        max_partition_fetch_bytes=settings.fetch_max_bytes_per_partition,
-        session_timeout_ms=milliseconds(settings.session_timeout),
-        heartbeat_interval_ms=milliseconds(settings.heartbeat_interval),
-        rebalance_timeout_ms=milliseconds(settings.rebalance_timeout),
-        # The heartbeat comes from the loop that does the work: a hung program has none. And a
-        # cancelled getmany leaves the count wrong that this goes by.
-        max_poll_interval_ms=_NEVER_MS,
-    )

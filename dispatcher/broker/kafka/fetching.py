@@ -22,8 +22,13 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
 
 from dispatcher.broker.base import Record, TopicPartition, UnreadableBatch
+from dispatcher.broker.kafka.client import milliseconds
+from dispatcher.broker.kafka.predecessor import MemberName, assignor
 from dispatcher.broker.kafka.starts import position_of
 from dispatcher.broker.kafka.unreadable import StuckPartitions
+from dispatcher.settings.groups import KafkaSettings
+
+_NEVER_MS = 2**31 - 1
 
 
 class PositionsCut(Exception):
@@ -235,3 +240,33 @@ class Fetching:
             if position is not None and position > behind:
                 stretches[partition] = (behind, position)
         return stretches
+
+
+def make_consumer(
+    options: Mapping[str, Any], name: MemberName | None, settings: KafkaSettings, group: str
+) -> AIOKafkaConsumer:
+    """The library's consumer as a member of the group, not started."""
+    options = dict(options)
+    # The answer to joining comes when every member has joined, which may take the rebalance timeout.
+    options["request_timeout_ms"] = milliseconds(
+        max(settings.request_timeout, settings.rebalance_timeout + 5)
+    )
+    if name is not None:
+        options["client_id"] = name.client_id(options["client_id"])
+    return AIOKafkaConsumer(
+        **options,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        partition_assignment_strategy=(assignor(name),),
+        fetch_max_wait_ms=milliseconds(settings.fetch_max_wait),
+        fetch_max_bytes=settings.fetch_max_bytes,
+        max_partition_fetch_bytes=settings.fetch_max_bytes_per_partition,
+        session_timeout_ms=milliseconds(settings.session_timeout),
+        heartbeat_interval_ms=milliseconds(settings.heartbeat_interval),
+        rebalance_timeout_ms=milliseconds(settings.rebalance_timeout),
+        # The heartbeat comes from the loop that does the work: a hung program has none. And a
+        # cancelled getmany leaves the count wrong that this goes by.
+        max_poll_interval_ms=_NEVER_MS,
+    )

@@ -159,8 +159,7 @@ def _size(message: Message) -> int:
     return size
 
 
-# Long: both ways to write (`produce` and `produce_bulk`) share the library's producer, and a failed batch of either
-# retires it for both.
+# Long: both ways to write share the library's producer, and a failed batch of either retires it for both.
 class KafkaProducer:
     """Writes to one cluster. Owns the library's producers, one after the other."""
 
