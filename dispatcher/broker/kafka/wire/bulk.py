@@ -14,7 +14,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
 from dispatcher.broker.base import Entry, UnreadableBatch
-from dispatcher.broker.kafka.wire.unpack import framed, last_offset, unpack
+from dispatcher.broker.kafka.wire.unpack import counted_end, framed, last_offset, unpack
 from dispatcher.broker.partitioning import partition_of
 
 _CHECKED: Final = 21  # where that begins which the checksum is of
@@ -105,7 +105,11 @@ class FetchAnswer:
                     self._records = None
                     self.next_offset = self._after
         except UnreadableBatch as error:
-            following = int.from_bytes(self._data[self._end : self._end + 8], "big", signed=True)
+            following: int | None = None
+            if self._end + 8 <= len(self._data):
+                following = int.from_bytes(self._data[self._end : self._end + 8], "big", signed=True)
+            else:
+                following = counted_end(self._data[self._begin : self._end], error.first)
             # Nothing of this answer is read any more: it is fetched again, from here on.
             self._records = None
             self._data = b""

@@ -82,6 +82,18 @@ def last_offset(batch: bytes, first: int) -> int:
     return max(first, base + delta)
 
 
+def counted_end(batch: bytes, first: int) -> int | None:
+    """The offset behind as many records as the batch's head counts, where `first` is before it and the head's last offset beyond.
+
+    Then one of the two is wrong, or compaction took records of the batch. Where nothing tells which, a skip passes over
+    no more than both agree on: the second skip goes by the last offset.
+    """
+    if len(batch) < HEAD or batch[_MAGIC_AT] != 2:
+        return None
+    base, delta, count = struct.unpack_from(">q15xi30xi", batch)
+    return int(base + count) if 0 < count <= delta and first < base + count else None
+
+
 def unpack(batch: bytes, first: int, problem: str) -> Iterator[StoredRecord]:
     """The records of a batch from the offset `first` on. `problem`: what the library said of it. Raises UnreadableBatch."""
     magic = batch[_MAGIC_AT] if len(batch) > _MAGIC_AT else -1

@@ -217,6 +217,15 @@ def test_a_broken_batch_ends_where_the_partition_ends_whatever_its_head_says() -
     assert (error.first, error.last) == (10, 14)
 
 
+def test_of_a_broken_batch_alone_in_its_fetch_no_more_is_passed_over_than_its_head_counts() -> None:
+    error = unreadable(fetched(long(batch(10, 5)), 10))
+    assert (error.first, error.last) == (10, 14), "records from 15 on may be readable"
+    error = unreadable(fetched(long(batch(10, 5), 19), 15))
+    assert (error.first, error.last) == (15, 29), "the broker says that the batch goes on"
+    error = unreadable(fetched(damaged(batch(10, 5)), 10))
+    assert (error.first, error.last) == (10, 14)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
 def test_what_is_before_a_broken_batch_comes(limit: int) -> None:
     data = batch(0, 2) + damaged(batch(2, 2)) + batch(4, 1)
