@@ -18,6 +18,7 @@ from dispatcher.cli import main
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.text.units import parse_duration
 from dispatcher.registry.file import load_file
+from dispatcher.settings.broker_url import KafkaServers
 from dispatcher.settings.groups import Settings
 from dispatcher.settings.load import PREFIX, SettingsError, load
 from tests.kafka import server as kafka
@@ -145,7 +146,9 @@ def test_deliveries_may_go_into_the_network_and_nowhere_else_that_is_private() -
 
 
 def test_the_broker_is_the_service_at_its_inner_listener() -> None:
-    (server,) = settings()[0].kafka_servers
+    address = settings()[0].broker_address
+    assert isinstance(address, KafkaServers)
+    (server,) = address.servers
     advertised = compose()["services"]["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     assert f"INSIDE://{server}," in advertised
     assert settings()[0].topics.replication == 1

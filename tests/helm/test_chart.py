@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from dispatcher.settings.broker_url import KafkaServers
 from dispatcher.settings.load import names
 from tests.helm import tools
 from tests.helm.manifests import of_kind, pods, read, started, the
@@ -151,7 +152,7 @@ def test_the_pods_start_with_settings_that_are_taken(case: str, tmp_path: Path) 
     found = []
     for name, pod in pods(documents):
         settings = started(documents, pod, tmp_path / name)
-        assert settings.kafka_servers == ("kafka:9092",)
+        assert settings.broker_address == KafkaServers(("kafka:9092",))
         found.append(name)
     assert len(found) == 1 + ("split=true" in MATRIX[case])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,15 +26,6 @@ def test_beyond_loopback_keys_are_required(host: Any, fine: Any) -> None:
         load(None, {"DISPATCHER_HTTP__HOST": host}, {})
     else:
         assert "api.keys" in mistakes(environ={"DISPATCHER_HTTP__HOST": host})[0]
-
-
-def test_the_broker_is_taken_apart() -> None:
-    found = load(None, {"DISPATCHER_BROKER": "kafka://one:1, [::1]:2,[::1],three"}, {})
-    assert found.kafka_servers == ("one:1", "[::1]:2", "[::1]:9092", "three:9092")
-    assert found.sqlite_file is None
-    assert Settings().kafka_servers == ()
-    assert Settings().sqlite_file == Path("dispatcher-data/log.db")
-    assert load(None, {"DISPATCHER_BROKER": "sqlite:////var/log.db"}, {}).sqlite_file == Path("/var/log.db")
 
 
 def test_settings_are_frozen() -> None:
