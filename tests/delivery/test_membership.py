@@ -1,0 +1,112 @@
+"""What a membership makes of its consumer's answers, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dispatcher.broker.base import Broker, CommitRefused, Position, TopicPartition
+from dispatcher.core.commit.note import Pointer, pointing
+from dispatcher.delivery.commit_notes import read_limit
+from dispatcher.delivery.membership import Membership
+from dispatcher.settings.groups import KafkaSettings, Settings
+from dispatcher.telemetry.metrics import Metrics
+
+pytestmark = [pytest.mark.looptime]
+
+HERE, GONE = TopicPartition("events", 0), TopicPartition("orders", 0)
+
+
+class Host:
+    async def before_revocation(self, membership: Membership) -> None: ...
+
+    async def after_revocation(self, membership: Membership) -> None: ...
+
+    def after_assignment(self, membership: Membership) -> None: ...
+
+
+class Consumer:
+    """Refuses to commit `refused`."""
+
+    problem = None
+
+    def __init__(self) -> None:
+        self.refused: list[TopicPartition] | None = []
+        self.commits: list[Mapping[TopicPartition, Position]] = []
+
+    def passed(self) -> dict[Any, Any]:
+        return {}
+
+    def ends(self) -> dict[Any, Any]:
+        return {}
+
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        self.commits.append(positions)
+        if self.refused is None or self.refused:
+            raise CommitRefused("another topic", self.refused)
+
+
+class Notes:
+    """A broker of whose records none can be read in time."""
+
+    metadata_limit = 4096
+
+    def __init__(self) -> None:
+        self.made = Consumer()
+
+    def consumer(self, *_: Any, **__: Any) -> Consumer:
+        return self.made
+
+    async def read(self, partition: TopicPartition, offset: int) -> None:
+        await asyncio.Event().wait()
+
+    async def look(self, topics: Any) -> dict[str, Any]:
+        return {topic: SimpleNamespace(partitions=1) for topic in topics}
+
+
+async def made(broker: Notes, **more: Any) -> Membership:
+    membership = Membership(cast("Broker", broker), ["events", "orders"], "group", Host(), Metrics(), **more)
+    await membership.on_assigned({HERE: Position(0), GONE: Position(0)})
+    for tracker in membership.trackers.values():
+        tracker.track(0, 1)
+        tracker.settle(0)
+    return membership
+
+
+async def test_what_others_of_a_refused_commit_have_committed_is_not_committed_again() -> None:
+    broker = Notes()
+    membership = await made(broker)
+    broker.made.refused = [GONE]
+    await membership.commit()
+    assert set(broker.made.commits[0]) == {HERE, GONE}
+    await membership.commit()
+    assert set(broker.made.commits[1]) == {GONE}
+
+
+async def test_a_commit_that_is_refused_as_a_whole_is_made_again_as_a_whole() -> None:
+    broker = Notes()
+    membership = await made(broker)
+    broker.made.refused = None
+    await membership.commit()
+    await membership.commit()
+    assert [set(positions) for positions in broker.made.commits] == [{HERE, GONE}] * 2
+
+
+def test_notes_are_read_for_no_longer_than_a_quarter_of_the_session() -> None:
+    short = KafkaSettings(session_timeout=6.0, heartbeat_interval=1.0)
+    assert read_limit(Settings(kafka=short)) == 1.5
+    assert read_limit(Settings()) == 5.0
+
+
+async def test_notes_that_can_not_be_read_delay_an_assignment_by_no_more_than_their_limit() -> None:
+    membership = await made(Notes(), notes_topic="progress", read_limit=1.5)
+    text = pointing(*HERE, 7, "", Pointer(0, 3, 0))
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await membership.on_assigned({HERE: Position(7, text)})
+    assert clock() - began == pytest.approx(1.5)
+    assert membership.trackers[HERE].committable == 7
