@@ -36,7 +36,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
-from dispatcher.topics.specs import needed_rights, topic_specs
+from dispatcher.topics.specs import missing_topics, needed_rights, topic_specs
 from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
 
@@ -164,10 +164,7 @@ class App:
                 log.warning("the broker went away, trying again", error=str(error), pause=pause)
                 await asyncio.sleep(pause)
         if missing:
-            names = ", ".join(missing)
-            raise BrokerRefused(
-                f"missing topics: {names}. Create them (`dispatcher topics --create`), or set topics.create: true"
-            )
+            raise BrokerRefused(missing_topics(specs, missing))
 
     def problems(self) -> list[str]:
         """Why it isn't ready to deliver; empty when it is. `/readyz` shows it."""

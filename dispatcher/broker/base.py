@@ -457,6 +457,16 @@ class Broker(Protocol):
         """
 
 
+def creation_command(spec: TopicSpec) -> str:
+    """What makes the topic on Kafka, to be pasted."""
+    options = [
+        *([] if spec.partitions is None else [f"--partitions {spec.partitions}"]),
+        *([] if spec.replication is None else [f"--replication-factor {spec.replication}"]),
+        *(f"--config {name}={value}" for name, value in spec.config.items()),
+    ]
+    return " ".join(["kafka-topics.sh --bootstrap-server ... --create --topic", spec.name, *options])
+
+
 def check_exact(spec: TopicSpec, partitions: int, config: Mapping[str, str]) -> None:
     """Raise BrokerRefused unless the topic is as its `exact` spec says. A setting that isn't known is let pass."""
     name = spec.name

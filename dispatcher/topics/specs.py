@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
-from dispatcher.broker.base import TopicSpec
+from dispatcher.broker.base import TopicSpec, creation_command
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
@@ -94,6 +94,15 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             )
         )
     return specs
+
+
+def missing_topics(specs: Sequence[TopicSpec], missing: Collection[str]) -> str:
+    """What to say where topics are missing, and may not be made unasked."""
+    commands = "; ".join(f"`{creation_command(spec)}`" for spec in specs if spec.name in missing)
+    return (
+        f"missing topics: {', '.join(missing)}. A new version may need more topics than the one before. Create them"
+        f" (`dispatcher topics --create`), or set topics.create: true; with Kafka's own tools: {commands}"
+    )
 
 
 def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:

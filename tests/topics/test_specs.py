@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dispatcher.settings.groups import AttemptsSettings, RetrySettings, Settings, TopicsSettings
-from dispatcher.topics.specs import needed_rights, topic_specs
+from dispatcher.topics.specs import missing_topics, needed_rights, topic_specs
 
 DAY_MS = 24 * 3600 * 1000
 ON_KAFKA = "kafka://127.0.0.1:9092"
@@ -55,3 +55,17 @@ def test_the_rights_are_those_that_each_topic_is_used_with() -> None:
     assert rights["events"] == ("READ",)
     assert rights["dispatcher.dead"] == rights["dispatcher.attempts"] == ("WRITE",)
     assert rights["dispatcher.retry.parked"] == rights["dispatcher.progress"] == ("READ", "WRITE")
+
+
+def test_missing_topics_are_named_with_what_makes_each() -> None:
+    said = missing_topics(
+        topic_specs(Settings(broker=ON_KAFKA)), ["dispatcher.progress", "dispatcher.retry.parked"]
+    )
+    assert said.startswith("missing topics: dispatcher.progress, dispatcher.retry.parked. ")
+    assert "`dispatcher topics --create`" in said
+    assert (
+        "`kafka-topics.sh --bootstrap-server ... --create --topic dispatcher.progress --partitions 1"
+        " --config cleanup.policy=compact" in said
+    )
+    assert "--create --topic dispatcher.retry.parked --config cleanup.policy=delete" in said
+    assert "--topic dispatcher.attempts" not in said

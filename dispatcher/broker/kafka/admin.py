@@ -30,6 +30,7 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
     check_exact,
+    creation_command,
 )
 from dispatcher.broker.kafka.client import describe, mapped, reason_of
 from dispatcher.broker.kafka.lookup import RecordLookup
@@ -43,6 +44,7 @@ _STARTING = 15.0  # seconds that a broker may take to become able to do what it 
 _TOO_FEW = 5.0  # of those, seconds for other brokers to appear
 _AGAIN = 0.25
 _MOST = 100  # groups that are looked at
+_NO_RIGHT = {errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError}
 _SHOWN_CONFIGS = {
     "cleanup.policy",
     "retention.ms",
@@ -120,13 +122,16 @@ class KafkaAdmin:
         return inherited(group, await self.readers_of(topics, RETRY_SUFFIX))
 
     async def ensure_topics(self, topics: Sequence[TopicSpec], *, create: bool) -> Sequence[str]:
-        found = await self._describe([spec.name for spec in topics])
+        seen = await look(await self._client(), [spec.name for spec in topics])
+        if seen.denied:
+            raise BrokerRefused(self._denied(sorted(seen.denied)))
+        found = {name: topic.partitions for name, topic in seen.there.items()}
         missing = [spec for spec in topics if spec.name not in found]
         exact = [spec for spec in topics if spec.exact and spec.name in found]
         if exact:
             configs = await self._configs([spec.name for spec in exact])
             for spec in exact:
-                check_exact(spec, len(found[spec.name]), configs.get(spec.name, {}))
+                check_exact(spec, found[spec.name], configs.get(spec.name, {}))
         if not create or not missing:
             return [spec.name for spec in missing]
         await self.ask(lambda admin: self._create(admin, missing), "creating topics")
@@ -137,6 +142,20 @@ class KafkaAdmin:
                 return left
             await asyncio.sleep(0.1)
         return []
+
+    def _denied(self, topics: Sequence[str]) -> str:
+        named = " ".join(f"--topic {topic}" for topic in topics)
+        return (
+            f"the broker does not let this user see the topics {', '.join(topics)}: make those that are new since an upgrade"
+            f" (`dispatcher topics --create` as a user that may), and allow this one to use them:"
+            f" `kafka-acls.sh --bootstrap-server ... --add --allow-principal {self._principal} --operation Read"
+            f" --operation Write {named}`"
+        )
+
+    @property
+    def _principal(self) -> str:
+        name = self.settings.sasl_username
+        return "User:<the client's name>" if name is None else f"User:{name}"
 
     async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
         began = time.monotonic()
@@ -162,6 +181,7 @@ class KafkaAdmin:
             ]
             response = await admin.create_topics(request)
             again = False
+            refused: list[str] = []
             for name, code, *said in response.topic_errors:
                 error = errors.for_code(code)
                 if error is errors.NoError:
@@ -174,16 +194,28 @@ class KafkaAdmin:
                 ):
                     defaults = await self._broker_defaults(admin)  # brokers before 2.4 don't know -1
                     again = True
+                elif error in _NO_RIGHT:
+                    refused.append(name)
                 elif time.monotonic() - began < _patience(error):
                     again = True
                     log.info("the topic can't be created yet, trying again", topic=name, error=error.__name__)
                 else:
                     detail = said[0] if said and said[0] else error.description
                     raise BrokerRefused(f"topic {name} could not be created: {detail}")
+            if refused:
+                raise BrokerRefused(self._not_made([spec for spec in specs if spec.name in refused]))
             if not again:
                 return
             await asyncio.sleep(_AGAIN)
             await admin._client.force_metadata_update()
+
+    def _not_made(self, specs: Sequence[TopicSpec]) -> str:
+        named = " ".join(f"--topic {spec.name}" for spec in specs)
+        return (
+            f"the topics {', '.join(spec.name for spec in specs)} are missing, and the broker does not let this user create"
+            f" topics. Make them: {'; '.join(f'`{creation_command(spec)}`' for spec in specs)}. Or allow it:"
+            f" `kafka-acls.sh --bootstrap-server ... --add --allow-principal {self._principal} --operation Create {named}`"
+        )
 
     async def _broker_defaults(self, admin: AIOKafkaAdminClient) -> Mapping[str, str]:
         cluster = await admin.describe_cluster()

@@ -31,6 +31,7 @@ from dispatcher.broker.base import (
     MessageTooLarge,
     Position,
     TopicPartition,
+    TopicSpec,
     Why,
 )
 from dispatcher.broker.kafka import producer as kafka_producer
@@ -302,6 +303,30 @@ async def test_rights_that_are_missing_are_warnings_until_they_are_given(
         assert f"READ the group {group}" in warning
         await broker.check_rights({}, {unique("group"): ("READ",)})
         assert broker.warnings() == []
+    finally:
+        await backend.close_all()
+
+
+@pytest.mark.kafka
+async def test_topics_that_may_not_be_seen_are_named_at_the_start(
+    secured: Secured, unique: Callable[[str], str]
+) -> None:
+    backend = OnKafka(unique, secured.cluster.bootstrap)
+    try:
+        boss = await backend.connect(secured.settings(sasl_username="admin", password="admin-secret"))
+        there, new = await backend.topic(boss), unique("topic")
+        for topic in (there, new):
+            await allow_nobody_but_bob(boss, 2, topic)
+        broker = await backend.connect(secured.settings())
+        specs = [TopicSpec(there, 4), TopicSpec(new, 1)]
+        said = ""
+        async with asyncio.timeout(WITHIN):
+            while not (there in said and new in said):  # until the broker has heard of both of its ACLs
+                try:
+                    await broker.ensure_topics(specs, create=False)
+                except BrokerRefused as refused:
+                    said = str(refused)
+        assert "--allow-principal User:alice --operation Read --operation Write" in said
     finally:
         await backend.close_all()
 
