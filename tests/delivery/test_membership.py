@@ -11,9 +11,7 @@ import pytest
 
 from dispatcher.broker.base import Broker, CommitRefused, Position, TopicPartition
 from dispatcher.core.commit.note import Pointer, pointing
-from dispatcher.delivery.commit_notes import read_limit
 from dispatcher.delivery.membership import Membership
-from dispatcher.settings.groups import KafkaSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 
 pytestmark = [pytest.mark.looptime]
@@ -94,12 +92,6 @@ async def test_a_commit_that_is_refused_as_a_whole_is_made_again_as_a_whole() ->
     await membership.commit()
     await membership.commit()
     assert [set(positions) for positions in broker.made.commits] == [{HERE, GONE}] * 2
-
-
-def test_notes_are_read_for_no_longer_than_a_quarter_of_the_session() -> None:
-    short = KafkaSettings(session_timeout=6.0, heartbeat_interval=1.0)
-    assert read_limit(Settings(kafka=short)) == 1.5
-    assert read_limit(Settings()) == 5.0
 
 
 async def test_notes_that_can_not_be_read_delay_an_assignment_by_no_more_than_their_limit() -> None:
