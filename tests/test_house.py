@@ -66,6 +66,22 @@ def test_a_task_needs_an_owner_everywhere(path: str) -> None:
         ("delivery/engine.py", "import aiohttp", "aiohttp serves the API"),
         ("delivery/engine.py", "import aiokafka", "Only the adapter speaks Kafka"),
         ("stray.py", "", "Imports go one way"),
+        ("registry/file.py", "from dispatcher.registry.registry import Registry", "No imports in circles"),
+        (
+            "broker/kafka/wire/unpack.py",
+            "from dispatcher.broker.kafka.wire.bulk import FetchAnswer",
+            "No imports in circles",
+        ),
+        (
+            "broker/kafka/client.py",
+            "from dispatcher.broker.kafka.broker import KafkaBroker",
+            "No imports in circles",
+        ),
+        (
+            "broker/sqlite/file.py",
+            "from dispatcher.broker.kafka.client import mapped",
+            "Neither broker adapter knows",
+        ),
         ("api/keys.py", "from dispatcher.api.frame import Frame", "Inside the API"),
         ("control/log.py", "from dispatcher.control.store import ControlStore", "Inside the control plane"),
     ],
@@ -91,7 +107,7 @@ def test_an_import_against_the_layers_is_found_even_for_types_only(
         check=False,
     )
     assert ended.returncode == 1
-    broken_contracts = [row for row in ended.stdout.splitlines() if row.endswith(" BROKEN")]
+    broken_contracts = [row for row in ended.stdout.splitlines() if " BROKEN" in row]
     assert [row for row in broken_contracts if row.startswith(contract)], ended.stdout
 
 

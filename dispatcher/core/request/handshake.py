@@ -25,7 +25,7 @@ from orjson import JSONDecodeError, dumps, loads
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.build import Template, build
 from dispatcher.core.request.results import Failure, HandshakeResponse, Response, Result
-from dispatcher.core.subscription.fields import MAX_RATE as MAX_RATE_PER_SECOND
+from dispatcher.core.text.units import MAX_RATE as MAX_RATE_PER_SECOND
 
 VALIDATION_TYPE: Final = "dispatcher.validation"
 MAX_RATE: Final = int(MAX_RATE_PER_SECOND * 60)

@@ -13,11 +13,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dispatcher.core.event.decode import valid_tenant
 from dispatcher.core.subscription.model import EVERY_TENANT
 from dispatcher.core.subscription.patterns import check_pattern
-from dispatcher.core.text.units import WRITTEN, Duration, Rate, duration_between
+from dispatcher.core.text.units import MAX_RATE, WRITTEN, Duration, Rate, duration_between
 
 MAX_PATTERNS: Final = 256
 MIN_RATE: Final = 1 / 3600  # deliveries a second
-MAX_RATE: Final = 100_000.0
 MAX_HEADER_BYTES: Final = 8192  # with what the dispatcher and the event add, what servers commonly take
 MAX_IN_FLIGHT: Final = 16
 """How many deliveries of one subscription are in flight at a time, unless it says otherwise."""

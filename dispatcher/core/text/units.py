@@ -120,6 +120,9 @@ Size = Annotated[int, BeforeValidator(_size)]
 Rate = Annotated[float, BeforeValidator(_rate)]
 """So many a second; written with its period."""
 
+MAX_RATE: Final = 100_000.0
+"""Deliveries a second: a limit beyond it says nothing."""
+
 
 def duration_between(low: str, high: str) -> AfterValidator:
     """A bound for `Duration`, both ends included."""
