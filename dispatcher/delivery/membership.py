@@ -175,6 +175,7 @@ class Membership:
                     "commit refused: the partitions were reassigned", group=self.group, error=str(error)
                 )
                 refused = error.partitions if error.partitions is not None else positions
+                self._committed = error.partitions is not None
                 _note(trackers, {p: prepared[p] for p in positions if p not in refused})
             except MetadataTooLarge as error:
                 self._metrics.commits["failed"] += 1
@@ -208,22 +209,27 @@ class Membership:
         """Commit again what is committed, with notes that reserve more."""
         if not self._committed:
             return  # rule 4
+        below: dict[TopicPartition, int] = {}
+        positions: dict[TopicPartition, Position] = {}
+        trackers: dict[TopicPartition, PartitionTracker] = {}
         try:
             async with asyncio.timeout(_RESERVE_LIMIT), self._committing:
-                below: dict[TopicPartition, int] = {}
-                positions: dict[TopicPartition, Position] = {}
                 for partition, tracker in self.trackers.items():
                     wanted = tracker.reservation.wanted(tracker.next)
-                    position = (
-                        self._notes.reserving(partition, tracker, wanted)
-                        if wanted > tracker.reservation.below
-                        else None
-                    )
+                    if wanted <= tracker.reservation.below:
+                        continue
+                    position = self._notes.reserving(partition, tracker, wanted)
                     if position is not None:
                         below[partition], positions[partition] = wanted, position
-                trackers = {partition: self.trackers[partition] for partition in positions}
+                        trackers[partition] = tracker
                 self._committed = False
                 await self.consumer.commit(positions)
+                self._committed = True
+        except CommitRefused as error:
+            # Of what is gone or has moved nothing more is taken up; the others are committed.
+            self._committed = error.partitions is not None
+            for partition in positions if error.partitions is None else error.partitions:
+                below.pop(partition, None)
         except (BrokerError, TimeoutError) as error:
             log.warning(
                 "can't commit how far records may be taken up: what is taken up until the next commit is lost for subscriptions"
@@ -231,12 +237,11 @@ class Membership:
                 group=self.group,
                 error=str(error) or f"no answer within {_RESERVE_LIMIT:g} s",
             )
-        else:
-            self._committed = True
-            for partition, position in positions.items():
-                tracker = trackers[partition]
-                tracker.noted = position.metadata
-                tracker.reservation.made(below[partition], tracker.next)
+            return
+        for partition, reserved in below.items():
+            tracker = trackers[partition]
+            tracker.noted = positions[partition].metadata
+            tracker.reservation.made(reserved, tracker.next)
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are about to move: end what is under way, start nothing, commit."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from dispatcher.broker.base import Broker, CommitRefused, Position, TopicPartition
-from dispatcher.core.commit.note import Pointer, pointing
+from dispatcher.core.commit.note import Pointer, pointing, read_note
 from dispatcher.delivery.membership import Membership
 from dispatcher.telemetry.metrics import Metrics
 
@@ -102,3 +102,62 @@ async def test_notes_that_can_not_be_read_delay_an_assignment_by_no_more_than_th
     await membership.on_assigned({HERE: Position(7, text)})
     assert clock() - began == pytest.approx(1.5)
     assert membership.trackers[HERE].committable == 7
+
+
+async def test_what_is_taken_up_is_reserved_before_and_for_all_partitions_at_once() -> None:
+    broker = Notes()
+    membership = await made(broker, reserves=True)
+    (assigned,) = broker.made.commits
+    notes = {partition: read_note(*partition, *position) for partition, position in assigned.items()}
+    assert {partition: note.reserved for partition, note in notes.items()} == {HERE: 1000, GONE: 1000}
+    await membership.reserve(membership.trackers[HERE], 1000)
+    assert len(broker.made.commits) == 1, "there is room for it"
+    await membership.reserve(membership.trackers[HERE], 5000)
+    assert read_note(*HERE, *broker.made.commits[1][HERE]).reserved == 5000
+    await membership.reserve(membership.trackers[HERE], 5000)
+    assert len(broker.made.commits) == 2
+
+
+async def test_a_topic_that_is_gone_takes_no_reservation_from_the_others() -> None:
+    broker = Notes()
+    membership = await made(broker, reserves=True)
+    broker.made.refused = [GONE]
+    here, gone = membership.trackers[HERE].reservation, membership.trackers[GONE].reservation
+    await membership.reserve(membership.trackers[HERE], 5000)
+    assert (here.below, gone.below) == (5000, 1000)
+    await membership.reserve(membership.trackers[HERE], 9000)
+    assert here.below == 9000
+
+
+async def test_nothing_waits_for_a_reservation_again_until_a_commit_has_gone_through() -> None:
+    broker = Notes()
+    membership = await made(broker, reserves=True)
+    clock = asyncio.get_running_loop().time
+    commit, began = broker.made.commit, clock()
+
+    async def never(positions: Mapping[TopicPartition, Position]) -> None:
+        await asyncio.Event().wait()
+
+    broker.made.commit = never  # type: ignore[method-assign]
+    for end in (5000, 6000, 7000):
+        await membership.reserve(membership.trackers[HERE], end)
+    assert clock() - began == pytest.approx(1.0)
+    broker.made.commit = commit  # type: ignore[method-assign]
+    await membership.commit()
+    assert membership.trackers[HERE].reservation.below == 7000
+    await membership.reserve(membership.trackers[HERE], 8000)
+    assert membership.trackers[HERE].reservation.below == 8000
+
+
+async def test_partitions_are_given_up_with_no_more_reserved_than_was_taken_up() -> None:
+    broker = Notes()
+    membership = await made(broker, reserves=True)
+    await membership.commit()
+    await membership.on_revoked([HERE, GONE])
+    last = broker.made.commits[-1]
+    assert {partition: read_note(*partition, *at).reserved for partition, at in last.items()} == {
+        HERE: 1,
+        GONE: 1,
+    }
+    await membership.reserve(membership.trackers[HERE], 5000)
+    assert broker.made.commits[-1] is last, "while they move, nothing is attempted that is taken up"
