@@ -20,6 +20,7 @@ from benchmarks import (
     restart,
     retries,
     scale,
+    toggles,
 )
 from benchmarks.harness import (
     CORES,
@@ -51,8 +52,8 @@ ALL = (
     "micro",
     "matching",
 )
-LONG = ("soak", "against")  # only when asked for by name
-_WITHOUT_DAEMON = {"transport", "micro", "matching"}
+LONG = ("soak", "against", "toggles")  # only when asked for by name
+_WITHOUT_DAEMON = {"transport", "micro", "matching", "toggles"}
 _PLOTTED = {"growth", "soak"}
 
 
@@ -80,6 +81,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--case", action="append", choices=against.CASES, help="of `against` (all); may be given repeatedly"
+    )
+    parser.add_argument(
+        "--toggle", action="append", metavar="TEXT", help="of `toggles`, those whose names contain it (all)"
     )
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
     parser.add_argument(
@@ -141,6 +145,10 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                     compiled=not given.pure,
                     **load_options,
                 )
+            case "toggles":
+                yield lambda: toggles.run(
+                    command, compiled=not given.pure, names=given.toggle or (), **load_options
+                )
             case "soak":
                 yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":
@@ -172,7 +180,7 @@ def main() -> int:
             compile_daemon()
         with awake():
             for section in _sections(given):
-                section().report(None if given.what == ["against"] else results)
+                section().report(None if {*given.what} <= {"against", "toggles"} else results)
     except CannotRun as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -55,8 +55,14 @@ class _Consumer:
 
     resume = pause
 
+    def ends(self) -> Mapping[TopicPartition, int]:
+        return {}
 
-class _Broker:
+    async def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        pass
+
+
+class SilentBroker:
     """Never asked for anything while deliveries succeed."""
 
     metadata_limit = 4096
@@ -114,7 +120,7 @@ class _Transport:
             exchange.done(Response(200))
 
 
-class _Registry:
+class RegistryOfOne:
     def __init__(self, index: Index) -> None:
         self.index = index
 
@@ -162,9 +168,9 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
     failed: list[BaseException] = []
     engine = Engine(
         settings,
-        cast("Broker", _Broker()),
+        cast("Broker", SilentBroker()),
         cast("Transport", _Transport()),
-        cast("Registry", _Registry(Index(_subscriptions(fan_out)))),
+        cast("Registry", RegistryOfOne(Index(_subscriptions(fan_out)))),
         Guard(),
         metrics,
         timers,

@@ -1,0 +1,223 @@
+"""Engine and transport in one process, over sockets that swallow what is written: what a delivery costs in a case.
+
+The engine, the transport, its pools and its connections are the real ones. A socket's answer comes in the next turn of the loop. System calls
+are in no figure, so that a few per cent of the daemon's own work can be told. `toggles.py` runs this as a program of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+import structlog
+import uvloop
+
+from benchmarks.bench_engine import ANSWER, BATCH, RegistryOfOne, SilentBroker
+from benchmarks.harness import NOW, SECRET, envelope
+from dispatcher.broker.base import Broker, Position, StoredRecord, TopicPartition
+from dispatcher.core.request.netguard import Guard
+from dispatcher.core.request.results import Failure, Opened
+from dispatcher.core.request.urls import Origin
+from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status, Subscription
+from dispatcher.delivery.engine import Engine
+from dispatcher.registry.registry import Registry
+from dispatcher.runtime.timers import Timers
+from dispatcher.settings.groups import AttemptsSettings, DeliverySettings, NetworkSettings, Settings
+from dispatcher.telemetry.metrics import Metrics
+from dispatcher.transport import pool
+from dispatcher.transport.base import Exchange
+from dispatcher.transport.client import Transport
+from dispatcher.transport.connection import Connection, Shared
+
+_PARTITION: Final = TopicPartition("events", 0)
+
+
+class Case(NamedTuple):
+    """What there is: hosts, subscriptions over them, and how many of these want each event."""
+
+    hosts: int
+    subscriptions: int
+    fan_out: int = 1
+
+
+CASES: Final[Mapping[str, Case]] = {
+    "plain": Case(8, 8),
+    "fan-out": Case(8, 80, 10),
+    "subscriptions": Case(8, 100_000),
+    "hosts": Case(10_000, 10_000),
+}
+
+
+class _Lookup:
+    async def resolve(self, host: str) -> Sequence[str]:
+        return (host,)
+
+    async def close(self) -> None:
+        pass
+
+
+class _Socket:
+    """Answers what is written to it in the next turn, with all that was written meanwhile."""
+
+    def __init__(self, network: _Network, connection: Connection) -> None:
+        self._network = network
+        self._connection = connection
+
+    def write(self, _: bytes) -> None:
+        self._network.answer_soon(self._connection)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        pass
+
+    close = abort
+
+
+class _Network:
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Connection] = []
+
+    def answer_soon(self, connection: Connection) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._answer)
+        self._waiting.append(connection)
+
+    def _answer(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.data_received(ANSWER)
+
+    def dial(self, shared: Shared, _: object, owner: Any, exchange: Exchange) -> _Dial:
+        """In the place of `transport.dial.Dial`."""
+        return _Dial(self, shared, owner, exchange)
+
+
+class _Dial:
+    """Connected at once."""
+
+    def __init__(self, network: _Network, shared: Shared, owner: Any, exchange: Exchange) -> None:
+        self._network = network
+        self._shared = shared
+        self._owner = owner
+        self.exchange = exchange
+
+    def start(self) -> None:
+        asyncio.get_running_loop().call_soon(self._connect)
+
+    def _connect(self) -> None:
+        connection = Connection(self._shared, self._owner, self)
+        self._owner.joined()
+        connection.connection_made(cast("asyncio.Transport", _Socket(self._network, connection)))
+
+    def made(self, connection: Connection) -> None:
+        self._owner.dialed(self)
+        connection.use(self.exchange, Opened())
+
+    def secured(self, connection: Connection) -> None:
+        raise AssertionError(connection)
+
+    def failed(self, connection: Connection, failure: Failure) -> None:
+        raise AssertionError(connection, failure)
+
+
+def _subscriptions(case: Case) -> list[Subscription]:
+    return [
+        Subscription(
+            id=f"sub_{number}",
+            tenant=f"tenant-{number // case.fan_out}",
+            origin=Origin(
+                "http",
+                f"10.{number % case.hosts >> 16}.{number % case.hosts >> 8 & 255}.{number % case.hosts & 255}",
+                8000,
+            ),
+            target="/hook",
+            event_types=("orders.*",),
+            secrets=(SECRET,),
+            signatures=("v1",),
+            headers=(),
+            thin=False,
+            timeout=15.0,
+            max_in_flight=16,
+            retry=RetryPolicy((5.0,), 0.1),
+            status=Status.ACTIVE,
+        )
+        for number in range(case.subscriptions)
+    ]
+
+
+async def _run(case: Case, deliveries: int, rounds: int) -> float:
+    settings = Settings(
+        delivery=DeliverySettings(connections_per_host=8), attempts=AttemptsSettings(log="none")
+    )
+    timers = Timers(asyncio.get_running_loop())
+    metrics = Metrics()
+    failed: list[BaseException] = []
+    guard = Guard(https_only=False, allow=("10.0.0.0/8",))
+    vars(pool)["Dial"] = _Network().dial
+    engine = Engine(
+        settings,
+        cast("Broker", SilentBroker()),
+        Transport(
+            delivery=settings.delivery,
+            network=NetworkSettings(),
+            guard=guard,
+            timers=timers,
+            lookup=_Lookup(),
+        ),
+        cast("Registry", RegistryOfOne(Index(_subscriptions(case)))),
+        guard,
+        metrics,
+        timers,
+        on_failure=lambda _, error: failed.append(error),
+    )
+    tenants = case.subscriptions // case.fan_out
+    count = max(deliveries, case.subscriptions) // case.fan_out
+    # A prime step, so that nobody's turn comes where the memory still is from the one before.
+    records = [
+        StoredRecord(
+            number, NOW * 1000, None, envelope(number, tenant=f"tenant-{number * 7919 % tenants}")[1]
+        )
+        for number in range(count)
+    ]
+    gc.collect()
+    gc.freeze()
+    taken: list[float] = []
+    for number in range(rounds + 1):
+        assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
+        engine._events.trackers.clear()
+        await engine._events.on_assigned(assigned)
+        goal = metrics.delivered + count * case.fan_out
+        begin = time.thread_time()
+        for at in range(0, len(records), BATCH):
+            await engine._consuming.take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
+        while metrics.delivered < goal:
+            if failed:
+                raise failed[0]  # what is missing won't come any more
+            await asyncio.sleep(0)
+        if number:  # the first one makes lanes, pools and templates
+            taken.append((time.thread_time() - begin) / count / case.fan_out)
+    timers.close()
+    return statistics.median(taken)
+
+
+def main() -> None:
+    """CASE DELIVERIES ROUNDS: prints microseconds of CPU a delivery."""
+    name, deliveries, rounds = sys.argv[1:]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    result: Any = uvloop.run(_run(CASES[name], int(deliveries), int(rounds)))
+    print(f"{float(result) * 1e6:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""What each trick for speed gains: `python -m benchmarks toggles`.
+
+A trick stays only while it gains 2 % of the CPU of a delivery in the case that it is for. For each of them, this makes a copy of the package without
+the trick, compiles both (`--pure`: neither), and runs the case with and without it in turns (`engine_case.py`). The order changes from
+round to round; the median of the rounds' ratios is told. Above 1, the trick gains.
+
+Not told here: requests that leave together (`Shared.write_soon`). They save system calls, of which this has none: `against` measures those.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from benchmarks.engine_case import CASES
+from benchmarks.harness import ROOT, CannotRun, Section, Table, median, spread
+from hatch_build import compile_into
+
+NEEDED: Final = 1.02
+_ROUNDS: Final = 7
+_DELIVERIES: Final = 50_000
+
+
+class Edit(NamedTuple):
+    """One replacement in a file of the package. The text stands there exactly once."""
+
+    file: str
+    text: str
+    instead: str
+
+
+class Toggle(NamedTuple):
+    """One trick: the case that it is for, and what the package is without it."""
+
+    name: str
+    case: str
+    edits: tuple[Edit, ...]
+
+
+TOGGLES: Final = (
+    Toggle(
+        "objects of a host are fetched ahead (`_prefetch`)",
+        "hosts",
+        (Edit("delivery/sending.py", "        _prefetch(owed)\n", ""),),
+    ),
+    Toggle(
+        "attempts are kept four at a time (`Vitals._fresh0-2`)",
+        "subscriptions",
+        (
+            Edit(
+                "core/endpoint/health.py",
+                "        self._count = before + 1\n        match before & 3:\n",
+                "        self._count = before + 1\n"
+                "        if before < KEPT:\n            self._attempts.append(seconds)\n"
+                "        else:\n            self._attempts[before % KEPT] = seconds\n"
+                "        return\n        match before & 3:\n",
+            ),
+        ),
+    ),
+    Toggle(
+        "the connection used last stands in the pool itself (`Pool._last`)",
+        "hosts",
+        (
+            Edit(
+                "transport/pool.py",
+                "        connection = self._last\n        if connection is None:\n            self.resend(exchange)\n            return\n"
+                "        self._take_last()\n",
+                "        if not self._others:\n            self.resend(exchange)\n            return\n"
+                "        connection = self._others.pop()\n        self._shared.idle -= 1\n",
+            ),
+            Edit(
+                "transport/pool.py",
+                "        if self._last is not None:\n            self._others.append(self._last)\n            self._spare += 1\n"
+                "        self._last = connection\n",
+                "        self._others.append(connection)\n",
+            ),
+        ),
+    ),
+    Toggle(
+        "an answer of one type is kept without a dictionary (`_Answers`)",
+        "subscriptions",
+        (
+            Edit(
+                "core/subscription/index.py",
+                "        if self._type == type:\n            one = self._one\n",
+                "        if self._more is None:\n            self._more = {self._type: self._answer if self._one is None else (self._one,)}\n"
+                "        if False:\n            one = self._one\n",
+            ),
+        ),
+    ),
+    Toggle(
+        "lanes without shares have one dictionary together (`_NO_SHARES`)",
+        "hosts",
+        (
+            Edit(
+                "core/endpoint/lane.py",
+                "            if len(self._shares) == 1:\n                self._shares = _NO_SHARES\n            else:\n"
+                "                del self._shares[share.key]\n",
+                "            del self._shares[share.key]\n",
+            ),
+            Edit(
+                "core/endpoint/lane.py",
+                "        if self._shares:\n            self._shares[key] = share\n",
+                "        if self._shares is not _NO_SHARES:\n            self._shares[key] = share\n",
+            ),
+        ),
+    ),
+    Toggle(
+        "one parser reads the responses that come in one piece (`WholeReader`)",
+        "hosts",
+        (
+            Edit(
+                "transport/connection.py",
+                "            if not self._fresh:\n                known",
+                "            if False:\n                known",
+            ),
+            Edit(
+                "transport/connection.py",
+                "            if len(data) <= SLICE and whole.read(data):",
+                "            if False:",
+            ),
+        ),
+    ),
+    Toggle(
+        "known responses are not parsed again (`WholeReader.known`)",
+        "plain",
+        (
+            Edit(
+                "transport/connection.py",
+                "            if not self._fresh:\n                known",
+                "            if False:\n                known",
+            ),
+        ),
+    ),
+    Toggle(
+        "the pool is remembered by the lane",
+        "hosts",
+        (
+            Edit(
+                "delivery/sending.py",
+                "            elif pool is None or pool.dropped:\n                lane.pool = self._transport.send(subscription.origin, delivery)\n",
+                "            elif True:\n                self._transport.send(subscription.origin, delivery)\n",
+            ),
+        ),
+    ),
+    Toggle(
+        "deliveries that can go at once don't enter the queue (`Lane.pass_through`)",
+        "plain",
+        (
+            Edit(
+                "delivery/sending.py",
+                "        if self.gate:\n            share = lane.pass_through",
+                "        if False:\n            share = lane.pass_through",
+            ),
+        ),
+    ),
+    Toggle(
+        "a subscription is looked for only where the index has changed",
+        "subscriptions",
+        (
+            Edit(
+                "delivery/sending.py",
+                "        if delivery.serial != index.serial or subscription",
+                "        if True or subscription",
+            ),
+        ),
+    ),
+    Toggle(
+        "HMAC of two hashes fed with the padded keys (`signing._digest`)",
+        "plain",
+        (
+            Edit("core/request/signing.py", "import hashlib\n", "import hashlib\nimport hmac\n"),
+            Edit(
+                "core/request/signing.py",
+                "    inner = _SHA256.copy()\n",
+                '    return hmac.digest(pads[:_BLOCK].translate(_INNER), prefix + body, "sha256")\n    inner = _SHA256.copy()\n',
+            ),
+        ),
+    ),
+    Toggle(
+        "key and head of a request are one piece of memory (`Template.ready`)",
+        "subscriptions",
+        (
+            Edit("core/request/build.py", '"padded", "ready"', '"padded", "pads", "ready"'),
+            Edit(
+                "core/request/build.py",
+                "        self.ready = pads + head\n",
+                "        self.pads = pads\n        self.ready = head\n",
+            ),
+            Edit("core/request/build.py", "        first = ready[PADS:]\n", ""),
+            Edit("core/request/build.py", "v1_line(ready, ", "v1_line(parts.pads, "),
+        ),
+    ),
+    Toggle(
+        "times are put together of ready parts (`build._rfc3339`)",
+        "plain",
+        (
+            Edit(
+                "core/request/build.py",
+                "    seconds = moment // 1000\n    minute",
+                '    text = (_EPOCH + timedelta(milliseconds=moment)).isoformat(timespec="milliseconds")\n'
+                '    return text[:-6].encode("ascii") + b"Z"\n    seconds = moment // 1000\n    minute',
+            ),
+        ),
+    ),
+    Toggle(
+        "an envelope's routing fields alone become objects (`envelope.py`)",
+        "plain",
+        (
+            Edit(
+                "core/event/decode.py",
+                "    document: Envelope = _routing_fields(value, decode_envelope)\n",
+                "    loads(value)\n    document: Envelope = _routing_fields(value, decode_envelope)\n",
+            ),
+            Edit(
+                "core/event/decode.py",
+                "from hashlib import blake2b\n",
+                "from hashlib import blake2b\nfrom orjson import loads\n",
+            ),
+        ),
+    ),
+)
+
+
+def copy_without(toggle: Toggle | None, folder: Path) -> Path:
+    """A copy of the package (and what compiles it) in the folder, without the trick; with all of them for None. Raises CannotRun."""
+    shutil.copytree(ROOT / "dispatcher", folder / "dispatcher", ignore=shutil.ignore_patterns("__pycache__"))
+    for edit in () if toggle is None else toggle.edits:
+        file = folder / "dispatcher" / edit.file
+        source = file.read_text()
+        if source.count(edit.text) != 1:
+            raise CannotRun(
+                f"the text of a toggle stands {source.count(edit.text)} times in {edit.file}: {edit.text!r}"
+            )
+        file.write_text(source.replace(edit.text, edit.instead))
+    return folder
+
+
+def _site(toggle: Toggle | None, folder: Path, *, compiled: bool) -> Path:
+    """What to put on the path."""
+    folder.mkdir()
+    copy_without(toggle, folder)
+    if compiled:
+        with tempfile.TemporaryDirectory(prefix="bench-toggle-") as build:
+            for made in compile_into(folder, Path(build)):
+                target = folder / made.relative_to(Path(build, "lib"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(made, target)
+    return folder
+
+
+def _cost(site: Path, case: str, deliveries: int, rounds: int) -> float:
+    """Microseconds of CPU a delivery."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.engine_case", case, str(deliveries), str(rounds)],
+        cwd=site,  # before the installed package
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        raise CannotRun(f"{case}: {ran.stderr.strip()[-2000:]}")
+    return float(ran.stdout)
+
+
+def run(
+    command: str,
+    *,
+    quick: bool,
+    compiled: bool,
+    names: Sequence[str] = (),
+    count: int | None = None,
+    runs: int | None = None,
+) -> Section:
+    """Each toggle whose name contains one of `names` (all), with and without it."""
+    deliveries = count or (10_000 if quick else _DELIVERIES)
+    rounds = runs or (2 if quick else _ROUNDS)
+    chosen = [toggle for toggle in TOGGLES if not names or any(name in toggle.name for name in names)]
+    if not chosen:
+        raise CannotRun(f"no toggle is named {' or '.join(names)}")
+    section = Section(f"Toggles, {'compiled' if compiled else 'not compiled'}", command)
+    table = Table(
+        (
+            "without",
+            "case",
+            "us with",
+            "us without",
+            "ratio by round",
+            "median",
+            f"earns its place ({NEEDED})",
+        )
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-toggles-") as name:
+        whole = _site(None, Path(name, "whole"), compiled=compiled)
+        for number, toggle in enumerate(chosen):
+            without = _site(toggle, Path(name, f"without-{number}"), compiled=compiled)
+            sides = {"with": whole, "without": without}
+            seen: dict[str, list[float]] = {side: [] for side in sides}
+            for turn in range(rounds):
+                for side in sorted(sides, reverse=bool(turn % 2)):
+                    seen[side].append(_cost(sides[side], toggle.case, deliveries, 3))
+            ratios = [off / on for on, off in zip(seen["with"], seen["without"], strict=True)]
+            print(f"  {toggle.name}: {median(ratios):.3f}", flush=True)
+            table.add(
+                toggle.name,
+                toggle.case,
+                spread(seen["with"], lambda value: f"{value:.2f}"),
+                spread(seen["without"], lambda value: f"{value:.2f}"),
+                spread(ratios, lambda value: f"{value:.3f}"),
+                f"{median(ratios):.3f}",
+                "yes" if median(ratios) >= NEEDED else "no",
+            )
+            shutil.rmtree(without)
+    section.parts.insert(0, table)
+    section.add(
+        f"{rounds} rounds each, {deliveries:,} deliveries or all subscriptions once. Cases: {', '.join(CASES)}."
+    )
+    return section
