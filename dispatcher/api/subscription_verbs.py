@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field
 
@@ -12,6 +12,7 @@ from dispatcher.api.models import (
     ReplyModel,
     RequestModel,
     Time,
+    TypeName,
     time_of,
 )
 from dispatcher.api.problems import Kind
@@ -30,6 +31,34 @@ from dispatcher.control.endpoint_checks import PingResult
 from dispatcher.control.secrets import OVERLAP
 from dispatcher.control.views import View
 from dispatcher.core.text.units import format_duration, parse_duration
+
+
+class SubscriptionDisable(RequestModel):
+    """Why an operator disables it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"reason": "floods its endpoint: ticket 4711, until Monday"}}
+    )
+
+    reason: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="For its owner, who sees it: what is wrong, and whom to ask.",
+        ),
+    ]
+
+
+class SubscriptionTest(RequestModel):
+    """Which event to send."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"event_type": "invoice.paid"}})
+
+    event_type: Annotated[TypeName, Field(description="One of the catalogue.")]
+    data: Annotated[
+        Any, Field(description="Its payload. Left out, or null, it is the example of the catalogue.")
+    ] = None
 
 
 class SecretRotate(RequestModel):
@@ -91,6 +120,16 @@ async def enable_subscription(call: Call) -> Reply:
     return await _switch(call, "enable", call.services.subscriptions.enable)
 
 
+async def disable_subscription(call: Call) -> Reply:
+    request: SubscriptionDisable = call.model
+    view = view_of(call)
+    view = await call.services.subscriptions.disable(
+        view.id, request.reason, tenant=call.tenant, if_match=call.if_match_version(view.version)
+    )
+    call.audit("subscription.disable", view.id, reason_text=request.reason)
+    return shown(view)
+
+
 async def _switch(call: Call, action: str, operation: Callable[..., Awaitable[View]]) -> Reply:
     view = view_of(call)
     view = await operation(view.id, tenant=call.tenant, if_match=call.if_match_version(view.version))
@@ -123,6 +162,17 @@ async def rotate_secret(call: Call) -> Reply:
 async def ping_subscription(call: Call) -> Reply:
     result = await call.services.checks.ping(call.path["id"], tenant=call.tenant)
     call.audit("subscription.ping", call.path["id"], delivered=result.delivered)
+    return Reply(ping_reply(result))
+
+
+async def test_subscription(call: Call) -> Reply:
+    request: SubscriptionTest = call.model
+    result = await call.services.checks.test(
+        call.path["id"], request.event_type, tenant=call.tenant, data=request.data
+    )
+    call.audit(
+        "subscription.test", call.path["id"], event_type=request.event_type, delivered=result.delivered
+    )
     return Reply(ping_reply(result))
 
 
@@ -171,7 +221,24 @@ ROUTES: Final[tuple[Route, ...]] = (
         Audience.TENANT,
         {200: SHOWN},
         enable_subscription,
-        description="For one that is `disabled`, one of the subscriptions file too.",
+        description="For one that is `disabled`, one of the subscriptions file too. One that an operator has disabled "
+        "(reason `operator`) only an operator enables.",
+        problems=CHANGED,
+        if_match=True,
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/disable",
+        "disableSubscription",
+        "subscriptions",
+        "Stop deliveries to it, and say why",
+        Audience.OPERATOR,
+        {200: SHOWN},
+        disable_subscription,
+        description="The operator's brake, for one of the subscriptions file too. Nothing more is sent until an operator enables it. "
+        "What it is owed goes to the dead letters, each delivery when its next attempt is due; what matches "
+        "meanwhile is dropped. The subscription, and the event `dispatcher.subscription.disabled`, show the reason.",
+        body=Body(SubscriptionDisable),
         problems=CHANGED,
         if_match=True,
     ),
@@ -201,6 +268,20 @@ ROUTES: Final[tuple[Route, ...]] = (
         ping_subscription,
         description="A real event, signed and guarded as every delivery, whatever the subscription's status. It is "
         "tried once.",
+        problems=(Kind.NOT_FOUND, Kind.WRONG_STATE, Kind.OVERLOADED),
+    ),
+    Route(
+        "POST",
+        "/v1/subscriptions/{id}/test",
+        "testSubscription",
+        "subscriptions",
+        "Send an event of a type of the catalogue and say what came of it",
+        Audience.TENANT,
+        {200: RouteAnswer("What the endpoint said, or why it didn't.", Ping)},
+        test_subscription,
+        description="Signed, shaped and guarded as every delivery of such an event, whatever the subscription's status and "
+        "whether or not it wants the type. It is tried once, and its id begins with `evt_test_`.",
+        body=Body(SubscriptionTest),
         problems=(Kind.NOT_FOUND, Kind.WRONG_STATE, Kind.OVERLOADED),
     ),
     Route(

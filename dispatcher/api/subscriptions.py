@@ -157,7 +157,14 @@ class SubscriptionReply(ReplyModel):
         Literal["active", "paused", "pending", "disabled"],
         Field(description="pending: waiting for its validation. disabled: given up, see the reason."),
     ]
-    reason: Annotated[str | None, Field(description="Why it is pending or disabled.")]
+    reason: Annotated[
+        str | None,
+        Field(
+            description="Why it is pending or disabled: `gone` (it answered 410), `failing`, `operator`, `invalid`, `sealed`, "
+            "or what its endpoint said when it was asked."
+        ),
+    ]
+    reason_text: Annotated[str | None, Field(description="What the operator wrote who disabled it.")]
     tenant: str | None
     url: str
     event_types: list[str]
@@ -252,6 +259,7 @@ def _fields(view: View) -> dict[str, Any]:
         "version": view.version,
         "status": view.status,
         "reason": view.reason,
+        "reason_text": view.reason_text,
         "tenant": given.get("tenant"),
         "url": given["url"],
         "event_types": list(given["event_types"]),

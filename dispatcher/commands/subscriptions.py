@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import orjson
 from rich.text import Text
 
 from dispatcher.commands.client import Api, api_options, interactive, part, print_json, shown
@@ -116,7 +117,8 @@ def _brief(each: Mapping[str, Any]) -> str:
 
 
 def _status(each: Mapping[str, Any]) -> str:
-    return str(each["status"]) + (f" ({each['reason']})" if each["reason"] else "")
+    why = ": ".join(filter(None, (each["reason"], each.get("reason_text"))))
+    return shown(str(each["status"]) + (f" ({why})" if why else ""))
 
 
 @subscriptions.command()
@@ -136,7 +138,7 @@ def _print(found: Mapping[str, Any]) -> None:
     fields: dict[str, Any] = {
         "id": found["id"],
         "status": found["status"],
-        "reason": found["reason"],
+        "reason": ": ".join(filter(None, (found["reason"], found["reason_text"]))),
         "url": found["url"],
         "event types": found["event_types"],
         "tenant": found["tenant"],
@@ -335,6 +337,21 @@ _verb(
 )
 _verb("resume", "{status}", "End a pause.")
 _verb("enable", "{status}", "Deliver again to one that was given up (disabled).")
+
+
+@subscriptions.command()
+@click.argument("id_", metavar="ID")
+@click.option("--reason", required=True, help="Why; its owner sees it.")
+@api_options
+def disable(api: Api, id_: str, *, reason: str, as_json: bool) -> None:
+    """Stop deliveries to a subscription until an operator enables it; what it is owed goes to the dead letters."""
+    changed = api.call("POST", f"/v1/subscriptions/{part(id_)}/disable", {"reason": reason}).json
+    if as_json:
+        print_json(changed)
+    else:
+        click.echo(f"{id_} is {_status(changed)}")
+
+
 _verb("validate", "{status}", "Ask the endpoint again whether it wants these events.")
 
 
@@ -357,7 +374,26 @@ def delete(api: Api, id_: str, *, yes: bool, as_json: bool) -> None:
 @api_options
 def ping(api: Api, id_: str, *, as_json: bool) -> None:
     """Send a signed ping event, and say what came of it. Exits 1 unless it was acknowledged."""
-    result = api.call("POST", f"/v1/subscriptions/{part(id_)}/ping").json
+    _outcome(api.call("POST", f"/v1/subscriptions/{part(id_)}/ping").json, as_json=as_json)
+
+
+@subscriptions.command()
+@click.argument("id_", metavar="ID")
+@click.argument("event_type")
+@click.option("--data", metavar="JSON", help="The payload [default: the example of the catalogue].")
+@api_options
+def test(api: Api, id_: str, event_type: str, *, data: str | None, as_json: bool) -> None:
+    """Send an event of a type of the catalogue, and say what came of it. Exits 1 unless it was acknowledged."""
+    wanted: dict[str, Any] = {"event_type": event_type}
+    if data is not None:
+        try:
+            wanted["data"] = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError(f"--data is not JSON: {error}") from error
+    _outcome(api.call("POST", f"/v1/subscriptions/{part(id_)}/test", wanted).json, as_json=as_json)
+
+
+def _outcome(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:

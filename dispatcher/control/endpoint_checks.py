@@ -9,17 +9,22 @@ from typing import Any, Protocol
 
 from orjson import dumps
 
+from dispatcher.broker.base import StoredRecord
+from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import (
+    Invalid,
+    NotFound,
     Overloaded,
     WrongState,
 )
 from dispatcher.control.probes import Busy, Probes
 from dispatcher.control.validation import Validator
 from dispatcher.control.views import View, Views
-from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.event.decode import JSON_HEAD, Event, decode
+from dispatcher.core.flaws import Flaw
 from dispatcher.core.request.handshake import Refused
 from dispatcher.core.request.results import Failure, Response
-from dispatcher.core.subscription.model import EVERY_TENANT, Status
+from dispatcher.core.subscription.model import EVERY_TENANT, Status, Subscription
 from dispatcher.registry.registry import Registry
 
 
@@ -93,6 +98,7 @@ class EndpointChecks:
         registry: Registry,
         probes: Probes,
         validator: Validator,
+        catalogue: Catalogue,
         wall: Callable[[], float],
         replica: str,
     ) -> None:
@@ -101,6 +107,7 @@ class EndpointChecks:
         self._registry = registry
         self._probes = probes
         self._validator = validator
+        self._catalogue = catalogue
         self._wall = wall
         self._replica = replica
         self.source: HealthSource | None = None
@@ -117,14 +124,55 @@ class EndpointChecks:
             document["tenant"] = whose
         document["data"] = {"subscription_id": id}
         event = Event(event_id, "ping", whose, dumps(document), int(now * 1000), JSON_HEAD, now)
+        return await self._send(subscription, event)
+
+    async def test(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        event_type: str,
+        *,
+        tenant: str | None,
+        data: Any = None,
+    ) -> PingResult:
+        """Send an event of a type of the catalogue, once, and wait for what comes of it; whatever the status.
+
+        Its payload is `data`, or else the example of the type.
+        """
+        subscription = self._views.usable(id, tenant)
+        try:
+            known = self._catalogue.get(event_type).type
+        except NotFound:
+            flaw = Flaw(("event_type",), "is not in the catalogue (GET /v1/event-types)")
+            raise Invalid([flaw]) from None
+        if data is None:
+            data = known.example
+        if data is None:
+            flaw = Flaw(("data",), f"is required: the catalogue has no example of {event_type[:256]}")
+            raise Invalid([flaw])
+        if flaws := self._catalogue.validate_payload(event_type, data):
+            raise Invalid(flaws)
+        now = self._wall()
+        document: dict[str, Any] = {
+            "id": f"evt_test_{token_hex(12)}",
+            "type": event_type,
+            "created": round(now, 3),
+        }
+        if subscription.tenant not in (None, EVERY_TENANT):
+            document["tenant"] = subscription.tenant
+        document["data"] = data
+        # Read as a consumer reads what is published, so that the endpoint gets what it will get then.
+        event = decode(StoredRecord(0, int(now * 1000), None, dumps(document)), "", 0)
+        return await self._send(subscription, event)
+
+    async def _send(self, subscription: Subscription, event: Event) -> PingResult:
         try:
             result, duration = await self._probes.ping(subscription, event)
         except Busy as error:
             raise Overloaded(f"{error}: wait for them") from error
         if isinstance(result, Failure):
-            return PingResult(event_id, False, None, result.reason.value, result.detail or None, duration, "")
+            return PingResult(event.id, False, None, result.reason.value, result.detail or None, duration, "")
         body = result.body.decode("utf-8", "replace")
-        return PingResult(event_id, _is_2xx(result), result.status, None, None, duration, body)
+        return PingResult(event.id, _is_2xx(result), result.status, None, None, duration, body)
 
     async def validate(self, id: str, *, tenant: str | None) -> View:  # noqa: A002 - the field's name
         """Ask the endpoint again whether it wants these events. WrongState says why it hasn't passed."""

@@ -85,7 +85,9 @@ class ControlPlane:
         self.subscriptions = Subscriptions(
             self.store, registry, self._validator, self.announcer, reader, checker, self.views
         )
-        self.checks = EndpointChecks(self.views, registry, probes, self._validator, wall, replica_name())
+        self.checks = EndpointChecks(
+            self.views, registry, probes, self._validator, self.catalogue, wall, replica_name()
+        )
         self.publisher = Publisher(broker.produce, topic, self.catalogue, api, metrics, wall)
         registry.on_disabled = self._disabled
 
@@ -148,10 +150,11 @@ class ControlPlane:
             },
         )
 
-    def _disabled(self, subscription: Subscription, reason: str) -> None:
+    def _disabled(self, subscription: Subscription, reason: str, text: str | None) -> None:
+        said = {} if text is None else {"reason_text": text}
         self.announcer.announce(
             DISABLED,
             subscription.id,
             subscription.tenant,
-            {"host": subscription.origin.host, "reason": reason},
+            {"host": subscription.origin.host, "reason": reason, **said},
         )

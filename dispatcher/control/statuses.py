@@ -179,7 +179,9 @@ class Statuses:
         decided = decision.runtime
         runtime = said if said is not None and said.tag == decided.tag else Runtime(decided.tag)
         if decision.status:
-            runtime = runtime._replace(status=decided.status, reason=decided.reason, since=decided.since)
+            runtime = runtime._replace(
+                status=decided.status, reason=decided.reason, since=decided.since, text=decided.text
+            )
         if decision.failing:
             runtime = runtime._replace(failing=decided.failing)
         return None if runtime.blank else runtime
@@ -191,7 +193,7 @@ def _read(state: LedgerState[bytes]) -> Runtime | None:
     try:
         raw = orjson.loads(state.value)
         status = None if raw["status"] is None else Status(raw["status"])
-        return Runtime(raw["tag"], status, raw["reason"], raw["since"], raw["failing"])
+        return Runtime(raw["tag"], status, raw["reason"], raw["since"], raw["failing"], raw.get("text"))
     except (ValueError, KeyError, TypeError) as error:
         log.error("a status in the topic can't be read", error=repr(error))  # noqa: TRY400 - nothing of ours is broken
         return None

@@ -42,6 +42,7 @@ from dispatcher.core.control.skips import KIND as SKIP, Skip, read_skip
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
 from dispatcher.registry.registry import Registry
+from dispatcher.registry.snapshot import BY_OPERATOR
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 
@@ -234,9 +235,9 @@ class ControlStore:
         """It passed its validation: `pending` ends. Raises NotFound, Unavailable."""
         await self._statuses.decide(id, self._registry.note_validated)
 
-    async def set_disabled(self, id: str, reason: str) -> None:  # noqa: A002 - the field's name
-        """Disable it. Raises NotFound, Unavailable."""
-        await self._statuses.decide(id, lambda id_: self._registry.disable(id_, reason))
+    async def set_disabled(self, id: str, text: str) -> None:  # noqa: A002 - the field's name
+        """An operator disables it, and says why. Raises NotFound, Unavailable."""
+        await self._statuses.decide(id, lambda id_: self._registry.disable(id_, BY_OPERATOR, text))
 
     # In the background.
 

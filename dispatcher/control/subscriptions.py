@@ -38,6 +38,7 @@ from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.core.text.merge_patch import merge
 from dispatcher.core.text.units import format_duration
 from dispatcher.registry.registry import Registry
+from dispatcher.registry.snapshot import BY_OPERATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,11 @@ class Subscriptions:
                 known = stored.document.get("headers", {})
                 wanted = {**changes, "headers": unmask_headers(_as_known(headers, known), known)}
             merged = merge(stored.document, wanted)
+            if tenant is not None and merged.get("url") != stored.document.get("url"):
+                # Another URL starts over: that must not release the operator's brake.
+                view = self._views.get(id, tenant=tenant)
+                if view.reason == BY_OPERATOR:
+                    raise _braked(view)
             if merged.get("status") == Status.ACTIVE.value:
                 merged.pop("status")
             patterns = merged.get("event_types") != stored.document.get("event_types")
@@ -159,6 +165,24 @@ class Subscriptions:
 
         return await self._change(id, tenant, if_match, change)
 
+    async def disable(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        text: str,
+        *,
+        tenant: str | None,
+        if_match: int | None = None,
+    ) -> View:
+        """The operator's brake: deliver nothing until an operator enables it. `text` says why."""
+        view = self._views.get(id, tenant=tenant)
+        if if_match is not None and if_match != view.version:
+            raise VersionMismatch(view.version)
+        if not text.strip() or not text.isprintable():
+            raise Invalid([Flaw(("reason",), "must be printable, and not only spaces")])
+        if (view.reason, view.reason_text) != (BY_OPERATOR, text):
+            await self._store.set_disabled(id, text)
+        return self._views.get(id, tenant=tenant)
+
     async def enable(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
         """Make a disabled one active again, of the file too."""
         view = self._views.get(id, tenant=tenant)
@@ -166,6 +190,8 @@ class Subscriptions:
             raise VersionMismatch(view.version)
         if view.status != Status.DISABLED:
             return view
+        if tenant is not None and view.reason == BY_OPERATOR:
+            raise _braked(view)
         runtime = self._registry.runtime(id)
         if runtime is None or runtime.status is not Status.DISABLED:
             if view.managed == "file":
@@ -263,6 +289,12 @@ def _as_known(headers: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str,
     """Headers under the names that they are known by: upper and lower case make no difference in a header's name."""
     names = {name.lower(): name for name in known if name not in headers}
     return {names.pop(name.lower(), name): value for name, value in headers.items()}
+
+
+def _braked(view: View) -> WrongState:
+    return WrongState(
+        f"{view.id} was disabled by an operator of this installation ({view.reason_text}): only an operator enables it"
+    )
 
 
 def _contended(id: str) -> Unavailable:  # noqa: A002 - the field's name

@@ -22,6 +22,7 @@ from dispatcher.core.subscription.fields import MAX_IN_FLIGHT
 from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.core.text.units import format_duration
 from dispatcher.registry.registry import Registry
+from dispatcher.registry.snapshot import BY_OPERATOR
 
 
 # Tuples: a page has two hundred, and each frozen dataclass takes three times as long.
@@ -52,6 +53,7 @@ class View(NamedTuple):
     managed: Literal["api", "file"]
     status: str  # the one in force
     reason: str | None  # why it is disabled or pending
+    reason_text: str | None  # what the operator wrote who disabled it
     created_ms: int | None
     updated_ms: int | None
 
@@ -105,6 +107,7 @@ class Views:
             managed="file",
             status=subscription.status.value,
             reason=self._reason(subscription),
+            reason_text=self._text(subscription),
             created_ms=None,
             updated_ms=None,
         )
@@ -129,9 +132,16 @@ class Views:
             managed="api",
             status=status,
             reason=reason,
+            reason_text=None if subscription is None else self._text(subscription),
             created_ms=stored.created_ms,
             updated_ms=stored.updated_ms,
         )
+
+    def _text(self, subscription: Subscription) -> str | None:
+        if subscription.status is not Status.DISABLED or subscription.reason != BY_OPERATOR:
+            return None
+        runtime = self._registry.runtime(subscription.id)
+        return None if runtime is None else runtime.text
 
     def _reason(self, subscription: Subscription) -> str | None:
         if subscription.status is Status.PENDING:

@@ -52,7 +52,7 @@ from dispatcher.registry.file import (
     subscription_reader,
 )
 from dispatcher.registry.loading import Loaded, LoadingStopped, breathing, prepare
-from dispatcher.registry.snapshot import Managed, Runtime, Snapshot, build, effective, release
+from dispatcher.registry.snapshot import BY_OPERATOR, Managed, Runtime, Snapshot, build, effective, release
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 
@@ -81,7 +81,7 @@ class Registry:
         self.reloads_failed = 0
         self.on_status: Callable[[str], None] | None = None
         """Called with the id of each subscription about which the registry has decided something; `runtime` says what."""
-        self.on_disabled: Callable[[Subscription, str], None] | None = None
+        self.on_disabled: Callable[[Subscription, str, str | None], None] | None = None
         """Called with each subscription that `disable` has disabled, and the reason."""
         self._settings = settings
         self._guard = guard
@@ -130,14 +130,18 @@ class Registry:
 
     # What becomes of subscriptions at run time.
 
-    def disable(self, id: str, reason: str) -> None:  # noqa: A002 - the field's name
-        """Deliver nothing more to it, until its entry in the file changes or somebody enables it."""
+    def disable(self, id: str, reason: str, text: str | None = None) -> None:  # noqa: A002 - the field's name
+        """Deliver nothing more to it, until its entry in the file changes or somebody enables it.
+
+        An operator (`BY_OPERATOR`) says why in `text`, also of one that is disabled for another reason.
+        """
         subscription = self.index.get(id)
-        if subscription is None or subscription.status is Status.DISABLED:
+        if subscription is None or (subscription.status is Status.DISABLED and reason != BY_OPERATOR):
             return
-        self._decide(id, self._known(id)._replace(status=Status.DISABLED, reason=reason, since=self._wall()))
+        known = self._known(id)
+        self._decide(id, known._replace(status=Status.DISABLED, reason=reason, since=self._wall(), text=text))
         if self.on_disabled is not None:
-            self.on_disabled(subscription, reason)
+            self.on_disabled(subscription, reason, text)
         _tell_of_disabled(subscription, reason)
 
     def enable(self, id: str) -> None:  # noqa: A002 - the field's name

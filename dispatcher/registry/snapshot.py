@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.registry.file import FileEntry
+
+BY_OPERATOR: Final = "operator"
+"""The reason of a subscription that an operator has disabled."""
 
 
 class Runtime(NamedTuple):
@@ -23,6 +26,8 @@ class Runtime(NamedTuple):
     """When `status` was set."""
     failing: float | None = None
     """Since when there is nothing but failures, as far as that was worth noting."""
+    text: str | None = None
+    """What the operator wrote who disabled it."""
 
     @property
     def blank(self) -> bool:

@@ -73,6 +73,7 @@ class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointCheck
             "managed": "api",
             "status": "active",
             "reason": None,
+            "reason_text": None,
             "created_ms": NOW,
             "updated_ms": NOW,
         }
@@ -162,6 +163,30 @@ class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointCheck
 
     async def enable(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
         return self._apply("set", id, tenant, if_match, "active")
+
+    async def disable(
+        self,
+        id: str,  # noqa: A002
+        text: str,
+        *,
+        tenant: str | None,
+        if_match: int | None = None,
+    ) -> View:
+        view = self._apply("disable", id, tenant, if_match, text)
+        self.views[id] = view._replace(status="disabled", reason="operator", reason_text=text)
+        return self.views[id]
+
+    async def test(
+        self,
+        id: str,  # noqa: A002
+        event_type: str,
+        *,
+        tenant: str | None,
+        data: Any = None,
+    ) -> PingResult:
+        self.get(id, tenant=tenant)
+        self._write("test", (event_type, data))
+        return PingResult("evt_test", True, 200, None, None, 0.012, "thanks")
 
     async def rotate(
         self,

@@ -28,8 +28,10 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "pauseSubscription": (401, 401, 200, 200, 404),
     "resumeSubscription": (401, 401, 200, 200, 404),
     "enableSubscription": (401, 401, 200, 200, 404),
+    "disableSubscription": (401, 401, 200, 403, 403),
     "rotateSecret": (401, 401, 200, 200, 404),
     "pingSubscription": (401, 401, 200, 200, 404),
+    "testSubscription": (401, 401, 200, 200, 404),
     "validateSubscription": (401, 401, 200, 200, 404),
     "getSubscriptionHealth": (401, 401, 200, 200, 404),
     "listEventTypes": (200, 200, 200, 200, 200),
@@ -46,6 +48,8 @@ CALLERS: Final = ("nobody", "wrong", "operator", "acme", "globex")
 BODIES: Final[dict[str, Any]] = {
     "createSubscription": {"url": "http://127.0.0.1:80/", "event_types": ["*"]},
     "updateSubscription": {"payload": "thin"},
+    "disableSubscription": {"reason": "it floods"},
+    "testSubscription": {"event_type": "invoice.paid"},
     "putEventType": {"description": "a"},
     "publishEvents": {"type": "a"},
     "createKey": {"name": "a", "scope": "operator"},
@@ -144,7 +148,7 @@ async def world(daemon: InThread) -> AsyncIterator[World]:
         }
         made = World(operator, keys, spare["key"]["id"], endpoint)
         await made.add("sub_acme", "acme")
-        await operator("PUT", "/v1/event-types/invoice.paid", {})
+        await operator("PUT", "/v1/event-types/invoice.paid", {"example": {"amount": 1}})
         yield made
         await made.clear()
 

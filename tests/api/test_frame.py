@@ -24,6 +24,8 @@ BODIES: dict[str, Any] = {
     "createSubscription": NEW,
     "updateSubscription": {"max_in_flight": 3},
     "rotateSecret": {"overlap": "1h"},
+    "disableSubscription": {"reason": "it floods"},
+    "testSubscription": {"event_type": "invoice.paid"},
     "putEventType": {"description": "a"},
     "publishEvents": {"type": "ping"},
     "createKey": {"name": "a", "scope": "operator"},

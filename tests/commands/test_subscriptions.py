@@ -135,3 +135,20 @@ def test_the_public_key_of_an_ed25519_secret_is_shown(api: Api) -> None:
     assert view.secrets[0].public_key == "whpk_MCow"
     assert "whsk_...abcd (public key whpk_MCow)" in api("subscriptions", "show", "sub_a").stdout
     assert api.json("subscriptions", "show", "sub_a")["secrets"][0]["public_key"] == "whpk_MCow"
+
+
+def test_an_operator_disables_one_and_says_why(api: Api) -> None:
+    api.plane.subscriptions.add("sub_a", "acme")
+    disabled = api("subscriptions", "disable", "sub_a", "--reason", "floods its endpoint")
+    assert disabled.stdout == "sub_a is disabled (operator: floods its endpoint)\n"
+    assert "operator: floods its endpoint" in api("subscriptions", "show", "sub_a").stdout
+    assert api("subscriptions", "disable", "sub_a").exit_code == 2
+
+
+def test_a_test_event_is_sent_and_its_outcome_told(api: Api) -> None:
+    api.plane.subscriptions.add("sub_a", "acme")
+    sent = api("subscriptions", "test", "sub_a", "invoice.paid", "--data", '{"amount": 3}')
+    assert sent.exit_code == 0
+    assert "evt_test" in sent.stdout
+    assert api.plane.subscriptions.calls[-1] == ("test", ("invoice.paid", {"amount": 3}))
+    one_line(api("subscriptions", "test", "sub_a", "invoice.paid", "--data", "{"), "not JSON", code=2)

@@ -19,7 +19,7 @@ from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.model import Status
 from dispatcher.core.subscription.spec import SpecReader
 from dispatcher.registry.registry import Registry
-from dispatcher.registry.snapshot import Managed, Runtime
+from dispatcher.registry.snapshot import BY_OPERATOR, Managed, Runtime
 
 T = TypeVar("T")
 
@@ -201,5 +201,8 @@ class MemoryStore(ControlStore):
     async def set_validated(self, id: str) -> None:  # noqa: A002 - as the store has it
         await self._become(id, Status.ACTIVE)
 
-    async def set_disabled(self, id: str, reason: str) -> None:  # noqa: A002 - as the store has it
-        await self._become(id, Status.DISABLED, reason)
+    async def set_disabled(self, id: str, text: str) -> None:  # noqa: A002 - as the store has it
+        await self._turn()
+        if self.registry.tag(id) is None:
+            raise NotFound(id)
+        self.registry.disable(id, BY_OPERATOR, text)

@@ -8,10 +8,11 @@ import pytest
 from orjson import loads
 
 from dispatcher.control.errors import (
+    NotFound,
     Overloaded,
 )
 from dispatcher.core.request.results import Failure, Reason, Response
-from tests.control.conftest import Plane
+from tests.control.conftest import Plane, flaws
 
 pytestmark = [pytest.mark.looptime]
 
@@ -59,3 +60,31 @@ async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Pla
     assert (health.success_rate, health.breaker, health.queued) == (0.5, "open", 3)
     assert (health.last_failure, health.last_failure_ms) == ("status 500", 1_234_500)
     assert health.failing_since_ms == 1_000_000
+
+
+async def test_a_test_event_is_what_a_published_one_would_be(plane: Plane) -> None:
+    await plane.catalogue.put("invoice.paid", {"example": {"amount": 3}, "schema": {"required": ["amount"]}})
+    await plane.create(tenant="acme", id="sub_a", status="paused")
+    result = await plane.checks.test("sub_a", "invoice.paid", tenant="acme")
+    assert (result.delivered, result.status, result.body) == (True, 200, "ok")
+    await plane.checks.test("sub_a", "invoice.paid", tenant="acme", data={"amount": 7})
+    sent = [loads(body) for _, body in plane.endpoints.asked]
+    assert [(each["type"], each["tenant"], each["data"]) for each in sent] == [
+        ("invoice.paid", "acme", {"amount": 3}),
+        ("invoice.paid", "acme", {"amount": 7}),
+    ]
+    assert sent[0]["id"] == result.event_id
+    assert result.event_id.startswith("evt_test_")
+    assert "invoice.paid" not in [event["type"] for event in plane.events()], "it isn't published"
+
+
+async def test_a_test_event_that_could_not_be_published_is_refused(plane: Plane) -> None:
+    await plane.catalogue.put("bare", {})
+    await plane.catalogue.put("strict", {"schema": {"type": "object"}})
+    await plane.create(tenant="acme", id="sub_a")
+    assert "event_type" in await flaws(plane.checks.test("sub_a", "nobody.knows", tenant="acme"))
+    assert "data" in await flaws(plane.checks.test("sub_a", "bare", tenant="acme"))
+    assert "data" in await flaws(plane.checks.test("sub_a", "strict", tenant="acme", data=5))
+    with pytest.raises(NotFound):
+        await plane.checks.test("sub_a", "bare", tenant="globex", data={})
+    assert plane.endpoints.asked == []

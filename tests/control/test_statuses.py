@@ -74,7 +74,7 @@ async def test_another_url_starts_over(world: World) -> None:
     await create(one)
     await one.store.set_disabled("s", "gone")
     assert (await create(one, base=1, event_types=["b"])).version == 2
-    assert one.status() == ("disabled", "gone")
+    assert one.status() == ("disabled", "operator")
     await create(one, base=2, url="https://hooks.example/new")
     assert one.status() == ("active", None)
 
@@ -132,3 +132,19 @@ async def test_a_disabling_holds_here_while_the_broker_is_away_and_is_kept_later
     world.broker.produce_errors.clear()
     await asyncio.sleep(30)
     assert two.status() == ("disabled", "gone")
+
+
+async def test_what_an_operator_wrote_stands_on_every_replica_and_after_a_restart(world: World) -> None:
+    one, two = await world.replica(), await world.replica()
+    await create(one)
+    await asyncio.sleep(0.1)
+    two.registry.disable("s", "failing")
+    await asyncio.sleep(3)
+    await one.store.set_disabled("s", "floods its endpoint")
+    await asyncio.sleep(0.1)
+    three = await world.replica()
+    for replica in (one, two, three):
+        assert replica.status() == ("disabled", "operator")
+        assert replica.registry.runtime("s").text == "floods its endpoint"  # type: ignore[union-attr]
+    two.registry.disable("s", "gone")
+    assert two.status() == ("disabled", "operator"), "what is decided at run time doesn't replace it"

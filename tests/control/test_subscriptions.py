@@ -14,7 +14,7 @@ from dispatcher.control.errors import (
 )
 from dispatcher.control.views import View
 from dispatcher.core.subscription.model import Status
-from tests.control.conftest import IN_FILE, OTHER, SECRET, Make, Plane, flaws
+from tests.control.conftest import IN_FILE, OTHER, SECRET, Make, Plane, flaws, until
 
 pytestmark = [pytest.mark.looptime]
 
@@ -168,3 +168,45 @@ async def test_headers_that_were_taken_before_stand_in_the_way_of_their_own_chan
         id_, {"timeout": "3s", "headers": {"webhook.id": None}}, tenant=None
     )
     assert "headers" not in view.document or view.document["headers"] == {}
+
+
+async def test_what_an_operator_disables_no_tenant_releases(make: Make) -> None:
+    plane = await make([IN_FILE], operational_events=True)
+    await plane.create(tenant="acme", id="sub_a")
+    for id_ in ("sub_a", "sub_file"):
+        view = await plane.subscriptions.disable(id_, "floods its endpoint", tenant=None)
+        assert (view.status, view.reason, view.reason_text) == ("disabled", "operator", "floods its endpoint")
+        with pytest.raises(WrongState, match="floods its endpoint"):
+            await plane.subscriptions.enable(id_, tenant="acme")
+    for change in ({"url": "https://else.example/"}, {"url": "https://else.example/", "payload": "thin"}):
+        with pytest.raises(WrongState, match="only an operator enables it"):
+            await plane.subscriptions.update("sub_a", change, tenant="acme")
+    assert (
+        await plane.subscriptions.update("sub_a", {"payload": "thin"}, tenant="acme")
+    ).status == "disabled"
+    for verb in (plane.subscriptions.pause, plane.subscriptions.resume):
+        with pytest.raises(WrongState):
+            await verb("sub_a", tenant="acme")
+    assert plane.views.get("sub_a", tenant="acme").reason_text == "floods its endpoint"
+    again = await plane.subscriptions.disable("sub_a", "another reason", tenant=None)
+    assert again.reason_text == "another reason"
+    enabled = await plane.subscriptions.enable("sub_a", tenant=None)
+    assert (enabled.status, enabled.reason, enabled.reason_text) == ("active", None, None)
+    await until(lambda: len(plane.events()) == 4)
+    said = [event["data"] for event in plane.events() if event["type"] == "dispatcher.subscription.disabled"]
+    assert [(each["reason"], each["reason_text"]) for each in said] == [
+        ("operator", "floods its endpoint"),
+        ("operator", "floods its endpoint"),
+        ("operator", "another reason"),
+    ]
+
+
+async def test_a_reason_that_says_nothing_and_an_old_version_disable_nothing(plane: Plane) -> None:
+    version = (await plane.create(id="sub_a")).view.version
+    assert "reason" in await flaws(plane.subscriptions.disable("sub_a", "  ", tenant=None))
+    assert "reason" in await flaws(plane.subscriptions.disable("sub_a", "a\nb", tenant=None))
+    with pytest.raises(VersionMismatch):
+        await plane.subscriptions.disable("sub_a", "a", tenant=None, if_match=version + 1)
+    with pytest.raises(NotFound):
+        await plane.subscriptions.disable("sub_b", "a", tenant=None)
+    assert plane.views.get("sub_a", tenant=None).status == "active"
