@@ -25,6 +25,7 @@ from aiohttp import web
 
 from benchmarks.end_to_end import Daemon, kafka
 from benchmarks.harness import (
+    BODY_BYTES,
     CORES,
     SECRET,
     CannotRun,
@@ -40,7 +41,6 @@ from dispatcher.broker.base import Broker, Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.groups import KafkaSettings
 
-TOPIC: Final = "bench-restart"
 PARTITIONS: Final = 12
 _WITHIN: Final = 90.0  # seconds for a wave of events to arrive
 
@@ -95,6 +95,7 @@ class _Group:
         self._broker = broker
         self._endpoint = endpoint
         self._published = 0
+        self._topic = _topic(count)
         self._running: dict[int, tuple[contextlib.ExitStack, subprocess.Popen[bytes]]] = {}
         subscription = {
             "id": "sub",
@@ -112,7 +113,7 @@ class _Group:
                     url,
                     _NOWHERE,
                     own,
-                    topic=TOPIC,
+                    topic=self._topic,
                     subscriptions=[subscription],
                     group=f"bench-restart-{folder.name}",
                     kafka={"member_name": f"replica-{number}"},
@@ -145,9 +146,9 @@ class _Group:
         """An event for each partition; their ids."""
         wave = []
         for partition in range(PARTITIONS):
-            event_id, body = envelope(self._published, 256, "ping", "tenant-0")
+            event_id, body = envelope(self._published, BODY_BYTES, "ping", "tenant-0")
             self._published += 1
-            wave.append((event_id, Message(TOPIC, body, partition=partition)))
+            wave.append((event_id, Message(self._topic, body, partition=partition)))
         await self._broker.produce([message for _, message in wave])
         return [event_id for event_id, _ in wave]
 
@@ -171,6 +172,11 @@ class _Group:
         return took
 
 
+def _topic(count: int) -> str:
+    """Of its own, or the second group would begin with what the first one got."""
+    return f"bench-restart-{count}"
+
+
 class _Nowhere:
     """Subscriptions are given: nobody looks here."""
 
@@ -186,7 +192,7 @@ async def _measure(url: str, folder: Path, count: int, runs: int) -> tuple[list[
     await broker.connect()
     endpoint = _Endpoint()
     try:
-        await broker.ensure_topics([TopicSpec(TOPIC, PARTITIONS)], create=True)
+        await broker.ensure_topics([TopicSpec(_topic(count), PARTITIONS)], create=True)
         async with endpoint.listening():
             group = _Group(url, broker, endpoint, folder, count)
             try:
