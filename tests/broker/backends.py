@@ -33,6 +33,9 @@ SQLITE = pytest.param("sqlite", id="sqlite")
 KAFKA = pytest.param("kafka", id="kafka", marks=pytest.mark.kafka)
 MOCK = pytest.param("mock", id="mock")
 
+administered = pytest.mark.parametrize("backend", [SQLITE, KAFKA], indirect=True)
+"""For what the mock cluster has no requests for."""
+
 WITHIN = 30.0  # seconds that anything may take before it counts as hanging
 
 QUICK = KafkaSettings(

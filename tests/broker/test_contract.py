@@ -32,6 +32,7 @@ from tests.broker.backends import (
     Listener,
     Member,
     OnKafka,
+    administered,
     eventually,
 )
 from tests.kafka.server import Cluster
@@ -42,7 +43,6 @@ STAMP = int(time.time() * 1000)
 
 
 groups = pytest.mark.parametrize("backend", [SQLITE, KAFKA], indirect=True)
-administered = pytest.mark.parametrize("backend", [SQLITE, KAFKA], indirect=True)
 
 
 def numbered(topic: str, count: int, partition: int | None = 0, size: int = 0) -> list[Message]:

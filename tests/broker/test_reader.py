@@ -5,21 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import pytest
-
 from dispatcher.broker.base import (
     Broker,
-    BrokerError,
-    BrokerRefused,
     Message,
     Reader,
     TopicPartition,
     TopicSpec,
 )
-from tests.broker.backends import KAFKA, SQLITE, WITHIN, Backend, OnKafka, OnMock, OnSqlite
+from tests.broker.backends import WITHIN, Backend, OnMock, OnSqlite, administered
 from tests.broker.test_contract import numbered, numbers
-
-administered = pytest.mark.parametrize("backend", [SQLITE, KAFKA], indirect=True)
 
 
 async def started(broker: Broker, topic: str, partition: int = 0) -> Reader:
@@ -126,58 +120,3 @@ async def test_a_reader_waits_for_its_topic(backend: Backend) -> None:
         await starting
     await broker.produce(numbered(topic, 1))
     assert numbers(await read_until(reader, len)) == [0]
-
-
-async def test_a_reader_whose_library_task_has_died_goes_on_where_it_was(
-    kafka: str, unique: Callable[[str], str]
-) -> None:
-    backend = OnKafka(unique, kafka)
-    broker = await backend.connect()
-    topic = await backend.topic(broker)
-    await broker.produce(numbered(topic, 3))
-    reader = broker.reader(topic)
-    await reader.start()
-    assert numbers(await read_until(reader, lambda values: len(values) >= 3)) == [0, 1, 2]
-    task = reader._consumer._fetcher._fetch_task  # type: ignore[attr-defined]
-    task.cancel()
-    await asyncio.wait([task])
-    await broker.produce([Message(topic, b"3", partition=0)])
-    assert numbers(await read_until(reader, len)) == [3]
-    await backend.close_all()
-
-
-async def test_a_topic_made_anew_is_an_error_and_not_read_as_if_it_went_on(
-    kafka: str, unique: Callable[[str], str]
-) -> None:
-    backend = OnKafka(unique, kafka)
-    broker = await backend.connect()
-    topic = await backend.topic(broker)
-    await broker.produce(numbered(topic, 30))
-    reader = await started(broker, topic)
-    assert len(await read_until(reader, lambda values: len(values) >= 30)) == 30
-    await broker.produce(numbered(topic, 30))
-    # As far as this reader can tell: what it would read next is not there any more.
-    await backend.delete_before(broker, TopicPartition(topic, 0), 60)
-    reader._consumer.seek(TopicPartition(topic, 0), 40)  # type: ignore[attr-defined]
-    with pytest.raises(BrokerError, match="start again"):
-        await read_until(reader, lambda _: False)
-    await backend.close_all()
-
-
-@administered
-async def test_a_topic_that_is_there_must_be_as_an_exact_spec_says(backend: Backend) -> None:
-    broker = await backend.connect()
-    many = await backend.topic(broker, 2, cleanup_policy="compact")
-    deleting = await backend.topic(broker, 1, cleanup_policy="delete")
-    right = await backend.topic(broker, 1, cleanup_policy="compact")
-
-    def spec(name: str) -> TopicSpec:
-        return TopicSpec(name, 1, config={"cleanup.policy": "compact"}, exact=True)
-
-    for create in (True, False):
-        assert await broker.ensure_topics([spec(right)], create=create) == []
-        with pytest.raises(BrokerRefused, match="2 partitions; it must have 1"):
-            await broker.ensure_topics([spec(many)], create=create)
-        with pytest.raises(BrokerRefused, match=r"cleanup\.policy delete"):
-            await broker.ensure_topics([spec(deleting)], create=create)
-        assert await broker.ensure_topics([spec(deleting)._replace(exact=False)], create=create) == []

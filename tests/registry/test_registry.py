@@ -10,48 +10,11 @@ from structlog.testing import capture_logs
 import dispatcher.registry.registry as module
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.subscription.model import Status
-from dispatcher.registry import loading
-from dispatcher.registry.file import SubscriptionsError, mark_of, read_entries
+from dispatcher.registry.file import SubscriptionsError, mark_of
 from dispatcher.registry.registry import Registry
 from dispatcher.registry.snapshot import Managed, Runtime, build
 from dispatcher.settings.groups import Settings
-from tests.fakes import subscription
-from tests.registry.conftest import SECRET, document, entry
-
-POLL = 0.02
-
-
-@pytest.fixture
-async def registries(file: Any) -> Any:
-    started = []
-
-    async def start(text: Any = None, environ: Any = None, poll: Any = POLL) -> Any:
-        if text is not None:
-            file.write_text(text)
-        registry = Registry(Settings(subscriptions_file=file), Guard(), environ or {"S": SECRET}, poll=poll)
-        started.append(registry)
-        await registry.start()
-        return registry
-
-    yield start
-    for registry in started:
-        await registry.stop()
-
-
-async def eventually(condition: Any) -> Any:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(POLL / 2)
-
-
-def ids(registry: Any) -> Any:
-    return sorted(each.id for each in registry.index)
-
-
-def replace(file: Any, text: Any) -> Any:
-    fresh = file.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.replace(file)
+from tests.registry.conftest import document, entry, eventually, ids, managed, replace
 
 
 async def test_without_a_file_there_are_no_subscriptions_of_one_and_that_is_said() -> None:
@@ -159,103 +122,6 @@ async def test_reload_reads_at_once_and_tells_again_of_the_same_mistake(registri
     assert (registry.reloads_ok, registry.reloads_failed) == (2, 2)
 
 
-@pytest.mark.parametrize("piecemeal", [100, 0], ids=["piecemeal", "anew"])
-async def test_what_didnt_change_keeps_its_subscription(
-    registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
-) -> None:
-    monkeypatch.setattr(loading, "_PIECEMEAL", piecemeal)
-    registry = await registries(document(entry("a"), entry("b"), entry("c")), poll=1000)
-    kept, changed = registry.index.get("a"), registry.index.get("b")
-    file.write_text("# moved down\n" + document(entry("d"), entry("b", "pong"), entry("a")))
-    assert await registry.reload()
-    assert ids(registry) == ["a", "b", "d"]
-    assert registry.index.get("a") is kept
-    assert registry.index.get("b") is not changed
-    assert [each.id for each in registry.index.match(None, "pong")] == ["b"]
-    assert sorted(each.id for each in registry.index.match(None, "ping")) == ["a", "d"]
-    assert registry.counts() == {"active": 3, "paused": 0, "pending": 0, "disabled": 0}
-
-
-@pytest.mark.parametrize("piecemeal", [100, 0], ids=["piecemeal", "anew"])
-async def test_a_disabled_one_stays_so_until_its_entry_changes(
-    registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
-) -> None:
-    monkeypatch.setattr(loading, "_PIECEMEAL", piecemeal)
-    registry = await registries(
-        document(entry("a"), entry("b"), entry("p", extra=", status: paused")), poll=1000
-    )
-    with capture_logs() as logs:
-        registry.disable("a", "gone")
-        registry.disable("a", "gone")
-        registry.disable("nobody", "gone")
-    assert [(each["subscription"], each["reason"]) for each in logs] == [("a", "gone")]
-    assert registry.counts() == {"active": 1, "paused": 1, "pending": 0, "disabled": 1}
-    for text in (
-        document(entry("a"), entry("b", "pong"), entry("p", extra=", status: paused")),
-        document(entry("p", extra=", status: paused"), entry("a"), entry("c")),
-    ):
-        file.write_text(text)
-        assert await registry.reload()
-        found = registry.index.get("a")
-        assert found is not None
-        assert (found.status, found.reason) == (Status.DISABLED, "gone")
-        assert registry.counts()["disabled"] == 1
-    file.write_text(document(entry("a", "ping, pong"), entry("c")))
-    assert await registry.reload()
-    assert registry.index.match(None, "pong")[0].status is Status.ACTIVE
-    assert registry.counts() == {"active": 2, "paused": 0, "pending": 0, "disabled": 0}
-
-
-async def test_one_disabled_while_the_file_is_read_is_disabled_afterwards(
-    registries: Any, file: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(loading, "_PIECEMEAL", 0)
-    registry = await registries(document(entry("a"), entry("b")), poll=1000)
-    loop = asyncio.get_running_loop()
-    real = read_entries
-
-    def slow(*arguments: Any) -> Any:
-        loop.call_soon_threadsafe(registry.disable, "a", "gone")
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
-        return real(*arguments)
-
-    monkeypatch.setattr(loading, "read_entries", slow)
-    file.write_text(document(entry("a"), entry("c")))
-    assert await registry.reload()
-    found = registry.index.get("a")
-    assert found is not None
-    assert found.status is Status.DISABLED
-    assert registry.counts()["disabled"] == 1
-
-
-async def test_the_loop_turns_while_a_large_file_is_read(registries: Any, file: Any) -> None:
-    registry = await registries(document(*[entry(f"s{n}") for n in range(1500)]), poll=1000)
-    turns = 0
-
-    async def turn() -> Any:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    turning = asyncio.get_running_loop().create_task(turn())
-    file.write_text(document(*[entry(f"s{n}", "pong") for n in range(1500)]))
-    assert await registry.reload()
-    turning.cancel()
-    assert len(registry.index.match(None, "pong")) == 1500
-    assert turns > 20
-
-
-async def test_stopping_ends_the_reading_of_a_large_file(registries: Any, file: Any) -> None:
-    registry = await registries(document(entry("a")), poll=1000)
-    file.write_text(document(*[entry(f"s{n}") for n in range(3000)]))
-    reading = asyncio.get_running_loop().create_task(registry.reload())
-    await asyncio.sleep(0)
-    await registry.stop()
-    assert await reading is False
-    assert ids(registry) == ["a"]
-
-
 async def test_a_fifo_is_refused_and_the_file_that_comes_after_it_is_taken(
     registries: Any, file: Any
 ) -> None:
@@ -278,10 +144,6 @@ async def test_a_file_that_can_not_be_read_is_named_with_the_reason(registries: 
 # What the API manages, and what becomes of subscriptions at run time.
 
 
-def managed(name: Any, types: Any = ("ping",), **fields: Any) -> Any:
-    return subscription(name, f"https://{name}.example/api", tenant=None, event_types=types, **fields)
-
-
 async def test_subscriptions_of_the_api_stand_beside_those_of_the_file(registries: Any) -> None:
     registry = await registries(document(entry("a")), poll=1000)
     registry.put_managed(managed("b"), "first")
@@ -298,27 +160,6 @@ async def test_subscriptions_of_the_api_stand_beside_those_of_the_file(registrie
     registry.remove_managed("b")
     assert ids(registry) == ["a"]
     assert registry.counts()["active"] == 1
-
-
-@pytest.mark.parametrize("piecemeal", [100, 0], ids=["piecemeal", "anew"])
-async def test_of_an_id_that_both_have_the_files_is_in_force_and_that_is_said(
-    registries: Any, file: Any, monkeypatch: Any, piecemeal: Any
-) -> None:
-    monkeypatch.setattr(loading, "_PIECEMEAL", piecemeal)
-    registry = await registries(document(entry("a")), poll=1000)
-    with capture_logs() as logs:
-        registry.put_managed(managed("a", ("of.the.api",)))
-    assert [each["subscriptions"] for each in logs if each["log_level"] == "warning"] == [["a"]]
-    assert registry.index.match(None, "of.the.api") == ()
-    file.write_text(document(entry("b")))
-    assert await registry.reload()
-    assert [each.id for each in registry.index.match(None, "of.the.api")] == ["a"]
-    file.write_text(document(entry("b"), entry("a")))
-    with capture_logs() as logs:
-        assert await registry.reload()
-    assert [each["subscriptions"] for each in logs if each["log_level"] == "warning"] == [["a"]]
-    assert registry.index.match(None, "of.the.api") == ()
-    assert registry.counts()["active"] == 2
 
 
 async def test_all_of_the_apis_are_loaded_at_once(registries: Any) -> None:
@@ -383,31 +224,3 @@ async def test_what_is_decided_here_is_told_and_what_the_topic_brings_is_not(reg
     registry.set_runtime("a", Runtime(registry.tag("a"), Status.DISABLED, "gone"))
     assert registry.counts()["disabled"] == 1
     assert told == ["a"] * 4
-
-
-async def test_a_changed_entry_starts_over_even_should_it_become_what_it_was(
-    registries: Any, file: Any
-) -> None:
-    registry = await registries(document(entry("a")), poll=1000)
-    registry.disable("a", "gone")
-    told: Any = []
-    registry.on_status = told.append
-    for types in ("pong", "ping"):
-        file.write_text(document(entry("a", types)))
-        assert await registry.reload()
-        assert registry.index.match(None, types)[0].status is Status.ACTIVE
-    assert told == ["a"]
-
-
-async def test_passing_the_validation_ends_a_pending_and_nothing_else(registries: Any) -> None:
-    registry = await registries(document(entry("a")), poll=1000)
-    for status, effective in (
-        (Status.PENDING, Status.ACTIVE),
-        (Status.PAUSED, Status.PAUSED),
-        (Status.DISABLED, Status.DISABLED),
-    ):
-        registry.put_managed(managed("m", status=status), "t")
-        registry.set_runtime("m", Runtime("t", Status.ACTIVE))
-        assert registry.index.get("m").status is effective
-    registry.put_managed(managed("m", status=Status.PENDING), "created anew")
-    assert registry.index.get("m").status is Status.PENDING

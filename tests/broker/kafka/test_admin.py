@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import errors
+from aiokafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
-from dispatcher.broker.base import BrokerRefused, TopicSpec
-from dispatcher.broker.kafka.admin import KafkaAdmin
+from dispatcher.broker.base import (
+    BrokerRefused,
+    TopicSpec,
+)
+from dispatcher.broker.kafka.admin import KafkaAdmin, offsets_of
 from dispatcher.settings.groups import KafkaSettings
+from tests.broker.backends import WITHIN, OnKafka
+from tests.broker.kafka.library import ZERO
+from tests.broker.kafka.secured import Secured, allow_nobody_but_bob
 
 DENIED = errors.TopicAuthorizationFailedError.errno
 NOTES = TopicSpec("dispatcher.progress", 1, None, {"cleanup.policy": "compact"})
@@ -91,3 +99,41 @@ async def test_all_topics_that_may_not_be_made_are_named_with_the_commands_that_
 async def test_what_is_missing_is_told_without_making_it() -> None:
     codes = {"events": 0, NOTES.name: 3}
     assert await admin(codes).ensure_topics([EVENTS, NOTES], create=False) == [NOTES.name]
+
+
+@pytest.mark.kafka
+async def test_topics_that_may_not_be_seen_are_named_at_the_start(
+    secured: Secured, unique: Callable[[str], str]
+) -> None:
+    backend = OnKafka(unique, secured.cluster.bootstrap)
+    try:
+        boss = await backend.connect(secured.settings(sasl_username="admin", password="admin-secret"))
+        there, new = await backend.topic(boss), unique("topic")
+        for topic in (there, new):
+            await allow_nobody_but_bob(boss, 2, topic)
+        broker = await backend.connect(secured.settings())
+        specs = [TopicSpec(there, 4), TopicSpec(new, 1)]
+        said = ""
+        async with asyncio.timeout(WITHIN):
+            while not (there in said and new in said):  # until the broker has heard of both of its ACLs
+                try:
+                    await broker.ensure_topics(specs, create=False)
+                except BrokerRefused as refused:
+                    said = str(refused)
+        assert "--allow-principal User:alice --operation Read --operation Write" in said
+    finally:
+        await backend.close_all()
+
+
+async def test_nor_is_it_for_who_asks_beforehand() -> None:
+    class Admin:
+        told: Mapping[Any, Any] = {}
+
+        async def list_consumer_group_offsets(self, group: str, partitions: Any) -> Mapping[Any, Any]:
+            return self.told
+
+    admin = Admin()
+    with pytest.raises(errors.GroupCoordinatorNotAvailableError):
+        await offsets_of(admin, "group", [ZERO])
+    admin.told = {ZERO: OffsetAndMetadata(-1, "")}
+    assert await offsets_of(admin, "group", [ZERO]) == admin.told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -12,9 +11,7 @@ import pytest
 from dispatcher.broker.base import BrokerRefused
 from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.broker.kafka.diagnosis import Spoken, mismatch, spoken, unreachable
-from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
-from tests.ports import free_port
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -74,37 +71,6 @@ async def test_a_web_server_is_no_broker() -> None:
         broker = KafkaBroker([f"127.0.0.1:{port}"], KafkaSettings())
         with pytest.raises(BrokerRefused, match="answers HTTP: it is no Kafka broker"):
             await broker.connect()
-        await broker.close()
-
-
-async def test_a_broker_whose_addresses_nobody_reaches_is_named() -> None:
-    """As a broker in a container says that it is `kafka:9092`."""
-    closed = free_port()
-
-    async def advertises(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            (size,) = struct.unpack(">i", await reader.readexactly(4))
-            request = await reader.readexactly(size)
-            api, version, correlation = struct.unpack_from(">hhi", request)
-            if api == 18:
-                body = struct.pack(">hi", 0, 2) + struct.pack(">hhh", 18, 0, 0) + struct.pack(">hhh", 3, 1, 1)
-            else:
-                assert (api, version) == (3, 1)
-                body = struct.pack(">i", 1)
-                body += struct.pack(">ih", 1, 9) + b"127.0.0.1" + struct.pack(">ih", closed, -1)
-                body += struct.pack(">ii", 1, 0)
-            writer.write(struct.pack(">ii", 4 + len(body), correlation) + body)
-            await writer.drain()
-
-    async with server(advertises) as port:
-        broker = KafkaBroker([f"127.0.0.1:{port}"], KafkaSettings())
-        tasks = Tasks()
-        tasks.start(broker.connect(), "connect")
-        async with asyncio.timeout(30):
-            while "advertised.listeners" not in (broker.problem or ""):
-                await asyncio.sleep(0.01)
-        assert f"127.0.0.1:{closed} (connection refused)" in (broker.problem or "")
-        await tasks.stop()
         await broker.close()
 
 

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given, strategies as st
 
-from dispatcher.broker.base import TopicPartition
+from dispatcher.broker.base import (
+    CommitRefused,
+    Position,
+    TopicPartition,
+    TopicSpec,
+)
 from dispatcher.broker.sqlite.group import assign
+from tests.broker.backends import Listener, Member, eventually
+from tests.broker.sqlite.conftest import Opened
 
 
 @given(
@@ -26,3 +36,23 @@ def test_every_partition_that_somebody_wants_has_one_owner_and_shares_are_even(
     if all(topics_wanted == wanted[0] for topics_wanted in wanted):
         sizes = [len(share) for _, share in shares]
         assert max(sizes) - min(sizes) <= 1
+
+
+async def test_a_member_that_does_not_give_up_in_time_is_left_behind_and_joins_again(opened: Opened) -> None:
+    broker = await opened(rebalance_timeout=0.3)
+    await broker.ensure_topics([TopicSpec("t")], create=True)
+    release = asyncio.Event()
+
+    async def hang(_partitions: object) -> None:
+        await release.wait()
+
+    slow = Member(broker, ["t"], "g", Listener(during_revoked=hang))
+    quick = Member(broker, ["t"], "g")
+    await slow.consumer.start()
+    await quick.consumer.start()
+    assert len(quick.listener.assigned) == 4
+    with pytest.raises(CommitRefused):
+        await slow.consumer.commit({TopicPartition("t", 0): Position(1)})
+    slow.listener.during_revoked = None
+    release.set()
+    await eventually(lambda: len(slow.listener.assigned) == len(quick.listener.assigned) == 2)
