@@ -6,8 +6,8 @@ partition over reads that one record. The topic is compacted, with group, topic 
 for each of them, of less than 1 MB.
 
 What it may cost: nothing for a partition in which nothing has changed; at most one record for each partition and commit interval, and
-only while its note doesn't fit; of the loop's time at most a fiftieth, of a core's a twentieth, for each partition: a note that takes longer is
-made less often.
+only while its note doesn't fit; of the loop's time at most a fiftieth, of a core's a twentieth, for each partition, and a tenth and a quarter
+for all of them: notes that take longer are made less often (`NoteBudget`).
 
 Rules:
 
@@ -52,6 +52,8 @@ _INLINE: Final = (
 )
 _REST_LOOP: Final = 50.0  # times the loop's time that a note took, until the next one
 _REST: Final = 20.0  # times the thread's
+_REST_LOOP_ALL: Final = 10.0  # likewise of what the notes of all partitions took that took long
+_REST_ALL: Final = 4.0
 _SHORT: Final = 0.005  # seconds that nobody has to rest from
 
 
@@ -77,6 +79,34 @@ class _Snapshot(NamedTuple):
     served: float
     reserved: int
     took: float
+
+
+class NoteBudget:
+    """When the notes of partitions that take long are due again, by what they took last."""
+
+    def __init__(self) -> None:
+        self._due: dict[TopicPartition, float] = {}
+        self._took: dict[TopicPartition, tuple[float, float]] = {}
+
+    def is_due(self, partition: TopicPartition, now: float) -> bool:
+        return self._due.get(partition, 0.0) <= now
+
+    def note(self, partition: TopicPartition, loop: float, thread: float, now: float) -> None:
+        """Making one took so many CPU seconds of the loop, and of a thread."""
+        if loop + thread <= _SHORT:
+            self._due.pop(partition, None)
+            self._took.pop(partition, None)
+            return
+        self._took[partition] = loop, thread
+        every_loop, every_thread = map(sum, zip(*self._took.values(), strict=True))
+        self._due[partition] = now + max(
+            loop * _REST_LOOP, thread * _REST, every_loop * _REST_LOOP_ALL, every_thread * _REST_ALL
+        )
+
+    def clear(self) -> None:
+        """Other partitions are assigned."""
+        self._due.clear()
+        self._took.clear()
 
 
 class CommitNotes:
@@ -107,7 +137,7 @@ class CommitNotes:
         self._record_limit = RECORD_LIMIT
         self._clock = asyncio.get_running_loop().time
         self._again = 0.0  # no record before
-        self._next: dict[TopicPartition, float] = {}  # no note before, of those that take long
+        self._budget = NoteBudget()
 
     async def prepare(
         self, trackers: Mapping[TopicPartition, PartitionTracker], *, last: bool
@@ -118,7 +148,7 @@ class CommitNotes:
         for partition, tracker in trackers.items():
             reserved = tracker.reservation.wanted(tracker.next, last=last)
             closes = last and self._reserves and reserved < tracker.reservation.below
-            if not (closes or tracker.changed()) or (not last and self._next.get(partition, 0.0) > now):
+            if not (closes or tracker.changed()) or not (last or self._budget.is_due(partition, now)):
                 continue
             began = time.thread_time()
             tracker.reservation.making(reserved)
@@ -160,10 +190,7 @@ class CommitNotes:
         else:
             packed, thread = await asyncio.to_thread(self._packed, snapshot, record)
             loop = snapshot.took
-        if loop + thread > _SHORT:
-            self._next[snapshot.partition] = self._clock() + max(loop * _REST_LOOP, thread * _REST)
-        else:
-            self._next.pop(snapshot.partition, None)
+        self._budget.note(snapshot.partition, loop, thread, self._clock())
         return packed
 
     def _packed(self, snapshot: _Snapshot, record: int) -> tuple[Packed, float]:
@@ -238,7 +265,7 @@ class CommitNotes:
         self, positions: Mapping[TopicPartition, Position], known: Collection[TopicPartition]
     ) -> dict[TopicPartition, Note]:
         """What the notes beside these commits say. Those of `known` partitions are ours: their records need no reading."""
-        self._next.clear()
+        self._budget.clear()
         notes = {partition: read_note(*partition, *position) for partition, position in positions.items()}
         unread = [p for p, note in notes.items() if note.pointer is not None and p not in known]
         left = len(unread)

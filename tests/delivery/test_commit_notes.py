@@ -7,10 +7,12 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from dispatcher.broker.base import Broker, TopicPartition
 from dispatcher.core.commit.note import Who
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.delivery.commit_notes import CommitNotes
+from dispatcher.delivery.commit_notes import CommitNotes, NoteBudget
 
 
 class Slow(PartitionTracker):
@@ -36,3 +38,26 @@ async def test_others_have_their_turn_between_the_notes_of_partitions() -> None:
     trackers: dict[TopicPartition, Any] = {TopicPartition("events", n): Slow(n, told) for n in range(3)}
     assert len(await notes.prepare(trackers, last=False)) == 3
     assert told == ["note", "others"] * 3
+
+
+def share_of(costs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of the loop's time and of a core's what goes to notes within an hour, looked at every second, after the first minutes."""
+    budget = NoteBudget()
+    loop = thread = 0.0
+    for second in range(-600, 3600):
+        for number, cost in enumerate(costs):
+            partition = TopicPartition("events", number)
+            if budget.is_due(partition, second + 600):
+                budget.note(partition, *cost, second + 600)
+                if second >= 0:
+                    loop, thread = loop + cost[0], thread + cost[1]
+    return loop / 3600, thread / 3600
+
+
+def test_notes_take_a_bounded_share_of_the_loop_however_many_partitions_there_are() -> None:
+    assert share_of([(0.001, 0.001)] * 20) == pytest.approx((0.02, 0.02)), "what is short goes every second"
+    for partitions in (1, 3, 20, 200):
+        loop, thread = share_of([(0.08, 0.3)] * partitions)
+        assert loop <= min(0.021 * partitions, 0.11)
+        assert thread <= min(0.051 * partitions, 0.26)
+    assert share_of([(0.08, 0.3)])[0] > 0.01, "and one by itself is made every few seconds"
