@@ -470,3 +470,88 @@ def test_an_echo_of_the_request_is_not_shown_since_it_holds_secrets() -> None:
     assert result.reason is Reason.PROTOCOL_ERROR
     assert "our own request" in result.detail
     assert "s3cret" not in result.detail
+
+
+# -- Time
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_an_idle_connection_expires_after_the_idle_timeout() -> None:
+    wire = Wire()
+    wire.receive(ANSWER)
+    wire.wait(59.9)
+    assert wire.idle
+    wire.wait(0.2)
+    assert wire.closed
+    assert wire.gone == 1
+
+
+def test_a_connection_is_used_until_its_age_and_no_longer() -> None:
+    wire = Wire()
+    wire.deadline = 10_000.0
+    wire.receive(ANSWER)
+    for _ in range(14):
+        wire.wait(40.0)
+        wire.again()
+        wire.receive(ANSWER)
+    wire.wait(39.0)  # 599 s of 600
+    assert wire.idle
+    wire.wait(1.1)
+    assert wire.closed
+    assert wire.gone == 1
+
+
+def test_a_connection_past_its_age_brings_its_response_and_goes() -> None:
+    wire = Wire()
+    wire.deadline = 10_000.0
+    wire.receive(ANSWER)
+    wire.wait(30.0)
+    wire.again()
+    wire.wait(700.0)
+    wire.receive(ANSWER)
+    assert len(wire.told) == 2
+    wire.wait(0.0)
+    assert wire.closed
+
+
+@pytest.mark.parametrize(("granted", "seconds"), [(b"5", 4.0), (b"1", 0.5), (b"1000", 60.0)])
+def test_what_keep_alive_grants_is_kept_to(granted: bytes, seconds: float) -> None:
+    wire = Wire()
+    wire.receive(b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=%b\r\nContent-Length: 0\r\n\r\n" % granted)
+    for _ in range(3):
+        wire.wait(seconds - 0.1)
+        assert wire.idle, "each response begins the time anew"
+        wire.deadline = wire.now + 10
+        wire.again()
+        wire.receive(ANSWER)
+    wire.wait(seconds + 0.1)
+    assert wire.closed
+
+
+def test_a_keep_alive_of_no_time_closes_at_once() -> None:
+    wire = Wire()
+    wire.receive(b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=0\r\nContent-Length: 0\r\n\r\n")
+    assert wire.told
+    assert wire.closed
+
+
+@pytest.mark.parametrize(
+    ("came", "where"),
+    [
+        (b"", "before a response came"),
+        (b"HTTP/1.1 2", "in the response head"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe", "in the response body (status 200)"),
+    ],
+)
+def test_the_deadline_says_how_far_the_response_was(came: bytes, where: str) -> None:
+    wire = Wire()
+    wire.receive(came)
+    wire.wait(9.9)
+    assert wire.told == []
+    wire.wait(0.2)
+    (failure,) = wire.told
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.TIMEOUT
+    assert failure.detail == f"the deadline passed {where}"
+    assert wire.closed

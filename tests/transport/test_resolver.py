@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import cast
 
 import pytest
 
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.request.urls import Origin
+from dispatcher.core.retry.wheel import Entry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import NetworkSettings
@@ -27,13 +29,16 @@ class Dns:
     """What a name server says, by script."""
 
     def __init__(self) -> None:
-        self.says: Sequence[DnsAnswer] | Exception = [DnsAnswer("192.0.2.1", 0.1)]
+        self.says: Sequence[DnsAnswer] | Exception = [DnsAnswer("192.0.2.1", 10.0)]
         self.asked = 0
-        self.delay = 0.0
+        self.question = asyncio.Event()
+        self.answered = asyncio.Event()
+        self.answered.set()
 
     async def ask(self, host: str) -> Sequence[DnsAnswer]:
         self.asked += 1
-        await asyncio.sleep(self.delay)
+        self.question.set()
+        await self.answered.wait()
         if isinstance(self.says, Exception):
             raise self.says
         return self.says
@@ -44,17 +49,47 @@ def dns() -> Dns:
     return Dns()
 
 
-@pytest.fixture
-async def timers() -> AsyncIterator[Timers]:
-    timers = Timers(asyncio.get_running_loop())
-    yield timers
-    timers.close()
+class Clock:
+    """Time as the tests want it, with the timers that go by it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.due: dict[Entry[Callable[[], None]], float] = {}
+
+    def __call__(self) -> float:
+        return self.now
+
+    def at(self, due: float, callback: Callable[[], None]) -> Entry[Callable[[], None]]:
+        entry = Entry(0, callback)
+        self.due[entry] = due
+        return entry
+
+    def cancel(self, entry: Entry[Callable[[], None]]) -> None:
+        self.due.pop(entry, None)
+
+    def wait(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.due:
+            entry = min(self.due, key=self.due.__getitem__)
+            if self.due[entry] > end:
+                break
+            self.now = self.due.pop(entry)
+            if entry.item is not None:
+                entry.item()
+        self.now = end
 
 
 @pytest.fixture
-async def resolver(dns: Dns, timers: Timers) -> AsyncIterator[Resolver]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def resolver(dns: Dns, clock: Clock) -> AsyncIterator[Resolver]:
     tasks = Tasks()
-    made = Resolver(dns.ask, timers, tasks, ttl_min=0.05, ttl_max=10.0, negative_ttl=0.05)
+    made = Resolver(
+        dns.ask, cast("Timers", clock), tasks, ttl_min=5.0, ttl_max=1000.0, negative_ttl=5.0, clock=clock
+    )
     yield made
     await made.close()
     await tasks.stop()
@@ -66,75 +101,104 @@ async def failure(resolver: Resolver, host: str = "a.example") -> Failure:
     return caught.value.failure
 
 
-async def test_an_answer_is_believed_for_its_ttl(resolver: Resolver, dns: Dns) -> None:
+async def test_an_answer_is_believed_for_its_ttl(resolver: Resolver, dns: Dns, clock: Clock) -> None:
     for _ in range(5):
         assert await resolver.resolve("a.example") == ("192.0.2.1",)
+        clock.wait(1.9)
     assert dns.asked == 1
-    dns.says = [DnsAnswer("192.0.2.2", 0.1)]
-    await asyncio.sleep(0.15)
+    dns.says = [DnsAnswer("192.0.2.2", 10)]
+    clock.wait(0.6)
     assert await resolver.resolve("a.example") == ("192.0.2.2",)
     assert dns.asked == 2
 
 
-async def test_the_ttl_is_kept_within_bounds(resolver: Resolver, dns: Dns) -> None:
+async def test_the_ttl_is_kept_within_bounds(resolver: Resolver, dns: Dns, clock: Clock) -> None:
     dns.says = [DnsAnswer("192.0.2.1", 0.0)]
     await resolver.resolve("zero.example")
+    clock.wait(4.9)
     await resolver.resolve("zero.example")
     assert dns.asked == 1
     dns.says = [DnsAnswer("192.0.2.1", 1e9), DnsAnswer("192.0.2.1", 2e9)]
     assert await resolver.resolve("long.example") == ("192.0.2.1",)
-    assert resolver._entries["long.example"].expires <= asyncio.get_running_loop().time() + 10.0
+    clock.wait(999.9)
+    await resolver.resolve("long.example")
+    assert dns.asked == 2
+    clock.wait(0.2)
+    await resolver.resolve("long.example")
+    assert dns.asked == 3
 
 
 async def test_concurrent_questions_share_one_query(resolver: Resolver, dns: Dns) -> None:
-    dns.delay = 0.02
     found = await asyncio.gather(*(resolver.resolve("a.example") for _ in range(50)))
     assert found == [("192.0.2.1",)] * 50
     assert dns.asked == 1
 
 
 async def test_a_waiter_that_gives_up_takes_nothing_from_the_others(resolver: Resolver, dns: Dns) -> None:
-    dns.delay = 0.05
+    dns.answered.clear()
     loop = asyncio.get_running_loop()
     first, second = (loop.create_task(resolver.resolve("a.example")) for _ in range(2))
-    await asyncio.sleep(0.01)
+    await dns.question.wait()
     first.cancel()
+    dns.answered.set()
     assert await second == ("192.0.2.1",)
     assert dns.asked == 1
 
 
-async def test_what_does_not_exist_is_remembered_for_a_while(resolver: Resolver, dns: Dns) -> None:
+async def test_what_does_not_exist_is_remembered_for_a_while(
+    resolver: Resolver, dns: Dns, clock: Clock
+) -> None:
     dns.says = NameNotFound("a.example")
     for _ in range(3):
         assert (await failure(resolver)).reason is Reason.DNS_NOT_FOUND
+        clock.wait(1.6)
     assert dns.asked == 1
     dns.says = []
-    await asyncio.sleep(0.1)
+    clock.wait(0.3)
     assert (await failure(resolver)).reason is Reason.DNS_NOT_FOUND
     dns.says = [DnsAnswer("192.0.2.1", 1)]
-    await asyncio.sleep(0.1)
+    clock.wait(5.1)
     assert await resolver.resolve("a.example") == ("192.0.2.1",)
 
 
-async def test_an_outage_of_dns_is_told_and_remembered_for_a_while(resolver: Resolver, dns: Dns) -> None:
+async def test_an_outage_of_dns_is_told_and_remembered_for_a_while(
+    resolver: Resolver, dns: Dns, clock: Clock
+) -> None:
     dns.says = OSError(11, "could not contact DNS servers")
     found = await failure(resolver)
     assert found.reason is Reason.DNS_FAILED
     assert "could not contact DNS servers" in found.detail
+    clock.wait(4.9)
     await failure(resolver)
     assert dns.asked == 1
+    clock.wait(0.2)
+    await failure(resolver)
+    assert dns.asked == 2
 
 
-async def test_an_outage_of_dns_is_bridged_by_the_last_answer(resolver: Resolver, dns: Dns) -> None:
+async def test_an_outage_of_dns_is_bridged_by_the_last_answer(
+    resolver: Resolver, dns: Dns, clock: Clock
+) -> None:
     await resolver.resolve("a.example")
     dns.says = OSError(11, "could not contact DNS servers")
-    await asyncio.sleep(0.15)
+    clock.wait(10.1)
     for _ in range(3):
         assert await resolver.resolve("a.example") == ("192.0.2.1",)
     assert dns.asked == 2  # the outage too is believed for a while
     dns.says = NameNotFound("a.example")
-    await asyncio.sleep(0.1)
+    clock.wait(5.1)
     assert (await failure(resolver)).reason is Reason.DNS_NOT_FOUND  # but a name that is gone is gone
+
+
+async def test_an_expired_answer_is_better_than_none_for_a_while_only(
+    resolver: Resolver, dns: Dns, clock: Clock
+) -> None:
+    await resolver.resolve("a.example")
+    dns.says = OSError(11, "could not contact DNS servers")
+    clock.wait(10.0 + module._STALE - 1.0)
+    assert await resolver.resolve("a.example") == ("192.0.2.1",)
+    clock.wait(6.0)
+    assert (await failure(resolver)).reason is Reason.DNS_FAILED
 
 
 async def test_the_cache_is_bounded(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,17 +208,14 @@ async def test_the_cache_is_bounded(resolver: Resolver, monkeypatch: pytest.Monk
     assert len(resolver) == 10
 
 
-async def test_names_that_nobody_asks_for_are_forgotten(
-    resolver: Resolver, timers: Timers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_SWEEP", 0.05)
-    monkeypatch.setattr(module, "_STALE", 0.05)
+async def test_names_that_nobody_asks_for_are_forgotten(resolver: Resolver, clock: Clock) -> None:
     for number in range(50):
         await resolver.resolve(f"{number}.example")
+    clock.wait(10.0 + module._STALE - 1.0)
     assert len(resolver) == 50
-    await asyncio.sleep(0.4)
+    clock.wait(1.0 + module._SWEEP)
     assert len(resolver) == 0
-    assert len(timers) == 0
+    assert not clock.due
 
 
 # -- c-ares
@@ -173,25 +234,15 @@ async def server() -> AsyncIterator[NameServer]:
         yield server
 
 
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-async def asking(server: NameServer, timers: Timers) -> AsyncIterator[Callable[..., tuple[Resolver, Clock]]]:
+async def asking(server: NameServer) -> AsyncIterator[Callable[..., tuple[Resolver, Clock]]]:
     """Makes resolvers that ask the name server, with a clock that a test moves. What is on the wire is real."""
     made: list[tuple[Resolver, Tasks]] = []
 
     def make(**network: str) -> tuple[Resolver, Clock]:
         clock, tasks = Clock(), Tasks()
         settings = NetworkSettings.model_validate({"dns_servers": [server.address], **network})
-        resolver = Resolver.from_settings(settings, timers, tasks, clock)
+        resolver = Resolver.from_settings(settings, cast("Timers", clock), tasks, clock)
         made.append((resolver, tasks))
         return resolver, clock
 
@@ -281,10 +332,10 @@ async def test_an_answer_that_is_cut_off_is_fetched_by_tcp_and_only_so_many_addr
     assert "large.example" in server.by_tcp
 
 
-async def test_names_are_looked_up_at_the_configured_servers(server: NameServer, timers: Timers) -> None:
+async def test_names_are_looked_up_at_the_configured_servers(server: NameServer, clock: Clock) -> None:
     network = NetworkSettings.model_validate({"dns_servers": [server.address], "dns_timeout": "200ms"})
     tasks = Tasks()
-    resolver = Resolver.from_settings(network, timers, tasks)
+    resolver = Resolver.from_settings(network, cast("Timers", clock), tasks, clock)
     assert set(await resolver.resolve("both.example")) == {"127.0.0.1", "::1"}
     assert set(await resolver.resolve("four.example")) == {"127.0.0.1", "127.0.0.2"}
     assert (await failure(resolver, "empty.example")).reason is Reason.DNS_NOT_FOUND

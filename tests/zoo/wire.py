@@ -30,6 +30,7 @@ class Wire:
         self.request = REQUEST
         self.deadline = 10.0
         self.timer: Callable[[], None] | None = None
+        self.due = 0.0
         self.soon: list[Callable[[], None]] = []
         self.shared = Shared(
             cast("Any", self),
@@ -53,7 +54,7 @@ class Wire:
     # The timers'
 
     def at(self, due: float, callback: Callable[[], None]) -> Entry[Callable[[], None]]:
-        self.timer = callback
+        self.timer, self.due = callback, due
         return Entry(0, callback)
 
     def cancel(self, entry: object) -> None:
@@ -126,3 +127,12 @@ class Wire:
         soon, self.soon = self.soon, []
         for callback in soon:
             callback()
+
+    def wait(self, seconds: float) -> None:
+        """Let so much time pass, with what comes due in it."""
+        end = self.now + seconds
+        while self.timer is not None and self.due <= end:
+            self.now = self.due
+            timer, self.timer = self.timer, None
+            timer()
+        self.now = end
