@@ -1,10 +1,12 @@
 """The attempt log: a record of every attempt, written to the attempts topic behind the deliveries' backs.
 
-It must cost little (25,000 a second) and hold nothing up. So the hot path notes a tuple; the
+It must cost little (25,000 a second) and hold no delivery up. So the hot path notes a tuple; the
 tuples are encoded 32 at a time, and what was encoded is written every tenth of a second by a task of its own, over a
 connection of its own. A broker that is away or refuses fills a buffer, and what no longer fits
-is dropped, the oldest first, and counted: deliveries don't wait for their log, and no offset is held by it.
-A process that is killed loses the last tenth of a second of it.
+is dropped, the oldest first, and counted.
+
+Commits wait for the log (`caught_up`), so that it is as safe as the deliveries: what a process that is killed has not written yet, the
+next one attempts again. A log that can't be written holds a commit for `COMMIT_WAITS` seconds, once, and none after that while it stays so.
 
 5 us a delivery were allowed; `python -m benchmarks micro` says what it takes ("attempt log").
 
@@ -14,11 +16,13 @@ Rules:
 2. At most `_CHUNK` deliveries are kept alive by it, and `limit` bytes of encoded records.
 3. One write at a time, the oldest records first: the attempts of one delivery stay in their order. What was acknowledged is
    not written again.
+4. `caught_up` is true only if every record that was noted before the call is acknowledged, or was dropped and counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
@@ -39,6 +43,9 @@ _CHUNK: Final = 32  # attempts noted before they are encoded: some 100 us of wor
 _INTERVAL: Final = 0.1  # seconds between two writes
 _BATCH: Final = 10_000  # records of one write, up to the end of a chunk
 _LIMIT: Final = 32 << 20
+COMMIT_WAITS: Final = 5.0
+"""Seconds that a commit waits at the most for a record, from the record's encoding on."""
+
 _OVERHEAD: Final = 200  # bytes that a record takes in memory beside its value
 
 
@@ -58,11 +65,13 @@ class Noting(Attempted, Protocol):
 class _Encoded:
     """Records that go the same way together, as nothing is done for each of them any more."""
 
-    __slots__ = ("entries", "size")
+    __slots__ = ("entries", "since", "size", "through")
 
-    def __init__(self) -> None:
+    def __init__(self, since: float = 0.0) -> None:
         self.entries: list[Entry] = []
         self.size = 0  # bytes in memory
+        self.since = since  # when the oldest of them was encoded, by the loop's clock
+        self.through = 0  # so many records had been encoded by then, from the first one ever
 
 
 class AttemptLog:
@@ -85,6 +94,10 @@ class AttemptLog:
         self._count = 0  # entries of both
         self._size = 0  # and their bytes
         self._broken = False
+        self._clock = asyncio.get_running_loop().time
+        self._encoded = 0  # records, from the first one ever
+        self._hurry = asyncio.Event()  # somebody waits for `caught_up`
+        self._moved = asyncio.Event()  # something was acknowledged or dropped
 
     def __len__(self) -> int:
         """Records not acknowledged yet."""
@@ -131,7 +144,7 @@ class AttemptLog:
     def _encode(self) -> None:
         noted, self._noted = self._noted, []
         replica = self._replica
-        encoded = _Encoded()
+        encoded = _Encoded(self._clock())
         entries = encoded.entries
         size = 0
         for attempt in noted:
@@ -151,6 +164,8 @@ class AttemptLog:
             size += len(entry[1]) + _OVERHEAD
             entries.append(entry)
         encoded.size = size
+        self._encoded += len(entries)
+        encoded.through = self._encoded
         self._size += size
         self._count += len(entries)
         self._waiting.append(encoded)
@@ -168,13 +183,40 @@ class AttemptLog:
         count = len(encoded.entries)
         self._size -= encoded.size
         self._count -= count
+        self._moved.set()
         return count
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            await asyncio.sleep(_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_INTERVAL):
+                    await self._hurry.wait()
+            self._hurry.clear()
             await self._write()
+
+    async def caught_up(self, limit: float = COMMIT_WAITS) -> bool:
+        """Wait until what has been noted by now is acknowledged; False where some of it has waited for `limit` seconds in vain."""
+        if self._noted:
+            self._encode()
+        mark = self._encoded
+        while (oldest := self._oldest(mark)) is not None:
+            left = oldest.since + limit - self._clock()
+            if left <= 0:
+                return False
+            self._hurry.set()
+            self._moved.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._moved.wait()
+        return True
+
+    def _oldest(self, mark: int) -> _Encoded | None:
+        """The oldest that are here of the first `mark` records."""
+        oldest = self._writing if self._writing.entries else self._waiting[0] if self._waiting else None
+        if oldest is None or oldest.through - len(oldest.entries) >= mark:
+            return None
+        return oldest
 
     async def _write(self) -> None:
         """Write all there is now."""
@@ -185,6 +227,9 @@ class AttemptLog:
             writing = self._writing  # not empty: `finish` goes on with what `run` had begun
             while waiting and len(writing.entries) < _BATCH:
                 next_ = waiting.popleft()
+                if not writing.entries:
+                    writing.since = next_.since
+                writing.through = next_.through
                 writing.entries += next_.entries
                 writing.size += next_.size
             await self._deliver()
@@ -213,8 +258,10 @@ class AttemptLog:
         """Of what is being written only these are left; None for all."""
         if left is None:
             return
+        written = self._writing
         self.written += self._done() - len(left)
         rest = self._writing
+        rest.since, rest.through = written.since, written.through
         rest.entries = list(left)
         rest.size = sum([len(entry[1]) + _OVERHEAD for entry in left])
         self._count += len(left)

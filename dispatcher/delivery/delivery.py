@@ -12,13 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dispatcher.broker.base import Message
-from dispatcher.core.attempt.record import FIRST_GENERATION
+from dispatcher.core.attempt.encode import Decided
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.lane import Lane, Share
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Result
 from dispatcher.core.request.urls import Target
-from dispatcher.core.retry.records import Headers, History, Place, delivery_headers
+from dispatcher.core.retry.records import FIRST_GENERATION, Headers, History, Place, delivery_headers
 from dispatcher.core.subscription.model import Subscription
 from dispatcher.transport.pool import Pool
 
@@ -159,12 +159,30 @@ class Delivery:
             reason=reason,
             due=due,
             parked=parked,
+            generation=self.generation,
+            replay=self.replay,
         )
         if extra is not None:
             headers += extra
         key = self.subscription.id.encode()
         timestamp_ms = None if unix is None else int(unix * 1000)
         return Message(topic, event.body, key, headers, timestamp_ms=timestamp_ms)
+
+    def decided(self, decision: str, reason: str, unix: float) -> Decided:
+        """What the attempt log is told of an end, or of a parking, without a request."""
+        return Decided(
+            self.event,
+            self.subscription.id,
+            self.source,
+            self.subscription,
+            self.attempt,
+            decision,
+            reason,
+            unix,
+            self.generation,
+            self.replay,
+            self.last_result,
+        )
 
     def done(self, result: Result) -> None:
         """The attempt is over (called by the transport)."""

@@ -114,9 +114,11 @@ class Engine:
         self._attempts = AttemptLog(
             settings.attempts.log, f"{settings.topics.prefix}attempts", replica, broker.produce_bulk
         )
-        self._settlement = Settlement(settings, self._outbox, metrics, on_given_up=on_given_up)
+        self._settlement = Settlement(
+            settings, self._outbox, self._attempts, metrics, on_given_up=on_given_up, wall=wall
+        )
         self._parking = Parking(
-            parked, self._outbox, metrics, self._settlement, broken=self._broken, wall=wall
+            parked, self._outbox, self._attempts, metrics, self._settlement, broken=self._broken, wall=wall
         )
         self._holding = Holding(
             tiers,
@@ -183,6 +185,7 @@ class Engine:
             memory=remembered(group),
             notes_topic=notes,
             read_limit=read_limit,
+            attempts=self._attempts,
             reserves=True,
         )
         self._returning = Membership(
@@ -195,6 +198,7 @@ class Engine:
             memory=remembered(retry_group),
             notes_topic=notes,
             read_limit=read_limit,
+            attempts=self._attempts,
             tracker=partial(_tracker, parked),
         )
         self._consuming = Consuming(

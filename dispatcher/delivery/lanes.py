@@ -94,8 +94,9 @@ class Lanes:
         """Memory is scarce: those give up the newest of theirs who fill it, so that the others need not wait for them."""
         full = self._settlement.full
         reason = "cap" if full else "queue_wait"
-        for lane in sorted(self._watched, key=_longest_wait, reverse=True):
-            if wanted <= 0 or lane.longest_wait <= self._max_wait:
+        slow = [lane for lane in self._watched if lane.longest_wait > self._max_wait]
+        for lane in sorted(slow, key=_longest_wait, reverse=True):
+            if wanted <= 0:
                 break
             trimmed = lane.trim(wanted)
             trimmed.reverse()  # the eldest is parked first

@@ -51,6 +51,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.delivery.attempt_log import COMMIT_WAITS, AttemptLog
 from dispatcher.delivery.commit_notes import READ_LIMIT, CommitNotes, Prepared
 from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Labels, Metrics
@@ -90,12 +91,13 @@ class Membership:
         notes_topic: str | None = None,
         reserves: bool = False,
         read_limit: float = READ_LIMIT,
+        attempts: AttemptLog | None = None,
         tracker: Callable[[str, int, int, Note], PartitionTracker] = PartitionTracker,
     ) -> None:
         """`own`: the topics are the dispatcher's own; `memory`: what the group has read before (see `Broker.consumer`).
 
         `notes_topic` is for what doesn't fit beside a commit, and an assignment waits for what is read of it for `read_limit`
-        seconds; `reserves`: records are taken up only after `reserve`; `tracker` makes a partition's.
+        seconds; `reserves`: records are taken up only after `reserve`; commits wait for `attempts`; `tracker` makes a partition's.
         """
         self.group = group
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
@@ -107,6 +109,10 @@ class Membership:
         self._committing = asyncio.Lock()
         self._notes = CommitNotes(broker, group, notes_topic, reserves=reserves, read_limit=read_limit)
         self._reserves = reserves
+        self._attempts = attempts
+        self._ahead_of_log = False  # the last commit has not waited for all of it
+        # A commit before partitions are given up must not cost the session.
+        self._log_limit = min(COMMIT_WAITS, read_limit)
         self._moving = False  # the partitions
         self._committed = True  # the last commit has gone through
         self.jumps = Jumps(group, metrics)
@@ -155,6 +161,7 @@ class Membership:
                     self.trackers[partition].pass_over(first, end)
             trackers = {p: tracker for p in partitions if (tracker := self.trackers.get(p)) is not None}
             prepared = await self._notes.prepare(trackers, last=last)
+            await self._await_log()
             positions: dict[TopicPartition, Position] = {}
             for partition, (position, state, _) in prepared.items():
                 tracker = trackers[partition]
@@ -195,6 +202,23 @@ class Membership:
                 self._metrics.commits["ok"] += 1
                 self._committed = True
                 _note(trackers, {p: prepared[p] for p in positions})
+
+    async def _await_log(self) -> None:
+        """What is about to be committed is done with: have the records of its attempts acknowledged first."""
+        if self._attempts is None:
+            return
+        if await self._attempts.caught_up(self._log_limit):
+            self._ahead_of_log = False
+            return
+        self._metrics.commits_ahead_of_log += 1
+        if not self._ahead_of_log:
+            self._ahead_of_log = True
+            log.warning(
+                "committed without the attempt log: its records are not acknowledged; a crash now loses them, and no delivery",
+                group=self.group,
+                records=len(self._attempts),
+                seconds=self._log_limit,
+            )
 
     async def reserve(self, tracker: PartitionTracker, end: int) -> None:
         """Have it committed that the tracker's records below `end` may be taken up; returns before long, whatever comes of it.

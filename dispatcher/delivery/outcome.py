@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 import structlog
 
-from dispatcher.core.attempt.outcome import DEAD, DELIVERED, LEFT_TO_ANOTHER, RETRY
+from dispatcher.core.attempt.outcome import DEAD, DELIVERED, LEFT_TO_ANOTHER, PARKED, RETRY
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.endpoint.breaker import Blame, State, blame, reached_host
 from dispatcher.core.endpoint.health import NOTED_AFTER, SILENCE, Health, Roster, Vitals
@@ -86,8 +86,10 @@ class Outcomes:
         elif type(result) is Failure and result.reason is Reason.CANCELLED:
             delivery.lane.release(delivery.share)
             # Stopping. Whether it has arrived is not known, so it is sent again.
+            if self._attempts.failures:
+                self._attempts.note(delivery, result, PARKED, now, self._wall(), None, "shutdown")
             delivery.attempt -= 1
-            self._parking.leave_behind(delivery)
+            self._parking.leave_behind(delivery, noted=True)
         else:
             self._failed(delivery, result, now)
 

@@ -24,8 +24,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from dispatcher.core.attempt.outcome import PARKED
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.subscription.model import Status, Subscription
+from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.settlement import Settlement
@@ -73,6 +75,7 @@ class Parking:
         self,
         topic: str,
         outbox: Outbox,
+        attempts: AttemptLog,
         metrics: Metrics,
         settlement: Settlement,
         *,
@@ -82,6 +85,7 @@ class Parking:
         """`broken` is told of an exception where none can be. `wall` gives Unix seconds."""
         self._topic = topic
         self._outbox = outbox
+        self._attempts = attempts
         self._metrics = metrics
         self._settlement = settlement
         self._broken = broken
@@ -93,8 +97,11 @@ class Parking:
         """Those that are about to be parked."""
         return len(self._soon)
 
-    def park(self, delivery: Delivery, reason: str, until: float = 0.0) -> None:
-        """Write it, or give it back; `until` (of the loop) is when its endpoint takes something again, where it has said so."""
+    def park(self, delivery: Delivery, reason: str, until: float = 0.0, *, noted: bool = False) -> None:
+        """Write it, or give it back; `until` (of the loop) is when its endpoint takes something again, where it has said so.
+
+        `noted`: the attempt log knows of it.
+        """
         tracker = delivery.tracker
         if tracker.lost:
             self._settlement.settle(delivery)
@@ -105,6 +112,8 @@ class Parking:
         self._metrics.parked[reason] += 1
         delivery.parked += 1
         now, unix = self._loop.time(), self._wall()
+        if self._attempts.failures and not noted:
+            self._attempts.decided(delivery.decided(PARKED, reason, unix))
         message = delivery.record(
             self._topic,
             reason,
@@ -143,7 +152,7 @@ class Parking:
         while self._soon:
             self._next()
 
-    def leave_behind(self, delivery: Delivery) -> None:
-        """Park it, since this process ends. What came out of a topic of ours still stands there."""
+    def leave_behind(self, delivery: Delivery, *, noted: bool = False) -> None:
+        """Park it, since this process ends. What came out of a topic of ours still stands there. `noted` as in `park`."""
         if delivery.event_source is None:
-            self.park(delivery, "shutdown")
+            self.park(delivery, "shutdown", noted=noted)

@@ -89,7 +89,7 @@ class Returning:
         subscription = self._registry.index.get(letter.subscription_id)
         if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
             # Deleted, or an id that went to another tenant meanwhile.
-            self._settlement.drop_record(letter, tracker, offset, "deleted")
+            self._settlement.drop_record(letter, None, tracker, offset, "deleted")
             return None
         delivery = Delivery(self._sending, letter.event, subscription, tracker, offset)
         delivery.event_source = letter.place
@@ -98,13 +98,16 @@ class Returning:
         delivery.last_result = letter.last_result
         delivery.history = letter.history
         delivery.parked = letter.parked
+        delivery.generation = letter.generation
+        delivery.replay = letter.replay
         delivery.due = due
         self._settlement.owe(len(letter.event.body))
         return delivery
 
     def expire_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
         """It was kept for as long as such deliveries are kept."""
-        self._settlement.drop_record(letter, tracker, offset, "expired_while_paused")
+        subscription = self._registry.index.get(letter.subscription_id)
+        self._settlement.drop_record(letter, subscription, tracker, offset, "expired_while_paused")
 
     def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
         """The record can't be read: to the dead-letter topic with it."""

@@ -203,7 +203,7 @@ class Sending(DeliveryOwner):
                 "request could not be built", subscription_id=subscription.id, event_id=delivery.event.id
             )
             delivery.last_result = describe(Failure(Reason.PROTOCOL_ERROR, repr(error)))
-            self._settlement.dead_letter(delivery, "unsendable")
+            self._settlement.give_up(delivery, "unsendable")
             return False
         delivery.attempt += 1
         if delivery.first_attempt_ms is None:
@@ -280,9 +280,9 @@ class Sending(DeliveryOwner):
         if owed and (reason := keeps(current)) is not None:
             self._parking.park(delivery, reason)
         elif status is Status.DISABLED and owed:
-            self._settlement.dead_letter(delivery, "gone" if current.reason == "gone" else "disabled")
+            self._settlement.give_up(delivery, "gone" if current.reason == "gone" else "disabled")
         else:
-            self._settlement.drop(delivery, status.value)
+            self._settlement.pass_by(delivery, status.value)
         return True
 
     def leave_behind(self) -> None:

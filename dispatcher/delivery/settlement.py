@@ -21,10 +21,13 @@ from typing import Final
 import structlog
 
 from dispatcher.broker.base import Message, Record, UnreadableRecord
+from dispatcher.core.attempt.encode import Decided
+from dispatcher.core.attempt.outcome import DEAD, DROPPED
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.event.decode import Event
 from dispatcher.core.retry.records import Letter, delivery_id, unreadable_headers
 from dispatcher.core.subscription.model import Subscription
+from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.settings.groups import Settings
@@ -44,16 +47,25 @@ class Settlement:
     """The books of everything that this process owes."""
 
     def __init__(
-        self, settings: Settings, outbox: Outbox, metrics: Metrics, *, on_given_up: GivenUp | None = None
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        attempts: AttemptLog,
+        metrics: Metrics,
+        *,
+        on_given_up: GivenUp | None = None,
+        wall: Callable[[], float],
     ) -> None:
-        """`on_given_up` is told of each delivery whose dead letter is written."""
+        """`on_given_up` is told of each delivery whose dead letter is written. `wall` gives Unix seconds."""
         self.in_flight = 0
         self.bytes = 0  # of the events' bodies, once per delivery
         self.full = False  # somebody waits for `has_room_again`
         self.has_room_again = asyncio.Event()
         self._on_given_up = on_given_up
         self._outbox = outbox
+        self._attempts = attempts
         self._metrics = metrics
+        self._wall = wall
         self._dead_topic = f"{settings.topics.prefix}dead"
         self._max_in_flight = settings.delivery.max_in_flight
         self._max_bytes = settings.delivery.max_in_flight_bytes
@@ -124,12 +136,41 @@ class Settlement:
             self._check_room()
 
     def drop(self, delivery: Delivery, reason: str) -> None:
-        """Its subscription is gone or doesn't take anything now."""
+        """It is owed to nobody any more: an end."""
+        if self._attempts.failures:
+            self._attempts.decided(delivery.decided(DROPPED, reason, self._wall()))
+        self.pass_by(delivery, reason)
+
+    def pass_by(self, delivery: Delivery, reason: str) -> None:
+        """It never was owed: its subscription took nothing when its event was matched. Counted, and not recorded one by one."""
         self._dropped(delivery.source, delivery.event, delivery.subscription.id, reason)
         self.settle(delivery)
 
-    def drop_record(self, letter: Letter, tracker: PartitionTracker, offset: int, reason: str) -> None:
-        """The same of a delivery that was not taken on out of its record."""
+    def drop_record(
+        self,
+        letter: Letter,
+        subscription: Subscription | None,
+        tracker: PartitionTracker,
+        offset: int,
+        reason: str,
+    ) -> None:
+        """A delivery that was not taken on out of its record is owed to nobody any more. `subscription`: if it is still there."""
+        if self._attempts.failures:
+            self._attempts.decided(
+                Decided(
+                    letter.event,
+                    letter.subscription_id,
+                    letter.place,
+                    subscription,
+                    letter.attempt,
+                    DROPPED,
+                    reason,
+                    self._wall(),
+                    letter.generation,
+                    letter.replay,
+                    letter.last_result,
+                )
+            )
         self._dropped(letter.place, letter.event, letter.subscription_id, reason)
         tracker.settle(offset)
 
@@ -143,8 +184,14 @@ class Settlement:
             reason=reason,
         )
 
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        """It is not attempted (any more): an end without a request, and a dead letter."""
+        if self._attempts.failures:
+            self._attempts.decided(delivery.decided(DEAD, reason, self._wall()))
+        self.dead_letter(delivery, reason)
+
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Write the dead letter; settled when the broker has it."""
+        """Write the dead letter of what an attempt has ended; settled when the broker has it."""
 
         def written() -> None:
             self._metrics.dead_letters[reason] += 1

@@ -114,6 +114,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         "Records for the attempt log: written, or dropped because the broker did not take them in time.",
     ),
     "commits_total": (("result",), "Offset commits: ok, refused (the partition moved on), failed."),
+    "commits_ahead_of_log_total": (
+        (),
+        "Commits made although attempt records noted before them were not acknowledged within 5 s: a crash then loses those records.",
+    ),
     "offsets_skipped_total": (
         ("topic",),
         "Offsets that retention deleted before they were read: lost, but for markers of transactions among them.",
@@ -238,6 +242,7 @@ class Metrics:
         self.parked: defaultdict[str, int] = defaultdict(int)
         self.dead_letters: defaultdict[str, int] = defaultdict(int)
         self.commits: defaultdict[str, int] = defaultdict(int)
+        self.commits_ahead_of_log = 0
         self.offsets_skipped: defaultdict[str, int] = defaultdict(int)
         self.jumps: defaultdict[str, int] = defaultdict(int)
         self.rebalances = 0
@@ -262,6 +267,7 @@ class Metrics:
             "retries_due_total": lambda: _by_word(self.retries_due),
             "dead_letters_total": lambda: _by_word(self.dead_letters),
             "commits_total": lambda: _by_word(self.commits),
+            "commits_ahead_of_log_total": lambda: self.commits_ahead_of_log,
             "offsets_skipped_total": lambda: _by_word(self.offsets_skipped),
             "position_jumps_total": lambda: _by_word(self.jumps),
             "rebalances_total": lambda: self.rebalances,

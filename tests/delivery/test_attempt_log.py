@@ -14,11 +14,13 @@ from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
+from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import AttemptsSettings
 from tests.fakes import FixedRegistry, subscription
-from tests.world import event, running, until
+from tests.world import World, event, running, until
 
 pytestmark = [pytest.mark.looptime]
 
@@ -237,3 +239,164 @@ async def test_what_was_acknowledged_of_a_write_that_failed_is_not_written_again
             lost = 50 if isinstance(error, MessageTooLarge) else 0
             assert sorted(topic.events) == sorted(ids(range(0, 100, 2 if lost else 1)))
             assert (len(log), log._size, log.written, log.dropped) == (0, 0, 100 - lost, lost)
+
+
+# Ends without a request, and what is parked.
+
+
+def without_request(world: Any) -> list[tuple[str, str | None, str | None]]:
+    """Subscription, decision and reason of the records that tell of no request, in order."""
+    return [
+        (record["subscription_id"], record["decision"], record.get("reason"))
+        for record in logged(world)
+        if "total_ms" not in record
+    ]
+
+
+async def test_what_is_owed_to_a_deleted_subscription_ends_with_a_record() -> None:
+    registry = FixedRegistry(subscription("sub_1"))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.001, Response(500))
+        world.broker.append(event(1))
+        await until(lambda: len(logged(world)) == 1)
+        registry.index = Index([])
+        await until(lambda: world.committed == 1)
+        assert without_request(world) == [("sub_1", "dropped", "deleted")]
+        attempt, end = logged(world)
+        assert end["delivery_id"] == attempt["delivery_id"]
+        assert (end["attempt"], end["detail"], end["body_bytes"]) == (1, "status 500", len(event(1)))
+        assert end["time_ms"] >= attempt["due_ms"]
+
+
+async def test_what_is_owed_to_a_disabled_subscription_ends_dead_with_a_record() -> None:
+    registry = FixedRegistry(subscription("sub_1"))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.001, Response(500))
+        world.broker.append(event(1))
+        await until(lambda: len(logged(world)) == 1)
+        registry.disable("sub_1", "operator")
+        await until(lambda: world.committed == 1)
+        assert without_request(world) == [("sub_1", "dead", "disabled")]
+
+
+async def test_what_is_owed_to_a_paused_subscription_is_parked_with_a_record_and_what_is_not_owed_leaves_none() -> (
+    None
+):
+    sub = subscription("sub_1")
+    registry = FixedRegistry(sub)
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.001, Response(500))
+        world.broker.append(event(1))
+        await until(lambda: len(logged(world)) == 1)
+        registry.index = Index([sub.with_status(Status.PAUSED)])
+        world.broker.append(event(2))  # matched while it is paused: never owed
+        await until(lambda: world.committed == 2)
+        assert without_request(world) == [("sub_1", "parked", "paused")]
+        assert world.value("deliveries_total", outcome="dropped_paused") == 1
+
+
+async def test_what_an_open_breaker_turns_away_is_parked_with_a_record_each() -> None:
+    registry = FixedRegistry(subscription("sub_1", retry=RetryPolicy((3600.0,), 0.0), max_in_flight=1))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.01, Response(500))
+        for number in range(30):
+            world.broker.append(event(number))
+        await until(lambda: world.committed == 30)
+        told = without_request(world)
+        assert told
+        assert set(told) == {("sub_1", "parked", "breaker")}
+        assert len(told) == world.value("deliveries_parked_total", reason="breaker")
+
+
+async def test_an_attempt_that_a_shutdown_cuts_off_is_a_record_once() -> None:
+    world = World(FixedRegistry(subscription("sub_1")))
+    world.engine.start()
+    world.transport.answer = lambda *_: (1000.0, Response(200))
+    world.broker.append(event(1))
+    await until(lambda: len(world.transport.sent) == 1)
+    await world.engine.stop(0)
+    (record,) = logged(world)
+    assert (record["decision"], record["reason"], record["failure"]) == ("parked", "shutdown", "shutdown")
+    assert record["attempt"] == 1
+    assert "total_ms" in record
+    assert world.committed == 1
+
+
+async def test_with_the_log_off_no_end_is_recorded() -> None:
+    registry = FixedRegistry(subscription("sub_1"))
+    async with running(registry, attempts=AttemptsSettings(log="none")) as world:
+        world.transport.answer = lambda *_: (0.001, Response(500))
+        world.broker.append(event(1))
+        await until(lambda: len(world.transport.sent) == 1)
+        registry.index = Index([])
+        await until(lambda: world.committed == 1)
+        assert logged(world) == []
+
+
+# Commits wait for it.
+
+
+async def test_an_offset_is_committed_after_the_record_of_its_attempt() -> None:
+    async with running(FixedRegistry(subscription("sub_1"))) as world:
+        world.broker.bulk_errors = [BrokerUnavailable("away")] * 4
+        world.broker.append(event(1))
+        await until(lambda: world.metrics.delivered == 1)
+        while not logged(world):
+            assert world.committed in (None, 0)
+            await asyncio.sleep(0.01)
+        await until(lambda: world.committed == 1)
+        assert world.value("commits_ahead_of_log_total") == 0
+
+
+async def test_a_log_that_takes_nothing_holds_a_commit_for_five_seconds_once() -> None:
+    async with running(FixedRegistry(subscription("sub_1"))) as world:
+        world.broker.bulk_errors = [BrokerUnavailable("away")] * 1000
+        begin = asyncio.get_running_loop().time()
+        world.broker.append(event(1))
+        await until(lambda: world.committed == 1)
+        first = asyncio.get_running_loop().time() - begin
+        assert 5.0 <= first <= 7.5
+        assert world.value("commits_ahead_of_log_total") == 1
+        for number in range(2, 5):
+            begin = asyncio.get_running_loop().time()
+            world.broker.append(event(number))
+            await until(lambda number=number: world.committed == number)  # type: ignore[misc]
+            assert asyncio.get_running_loop().time() - begin <= 1.5
+        world.broker.bulk_errors = []
+        await until(lambda: len(logged(world)) == 4)
+        assert world.value("attempt_records_total", result="dropped") == 0
+
+
+async def test_who_waits_for_the_log_gets_it_written_at_once() -> None:
+    topic = Topic()
+    async with writing(topic) as log:
+        await asyncio.sleep(0.25)
+        begin = asyncio.get_running_loop().time()
+        note(log, *range(100))
+        assert await log.caught_up()
+        assert asyncio.get_running_loop().time() - begin < 0.05
+        assert topic.events == ids(range(100))
+        assert await log.caught_up()
+
+
+async def test_what_is_noted_while_somebody_waits_is_not_waited_for() -> None:
+    topic = Topic()
+    topic.takes = 1.0
+    async with writing(topic) as log:
+        note(log, 0)
+        waiting = asyncio.create_task(log.caught_up())  # noqa: TID251 - awaited below
+        await asyncio.sleep(0.5)
+        note(log, 1)
+        assert await waiting
+        assert topic.events == ["evt_0"]
+
+
+async def test_what_was_dropped_is_not_waited_for() -> None:
+    topic = Topic()
+    topic.error = BrokerUnavailable("away")
+    async with writing(topic, limit=10_000) as log:
+        note(log, *range(1000))
+        assert not await log.caught_up(1.0)
+        topic.error = None
+        assert await log.caught_up(60.0)
+        assert log.dropped > 0

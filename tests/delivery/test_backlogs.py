@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import orjson
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
@@ -128,6 +129,12 @@ async def test_what_is_kept_for_a_paused_subscription_expires() -> None:
         await until(lambda: world.metrics.delivered == 1, within=2)
         assert sent_ids(world) == ["evt_2"]
         await accounted(world)
+        ends = [orjson.loads(value) for _, _, value, _ in broker.bulk]
+        assert [(end["event_id"], end["decision"], end.get("reason")) for end in ends] == [
+            ("evt_0", "dropped", "expired_while_paused"),
+            ("evt_1", "dropped", "expired_while_paused"),
+            ("evt_2", "delivered", None),
+        ]
 
 
 # Invalid, sealed, disabled, deleted.

@@ -35,6 +35,7 @@ PROMISED: dict[str, set[str]] = {
     "partition_lag": {"topic", "partition"},
     "partition_held_seconds": {"topic", "partition"},
     "commits_total": {"result"},
+    "commits_ahead_of_log_total": set(),
     "rebalances_total": set(),
     "subscriptions": {"status"},
     "registry_reloads_total": {"result"},

@@ -15,7 +15,7 @@ NAMED = {
     "attempts_total", "attempt_duration_seconds", "delivery_latency_seconds", "deliveries_in_flight",
     "deliveries_queued", "deliveries_held", "deliveries_parked_total", "retries_due_total", "retry_lateness_seconds",
     "dead_letters_total", "lanes", "connections", "connections_opened_total", "partition_lag",
-    "partition_held_seconds", "commits_total", "rebalances_total", "subscriptions",
+    "partition_held_seconds", "commits_total", "commits_ahead_of_log_total", "rebalances_total", "subscriptions",
     "registry_reloads_total", "event_loop_lag_seconds", "build_info",
 }  # fmt: skip
 

@@ -15,10 +15,10 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec import UNSET, UnsetType
 
-from dispatcher.core.attempt.record import FIRST_GENERATION, VERSION, AttemptRecord, encode_record
+from dispatcher.core.attempt.record import VERSION, AttemptRecord, encode_record
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Opened, Response, Result
-from dispatcher.core.retry.records import delivery_id
+from dispatcher.core.retry.records import FIRST_GENERATION, delivery_id
 from dispatcher.core.subscription.model import Subscription
 
 RESPONSE_CAP: Final = 1024

@@ -64,9 +64,6 @@ class AttemptRecord(msgspec.Struct, gc=False):
     due_ms: int | UnsetType = UNSET
 
 
-FIRST_GENERATION: Final = 1
-"""The generation of a record that names none. A manual retry or a replay begins the next one."""
-
 encode_record: Final[Callable[[AttemptRecord], bytes]] = msgspec.json.Encoder().encode
 """As JSON. Raises UnicodeEncodeError: a lone surrogate in a text."""
 

@@ -357,7 +357,16 @@ class Refusal(NamedTuple):
 class Lane(Valve, Generic[T]):
     """The queue and the concurrency of one origin. Owned by the engine. All times are seconds of any one clock."""
 
-    __slots__ = ("_deep", "_max_wait", "_shares", "_turns", "blocked", "idle_since", "watched")
+    __slots__ = (
+        "_deep",
+        "_max_wait",
+        "_shares",
+        "_turns",
+        "blocked",
+        "idle_since",
+        "longest_wait",
+        "watched",
+    )
 
     def __init__(self, limit: int, max_wait: float = float("inf")) -> None:
         """`max_wait` is how long what is queued may have to wait, in seconds."""
@@ -367,6 +376,8 @@ class Lane(Valve, Generic[T]):
         self.idle_since: float | None = None  # kept by the owner, who drops idle lanes
         self.watched = False  # likewise: it calls `measure`
         self.blocked: list[Share[T]] = []  # see rule 3
+        self.longest_wait = 0.0
+        """Seconds that the last of a queue in here will wait, as far as that is known: at the last `measure`."""
         self._max_wait = max_wait
         self._turns: deque[Share[T]] = deque()
         self._deep: dict[Share[T], None] = {}  # see rule 7
@@ -598,6 +609,7 @@ class Lane(Valve, Generic[T]):
         full = self.in_flight >= self.limit
         recovering = self.recovering
         needed = self._gauge(seconds, self._max_wait, busy=full and self.queued > 0, recovering=recovering)
+        longest = self.wait
         for share in list(self._deep):
             if share.queued > 1 or share.pace is not None:
                 busy = share.queued > 0 and (full or share.in_flight >= share.limit)
@@ -608,12 +620,10 @@ class Lane(Valve, Generic[T]):
                     del self._shares[share.key]
             if share.queued <= 1 and share.pace is None:
                 del self._deep[share]
+            else:
+                longest = max(longest, share.wait)
+        self.longest_wait = longest
         return needed
-
-    @property
-    def longest_wait(self) -> float:
-        """Seconds that the last of a queue in here will wait, as far as that is known."""
-        return max(self.wait, *(share.wait for share in self._deep), 0.0)
 
     def trim(self, most: int) -> list[T]:
         """Take out, newest first, what is queued beyond the room, `most` at the most. The subscriptions that have most queued give most."""

@@ -28,7 +28,7 @@ class Reason(StrEnum):
     RESPONSE_TOO_LARGE = "response_too_large"  # the head went over its cap
     BLOCKED = "blocked"  # netguard refused the URL or every address
     PROXY_ERROR = "proxy_error"  # the deployment's own egress proxy failed
-    CANCELLED = "cancelled"  # the dispatcher is stopping; the endpoint is not to blame
+    CANCELLED = "shutdown"  # the dispatcher is stopping; the endpoint is not to blame
 
 
 @dataclass(slots=True)

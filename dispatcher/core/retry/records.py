@@ -8,6 +8,8 @@ another replica:
 `delivery_id`          stable for one event and one subscription: also after a redelivery
 `subscription_id`
 `attempt`              attempts made so far
+`generation`           absent for the first one; a manual retry or a replay begins the next
+`replay`               the id of the replay that the delivery belongs to
 `parked`               how often it was parked since its last attempt; absent for never
 `first_attempt_ms`     Unix milliseconds; absent before the first one
 `due_ms`               when the next attempt is due, in Unix milliseconds; absent in dead letters
@@ -59,6 +61,9 @@ Headers = list[tuple[str, bytes]]
 HISTORY_CAP: Final = 4096
 """Bytes of the `history` header at the most."""
 
+FIRST_GENERATION: Final = 1
+"""Of a delivery whose records name none. A manual retry or a replay begins the next one."""
+
 UNREADABLE_RECORD: Final = "unreadable"
 """The reason of the dead letter for a record that can't be unpacked."""
 
@@ -66,6 +71,7 @@ UNREADABLE: Final = "retry_record"
 """The reason of the dead letter for a retry record that can't be read."""
 
 _DETAIL_CAP = 512
+_REPLAY_CAP: Final = 64
 _FIRST, _LAST = 2, 8  # attempts of a history that are kept
 _RESULT_CAPS = (256, 48)  # characters of each result in it; the second where the first is too much
 _BLAKE = blake2b(digest_size=12)
@@ -112,11 +118,13 @@ class Letter:
         "due",
         "event",
         "first_attempt_ms",
+        "generation",
         "history",
         "last_result",
         "omitted",
         "parked",
         "place",
+        "replay",
         "subscription_id",
     )
 
@@ -133,6 +141,8 @@ class Letter:
         omitted: bool,
         parked: int,
         history: History = (),
+        generation: int = FIRST_GENERATION,
+        replay: str | None = None,
     ) -> None:
         """`due` in Unix seconds; `omitted`: the event's body has to be read at `place`."""
         self.event = event
@@ -145,6 +155,8 @@ class Letter:
         self.omitted = omitted
         self.parked = parked
         self.history = history
+        self.generation = generation
+        self.replay = replay
 
     def with_body(self, body: bytes) -> Letter:
         """The same with its event's body, where it was omitted."""
@@ -169,6 +181,8 @@ class Letter:
             omitted=False,
             parked=self.parked,
             history=self.history,
+            generation=self.generation,
+            replay=self.replay,
         )
 
 
@@ -205,6 +219,8 @@ def delivery_headers(
     due: float | None = None,
     parked: int = 0,
     history: History = (),
+    generation: int = FIRST_GENERATION,
+    replay: str | None = None,
 ) -> Headers:
     """The headers of one delivery's record. `due` (Unix seconds) is for those that are tried again."""
     headers: Headers = [
@@ -218,6 +234,10 @@ def delivery_headers(
         headers.append(("due_ms", b"%d" % round(due * 1000)))
     if parked:
         headers.append(("parked", b"%d" % parked))
+    if generation != FIRST_GENERATION:
+        headers.append(("generation", b"%d" % generation))
+    if replay is not None:
+        headers.append(("replay", replay.encode()))
     headers.append(("reason", reason.encode()))
     if last_result is not None:
         headers.append(("last_result", last_result.encode(errors="replace")))
@@ -292,6 +312,8 @@ def read_letter(record: EventRecord) -> Letter:
         omitted="omitted" in headers,
         parked=_optional_number(headers, "parked") or 0,
         history=_read_history(headers.get("history")),
+        generation=_optional_number(headers, "generation") or FIRST_GENERATION,
+        replay=_text(headers, "replay")[:_REPLAY_CAP] if headers.get("replay") is not None else None,
     )
 
 

@@ -130,7 +130,7 @@ def test_a_status_speaks_against_the_subscription_and_for_the_host(status: int) 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_somebody_to_blame(reason: Any) -> None:
     word = reason.value
-    if word in {"proxy_error", "cancelled"}:
+    if word in {"proxy_error", "shutdown"}:
         expected = Blame.NOBODY
     elif word.startswith(("connect", "dns", "tls")):
         expected = Blame.HOST
