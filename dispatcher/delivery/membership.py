@@ -161,7 +161,10 @@ class Membership:
                     self.trackers[partition].pass_over(first, end)
             trackers = {p: tracker for p in partitions if (tracker := self.trackers.get(p)) is not None}
             prepared = await self._notes.prepare(trackers, last=last)
-            await self._await_log()
+            if any(
+                made.position != (trackers[p].committed, trackers[p].noted) for p, made in prepared.items()
+            ):
+                await self._await_log()
             positions: dict[TopicPartition, Position] = {}
             for partition, (position, state, _) in prepared.items():
                 tracker = trackers[partition]
