@@ -33,6 +33,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "deployment",
         "Where deliveries come from",
         Audience.TENANT,
+        "read",
         {200: RouteAnswer("For subscribers' firewalls.", Egress)},
         get_egress,
     ),

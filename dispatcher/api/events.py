@@ -115,6 +115,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "events",
         "Publish events",
         Audience.TENANT,
+        "publish",
         {202: RouteAnswer("The broker has acknowledged all of them.", PublishedList)},
         publish_events,
         description=f"One event, a list of at most {MAX_BATCH:,}, or as many lines of NDJSON. All are written, or none where any "

@@ -37,6 +37,7 @@ from dispatcher.api.route import BODY_LIMIT, NDJSON, Audience, Call, Reply, Rout
 from dispatcher.api.subscriptions import SubscriptionPatch, SubscriptionReply
 from dispatcher.control import errors
 from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
+from dispatcher.core.control.keys import CAPABILITIES, Capability
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.yaml_document import did_you_mean, explain
 
@@ -167,7 +168,7 @@ class Frame:
         return handle
 
     async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
-        principal = self.admit(route.allowed, request)
+        principal = self.admit(route.allowed, request, route.needs)
         path = _path(route, request)
         query = _query(route, request)
         with self._room(route) as take:
@@ -218,7 +219,9 @@ class Frame:
         finally:
             self._bodies -= taken
 
-    def admit(self, allowed: Audience, request: web.Request) -> Principal | None:
+    def admit(
+        self, allowed: Audience, request: web.Request, needs: Capability | None = None
+    ) -> Principal | None:
         """Who asks, if they may; None where nobody is asked. Raises Problem, or what `Access` raises."""
         access = self._services.access
         if access.confined:
@@ -245,6 +248,12 @@ class Frame:
             ) from error
         if allowed is Audience.OPERATOR and principal.scope != "operator":
             raise Problem(Kind.FORBIDDEN, "this takes an operator's key; this one is a tenant's")
+        if needs is not None and needs not in principal.capabilities:
+            may = ", ".join(name for name in CAPABILITIES if name in principal.capabilities)
+            raise Problem(
+                Kind.FORBIDDEN,
+                f"this takes a key with the capability {needs}; this one has {may or 'none'}: ask an operator for another key",
+            )
         return principal
 
     async def _body(self, route: Route, request: web.Request, take: Callable[[int], None]) -> tuple[Any, Any]:

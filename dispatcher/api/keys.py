@@ -15,10 +15,9 @@ from dispatcher.api.models import (
 )
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer
-from dispatcher.core.control.keys import Key
+from dispatcher.core.control.keys import CAPABILITIES, Capability, Key
 
 
-# --- keys, egress ---------------------------------------------------------------------------------------------------
 class KeyCreate(RequestModel):
     """A new key."""
 
@@ -36,6 +35,19 @@ class KeyCreate(RequestModel):
     tenant: Annotated[Tenant, Field(description="Of which tenant; for the scope `tenant` only.")] | None = (
         None
     )
+    capabilities: (
+        Annotated[
+            list[Capability],
+            Field(
+                min_length=1,
+                max_length=len(CAPABILITIES),
+                description="What a tenant's key may do; all but `publish` if left out. publish: publish events. read: see. "
+                "write: change subscriptions and ask their endpoints. secrets: rotate secrets. resend: have deliveries "
+                "sent again.",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class KeyReply(ReplyModel):
@@ -47,6 +59,9 @@ class KeyReply(ReplyModel):
     name: str
     scope: Literal["operator", "tenant"]
     tenant: str | None
+    capabilities: Annotated[
+        list[Capability], Field(description="What it may do; an operator's key everything.")
+    ]
     created_at: Time
     created_by: str
 
@@ -66,13 +81,13 @@ class KeyList(ReplyModel):
     keys: list[KeyReply]
 
 
-# --- keys
 def _key(key: Key) -> KeyReply:
     return KeyReply(
         id=key.id,
         name=key.name,
         scope=key.scope,
         tenant=key.tenant,
+        capabilities=[name for name in CAPABILITIES if name in key.capabilities],
         created_at=time_of(key.created_ms) or "",
         created_by=key.created_by,
     )
@@ -81,9 +96,20 @@ def _key(key: Key) -> KeyReply:
 async def create_key(call: Call) -> Reply:
     request: KeyCreate = call.model
     key, secret = await call.services.access.create(
-        request.name, request.scope, request.tenant, by=call.caller
+        request.name,
+        request.scope,
+        request.tenant,
+        by=call.caller,
+        capabilities=request.capabilities,
     )
-    call.audit("key.create", key.id, key_name=key.name, key_scope=key.scope, key_tenant=key.tenant)
+    call.audit(
+        "key.create",
+        key.id,
+        key_name=key.name,
+        key_scope=key.scope,
+        key_tenant=key.tenant,
+        key_capabilities=sorted(key.capabilities),
+    )
     return Reply(KeyCreated(key=_key(key), secret=secret), 201, {"Location": f"/v1/keys/{key.id}"})
 
 
@@ -105,6 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "keys",
         "Make a key",
         Audience.OPERATOR,
+        None,
         {201: RouteAnswer("The key in full, for the only time.", KeyCreated, ("Location",))},
         create_key,
         description="The first operator's key closes an API that was open because there was none.",
@@ -117,6 +144,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "keys",
         "List the keys",
         Audience.OPERATOR,
+        None,
         {200: RouteAnswer("Those that the API made, without their secrets.", KeyList)},
         list_keys,
     ),
@@ -127,6 +155,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "keys",
         "Revoke a key",
         Audience.OPERATOR,
+        None,
         {204: RouteAnswer("It is not valid any more, on all replicas within a second.")},
         revoke_key,
         problems=(Kind.NOT_FOUND, Kind.VERSION_MISMATCH),

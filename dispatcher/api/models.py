@@ -58,7 +58,11 @@ _valid_rate, _rate_schema = _text(parse_rate, _RATE, 3, 32)
 SubscriptionId = Annotated[
     str,
     _valid_id,
-    Field(json_schema_extra=_id_schema, examples=["sub_billing"], description="Made here if left out."),
+    Field(
+        json_schema_extra=_id_schema,
+        examples=["sub_billing"],
+        description="Made here if left out; a tenant's key can't choose it.",
+    ),
 ]
 TypeName = Annotated[
     str,

@@ -27,7 +27,7 @@ _DESCRIPTION: Final = """\
 Webhooks: who gets which events, and publishing them.
 
 **Keys.** Send yours as `Authorization: Bearer <key>`. An operator's key may do everything; a tenant's key sees and changes
-what is its tenant's, and of the rest not even that it exists. Without any operator's key, in the settings or made here, the
+what is its tenant's, as far as its capabilities go (`publish`, `read`, `write`, `secrets`, `resend`), and of the rest not even that it exists. Without any operator's key, in the settings or made here, the
 API answers to this machine only, and needs none.
 
 **Errors** are problem documents (RFC 9457): `type` is for programs, `detail` for people, and `errors` names every field that is wrong.
@@ -147,7 +147,7 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
         "operationId": route.operation,
         "tags": [route.tag],
         "summary": route.summary,
-        "description": " ".join(filter(None, (route.description, _scope(route.allowed)))),
+        "description": " ".join(filter(None, (route.description, _scope(route)))),
         "security": [] if route.allowed is Audience.PUBLIC else [{"key": []}],
     }
     if parameters := [*_path(route), *_query(route), *_headers(route)]:
@@ -175,12 +175,12 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
     return operation
 
 
-def _scope(allowed: Audience) -> str:
-    match allowed:
+def _scope(route: Route) -> str:
+    match route.allowed:
         case Audience.PUBLIC:
             return "Needs no key."
         case Audience.TENANT:
-            return "Takes an operator's or a tenant's key."
+            return f"Takes an operator's key, or a tenant's with the capability `{route.needs}`."
         case Audience.OPERATOR:
             return "Takes an operator's key."
 
@@ -273,7 +273,7 @@ def _problems(route: Route, references: dict[_Reference, Any]) -> dict[str, Any]
     }
     if route.allowed is not Audience.PUBLIC:
         kinds |= {Kind.UNAUTHENTICATED, Kind.TOO_MANY_WRONG_KEYS}
-    if route.allowed is Audience.OPERATOR:
+    if route.allowed is Audience.OPERATOR or route.needs is not None:
         kinds.add(Kind.FORBIDDEN)
     if route.body is not None:
         kinds |= {Kind.TOO_SLOW, Kind.UNSUPPORTED_MEDIA_TYPE}

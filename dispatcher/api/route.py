@@ -25,6 +25,7 @@ from dispatcher.control.listing import Listing
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.views import Views
+from dispatcher.core.control.keys import Capability
 from dispatcher.core.flaws import Flaw
 
 JSON: Final = "application/json"
@@ -151,6 +152,7 @@ class Route:
     tag: str
     summary: str
     allowed: Audience
+    needs: Capability | None  # of a tenant's key; None where no tenant's key is taken, or none is needed
     answers: Mapping[int, RouteAnswer]
     handler: Callable[[Call], Awaitable[Reply]]
     description: str = ""

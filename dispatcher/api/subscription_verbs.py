@@ -194,6 +194,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Deliver nothing for now",
         Audience.TENANT,
+        "write",
         {200: SHOWN},
         pause_subscription,
         description="Until it is resumed, events for it are dropped, and don't come back.",
@@ -207,6 +208,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "End a pause",
         Audience.TENANT,
+        "write",
         {200: SHOWN},
         resume_subscription,
         problems=CHANGED,
@@ -219,6 +221,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Deliver again to one that was given up",
         Audience.TENANT,
+        "write",
         {200: SHOWN},
         enable_subscription,
         description="For one that is `disabled`, one of the subscriptions file too. One that an operator has disabled "
@@ -233,6 +236,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Stop deliveries to it, and say why",
         Audience.OPERATOR,
+        None,
         {200: SHOWN},
         disable_subscription,
         description="The operator's brake, for one of the subscriptions file too. Nothing more is sent until an operator enables it. "
@@ -249,6 +253,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Change the secret",
         Audience.TENANT,
+        "secrets",
         {200: RouteAnswer("The new secret in full, for the only time.", SecretRotated, ("ETag",))},
         rotate_secret,
         description="Requests are signed with the new and the old secret until the overlap is over; then the old one "
@@ -264,6 +269,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Send a ping and say what came of it",
         Audience.TENANT,
+        "write",
         {200: RouteAnswer("What the endpoint said, or why it didn't.", Ping)},
         ping_subscription,
         description="A real event, signed and guarded as every delivery, whatever the subscription's status. It is "
@@ -277,6 +283,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Send an event of a type of the catalogue and say what came of it",
         Audience.TENANT,
+        "write",
         {200: RouteAnswer("What the endpoint said, or why it didn't.", Ping)},
         test_subscription,
         description="Signed, shaped and guarded as every delivery of such an event, whatever the subscription's status and "
@@ -291,6 +298,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Ask the endpoint again whether it wants these events",
         Audience.TENANT,
+        "write",
         {200: SHOWN},
         validate_subscription,
         problems=(Kind.NOT_FOUND, Kind.FILE_MANAGED, Kind.WRONG_STATE, Kind.OVERLOADED),
@@ -302,6 +310,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "How deliveries to it go",
         Audience.TENANT,
+        "read",
         {200: RouteAnswer("As this replica sees it.", DeliveryHealth)},
         get_health,
         problems=(Kind.NOT_FOUND,),

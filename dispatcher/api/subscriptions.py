@@ -391,6 +391,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Register a webhook",
         Audience.TENANT,
+        "write",
         {201: RouteAnswer("It is in force.", SubscriptionCreated, ("ETag", "Location"))},
         create_subscription,
         description="Answers once the broker has acknowledged it and this replica delivers to it; other replicas follow "
@@ -407,6 +408,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "List subscriptions",
         Audience.TENANT,
+        "read",
         {200: RouteAnswer("A page of them, in the order of their ids.", SubscriptionPage)},
         list_subscriptions,
         description="Those of the subscriptions file too. For the next page send `next_cursor` as `cursor`; pages "
@@ -420,6 +422,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Show a subscription",
         Audience.TENANT,
+        "read",
         {200: RouteAnswer("The subscription, with its health.", SubscriptionDetail, ("ETag",))},
         get_subscription,
         problems=(Kind.NOT_FOUND,),
@@ -431,6 +434,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Change a subscription",
         Audience.TENANT,
+        "write",
         {200: SHOWN},
         update_subscription,
         description="A JSON merge patch. Secrets are rotated and the status has operations of its own, so neither is a "
@@ -446,6 +450,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "subscriptions",
         "Delete a subscription",
         Audience.TENANT,
+        "write",
         {204: RouteAnswer("It is gone.")},
         delete_subscription,
         description="What it is still owed is dropped, and counted.",

@@ -9,6 +9,7 @@ import click
 from dispatcher.commands.client import Api, api_options, part, print_json, shown
 from dispatcher.commands.group import Commands, ConfigError
 from dispatcher.commands.tables import print_rows
+from dispatcher.core.control.keys import CAPABILITIES
 
 
 @click.group(cls=Commands, short_help="Make, list and revoke API keys.")
@@ -23,14 +24,25 @@ def keys() -> None:
 @click.argument("name")
 @click.option("--operator", is_flag=True, help="It may do everything.")
 @click.option("--tenant", help="It sees and changes only what is this tenant's.")
+@click.option(
+    "--may",
+    "capabilities",
+    multiple=True,
+    type=click.Choice(CAPABILITIES),
+    help="What a tenant's key may do; once for each [default: all but publish].",
+)
 @api_options
-def create(api: Api, name: str, *, operator: bool, tenant: str | None, as_json: bool) -> None:
+def create(
+    api: Api, name: str, *, operator: bool, tenant: str | None, capabilities: tuple[str, ...], as_json: bool
+) -> None:
     """Make a key for NAME, which stands in the audit log. The key is shown once."""
     if operator == (tenant is not None):
         raise ConfigError("say what it is for: --operator, or --tenant TENANT")
     wanted: dict[str, Any] = {"name": name, "scope": "operator" if operator else "tenant"}
     if tenant is not None:
         wanted["tenant"] = tenant
+    if capabilities:
+        wanted["capabilities"] = list(dict.fromkeys(capabilities))
     made = api.call("POST", "/v1/keys", wanted).json
     if as_json:
         print_json(made)
@@ -48,13 +60,14 @@ def list_(api: Api, *, as_json: bool) -> None:
         print_json(found)
     elif found:
         print_rows(
-            ("id", "name", "scope", "tenant", "created", "by"),
+            ("id", "name", "scope", "tenant", "may", "created", "by"),
             (
                 (
                     each["id"],
                     each["name"],
                     each["scope"],
                     each["tenant"],
+                    "everything" if each["scope"] == "operator" else each["capabilities"],
                     each["created_at"],
                     each["created_by"],
                 )

@@ -23,14 +23,26 @@ import ipaddress
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Protocol
 
 from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
 from dispatcher.control.table import Row
-from dispatcher.core.control.keys import SECRET_BYTES, Key, Scope, hash_of, id_of, is_key, make_secret
+from dispatcher.core.control.keys import (
+    ALL_CAPABILITIES,
+    CAPABILITIES,
+    OF_NEW_TENANT_KEYS,
+    SECRET_BYTES,
+    Capability,
+    Key,
+    Scope,
+    hash_of,
+    id_of,
+    is_key,
+    make_secret,
+)
 from dispatcher.core.event.decode import valid_tenant
 from dispatcher.core.flaws import Flaw
 from dispatcher.settings.groups import Settings
@@ -60,6 +72,7 @@ class Principal:
     name: str
     scope: Scope
     tenant: str | None = None
+    capabilities: frozenset[Capability] = ALL_CAPABILITIES
 
 
 class Keys(Protocol):
@@ -144,7 +157,7 @@ class Access:
         key = None if row is None else row.value
         if not is_key(sent, key) or key is None:
             return None
-        return Principal(key.id, key.name, key.scope, key.tenant)
+        return Principal(key.id, key.name, key.scope, key.tenant, key.capabilities)
 
     def list(self) -> list[Key]:
         """The keys that the API made, oldest first. Raises Unavailable."""
@@ -154,8 +167,19 @@ class Access:
             (row.value for row in rows if row is not None), key=lambda key: (key.created_ms, key.id)
         )
 
-    async def create(self, name: str, scope: Scope, tenant: str | None, *, by: Principal) -> tuple[Key, str]:
-        """A new key, and its secret for the only time. Raises Invalid, Unavailable."""
+    async def create(
+        self,
+        name: str,
+        scope: Scope,
+        tenant: str | None,
+        *,
+        by: Principal,
+        capabilities: Collection[Capability] | None = None,
+    ) -> tuple[Key, str]:
+        """A new key, and its secret for the only time. Raises Invalid, Unavailable.
+
+        `capabilities` are a tenant's key's; None are those of `OF_NEW_TENANT_KEYS`.
+        """
         flaws = []
         if not name.isprintable() or not name.strip():
             flaws.append(Flaw(("name",), "must be printable, and not only spaces"))
@@ -165,12 +189,17 @@ class Access:
             flaws.append(Flaw(("tenant",), "has no effect with the scope operator: leave it out"))
         elif tenant is not None and not valid_tenant(tenant):
             flaws.append(Flaw(("tenant",), "must be 1 to 256 printable characters, and no *"))
+        if capabilities is not None and scope == "operator":
+            flaws.append(Flaw(("capabilities",), "has no effect with the scope operator: leave it out"))
+        elif capabilities is not None and not capabilities:
+            flaws.append(Flaw(("capabilities",), f"must name some of {', '.join(CAPABILITIES)}"))
         if flaws:
             raise Invalid(flaws)
         self._ready()
+        may = ALL_CAPABILITIES if scope == "operator" else frozenset(capabilities or OF_NEW_TENANT_KEYS)
         id = secrets.token_hex(8)  # noqa: A001 - the field's name
         secret = make_secret(id, secrets.token_bytes(SECRET_BYTES))
-        key = Key(id, name, scope, tenant, hash_of(secret), round(self._wall() * 1000), by.id)
+        key = Key(id, name, scope, tenant, hash_of(secret), round(self._wall() * 1000), by.id, may)
         row = await self._keys.put(id, key, base=0)
         return row.value, secret
 

@@ -21,10 +21,19 @@ _STATUSES: Final = ("active", "paused")
 class Checker:
     """Checks documents that come over the network."""
 
-    def __init__(self, reader: SpecReader, catalogue: Catalogue) -> None:
-        """`reader` knows which URLs may be contacted, and nothing of the environment."""
+    def __init__(self, reader: SpecReader, catalogue: Catalogue, *, require_validation: bool) -> None:
+        """`reader` knows which URLs may be contacted, and nothing of the environment.
+
+        `require_validation`: endpoints of tenants have to agree before anything is delivered to them.
+        """
         self._reader = reader
         self._catalogue = catalogue
+        self._require_validation = require_validation
+
+    def require_validation(self, fields: dict[str, Any], flaws: list[Flaw]) -> None:
+        """What a tenant writes for a new endpoint is validated, where the setting says so."""
+        if self._require_validation and not fields.setdefault("validate", True):
+            flaws.append(Flaw(("validate",), "must be true, or left out (setting api.require_validation)"))
 
     def check(
         self,

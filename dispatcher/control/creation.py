@@ -114,6 +114,13 @@ class Creation:
         flaws = refused(fields)
         if tenant is not None and fields.setdefault("tenant", tenant) != tenant:
             flaws.append(Flaw(("tenant",), "must be your own, or left out"))
+        if tenant is not None and "id" in fields:
+            # Whether another tenant has it could be told from the answer.
+            said = "is made by the dispatcher: leave it out (an Idempotency-Key makes it safe to send a request again)"
+            flaws.append(Flaw(("id",), said))
+            del fields["id"]
+        if tenant is not None:
+            self._checker.require_validation(fields, flaws)
         given = fields.pop("secrets", None)
         secrets: Any = made_secrets(fields.get("signatures")) if given is None else given
         wanted = fields.pop("id", None)

@@ -78,7 +78,7 @@ class ControlPlane:
         retry = RetryPolicy(settings.retry.schedule, settings.retry.jitter)
         # Without the environment: nobody on the network gets at the daemon's.
         reader = SpecReader(guard, timeout=settings.delivery.timeout, retry=retry, keeps=False)
-        checker = Checker(reader, self.catalogue)
+        checker = Checker(reader, self.catalogue, require_validation=api.require_validation)
         self.views = Views(self.store, registry, self._validator.said)
         self.listing = Listing(self.store, registry, self.views)
         self.creation = Creation(self.store, registry, self._validator, self.announcer, checker, self.views)

@@ -107,6 +107,7 @@ class Subscriptions:
                 wanted = {**changes, "headers": unmask_headers(_as_known(headers, known), known)}
             merged = merge(stored.document, wanted)
             if tenant is not None and merged.get("url") != stored.document.get("url"):
+                self._checker.require_validation(merged, wrong)
                 # Another URL starts over: that must not release the operator's brake.
                 view = self._views.get(id, tenant=tenant)
                 if view.reason == BY_OPERATOR:

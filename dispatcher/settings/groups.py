@@ -171,6 +171,7 @@ class ApiSettings(SettingsGroup):
     egress_addresses: Networks = ()
     origin: OriginName | None = None
     event_types: Literal["open", "catalogued"] = "open"
+    require_validation: bool = False
     publish_validation: Literal["off", "warn", "enforce"] = "off"
     publish_window: Annotated[Duration, duration_between("0s", "1d")] = 600.0
     max_event_bytes: Annotated[Size, size_between("1KiB", "64MiB")] = 1 << 20

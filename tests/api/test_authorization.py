@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.api.route import Audience, Route
 from dispatcher.api.table import ROUTES
+from dispatcher.core.control.keys import CAPABILITIES, Capability
 from tests.api.real import InThread
 from tests.api.serving import KEY, Client
 from tests.e2e.daemon import Endpoint
@@ -131,13 +132,16 @@ async def world(daemon: InThread) -> AsyncIterator[World]:
     async with aiohttp.ClientSession() as session, Endpoint(agree) as endpoint:
         operator = Client(daemon.url, session, KEY)
 
-        async def key(name: str, **more: str) -> Any:
+        async def key(name: str, **more: Any) -> Any:
             answer = await operator("POST", "/v1/keys", {"name": name, **more})
             assert answer.status == 201, answer
             return answer.json
 
         ops = await key("ops", scope="operator")
-        acme, globex = [await key(name, scope="tenant", tenant=name) for name in ("acme", "globex")]
+        acme, globex = [
+            await key(name, scope="tenant", tenant=name, capabilities=CAPABILITIES)
+            for name in ("acme", "globex")
+        ]
         spare = await key("spare", scope="tenant", tenant="acme")
         keys = {
             "nobody": None,
@@ -151,6 +155,41 @@ async def world(daemon: InThread) -> AsyncIterator[World]:
         await operator("PUT", "/v1/event-types/invoice.paid", {"example": {"amount": 1}})
         yield made
         await made.clear()
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+async def test_a_tenants_key_may_what_its_capabilities_say_and_no_more(
+    world: World, capability: Capability
+) -> None:
+    """Alone, and all but this one: each route is open to one of the two keys, and the other one changes nothing."""
+    new = {"scope": "tenant", "tenant": "acme"}
+    alone = await world.operator("POST", "/v1/keys", {**new, "name": "alone", "capabilities": [capability]})
+    others = [name for name in CAPABILITIES if name != capability]
+    without = await world.operator("POST", "/v1/keys", {**new, "name": "without", "capabilities": others})
+    assert (alone.json["key"]["capabilities"], without.json["key"]["capabilities"]) == ([capability], others)
+    world.keys |= {"alone": alone.json["secret"], "without": without.json["secret"]}
+    # The one that deletes comes last.
+    for route in sorted(ROUTES, key=lambda route: route.method == "DELETE"):
+        if route.allowed is not Audience.TENANT:
+            continue
+        refused, allowed = ("without", "alone") if route.needs == capability else ("alone", "without")
+        before = await world.state()
+        answer = await world.call(route, refused)
+        assert (answer.status, answer.json["type"].rpartition(":")[2]) == (403, "forbidden"), route.operation
+        assert f"capability {route.needs}" in answer.json["detail"]
+        assert await world.state() == before
+        answer = await world.call(route, allowed)
+        assert answer.status == MATRIX[route.operation][CALLERS.index("acme")], (route.operation, answer)
+
+
+async def test_a_new_tenants_key_may_everything_but_publish(world: World) -> None:
+    made = await world.operator("POST", "/v1/keys", {"name": "a", "scope": "tenant", "tenant": "acme"})
+    assert made.json["key"]["capabilities"] == ["read", "write", "secrets", "resend"]
+    call = world.operator.using(made.json["secret"])
+    assert (await call("POST", "/v1/events", {"type": "a"})).status == 403
+    assert (await call("GET", "/v1/subscriptions")).status == 200
+    operator = await world.operator("POST", "/v1/keys", {"name": "a", "scope": "operator"})
+    assert operator.json["key"]["capabilities"] == list(CAPABILITIES)
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -216,3 +255,15 @@ async def test_what_a_tenant_publishes_reaches_its_own_subscriptions_only(world:
         await others.received({"evt_last"}, 60)
         assert others.ids.keys() == {"evt_last"}
         assert world.endpoint.ids.keys() == {"evt_own", "evt_named"}
+
+
+async def test_a_tenant_cannot_tell_a_taken_id_from_a_free_one(world: World) -> None:
+    """Ids of tenants' subscriptions are made by the dispatcher."""
+    said = []
+    for id_ in ("sub_acme", "sub_free"):
+        new = {**BODIES["createSubscription"], "id": id_}
+        answer = await world.caller("globex")("POST", "/v1/subscriptions", new)
+        said.append((answer.status, {**answer.json, "request_id": ""}))
+    assert said[0] == said[1]
+    assert said[0][0] == 422
+    assert [each["field"] for each in said[0][1]["errors"]] == ["id"]

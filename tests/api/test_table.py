@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dispatcher.api.frame import PARAMETERS
+from dispatcher.api.route import Audience
 from dispatcher.api.table import ROUTES
 
 
@@ -15,6 +16,11 @@ def test_every_part_of_an_address_has_a_form() -> None:
     for route in ROUTES:
         for part in route.path.split("/"):
             assert not part.startswith("{") or (route.tag, part[1:-1]) in PARAMETERS
+
+
+def test_every_route_of_tenants_says_what_their_keys_need() -> None:
+    for route in ROUTES:
+        assert (route.needs is not None) == (route.allowed is Audience.TENANT)
 
 
 def test_what_takes_no_body_says_so_and_what_changes_something_says_who_may() -> None:

@@ -285,20 +285,32 @@ async def _records(app: Any) -> int:
 async def test_tenants_work_side_by_side_and_apart(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, running(tmp_path, KEY) as (call, _):
         tenants: dict[str, Client] = {}
+        ids: dict[str, str] = {}
         for name in ("acme", "globex"):
-            key = made(await call("POST", "/v1/keys", {"name": name, "scope": "tenant", "tenant": name}))
-            tenants[name] = call.using(key["secret"])
-            new = {"url": f"{endpoint.url}/{name}", "event_types": ["*"], "id": f"sub_{name}"}
-            assert (
-                made(await tenants[name]("POST", "/v1/subscriptions", new))["subscription"]["tenant"] == name
+            key = made(
+                await call(
+                    "POST",
+                    "/v1/keys",
+                    {
+                        "name": name,
+                        "scope": "tenant",
+                        "tenant": name,
+                        "capabilities": ["read", "write", "publish"],
+                    },
+                )
             )
+            tenants[name] = call.using(key["secret"])
+            new = {"url": f"{endpoint.url}/{name}", "event_types": ["*"]}
+            found = made(await tenants[name]("POST", "/v1/subscriptions", new))["subscription"]
+            assert found["tenant"] == name
+            ids[name] = found["id"]
         acme = tenants["acme"]
         for body in ({**NEW, "tenant": "globex"}, {**NEW, "tenant": "*"}):
             assert (await acme("POST", "/v1/subscriptions", body)).status == 422
-        assert (await acme("PATCH", "/v1/subscriptions/sub_acme", {"tenant": "globex"})).status == 422
+        assert (await acme("PATCH", f"/v1/subscriptions/{ids['acme']}", {"tenant": "globex"})).status == 422
         assert (await acme("POST", "/v1/events", {"type": "a", "tenant": "globex"})).status == 422
-        taken = await acme("POST", "/v1/subscriptions", {**NEW, "id": "sub_globex"})
-        assert taken.status == 409
+        taken = await acme("POST", "/v1/subscriptions", {**NEW, "id": ids["globex"]})
+        assert taken.status == 422
         for method, path in (
             ("GET", ""),
             ("DELETE", ""),
@@ -306,9 +318,9 @@ async def test_tenants_work_side_by_side_and_apart(tmp_path: Path) -> None:
             ("POST", "/ping"),
             ("GET", "/health"),
         ):
-            assert (await acme(method, f"/v1/subscriptions/sub_globex{path}")).status == 404
+            assert (await acme(method, f"/v1/subscriptions/{ids['globex']}{path}")).status == 404
         assert [each["id"] for each in (await acme("GET", "/v1/subscriptions")).json["subscriptions"]] == [
-            "sub_acme"
+            ids["acme"]
         ]
         assert (await acme("GET", "/v1/subscriptions?tenant=globex")).json["subscriptions"] == []
         await acme("POST", "/v1/events", {"type": "a", "id": "evt_acme"})

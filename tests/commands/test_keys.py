@@ -18,3 +18,14 @@ def test_keys_are_made_listed_and_revoked(api: Api) -> None:
     one_line(api("subscriptions", "list", DISPATCHER_API_KEY=secret), "not valid", "DISPATCHER_API_KEY")
     for wrong in ((), ("--operator", "--tenant", "a")):
         one_line(api("keys", "create", "a", *wrong), "--operator, or --tenant", code=2)
+
+
+def test_a_key_is_made_for_what_it_may(api: Api) -> None:
+    made = api("keys", "create", "shop", "--tenant", "acme", "--may", "publish", "--may", "read")
+    assert made.exit_code == 0, made.output
+    [key] = api.json("keys", "list")
+    assert key["capabilities"] == ["publish", "read"]
+    assert "publish" in api("keys", "list").stdout
+    secret = made.stdout.strip()
+    one_line(api("subscriptions", "delete", "sub_a", "--yes", DISPATCHER_API_KEY=secret), "capability write")
+    one_line(api("keys", "create", "a", "--operator", "--may", "read"), "capabilities", code=2)

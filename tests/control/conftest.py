@@ -101,7 +101,10 @@ class Plane:
         self.publisher = self.plane.publisher
 
     async def create(self, tenant: str | None = None, key: str | None = None, **fields: Any) -> Any:
+        """Make one; of a tenant with an id of its own an operator makes it."""
         document = {"url": "https://hooks.acme.example/in", "event_types": ["billing.*"], **fields}
+        if "id" in document and tenant is not None:
+            document["tenant"], tenant = tenant, None
         return await self.creation.create(
             {name: value for name, value in document.items() if value is not ...},
             principal="me",

@@ -8,6 +8,7 @@ import pytest
 
 from dispatcher.control.access import Access, Principal, TooManyWrongKeys, Unauthenticated
 from dispatcher.control.errors import Invalid, NotFound, Unavailable
+from dispatcher.core.control.keys import ALL_CAPABILITIES, OF_NEW_TENANT_KEYS, Capability, Scope
 from dispatcher.settings.groups import ApiSettings, HttpSettings, Settings
 from tests.api.fakes import MemoryKeys
 
@@ -62,7 +63,7 @@ async def test_a_key_of_the_api_is_its_tenants_until_it_is_revoked() -> None:
     found, table, _ = access(KEY)
     key, secret = await found.create("acme's back end", "tenant", "acme", by=OPERATOR)
     assert found.authenticate(f"bearer  {secret}", "::1") == Principal(
-        key.id, "acme's back end", "tenant", "acme"
+        key.id, "acme's back end", "tenant", "acme", OF_NEW_TENANT_KEYS
     )
     assert secret not in repr(table.rows[key.id])
     assert (key.created_by, key.created_ms) == ("settings", 1_760_000_000_000)
@@ -177,3 +178,18 @@ async def test_a_key_that_makes_no_sense_is_not_made(name: str, scope: Any, tena
         await found.create(name, scope, tenant, by=OPERATOR)
     assert [flaw.field for flaw in caught.value.flaws] == [field]
     assert not table.rows
+
+
+async def test_only_a_tenants_key_has_capabilities_and_it_has_some() -> None:
+    found, _, _ = access()
+    wrong: list[tuple[Scope, str | None, list[Capability]]] = [
+        ("operator", None, ["read"]),
+        ("tenant", "acme", []),
+    ]
+    for scope, tenant, capabilities in wrong:
+        with pytest.raises(Invalid, match="capabilities"):
+            await found.create("a", scope, tenant, by=OPERATOR, capabilities=capabilities)
+    _, secret = await found.create("a", "tenant", "acme", by=OPERATOR, capabilities=["read", "publish"])
+    assert found.authenticate(f"Bearer {secret}", "192.0.2.1").capabilities == {"read", "publish"}
+    _, secret = await found.create("a", "tenant", "acme", by=OPERATOR)
+    assert found.authenticate(f"Bearer {secret}", "192.0.2.1").capabilities == ALL_CAPABILITIES - {"publish"}

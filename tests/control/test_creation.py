@@ -7,12 +7,13 @@ import re
 
 import pytest
 
+from dispatcher.control.documents import StoredSecret
 from dispatcher.control.errors import (
     AlreadyExists,
     Unavailable,
     WrongState,
 )
-from tests.control.conftest import IN_FILE, Make, Plane, flaws
+from tests.control.conftest import IN_FILE, SECRET, Make, Plane, flaws
 
 pytestmark = [pytest.mark.looptime]
 
@@ -111,3 +112,36 @@ async def test_nothing_is_answered_before_everything_is_read_or_while_the_broker
     plane.store.away = True
     with pytest.raises(Unavailable):
         await plane.create()
+
+
+async def test_endpoints_of_tenants_have_to_agree_where_the_setting_says_so(make: Make) -> None:
+    plane = await make(require_validation=True)
+    assert (await plane.create(tenant="acme")).view.status == "pending"
+    assert (await plane.create(tenant=None)).view.status == "active"
+    said = await flaws(plane.create(tenant="acme", validate=False))
+    assert said.keys() == {"validate"}
+
+
+async def test_a_new_url_has_to_agree_too_and_an_old_subscription_stays_as_it_is(make: Make) -> None:
+    plane = await make(require_validation=True)
+    await plane.create(id="sub_a")
+    plane.store.write(
+        "sub_old",
+        {"url": "https://hooks.acme.example/in", "event_types": ["a"], "tenant": "acme"},
+        [StoredSecret(SECRET)],
+    )
+    kept = await plane.subscriptions.update("sub_old", {"payload": "thin"}, tenant="acme")
+    assert kept.status == "active"
+    moved = await plane.subscriptions.update("sub_old", {"url": "https://else.example/"}, tenant="acme")
+    assert (moved.status, moved.document["validate"]) == ("pending", True)
+
+
+async def test_a_tenant_chooses_no_id(plane: Plane) -> None:
+    await plane.create(id="sub_a", tenant=None)
+    new = {"url": "https://hooks.acme.example/in", "event_types": ["a"]}
+    taken, free = [
+        await flaws(plane.creation.create({**new, "id": id_}, principal="me", tenant="acme"))
+        for id_ in ("sub_a", "sub_b")
+    ]
+    assert taken == free
+    assert taken.keys() == {"id"}

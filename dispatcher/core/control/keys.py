@@ -20,6 +20,14 @@ from typing import Any, Final, Literal
 SECRET_BYTES: Final = 32
 
 Scope = Literal["operator", "tenant"]
+Capability = Literal["publish", "read", "write", "secrets", "resend"]
+"""What a tenant's key may do: publish events; see; change subscriptions and ask their endpoints; rotate secrets; have
+deliveries sent again. Each by itself: `write` is not `read`."""
+
+CAPABILITIES: Final[tuple[Capability, ...]] = ("publish", "read", "write", "secrets", "resend")
+ALL_CAPABILITIES: Final = frozenset(CAPABILITIES)
+OF_NEW_TENANT_KEYS: Final = ALL_CAPABILITIES - {"publish"}
+"""Unless the key says otherwise. The platform publishes events, not its customers."""
 
 _KEY: Final = re.compile(r"dk_([a-z0-9]{8,32})_[A-Za-z0-9_-]{43}", re.ASCII)
 _ID: Final = re.compile(r"[a-z0-9]{8,32}", re.ASCII)
@@ -37,6 +45,7 @@ class Key:
     hash: bytes
     created_ms: int
     created_by: str = ""
+    capabilities: frozenset[Capability] = ALL_CAPABILITIES
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -53,6 +62,7 @@ class Key:
             "hash": self.hash.hex(),
             "created_ms": self.created_ms,
             "created_by": self.created_by,
+            "capabilities": [name for name in CAPABILITIES if name in self.capabilities],
         }
 
     @classmethod
@@ -62,6 +72,8 @@ class Key:
             scope = document["scope"]
             if scope not in {"operator", "tenant"}:
                 raise ValueError(f"no such scope: {scope!r}")
+            # Keys that were made before there were capabilities have all of them. What this version doesn't know is left out.
+            given = document.get("capabilities", CAPABILITIES)
             return cls(
                 id,
                 str(document["name"]),
@@ -70,6 +82,7 @@ class Key:
                 bytes.fromhex(document["hash"]),
                 int(document["created_ms"]),
                 str(document.get("created_by", "")),
+                frozenset(name for name in CAPABILITIES if name in given),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a key: {error!r}") from error

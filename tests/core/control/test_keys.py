@@ -68,3 +68,21 @@ def test_an_id_is_short_and_plain_and_chance_is_long_enough() -> None:
             replace(KEY, id=bad)
     with pytest.raises(ValueError, match="32 random bytes"):
         make_secret("abcd2345", bytes(16))
+
+
+def test_a_key_from_before_there_were_capabilities_has_all_of_them() -> None:
+    document = KEY.to_document()
+    del document["capabilities"]
+    assert Key.from_document("abcd2345", document).capabilities == {
+        "publish",
+        "read",
+        "write",
+        "secrets",
+        "resend",
+    }
+
+
+def test_a_capability_of_a_later_version_is_left_out() -> None:
+    document = KEY.to_document() | {"capabilities": ["read", "fly"]}
+    assert Key.from_document("abcd2345", document).capabilities == {"read"}
+    assert Key.from_document("abcd2345", document | {"capabilities": ["fly"]}).capabilities == frozenset()
