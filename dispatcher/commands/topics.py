@@ -16,7 +16,10 @@ from dispatcher.commands.group import Commands
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet, run
 from dispatcher.commands.skip import skip
+from dispatcher.core.retry.tiers import Tiers
+from dispatcher.delivery.parking import parked_topic
 from dispatcher.settings.groups import Settings
+from dispatcher.topics.checks import retry_group
 from dispatcher.topics.specs import topic_specs
 
 
@@ -66,7 +69,16 @@ async def _topics(settings: Settings, *, create: bool) -> tuple[Sequence[str], S
             for name in created:
                 if name not in missing:
                     click.echo(f"created {name}", err=True)
-        return missing, await broker.topics(settings.group)
+        found = {topic.name: topic for topic in await broker.topics(settings.group)}
+        retried = _retry_topics(settings)
+        # What waits in them is read by a group of its own.
+        again = await broker.topics(retry_group(settings), only=lambda name: name in retried)
+        return missing, list({**found, **{topic.name: topic for topic in again}}.values())
+
+
+def _retry_topics(settings: Settings) -> set[str]:
+    prefix = settings.topics.prefix
+    return {*(tier.topic for tier in Tiers(settings.retry.tiers, prefix)), parked_topic(prefix)}
 
 
 def _is_own(name: str, settings: Settings) -> bool:
@@ -76,16 +88,17 @@ def _is_own(name: str, settings: Settings) -> bool:
 def table(found: Sequence[TopicInfo], settings: Settings, *, repeat: bool) -> Table:
     """Return a row per partition, with the topic's name in each (`repeat`) or in the first alone.
 
-    Lag counts from the commit, or from the earliest record where there is none.
+    Lag counts from the commit, or from the earliest record where there is none. Of a retry topic it is what waits there,
+    behind the oldest that still does.
     """
-    shown = Table(
-        box=box.SIMPLE_HEAD, title=f"group {settings.group}", title_justify="left", title_style="dim"
-    )
+    title = f"groups {settings.group}, {retry_group(settings)}"
+    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="dim")
+    retried = _retry_topics(settings)
     shown.add_column("topic", overflow="fold")
     for name in ("partition", "earliest", "latest", "committed", "lag"):
         shown.add_column(name, justify="right", no_wrap=True)
     for topic in sorted(found, key=lambda topic: topic.name):
-        consumed = topic.name in settings.topics.events
+        consumed = topic.name in settings.topics.events or topic.name in retried
         for number, partition in enumerate(sorted(topic.partitions, key=lambda one: one.partition)):
             shown.add_row(
                 topic.name if repeat or number == 0 else "",

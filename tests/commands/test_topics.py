@@ -44,6 +44,22 @@ def test_what_was_published_is_shown_as_lag(tmp_path: Path) -> None:
     assert {row[-2] for row in events} == {"-"}
 
 
+def test_what_waits_in_the_retry_topics_is_lag_of_the_group_that_reads_them(tmp_path: Path) -> None:
+    console.dispatcher("topics", "--create", cwd=tmp_path)
+    for topic, count in (("dispatcher.retry.2m", 3), ("dispatcher.retry.parked", 4), ("dispatcher.dead", 5)):
+        console.dispatcher(
+            *("publish", "ping", "--count", str(count), "--topic", topic, "--force"), cwd=tmp_path
+        )
+    shown = console.dispatcher("topics", cwd=tmp_path).stdout
+    waiting = {
+        topic: sum(int(row[-1]) for row in rows(shown) if row[0] == topic)
+        for topic in ("dispatcher.retry.30s", "dispatcher.retry.2m", "dispatcher.retry.parked")
+    }
+    assert waiting == {"dispatcher.retry.30s": 0, "dispatcher.retry.2m": 3, "dispatcher.retry.parked": 4}
+    assert {row[-1] for row in rows(shown) if row[0] == "dispatcher.dead"} == {"-"}
+    assert "groups dispatcher, dispatcher.retry" in shown
+
+
 def test_the_first_command_on_a_fresh_broker_makes_the_topics(
     tmp_path: Path, kafka_cluster: Callable[..., Cluster]
 ) -> None:
