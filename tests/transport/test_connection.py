@@ -7,7 +7,6 @@ from hypothesis import example, given, settings, strategies as st
 
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.transport import response
-from dispatcher.transport.heads import keep_alive
 from dispatcher.transport.limits import KEPT_BODY, KNOWN_RESPONSES, MAX_HEAD
 from tests.zoo.wire import CAP, Wire
 
@@ -93,29 +92,6 @@ def test_whatever_comes_gives_one_result_at_the_latest_at_the_end(chunks: list[b
         check(wire)
 
 
-@given(TALK, st.integers(1, 60_000))
-@settings(max_examples=300)
-def test_chunking_changes_nothing(chunks: list[bytes], step: int) -> None:
-    data = b"".join(chunks)
-    whole, pieces = Wire(), Wire()
-    whole.receive(data)
-    pieces.receive(*(data[start : start + step] for start in range(0, len(data), step)))
-    if whole.told and pieces.told:
-        first, second = whole.told[0], pieces.told[0]
-        if isinstance(first, Response) and isinstance(second, Response):
-            assert first.status == second.status
-            assert first.retry_after == second.retry_after
-            # What ends by a cap or by garbage ends where it shows, so one may have seen more of the body.
-            assert first.body.startswith(second.body) or second.body.startswith(first.body)
-        else:
-            assert isinstance(first, Failure)
-            assert isinstance(second, Failure)
-            assert first.reason is second.reason
-    for wire in (whole, pieces):
-        wire.end()
-        assert len(wire.told) == 1
-
-
 @st.composite
 def valid_responses(draw: st.DrawFn) -> tuple[bytes, int, bytes]:
     """Bytes, status and body of a response that leaves the connection in order."""
@@ -169,21 +145,6 @@ PLAIN = st.sampled_from(
 
 def _outcome(wire: Wire) -> tuple[object, ...]:
     return wire.told, bool(wire.idle), wire.closed, wire.resent
-
-
-@given(PLAIN | TALK.map(b"".join), st.binary(max_size=4))
-@settings(max_examples=500)
-def test_a_response_in_one_piece_means_the_same_to_the_parser_of_all_and_to_one_of_its_own(
-    raw: bytes, more: bytes
-) -> None:
-    one, other = Wire(), Wire()
-    other.connection._reader = response.ResponseReader(CAP)
-    for wire in (one, other):
-        wire.receive(raw + more)
-    assert _outcome(one) == _outcome(other)
-    for wire in (one, other):
-        wire.end()
-    assert _outcome(one) == _outcome(other)
 
 
 class _Forgetful(dict[bytes, Response]):
@@ -256,32 +217,6 @@ def test_an_answer_that_is_known_to_the_byte_is_not_parsed_again(monkeypatch: py
     assert other.closed, "after so many requests, known answers or not"
     assert len(other.told) == 1000
     assert 0 < len(whole.known) <= KNOWN_RESPONSES
-
-
-def test_only_small_answers_after_which_all_goes_on_are_kept() -> None:
-    wire = Wire()
-    wire.receive(b"HTTP/1.1 204 No\r\n\r\n")
-    for answer in (
-        b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX: %b\r\nContent-Length: 0\r\n\r\n" % (b"x" * 1024),
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-    ):
-        wire.again()
-        wire.receive(answer)
-    assert wire.closed
-    assert wire.shared.whole.known == {}
-
-
-def test_fields_of_interest_are_read_from_any_response() -> None:
-    wire = Wire()
-    wire.receive(b"HTTP/1.1 204 X\r\n\r\n")
-    wire.again()
-    wire.told.clear()
-    wire.receive(
-        b"HTTP/1.1 103 Hint\r\nLocation: /hint\r\n\r\n"
-        b"HTTP/1.1 302 Found\r\nLOCATION:  /caf\xe9 \r\nlocation: /second\r\nretry-AFTER: 120\r\nContent-Length: 0\r\n\r\n"
-    )
-    assert wire.told == [Response(302, "120", "/caf\xe9", b"")]
 
 
 def test_an_unsent_rest_of_the_request_closes_the_connection() -> None:
@@ -370,14 +305,6 @@ def test_one_timer_serves_deadline_idle_expiry_and_age() -> None:
     wire.timer()
     assert len(wire.idle) == 0
     assert wire.closed
-
-
-def test_keep_alive_grants_are_read() -> None:
-    assert keep_alive(b"timeout=5, max=100") == (4.0, 100)
-    assert keep_alive(b"TIMEOUT=1") == (0.5, None)
-    assert keep_alive(b'max=3;timeout = "30"') == (29.0, 3)
-    assert keep_alive(b"timeout=0") == (0.0, None)
-    assert keep_alive(b"xtimeout=9, timeout=-4, max=") == (float("inf"), None)
 
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"

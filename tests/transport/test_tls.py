@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import socket
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -18,24 +15,18 @@ from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.request.urls import Origin
 from dispatcher.core.subscription.model import ClientCertificate
 from dispatcher.transport import tls
-from dispatcher.transport.connection import Connection
-from dispatcher.transport.limits import MAX_HANDSHAKE
-from dispatcher.transport.secure import SecureConnection
 from dispatcher.transport.tls import Gate
 from tests.zoo.behaviours import OK, answers, closes_after, response
 from tests.zoo.harness import Harness
 from tests.zoo.server import (
-    Peer,
     TlsPeer,
     Zoo,
     authority,
     demanding,
     demanding_tls12,
-    good,
     over_tls,
     stranger,
 )
-from tests.zoo.wire import Wire
 
 Make = Callable[..., Harness]
 
@@ -55,25 +46,6 @@ def test_the_trusted_authorities_are_those_of_the_file_alone(ca_file: str) -> No
 def test_an_authority_file_that_cannot_be_read_is_told_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         tls.context(str(tmp_path / "missing.pem"))
-
-
-async def test_names_are_sent_and_addresses_are_not(zoo: Zoo, make: Make) -> None:
-    names: list[str | None] = []
-    context = good()
-    asked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority().issue_cert("localhost", "127.0.0.1").configure_cert(asked)
-
-    def named(_socket: object, name: str | None, _context: object) -> None:
-        names.append(name)
-
-    asked.sni_callback = named
-    port = await zoo.serve(over_tls(answers(OK), lambda: asked))
-    harness = make()
-    for host in ("localhost", "127.0.0.1"):
-        result = await harness.result(Origin("https", host, port))
-        assert isinstance(result, Response), result
-    assert names == ["localhost", None]
-    assert context is good()
 
 
 async def test_a_client_certificate_is_shown_where_it_is_given(zoo: Zoo, make: Make, tmp_path: Path) -> None:
@@ -137,77 +109,6 @@ async def test_a_renewed_client_certificate_is_taken_up_by_the_next_connection(
     assert serials[0] == serials[1] != serials[2]
 
 
-async def test_tickets_are_no_bytes_of_a_response(zoo: Zoo, make: Make) -> None:
-    """TLS 1.3 tickets come in pieces: before the request, between it and the response, with the response."""
-
-    async def script(peer: Peer) -> None:
-        secure = TlsPeer(peer, good())
-        while True:
-            try:
-                secure.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                if data := secure.outgoing.read():
-                    await peer.send(data)
-                secure.incoming.write(await peer.read())
-            else:
-                break
-        tickets = secure.outgoing.read()
-        assert len(tickets) > 100
-        await peer.send(tickets[:50])
-        await secure.request()
-        await peer.drip(tickets[50:100], 0.001, 10)
-        secure.tls.write(OK)
-        await peer.send(tickets[100:] + secure.outgoing.read())
-        await secure.request()
-        await secure.send(OK)
-        await secure.hang()
-
-    origin = Origin("https", "127.0.0.1", await zoo.serve(script))
-    harness = make()
-    for _ in range(2):
-        assert isinstance(await harness.result(origin), Response)
-        await asyncio.sleep(0.02)
-    assert harness.transport.connections_opened == 1
-    assert harness.transport.connections()["idle"] == 1
-
-
-@pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="needs openssl s_server: Python can't update keys"
-)
-async def test_key_updates_keep_the_connection_while_busy_and_while_idle(make: Make, tmp_path: Path) -> None:
-    path = tmp_path / "server.pem"
-    authority().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ("openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", str(path), "-crlf")
-    server = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
-        await server.stdout.readuntil(b"ACCEPT")
-        harness = make()
-        for update in (b"", b"k\n", b"K\n"):  # one without, one that asks for ours in return
-            exchange = harness.send(Origin("https", "127.0.0.1", port))
-            await server.stdout.readuntil(b"x" * 20)
-            for line in (update, b"HTTP/1.1 200 OK\nContent-Length: 0\n\n"):
-                server.stdin.write(line)
-                await asyncio.sleep(0.1)
-            assert isinstance(await exchange.result, Response)
-            server.stdin.write(update)
-            await asyncio.sleep(0.1)
-        assert harness.transport.connections_opened == 1
-        assert harness.transport.connections()["idle"] == 1
-    finally:
-        server.kill()
-        await server.communicate()
-
-
 async def test_the_gate_runs_everything_in_order_and_lets_the_loop_turn() -> None:
     loop = asyncio.get_running_loop()
     gate = Gate(loop)
@@ -242,25 +143,3 @@ async def test_a_step_that_raises_stops_no_other() -> None:
     await asyncio.sleep(0.01)
     assert ran == [1]
     assert isinstance(reported[0], ZeroDivisionError)
-
-
-class Dialing(Wire):
-    """Does nothing when the socket is connected: the test does."""
-
-    def made(self, connection: Connection) -> None:
-        """Nothing."""
-
-
-def test_a_handshake_has_a_bound_also_while_it_waits_for_its_turn() -> None:
-    wire = Dialing()
-    connection = SecureConnection(wire.shared, wire, wire)
-    wire.connection = connection
-    connection.connection_made(cast("Any", wire))
-    connection.secure(tls.context(), "a.example")
-    for _ in range(MAX_HANDSHAKE // 16384):
-        connection.data_received(bytes(16384))
-    assert not wire.failures
-    connection.data_received(b"x")
-    [failure] = wire.failures
-    assert failure.reason is Reason.TLS_FAILED
-    assert str(MAX_HANDSHAKE) in failure.detail
