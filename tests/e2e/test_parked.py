@@ -51,6 +51,36 @@ async def test_what_was_owed_before_a_pause_comes_after_it_also_through_a_crash_
         await daemon.stop()
 
 
+async def test_what_a_killed_process_had_taken_up_is_owed_through_a_pause(stage: Stage) -> None:
+    """Nothing of it was done, so that no commit has moved; and the subscription is paused before the next process starts."""
+    mended = False
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=200 if mended else 503)
+
+    async with Endpoint(answer) as endpoint:
+        sub = everything(endpoint, retry={"schedule": ["20s"] * 9, "jitter": 0})
+        daemon = stage.make([sub])
+        events = dict(envelope(number, size=100) for number in range(60))
+        await stage.publish(list(events.values()))
+        await daemon.start()
+        await eventually(lambda: len(endpoint.ids) == 60, within=60)
+        await daemon.kill()
+        daemon.write_subscriptions([{**sub, "status": "paused"}])
+        await daemon.start()
+        for _ in range(300):
+            if await daemon.metric("deliveries_parked_waiting", 'reason="paused"') == 60:
+                break
+            await asyncio.sleep(0.1)
+        assert await daemon.metric("deliveries_parked_waiting", 'reason="paused"') == 60
+        assert await daemon.metric("deliveries_total", 'outcome="dropped_paused"') == 0
+        mended = True
+        endpoint.ids.clear()
+        daemon.write_subscriptions([sub])
+        await endpoint.received(set(events), within=60)
+        await daemon.stop()
+
+
 async def test_a_setting_lost_in_a_deploy_costs_no_event(stage: Stage) -> None:
     async with Endpoint() as endpoint:
         daemon = stage.make([])
