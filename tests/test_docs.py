@@ -13,6 +13,7 @@ from dispatcher.cli import main
 from dispatcher.core.request.results import Reason
 from dispatcher.settings.load import names
 from dispatcher.telemetry.metrics import _COUNTERS, _GAUGES, _HISTOGRAMS, _VALUES, Metrics
+from tests.mutants import names_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], key=str)
@@ -69,6 +70,27 @@ def test_every_document_that_a_file_names_is_in_the_tree() -> None:
         if name not in ends
     }
     assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    for file, name in re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)(?:::(\w+))?`", page.read_text()):
+        path = ROOT / "tests" / file
+        assert path.exists(), file
+        if name:
+            assert name in names_in(path), f"{file}::{name}"
+
+
+def test_the_files_and_folders_that_the_architecture_page_names_are_there() -> None:
+    named = re.findall(r"`((?:[\w]+/)+|(?:[\w]+/)*[\w]+\.py)`", (ROOT / "docs/architecture.md").read_text())
+    missing = {
+        name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "dispatcher"))
+    }
+    assert missing == set()
+    folders = {path.name for path in (ROOT / "dispatcher").iterdir() if (path / "__init__.py").exists()}
+    assert {
+        folder for folder in folders if f"`{folder}/`" not in (ROOT / "docs/architecture.md").read_text()
+    } == set()
 
 
 def test_every_direct_dependency_has_its_reason_and_no_other() -> None:
