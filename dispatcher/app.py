@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import structlog
@@ -36,7 +37,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
-from dispatcher.topics.specs import missing_topics, needed_rights, topic_specs
+from dispatcher.topics.specs import missing_topics, needed_rights, needed_specs
 from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
 
@@ -72,6 +73,7 @@ class App:
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
         self._engine: Engine | None = None
+        self._started = False
         self.plane = ControlPlane(
             settings,
             self.broker,
@@ -86,7 +88,9 @@ class App:
             settings.http.port,
             self.metrics.registry,
             self.problems,
-            Services(
+            None
+            if "api" not in settings.roles
+            else Services(
                 views=self.plane.views,
                 listing=self.plane.listing,
                 creation=self.plane.creation,
@@ -112,7 +116,13 @@ class App:
         Raises SubscriptionsError or CannotListen: what nobody but the operator can mend. A broker that refuses
         ends it later (`wait`, `failure`).
         """
-        log.info("starting", version=__version__, broker=self.settings.broker, group=self.settings.group)
+        log.info(
+            "starting",
+            version=__version__,
+            broker=self.settings.broker,
+            group=self.settings.group,
+            roles=self.settings.roles,
+        )
         await self.registry.start()
         self.http_port = await self._api.start()
         self._tasks.start(self._run(), "run")
@@ -125,13 +135,17 @@ class App:
     async def _run(self) -> None:
         await self.broker.connect()
         await self._ensure_topics()
-        await self.broker.check_rights(
-            needed_rights(self.settings),
-            {self.settings.group: ("READ",), f"{self.settings.group}.retry": ("READ",)},
-        )
+        delivers = "deliver" in self.settings.roles
+        groups = (self.settings.group, f"{self.settings.group}.retry") if delivers else ()
+        await self.broker.check_rights(needed_rights(self.settings), dict.fromkeys(groups, ("READ",)))
         await self.plane.start()
         # A hundred thousand subscriptions, perhaps: nothing that the collector has to look through again and again.
         gc.freeze()
+        if delivers:
+            self._deliver()
+        self._started = True
+
+    def _deliver(self) -> None:
         self._engine = Engine(
             self.settings,
             self.broker,
@@ -152,7 +166,7 @@ class App:
 
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics
-        specs = topic_specs(self.settings)
+        specs = needed_specs(self.settings)
         backoff = Backoff()
         missing: Sequence[str] | None = None
         while missing is None:
@@ -171,17 +185,20 @@ class App:
         if self._stopping:
             return ["the dispatcher is stopping"]
         found = [problem for problem in (self.broker.problem,) if problem is not None]
-        if self._engine is None:
+        if not self._started:
             return found or self.plane.problems() or ["connecting to the broker"]
-        found += [problem for problem in self.plane.problems() if problem not in found]
-        found += [problem for problem in self._watch.problems() if problem not in found]
-        return found + [problem for problem in self._engine.problems() if problem not in found]
+        parts = [self.plane.problems(), self._watch.problems()]
+        if self._engine is not None:
+            parts.append(self._engine.problems())
+        return list(dict.fromkeys(chain(found, *parts)))
 
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on. `/readyz` shows it, and says ready all the same."""
         found = self.broker.warnings()
         if self._engine is not None:
-            found += [*self._engine.warnings(), *self.plane.warnings(), *self._watch.warnings()]
+            found += self._engine.warnings()
+        if self._started:
+            found += [*self.plane.warnings(), *self._watch.warnings()]
         return found
 
     def _failed(self, task: str, error: BaseException) -> None:
@@ -233,9 +250,9 @@ class App:
         log.info("stopped")
 
     @property
-    def delivering(self) -> bool:
-        """Whether it got as far as delivering: everything it was told to start with was right."""
-        return self._engine is not None
+    def started(self) -> bool:
+        """Whether it got as far as its work: everything it was told to start with was right."""
+        return self._started
 
     def _report_metrics(self) -> None:
         registry, transport = self.registry, self._transport

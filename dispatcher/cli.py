@@ -52,6 +52,9 @@ def main() -> None:
 
 @main.command(short_help="Run the dispatcher.")
 @settings_options
+@click.option(
+    "--roles", help="What this process does: deliver, api, history, separated by commas [default: all]."
+)
 @click.option("--http-host", help="Address of the API, health and metrics.")
 @click.option("--http-port", type=int, help="Port of the API, health and metrics.")
 @click.option(
@@ -60,6 +63,7 @@ def main() -> None:
 def run(
     config: Path | None,
     overrides: dict[str, Any],
+    roles: str | None,
     http_host: str | None,
     http_port: int | None,
     subscriptions_file: Path | None,
@@ -68,6 +72,7 @@ def run(
     subscriptions file again.
     """
     own = flags(
+        roles=("--roles", roles),
         http__host=("--http-host", http_host),
         http__port=("--http-port", http_port),
         subscriptions_file=("--subscriptions", subscriptions_file),
@@ -114,7 +119,7 @@ async def _run(settings: Settings) -> int:
         code = 0
     if isinstance(app.failure, BrokerError):
         code = _refuse(app.failure, settings)
-        if app.delivering:
+        if app.started:
             code = 1
     elif app.failure is not None:
         code = 1  # the log has it, with its traceback

@@ -29,9 +29,9 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
 async def test_it_is_ready_once_partitions_are_assigned(app: App) -> None:
     await app.start()
     assert app.problems() == ["not connected yet"]
-    assert not app.delivering
+    assert not app.started
     await eventually(lambda: not app.problems(), within=90)
-    assert app.delivering
+    assert app.started
 
 
 async def test_a_broker_that_goes_away_while_topics_are_made_is_waited_for(
@@ -62,7 +62,7 @@ async def test_missing_topics_that_may_not_be_made_end_it_with_what_to_do(tmp_pa
             await app.wait()
         assert isinstance(app.failure, BrokerRefused)
         assert "dispatcher topics --create" in str(app.failure)
-        assert not app.delivering
+        assert not app.started
     finally:
         await app.stop()
 

@@ -25,7 +25,7 @@ from dispatcher.settings.broker_url import SqliteFile
 from dispatcher.settings.groups import Settings
 from dispatcher.settings.load import describe
 from dispatcher.topics.checks import concerns, retry_group, takes_over, warnings
-from dispatcher.topics.specs import topic_specs
+from dispatcher.topics.specs import needed_specs
 from dispatcher.transport import tls
 
 
@@ -79,7 +79,7 @@ def _connect(settings: Settings) -> None:
 async def _ask(settings: Settings) -> tuple[Sequence[str], Sequence[str]]:
     """What is missing, and what is amiss."""
     async with connected(settings) as broker:
-        missing = await broker.ensure_topics(topic_specs(settings), create=False)
+        missing = await broker.ensure_topics(needed_specs(settings), create=False)
         topics = await broker.topics(retry_group(settings), only=lambda name: concerns(settings, name))
         tiers = [tier.topic for tier in Tiers(settings.retry.tiers, settings.topics.prefix)]
         readers = await broker.readers_of(tiers, RETRY_SUFFIX)

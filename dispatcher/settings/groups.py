@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
@@ -287,11 +287,18 @@ class SqliteSettings(SettingsGroup):
     retention: Annotated[Duration, duration_between("1m", "3650d")] = 7 * 86400.0
 
 
+Role = Literal["deliver", "api", "history"]
+"""What a process does: it delivers events, serves the API, or keeps the history."""
+
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
+
 class Settings(SettingsGroup):
     """All of them. Made by `load`; by hand in tests."""
 
     broker: BrokerUrl = "sqlite:///./dispatcher-data/log.db"
     group: Text = "dispatcher"
+    roles: Annotated[tuple[Role, ...], Listed, NotEmpty, Unique] = ROLES
     subscriptions_file: Path | None = None
     kafka: KafkaSettings = KafkaSettings()
     sqlite: SqliteSettings = SqliteSettings()
@@ -319,7 +326,12 @@ class Settings(SettingsGroup):
         return isinstance(self.broker_address, SqliteFile)
 
     def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        if not self.http.loopback and not self.api.keys:
+        if self.embedded and set(self.roles) != set(ROLES):
+            yield (
+                ("roles", "broker"),
+                f"must be all of {', '.join(ROLES)} with the embedded broker, whose file serves one process: leave roles out, or use kafka://",
+            )
+        if "api" in self.roles and not self.http.loopback and not self.api.keys:
             yield (
                 ("api.keys", "http.host"),
                 f"is required where http.host ({self.http.host}) is not loopback (DISPATCHER_API__KEYS): the API would be open to all",

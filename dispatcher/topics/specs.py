@@ -105,8 +105,19 @@ def missing_topics(specs: Sequence[TopicSpec], missing: Collection[str]) -> str:
     )
 
 
+def needed_specs(settings: Settings) -> list[TopicSpec]:
+    """Those of the topics that this process uses in its roles."""
+    rights = needed_rights(settings)
+    return [spec for spec in topic_specs(settings) if spec.name in rights]
+
+
 def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
-    """What the dispatcher does with each of its topics."""
+    """What this process does with each topic that it uses in its roles.
+
+    The API's right to publish is not asked for: many installations publish past it.
+    """
+    if "deliver" not in settings.roles:
+        return {subscriptions_topic(settings): ("READ", "WRITE")}
     prefix = settings.topics.prefix
     only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
         settings.topics.events, ("READ",)

@@ -47,6 +47,15 @@ def test_a_flag_is_named_by_its_own_name(tmp_path: Path) -> None:
     ]
 
 
+def test_roles_that_the_embedded_broker_can_not_split_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    done = dispatcher("run", "--roles", "deliver", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "Error: --roles: roles: must be all of deliver, api, history with the embedded broker"
+    )
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
 # What can't be right and what isn't there, each found by another part of the daemon.
 FAILED_STARTS = {
     "the broker's path": ("--broker", "sqlite:////dev/null/log.db"),

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from dispatcher.settings.groups import Settings
-from dispatcher.settings.load import load
+from dispatcher.settings.load import Flag, load
 from tests.settings.test_load import KEY, mistakes
 
 
@@ -26,6 +26,50 @@ def test_beyond_loopback_keys_are_required(host: Any, fine: Any) -> None:
         load(None, {"DISPATCHER_HTTP__HOST": host}, {})
     else:
         assert "api.keys" in mistakes(environ={"DISPATCHER_HTTP__HOST": host})[0]
+
+
+ON_KAFKA = {"DISPATCHER_BROKER": "kafka://h"}
+
+
+@pytest.mark.parametrize(
+    ("written", "roles"),
+    [
+        ("deliver", ("deliver",)),
+        ("api, history", ("api", "history")),
+        ("[history, api, deliver]", ("history", "api", "deliver")),
+    ],
+)
+def test_on_kafka_a_process_may_have_some_of_the_roles(written: str, roles: tuple[str, ...]) -> None:
+    assert load(None, {**ON_KAFKA, "DISPATCHER_ROLES": written}, {}).roles == roles
+    assert load(None, ON_KAFKA, {}).roles == ("deliver", "api", "history")
+
+
+@pytest.mark.parametrize("written", ["deliver", "api,history", "deliver,api"])
+def test_on_the_embedded_broker_a_process_has_all_of_them(written: str) -> None:
+    (said,) = mistakes(overrides={"roles": Flag("--roles", written)})
+    assert said == (
+        "--roles: roles: must be all of deliver, api, history with the embedded broker, whose file serves one process: leave"
+        " roles out, or use kafka://"
+    )
+    assert load(None, {"DISPATCHER_ROLES": "history,deliver,api"}, {}).embedded
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("consume", "must be 'deliver', 'api' or 'history', not 'consume'"),
+        ("api,api", "must not contain a value twice"),
+        ("[]", "must not be empty"),
+    ],
+)
+def test_roles_that_do_not_exist_are_mistakes(written: str, said: str) -> None:
+    (mistake,) = mistakes(environ={**ON_KAFKA, "DISPATCHER_ROLES": written})
+    assert said in mistake
+
+
+def test_a_process_without_the_api_needs_no_keys_beyond_loopback() -> None:
+    load(None, {**ON_KAFKA, "DISPATCHER_HTTP__HOST": "0.0.0.0", "DISPATCHER_ROLES": "deliver"}, {})
+    assert mistakes(environ={**ON_KAFKA, "DISPATCHER_HTTP__HOST": "0.0.0.0", "DISPATCHER_ROLES": "api"})
 
 
 def test_settings_are_frozen() -> None:

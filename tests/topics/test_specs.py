@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dispatcher.settings.groups import AttemptsSettings, RetrySettings, Settings, TopicsSettings
-from dispatcher.topics.specs import missing_topics, needed_rights, topic_specs
+from dispatcher.topics.specs import missing_topics, needed_rights, needed_specs, topic_specs
 
 DAY_MS = 24 * 3600 * 1000
 ON_KAFKA = "kafka://127.0.0.1:9092"
@@ -69,3 +69,11 @@ def test_missing_topics_are_named_with_what_makes_each() -> None:
     )
     assert "--create --topic dispatcher.retry.parked --config cleanup.policy=delete" in said
     assert "--topic dispatcher.attempts" not in said
+
+
+def test_a_process_asks_for_the_topics_of_its_roles() -> None:
+    api = Settings(broker=ON_KAFKA, roles=("api", "history"))
+    assert [spec.name for spec in needed_specs(api)] == ["dispatcher.subscriptions"]
+    assert needed_rights(api) == {"dispatcher.subscriptions": ("READ", "WRITE")}
+    deliver = Settings(broker=ON_KAFKA, roles=("deliver",))
+    assert needed_specs(deliver) == topic_specs(deliver) == topic_specs(api)

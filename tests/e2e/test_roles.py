@@ -1,0 +1,63 @@
+"""One installation in processes of one role each, on a real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.daemon import Daemon, Endpoint, envelope
+
+pytestmark = [pytest.mark.kafka]
+
+WITHIN = 60.0
+
+
+@pytest.fixture
+async def processes(
+    tmp_path: Path, kafka: str, unique: Callable[[str], str]
+) -> AsyncIterator[dict[str, Daemon]]:
+    """A process for each role, none of which knows the other but by the broker."""
+    shared: dict[str, Any] = {
+        "group": unique("group"),
+        "topics": {"events": [unique("events")], "prefix": f"{unique('own')}.", "partitions": 4},
+    }
+    made = {}
+    for roles in ("deliver", "api,history"):
+        folder = tmp_path / roles
+        folder.mkdir()
+        made[roles] = Daemon(folder, f"kafka://{kafka}", [], roles=roles.split(","), **shared)
+    yield made
+    for daemon in made.values():
+        await daemon.kill()
+
+
+async def test_what_one_process_takes_over_its_api_another_one_delivers(processes: dict[str, Daemon]) -> None:
+    deliver, api = processes["deliver"], processes["api,history"]
+    async with Endpoint() as endpoint:
+        for daemon in processes.values():
+            await daemon.start(ready=False)
+        for daemon in processes.values():
+            await daemon.ready()
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert (await daemon.get(path))[0] == 200
+        assert (await deliver.get("/v1/subscriptions"))[0] == 404, "it serves no API"
+        assert (await api.get("/v1/subscriptions"))[0] == 200
+
+        async with aiohttp.ClientSession() as session:
+            document = {"id": "one", "url": endpoint.url, "event_types": ["test.*"]}
+            url = f"http://127.0.0.1:{api.port}/v1/subscriptions"
+            async with session.post(url, json=document) as response:
+                assert response.status == 201, await response.text()
+        async with asyncio.timeout(WITHIN):
+            while not await deliver.metric("subscriptions", 'status="active"'):
+                await asyncio.sleep(0.05)
+        id_, event = envelope(1)
+        await api.post_event(event)
+        await endpoint.received({id_}, WITHIN)
+        assert await api.total("deliveries_total") == 0
+        assert [await daemon.stop() for daemon in processes.values()] == [0, 0]
