@@ -1,20 +1,20 @@
-"""What happens to a member of a group when its partitions come and go, whichever broker it is: where
-reading starts, and how its owner is told.
+"""What happens to a member of a group when its partitions come and go, with either broker: where reading starts, and how the
+member's listener is told.
 
-An owner that fails to take over or to give up its partitions can't be left to believe that it did, and the
-group can't wait for it either. So its exception stops nothing here: it is kept, and raised by its next `poll`.
+A listener that fails to take over or to give up partitions must not go on as if it had, and the group can't wait for it. So
+its exception is kept here, and the member's next `poll` raises it.
 
-Where reading starts is decided once. `kafka.offset_reset: latest` is for a group that has never run, and an offset that
-was never committed says nothing of that: a partition without traffic moves no offset, the broker forgets offsets
-(`offsets.retention.minutes`), a new partition has none. Whoever decides again each time loses what came in between. So:
+Where reading starts is decided once. `kafka.offset_reset: latest` is for a group that has never run. A missing commit doesn't
+mean that: a partition without traffic moves no offset, the broker forgets offsets (`offsets.retention.minutes`), and a new
+partition has none. Deciding again at every assignment would lose what came in between. So:
 
-1. A start is committed with the assignment, by the member that has the partition and by no other: what another one decided
-   moments ago would overwrite what its owner has committed since.
-2. A group that has any commit, or is remembered, begins whatever has no commit at its first record. A member looks for
-   that before it joins: of two that come at the same time, neither takes the other's commits for the group's past.
-   What a member has decided of partitions that others have, it keeps to, should they come to it without a commit.
-3. A remembered partition without a commit has lost it, which is said aloud (`Why.EXPIRED`).
-4. A topic of another id than remembered was made anew: its commits are about something else.
+1. A start is committed with the assignment, and only by the member that has the partition. The decision of another member
+   may be older than what the partition's owner has committed.
+2. A group that has any commit, or is remembered, begins a partition without a commit at its first record. A member looks for
+   commits before it joins, so that of two new members neither takes the other's commits for the group's past. A member keeps
+   to its decision about partitions of others, should they come to it without a commit.
+3. A remembered partition without a commit has lost it: the log and `/readyz` say so (`Why.EXPIRED`).
+4. A topic with another id than the remembered one was made anew: its commits are about another topic.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ RETRY_SUFFIX: Final = ".retry"
 """How the names of groups end that read retry topics."""
 
 _SAID = {
-    Why.RETENTION: "the next offset was deleted before it was read: retention is too short, or this group too far behind",
-    Why.EXPIRED: "the group's offset is gone, though the group has read the partition before: reading begins at the earliest"
-    " record that is kept, and what was delivered before may be delivered again; was the group away for longer than the broker's"
-    " offsets.retention.minutes, or did somebody delete its offsets?",
+    Why.RETENTION: "the next offset was deleted before it was read: raise the topic's retention, or add replicas, as this group is"
+    " too far behind",
+    Why.EXPIRED: "the group's offset is gone, though the group has read the partition before: reading begins at the oldest record,"
+    " and events may be delivered again. Either the group was away for longer than the broker's offsets.retention.minutes, or"
+    " somebody deleted its offsets",
     Why.MADE_ANEW: "the topic was deleted and made anew: it is read from its beginning",
-    Why.CUT: "the partition ends before the offset: made anew, or cut off by its new leader; it is read from its beginning",
+    Why.CUT: "the partition ends before the offset: its topic was made anew, or its new leader has cut it off; it is read from its"
+    " beginning",
 }
 
 

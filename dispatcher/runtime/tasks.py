@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Tasks:
-    """The background tasks of one owner. `on_failure` is told of a task that died by itself, and says so; without it the log does."""
+    """The background tasks of one owner. `on_failure` is called with a task that failed; without it the failure is logged."""
 
     def __init__(self, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

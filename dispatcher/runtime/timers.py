@@ -1,7 +1,7 @@
 """Drives one timing wheel on the event loop: many timers for the price of one.
 
-uvloop's `call_later` and its cancellation cost 3.3 us together; an entry in the wheel costs
-about a sixth of that, and a million of them keep a single loop timer armed.
+uvloop's `call_later` and its cancellation cost 3.3 us together. An entry in the wheel costs
+about a sixth of that, and a million entries need one timer of the loop.
 """
 
 from __future__ import annotations

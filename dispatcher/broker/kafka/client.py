@@ -1,11 +1,10 @@
-"""What every client of aiokafka 0.14 is made with, and what its errors and log lines become.
+"""The options of every client of aiokafka 0.14, its errors in the port's words, and fewer of its log lines.
 
-The library waits for a broker that is away for ever and tells of it in log lines, ten a second, some
-of them part of every rebalance. Lines that differ in their arguments only are thinned out here; what
-is wrong, `problem` says, and those who wait give up by themselves.
+The library waits for ever for a broker that is away, and logs ten lines a second about it; others of its lines are part of
+every rebalance. Lines that differ only in their arguments are thinned out here. `problem` says what is wrong.
 
-Its errors often say little more than their name, and the system's come through as they are. `mapped`
-is the one place where both become the port's: a word for what may be done about it, and one line for people.
+The library's errors often say little more than their name, and errors of the operating system come through unchanged.
+`mapped` turns both into the port's errors: the class says what may be done about it, the text is one line for people.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a server speaks that doesn't let us in: for the message that says which setting is wrong.
+"""Which protocol a server speaks that doesn't let us in, so that the error can name the wrong setting.
 
-A Kafka listener that expects another protocol says nothing of it: it closes the connection, or waits for more. So two questions
-are asked here that every Kafka answers before anybody has authenticated: which versions it knows, and (SaslHandshake) whether
-it takes a mechanism that doesn't exist. A listener without SASL calls that an illegal state, one with SASL
-names the mechanisms that it takes. Both are asked in plain and, where that leads nowhere, through TLS, whose certificate is not
-checked: nothing secret is sent.
+A Kafka listener that expects another protocol doesn't say so: it closes the connection, or waits for more bytes. Every Kafka
+answers two requests before a client has authenticated: which versions it knows (ApiVersions), and whether it takes a SASL
+mechanism that doesn't exist (SaslHandshake). A listener without SASL calls the second an illegal state; a listener with
+SASL names the mechanisms that it takes. Both requests are sent in plain text first, and through TLS where plain text
+gets no answer. The certificate is not checked, since nothing secret is sent.
 """
 
 from __future__ import annotations

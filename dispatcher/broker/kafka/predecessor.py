@@ -1,21 +1,22 @@
-"""A member of a group with a name of its own: a process that was killed and started again takes its old place at once.
+"""Members of a group that have a name: a process that was killed and is started again takes its old place at once.
 
-A killed member stays in its group until its session ends (`kafka.session_timeout`, 30 s), and the group gives its
-partitions to nobody until then. Here the new process finds the old member by its name, and has it leave.
+A killed member stays in its group until its session ends (`kafka.session_timeout`, 30 s), and until then nobody gets its
+partitions. Here the new process finds the old member by its name, and makes it leave the group.
 
-Kafka's own answer is static membership (KIP-345). It was rejected: aiokafka knows half of it (its heartbeats and commits carry
-no instance id, so that a fenced twin is not told), and a static member that stops doesn't leave.
+Kafka's own way is static membership (KIP-345). It was rejected: aiokafka implements half of it (its heartbeats and commits
+carry no instance id, so a fenced twin is not told), and a static member that stops doesn't leave the group.
 
 - The name is part of the client id of the group's consumers (`<kafka.client_id>.<name>`), which the coordinator tells of
   each member in every state of the group, and in the member ids that it makes.
-- The new process joins first, and has the old member leave while the group waits for it. A group that had lost its last
-  member would wait for others first (`group.initial.rebalance.delay.ms`, 3 s).
-- A name that somebody has given may be given twice. A living twin answers the group's call to join again at its next
-  heartbeat, so nobody with a given name is told to leave before that.
-- A name that nobody has given (the host's name and the port) tells nothing about other machines: the old member must have
-  come from the same address too.
-- Who is had to leave and is alive joins again. Each member's nonce and start go with its subscription (`user_data`), so the
-  one that was started later finds the other one there. It ends where the name was given; else it says so, and goes on.
+- The new process joins first, and makes the old member leave while the group waits for that member. An empty group would
+  wait for more members first (`group.initial.rebalance.delay.ms`, 3 s).
+- Two living processes may have been given the same name. A living twin answers the group's call to join again at its next
+  heartbeat, so no member with a given name is told to leave before that.
+- A name that nobody has given is made from the host's name and the port. Another machine may have the same, so the old
+  member must also have come from the same address.
+- A living member that was told to leave joins again. Each member's nonce and start time go with its subscription
+  (`user_data`), so the process that was started later finds its twin. Where the name was given, that process ends; else it
+  logs a warning and goes on.
 """
 
 from __future__ import annotations

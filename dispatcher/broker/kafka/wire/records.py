@@ -1,4 +1,4 @@
-"""What a fetch brought, as consumers of aiokafka hand it out in this process: whole stretches, nothing per record in Python.
+"""The records of a fetch, as consumers of aiokafka hand them out in this process: many at a time, without Python per record.
 
 The library takes each record through a generator, makes a `ConsumerRecord` of it and notes its offset: 1.6 us a
 record. What its C code makes of one is a record as the port has it, so here the records of a batch are taken
@@ -8,14 +8,14 @@ it (0.07 us).
 Rules, the library's own:
 
 1. A batch that can't be unpacked is not handed out, nor anything after it: an `UnreadableBatch` stands in the place of
-   its records, by itself, ending before the next batch and the partition's end: its head may be what is broken, and a skip must
-   pass over nothing else. (The library raises in the middle of its answer, and loses what it has taken of other partitions.)
+   its records, alone. It ends before the next batch and before the partition's end, since its head may be what is broken, and a
+   skip must pass over nothing else. (The library raises in the middle of its answer, and loses records of other partitions.)
 2. Control batches and, reading committed, those of aborted transactions are passed over.
 3. `next_fetch_offset` is past what was handed out or passed over; past a whole batch also where compaction
    took its last records.
 
-The text beside a commit is anybody's too: where it is no UTF-8, the library fails to read the answer with the
-offsets of the whole group, for ever. Here such bytes become U+FFFD, and a note with one is none.
+Any client of the broker may write the text beside a commit. Where it is no UTF-8, the library can never read the answer with
+the offsets of the whole group. Here such bytes become U+FFFD, and a note with one of them is not believed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Takes a record batch apart that the library's reader refuses: what can be read of it is read, and what can't costs one record.
+"""Unpacks a record batch that the library's reader refuses: what can be read is read, and a broken record costs only itself.
 
-The library ends at the first byte that it doesn't like, with whatever exception that byte leads to. Only then is this
-called: it is slow (some 10 us a record), and believes nothing.
+The library stops at the first unexpected byte, with whatever exception that byte leads to. Only then is this module
+called: it is slow (some 10 us a record), and trusts no length and no offset.
 
-- A record whose checksum is right and which can't be read (a header's name that is no UTF-8, a length that leads
-  nowhere) becomes an `UnreadableRecord`. Records behind it are read on where its own length leads to them; where it doesn't,
-  the rest of the batch can't be told apart and is one `UnreadableRecord` together.
-- `UnreadableBatch` is raised where trying again or another replica of the broker may help, or an operator has to
+- A record of a batch with a right checksum that can't be read (a header's name that is no UTF-8, a length that leads
+  nowhere) becomes an `UnreadableRecord`. Where its own length leads to the next record, reading goes on there. Else the
+  rest of the batch is one `UnreadableRecord`.
+- `UnreadableBatch` is raised where another try or another replica of the broker may help, or an operator has to
   decide: a length that leads out of the data, an unknown format, a compression that can't be undone.
 
 Source: Kafka's message format: magic 0 and 1 (a message set), magic 2 (a record batch; the header's fields by their
