@@ -108,9 +108,7 @@ class Registry:
     async def start(self) -> None:
         """Read the file and begin to watch it. Raises SubscriptionsError."""
         if self._file is None:
-            log.info(
-                "no subscriptions file", hint="subscriptions come over the API, or set subscriptions_file"
-            )
+            log.info("no subscriptions file", hint="make them by the API, or set subscriptions_file")
             return
         await self._load(self._file, beside_loop=False)
         self._tasks.start(self._watch(self._file), "subscriptions file")
