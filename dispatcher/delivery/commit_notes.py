@@ -258,6 +258,17 @@ class CommitNotes:
         text = reserving(*partition, tracker.committed, tracker.noted, reserved, self.limit)
         return None if text is None else Position(tracker.committed, text)
 
+    def keep_reserved(self, partition: TopicPartition, tracker: PartitionTracker, made: Prepared) -> Prepared:
+        """The same commit with what has been reserved since it was prepared; where there is no room for that, it is taken back."""
+        below = tracker.reservation.below
+        if below <= made.reserved:
+            return made
+        text = reserving(*partition, *made.position, below, self.limit)
+        if text is None:
+            tracker.reservation.making(made.reserved)
+            return made
+        return Prepared(Position(made.position.offset, text), made.state, below)
+
     def _key(self, partition: TopicPartition) -> bytes:
         return f"{self._group}/{partition.topic}/{partition.partition}".encode()
 

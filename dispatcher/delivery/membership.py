@@ -22,8 +22,9 @@ Rules:
 1. `trackers` has exactly the partitions that were assigned last.
 2. A tracker taken out of `trackers` is `lost`; what it still owes is settled with it, harmlessly. One whose topic is gone
    (`on_gone`) isn't: no other member will deliver what it owes.
-3. Only `commit` commits, never beyond what a tracker allows, and one at a time: a note that is older than what is
-   committed already would have what is done since sent again.
+3. Commits are made by `commit`, never beyond what a tracker allows, and one at a time: a note that is older than what is
+   committed already would have what is done since sent again. `reserve` commits what is committed already, also
+   while `commit` prepares another one or waits for the attempt log, and takes nothing back that the other reserves.
 4. Reserving never holds deliveries up for longer than `_RESERVE_LIMIT`, and not again until a commit has gone through: a
    group whose coordinator is away reads on, though a pause that meets a crash may then cost what was taken up meanwhile.
 """
@@ -114,7 +115,8 @@ class Membership:
         # A commit before partitions are given up must not cost the session.
         self._log_limit = min(COMMIT_WAITS, read_limit)
         self._moving = False  # the partitions
-        self._committed = True  # the last commit has gone through
+        self._failing = False  # the last commit has not gone through
+        self._sending = asyncio.Lock()
         self.jumps = Jumps(group, metrics)
         for topic in topics:
             metrics.offsets_skipped[topic] += 0
@@ -165,46 +167,56 @@ class Membership:
                 made.position != (trackers[p].committed, trackers[p].noted) for p, made in prepared.items()
             ):
                 await self._await_log()
-            positions: dict[TopicPartition, Position] = {}
-            for partition, (position, state, _) in prepared.items():
-                tracker = trackers[partition]
-                if self.trackers.get(partition) is not tracker:
-                    continue  # given up, or gone, while the note was made
-                if position == (tracker.committed, tracker.noted):
-                    tracker.told(state)
-                else:
-                    positions[partition] = position
-            if not positions:
-                return
-            self._committed = False
-            try:
-                await self.consumer.commit(positions)
-            except CommitRefused as error:
-                self._metrics.commits["refused"] += 1
-                log.warning(
-                    "commit refused: the partitions were reassigned", group=self.group, error=str(error)
-                )
-                refused = error.partitions if error.partitions is not None else positions
-                self._committed = error.partitions is not None
-                _note(trackers, {p: prepared[p] for p in positions if p not in refused})
-            except MetadataTooLarge as error:
-                self._metrics.commits["failed"] += 1
-                self._notes.limit = max(len(each.metadata) for each in positions.values()) // 2
-                log.warning(
-                    "commit failed, trying again with a shorter note of what is done beyond it; more may arrive twice"
-                    " after a crash: raise the broker's offset.metadata.max.bytes to 4096",
-                    group=self.group,
-                    error=str(error),
-                    limit=self._notes.limit,
-                )
-            except BrokerError as error:
-                # Nothing is lost by it: the next commit carries the same offsets, or later ones.
-                self._metrics.commits["failed"] += 1
-                log.warning("commit failed, trying again", group=self.group, error=str(error))
+            async with self._sending:
+                await self._send(trackers, prepared, last=last)
+
+    async def _send(
+        self,
+        trackers: Mapping[TopicPartition, PartitionTracker],
+        prepared: Mapping[TopicPartition, Prepared],
+        *,
+        last: bool,
+    ) -> None:
+        """Make these commits, and note what has come of them."""
+        wanted: dict[TopicPartition, Prepared] = {}
+        for partition, made in prepared.items():
+            tracker = trackers[partition]
+            if self.trackers.get(partition) is not tracker:
+                continue  # given up, or gone, while the note was made
+            if made.position == (tracker.committed, tracker.noted):
+                tracker.told(made.state)
             else:
-                self._metrics.commits["ok"] += 1
-                self._committed = True
-                _note(trackers, {p: prepared[p] for p in positions})
+                wanted[partition] = made if last else self._notes.keep_reserved(partition, tracker, made)
+        if not wanted:
+            return
+        try:
+            await self.consumer.commit({partition: made.position for partition, made in wanted.items()})
+        except CommitRefused as error:
+            self._metrics.commits["refused"] += 1
+            log.warning("commit refused: the partitions were reassigned", group=self.group, error=str(error))
+            refused = error.partitions if error.partitions is not None else wanted
+            self._failing = error.partitions is None
+            _note(trackers, {p: made for p, made in wanted.items() if p not in refused})
+        except MetadataTooLarge as error:
+            self._metrics.commits["failed"] += 1
+            self._failing = True
+            self._notes.limit = max(len(made.position.metadata) for made in wanted.values()) // 2
+            log.warning(
+                "commit failed, trying again with a shorter note of what is done beyond it; more may arrive twice"
+                " after a crash: raise the broker's offset.metadata.max.bytes to 4096",
+                group=self.group,
+                error=str(error),
+                limit=self._notes.limit,
+            )
+        except BrokerError as error:
+            # Nothing is lost by it: the next commit carries the same offsets, or later ones.
+            self._metrics.commits["failed"] += 1
+            self._failing = True
+            log.warning("commit failed, trying again", group=self.group, error=str(error))
+        else:
+            self._metrics.commits["ok"] += 1
+            self._failing = False
+            _note(trackers, wanted)
 
     async def _await_log(self) -> None:
         """What is about to be committed is done with: have the records of its attempts acknowledged first."""
@@ -234,13 +246,13 @@ class Membership:
 
     async def _reserve(self) -> None:
         """Commit again what is committed, with notes that reserve more."""
-        if not self._committed:
+        if self._failing:
             return  # rule 4
         below: dict[TopicPartition, int] = {}
         positions: dict[TopicPartition, Position] = {}
         trackers: dict[TopicPartition, PartitionTracker] = {}
         try:
-            async with asyncio.timeout(_RESERVE_LIMIT), self._committing:
+            async with asyncio.timeout(_RESERVE_LIMIT), self._sending:
                 for partition, tracker in self.trackers.items():
                     wanted = tracker.reservation.wanted(tracker.next)
                     if wanted <= tracker.reservation.below:
@@ -249,15 +261,14 @@ class Membership:
                     if position is not None:
                         below[partition], positions[partition] = wanted, position
                         trackers[partition] = tracker
-                self._committed = False
                 await self.consumer.commit(positions)
-                self._committed = True
         except CommitRefused as error:
             # Of what is gone or has moved nothing more is taken up; the others are committed.
-            self._committed = error.partitions is not None
+            self._failing = error.partitions is None
             for partition in positions if error.partitions is None else error.partitions:
                 below.pop(partition, None)
         except (BrokerError, TimeoutError) as error:
+            self._failing = True
             log.warning(
                 "can't commit how far records may be taken up: what is taken up until the next commit is lost for subscriptions"
                 " that are paused before the next process reads it, should this one be killed",
@@ -306,7 +317,7 @@ class Membership:
                     tracker.lost = True
                 tracker = self.trackers[partition] = self._tracker(*partition, offset, done)
             tracker.committed, tracker.noted = offset, metadata
-        self._moving, self._committed = False, True
+        self._moving = self._failing = False
         if self._reserves:
             await self._reserve()
         self.assigned = True

@@ -12,6 +12,7 @@ import pytest
 from dispatcher.broker.base import Broker, CommitRefused, Position, TopicPartition
 from dispatcher.core.commit.note import Pointer, pointing, read_note
 from dispatcher.delivery.membership import Membership
+from dispatcher.runtime.tasks import Tasks
 from dispatcher.telemetry.metrics import Metrics
 
 pytestmark = [pytest.mark.looptime]
@@ -161,3 +162,59 @@ async def test_partitions_are_given_up_with_no_more_reserved_than_was_taken_up()
     }
     await membership.reserve(membership.trackers[HERE], 5000)
     assert broker.made.commits[-1] is last, "while they move, nothing is attempted that is taken up"
+
+
+class BusyLog:
+    """An attempt log whose records are acknowledged when it is told."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.acknowledged = asyncio.Event()
+
+    def __len__(self) -> int:
+        return 1
+
+    async def caught_up(self, within: float) -> bool:
+        self.asked.set()
+        await self.acknowledged.wait()
+        return True
+
+
+async def test_a_commit_that_waits_for_the_attempt_log_holds_no_reservation_up_and_takes_none_back() -> None:
+    broker, attempts = Notes(), BusyLog()
+    membership = await made(broker, reserves=True, attempts=cast("Any", attempts))
+    committing = Tasks().start(membership.commit(), "commit")
+    await attempts.asked.wait()
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await membership.reserve(membership.trackers[HERE], 5000)
+    assert clock() == began
+    assert read_note(*HERE, *broker.made.commits[-1][HERE]).reserved == 5000
+    attempts.acknowledged.set()
+    await committing
+    last = broker.made.commits[-1][HERE]
+    assert last.offset == 1
+    assert read_note(*HERE, *last).reserved == 5000, "the reader may be there by now"
+    assert membership.trackers[HERE].reservation.below == 5000
+    assert membership.trackers[GONE].reservation.below == 1001
+
+
+async def test_a_batch_waits_for_the_commit_that_is_on_its_way_and_then_for_its_reservation() -> None:
+    broker = Notes()
+    membership = await made(broker, reserves=True)
+    commit, arrived, answered = broker.made.commit, asyncio.Event(), asyncio.Event()
+
+    async def slow(positions: Mapping[TopicPartition, Position]) -> None:
+        arrived.set()
+        await answered.wait()
+        await commit(positions)
+
+    broker.made.commit = slow  # type: ignore[method-assign]
+    committing = Tasks().start(membership.commit(), "commit")
+    await arrived.wait()
+    reserving = Tasks().start(membership.reserve(membership.trackers[HERE], 5000), "reserve")
+    await asyncio.sleep(0.5)
+    assert not reserving.done()
+    answered.set()
+    await asyncio.gather(committing, reserving)
+    assert read_note(*HERE, *broker.made.commits[-1][HERE]).reserved == 5000
