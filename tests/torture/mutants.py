@@ -188,6 +188,8 @@ def comes_back_late() -> None:
 
 
 def _replace(owner: object, name: str, value: object) -> None:
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner!r} has no {name}: what it was called is called otherwise by now")
     setattr(owner, name, value)
 
 
@@ -207,8 +209,8 @@ OF_TRAITS = {
 }
 """What each trait is there to find."""
 
+ALL = (*LOSING, *REPEATING, *OF_TRAITS.values(), knows_only_what_is_done)
+
 if __name__ == "__main__":
-    {each.__name__: each for each in (*LOSING, *REPEATING, *OF_TRAITS.values(), knows_only_what_is_done)}[
-        sys.argv.pop(1)
-    ]()
+    {each.__name__: each for each in ALL}[sys.argv.pop(1)]()
     dispatcher(prog_name="dispatcher")

@@ -7,6 +7,8 @@ import contextlib
 import math
 import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,6 +300,13 @@ async def test_a_daemon_that_is_right_passes_and_one_with_a_fault_does_not(tmp_p
         assert any("that nothing explains" in finding for finding in report.findings), (
             f"{mutant.__name__}: nothing found"
         )
+
+
+def test_every_trait_has_a_daemon_that_is_wrong_by_it_and_each_replaces_what_there_is() -> None:
+    assert OF_TRAITS.keys() == set(Trait)
+    # In a process of its own: they stay replaced.
+    script = "from tests.torture.mutants import ALL\nfor mutant in ALL: mutant()"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
 @contextlib.asynccontextmanager
