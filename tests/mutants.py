@@ -149,7 +149,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
                 after="def take(self, now: float)",
             ),
         ),
-        ("core/endpoint/test_lane.py::test_a_subscription_at_its_own_limit_leaves_the_slots_to_others",),
+        ("core/endpoint/test_lane.py::test_a_lane_hands_out_no_more_at_a_time_than_its_limit",),
     ),
     Mutant(
         "share_limit_off_by_one",
@@ -158,6 +158,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             Edit(
                 "if share.queued and share.in_flight < share.limit:",
                 "if share.queued and share.in_flight <= share.limit:",
+            ),
+            Edit(
+                "if share.in_flight >= share.limit:",
+                "if share.in_flight > share.limit:",
+                after="if share.blocked_until > now:",
             ),
         ),
         ("core/endpoint/test_lane.py::test_a_subscription_at_its_own_limit_leaves_the_slots_to_others",),

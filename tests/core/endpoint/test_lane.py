@@ -36,6 +36,23 @@ def test_a_subscription_at_its_own_limit_leaves_the_slots_to_others() -> None:
     assert taken.count("wide") == 5
 
 
+@pytest.mark.parametrize("passing", [False, True], ids=["queued", "passed through"])
+def test_a_lane_hands_out_no_more_at_a_time_than_its_limit(passing: bool) -> None:
+    lane: Lane[int] = Lane(limit=3)
+    shares = []
+    for number in range(5):
+        if passing and (share := lane.pass_through(str(number), 16, None)) is not None:
+            shares.append(share)
+        else:
+            lane.offer(str(number), 16, number, 0.0)
+    while (taken := lane.take(0.0)) is not None:
+        shares.append(taken[1])
+    assert (len(shares), lane.in_flight, lane.queued) == (3, 3, 2)
+    lane.release(shares[0])
+    assert lane.take(0.0) is not None
+    assert lane.take(0.0) is None
+
+
 def test_what_waited_before_goes_ahead_of_what_is_new() -> None:
     lane: Lane[str] = Lane(limit=10)
     lane.offer("a", 10, "new", 0.0)

@@ -94,8 +94,11 @@ def test_retry_after_puts_off_but_never_hastens(status: int) -> None:
     assert after(Response(status, retry_after="soon")) == Hold(NOW + 5.0)
 
 
-def test_retry_after_is_capped_at_a_day() -> None:
-    assert after(Response(503, retry_after="99999999")) == Retry(NOW + RETRY_AFTER_CAP)
+@pytest.mark.parametrize(
+    "value", ["99999999", format_datetime(datetime.fromtimestamp(NOW + 1e6, UTC), usegmt=True)]
+)
+def test_retry_after_is_capped_at_a_day(value: str) -> None:
+    assert after(Response(503, retry_after=value)) == Retry(NOW + RETRY_AFTER_CAP)
 
 
 @given(st.floats(0, 1, exclude_max=True))
