@@ -1,4 +1,4 @@
-"""About this installation."""
+"""What the API says of this installation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""/docs: the OpenAPI document and the catalogue of event types as a page, from files in this package alone.
+"""/docs: the OpenAPI document and the catalogue of event types as a page, from files of this package alone.
 
-The renderer is Swagger UI (docs/dependencies.md says which, and from where). Nothing is fetched from elsewhere, and the
-policy below holds the browser to that: no script, style or request but to this server, no inline script, no frames.
+The renderer is Swagger UI (docs/dependencies.md says which version, and from where). The page fetches nothing from
+other hosts, and the policy below holds the browser to that: no script, style or request but to this server, no inline
+script, no frames.
 """
 
 from __future__ import annotations

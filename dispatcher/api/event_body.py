@@ -1,8 +1,8 @@
 """Bodies with events: the envelope's fields become values, `data` stays the bytes that came.
 
-What is checked of `data` is that it is JSON in UTF-8, not nested too deeply, and that no object has a name twice (two readers would
-see two values). What doesn't become a value costs little: a million numbers take some milliseconds, where making
-Python's objects of them takes half a second, and nearly all of that time holds up the loop, in whatever thread it is done.
+`data` is checked to be JSON in UTF-8, not nested too deeply, and without an object that has a name twice (two readers
+would see two values). Text that doesn't become a value costs little: a million numbers take some milliseconds. Making
+Python objects of them takes half a second, and nearly all of that time holds up the loop, in whatever thread it is done.
 
 Names that stand twice are found as `payload.clear` says.
 """

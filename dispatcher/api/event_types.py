@@ -1,4 +1,4 @@
-"""The catalogue of event types."""
+"""The catalogue of event types over the API."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EventTypePut(RequestModel):
 
 
 class EventTypeReply(ReplyModel):
-    """What is published under a name."""
+    """An event type: its documentation, schema and example."""
 
     model_config = ConfigDict(title="EventType")
 

@@ -1,4 +1,4 @@
-"""Publishing events."""
+"""Publishing events over the API."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """The way of every request to the API, from the bytes that came to the bytes that go.
 
-In this order, and the first that fails answers: where it comes from (`_refuse_foreign`), who asks, whether they may,
-its address, its query, its body; then the handler. So somebody without a key learns nothing but that, and a body is
-read only for whom it may serve. Nothing is changed before all of the request is known to be right in form.
+The checks come in this order, and the first that fails answers: where the request comes from (`refuse_foreign`), who
+asks, whether they may, its address, its query, its body. Then the handler runs. So a caller without a key learns
+nothing else, a body is read only for a caller whom it may serve, and nothing is changed before all of the request is
+known to be right in form.
 
-A browser is the one client that lets strangers write requests. While the API is open (no keys, loopback only) that
-matters: a page on the web could post to 127.0.0.1, or rebind its own name to it. So a request then has to be addressed
-to this machine by a loopback name (`Host`) and, where it has an `Origin`, come from a page of ours. With keys that is
-no matter: browsers send none by themselves, and there are no cookies.
+A browser is the one client that lets strangers write requests. That matters while the API is open (no keys, loopback
+only): a page on the web could post to 127.0.0.1, or rebind its own name to it. So a request then has to be addressed
+to this machine by a loopback name (`Host`), and where it has an `Origin`, that has to be a page of ours. With keys it
+doesn't matter: browsers send none by themselves, and there are no cookies.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ class Frame:
 
     @contextmanager
     def _room(self, route: Route) -> Iterator[Callable[[int], None]]:
-        """What takes room for so many bytes of a body with events, until the end. Raises Problem when it is all taken."""
+        """A function that reserves room for bytes of a body with events, until the request ends. It raises Problem when no room is left."""
         taken = 0
 
         def take(size: int) -> None:
@@ -222,7 +223,7 @@ class Frame:
     def admit(
         self, allowed: Audience, request: web.Request, needs: Capability | None = None
     ) -> Principal | None:
-        """Who asks, if they may; None where nobody is asked. Raises Problem, or what `Access` raises."""
+        """The caller, if it may call; None on public routes. Raises Problem, and the errors of `Access`."""
         access = self._services.access
         if access.confined:
             refuse_foreign(request)
@@ -466,7 +467,7 @@ def _idempotency_key(request: web.Request) -> str | None:
 
 
 def _auditor(request: web.Request, principal: Principal | None) -> Callable[..., None]:
-    """Who did what to what: one line for each change, never with a value."""
+    """Writes the audit log: one line for each change, with caller and subject, never with a value."""
 
     def audit(action: str, subject: str, **more: object) -> None:
         log.info(

@@ -1,4 +1,4 @@
-"""API keys."""
+"""API keys over the API."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Revoke a key",
         Audience.OPERATOR,
         None,
-        {204: RouteAnswer("It is not valid any more, on all replicas within a second.")},
+        {204: RouteAnswer("The key is revoked, on all replicas within a second.")},
         revoke_key,
         problems=(Kind.NOT_FOUND, Kind.VERSION_MISMATCH),
     ),

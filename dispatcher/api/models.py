@@ -1,8 +1,10 @@
-"""What goes in and out, as models: they check requests, write answers, and make the schemas of the OpenAPI document.
+"""Types and base classes that several resources share: they check requests, write answers, and make the OpenAPI schemas.
 
-Shapes are checked here, strictly (no `"5"` for 5, no unknown fields); what they mean (may this URL be contacted, is
-the id taken) is the control plane's to say, with the same fields in its flaws. Durations are written as in the files:
-`15s`, `1h30m`. Times are RFC 3339 in UTC.
+Models check the shape of a request, strictly: no `"5"` for 5, no unknown fields. The control plane checks its meaning
+(may this URL be contacted, is the id taken), and names the same fields in its flaws. Durations are written as in the
+files: `15s`, `1h30m`. Times are RFC 3339 in UTC.
+
+A model whose class has another name than its schema says that name as `title`.
 """
 
 from __future__ import annotations

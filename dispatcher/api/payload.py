@@ -1,12 +1,14 @@
 """Request bodies, read strictly: within a size, within a time, and as JSON that means one thing only.
 
-RFC 8259 leaves open what two members of one name, a lone surrogate or a number beyond 64 bits mean, and parsers
-answer differently; what one component checked, the next would read otherwise (I-JSON, RFC 7493, forbids all three).
-So they are refused here, with the place, before anybody acts on a reading of them. orjson refuses quickly what isn't JSON in
-UTF-8; what it read is taken where it is sure to mean one thing only (`clear`). Python's own parser, ten times slower, is asked
-otherwise: it tells of duplicate members, which orjson passes over.
+RFC 8259 leaves open what two members of one name, a lone surrogate or a number beyond 64 bits mean. Parsers differ
+there: one component would check a value, and the next would read another (I-JSON, RFC 7493, forbids all three). So
+such bodies are refused, with the place, before anybody acts on a reading of them.
 
-Events are read by `event_body.py`, which leaves their data as it is.
+orjson refuses quickly whatever isn't JSON in UTF-8. Its value is taken where it is sure to mean one thing only
+(`clear`). Else Python's own parser, ten times slower, reads the text again: it tells of duplicate members, which
+orjson passes over.
+
+`event_body.py` reads events, and leaves their data as it is.
 """
 
 from __future__ import annotations
@@ -177,7 +179,7 @@ def refuse(said: str, place: tuple[str | int, ...]) -> NoReturn:
 
 
 def words(body: bytes, error: orjson.JSONDecodeError) -> str:
-    """What is wrong with it, for people."""
+    """The mistake in the text, for people."""
     if body.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         return "the body is not JSON in UTF-8: it begins with a byte order mark; send it without"
     try:
@@ -188,7 +190,7 @@ def words(body: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def _beyond(value: Any, place: tuple[str | int, ...]) -> Flaw | None:
-    """What is JSON and still not taken: too deep, or a number that other readers would round."""
+    """A flaw of valid JSON: nested too deeply, or a number that other readers would round."""
     level = [value]
     for depth in range(MAX_DEPTH + 2):
         following: list[Any] = []

@@ -1,7 +1,7 @@
 """Errors as the API tells them: RFC 9457 problem documents.
 
-`type` is a stable URN that programs may compare; `detail` and `errors` are for people, and `errors` names every
-field that is wrong. What a document never holds: values of credentials, tracebacks, names of our own modules.
+`type` is a stable URN that programs may compare. `detail` and `errors` are for people, and `errors` names every
+field that is wrong. No document holds values of credentials, tracebacks, or names of our own modules.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Kind(Enum):
 
     @property
     def uri(self) -> str:
-        """What stands in `type`."""
+        """The `type` of the problem document."""
         return _URN + self.name.lower().replace("_", "-")
 
 

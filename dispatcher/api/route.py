@@ -1,8 +1,8 @@
 """What a route is: everything that serving it, documenting it and testing it have to know, in one place.
 
-The table of routes (`dispatcher/api/table.py`) is the only list of them: the server registers it, the OpenAPI
-document is generated from it, and the tests of authorization and bad input go through it. So a route can't be served
-and undocumented, or documented with another model than the one that checks it.
+`table.py` is the only list of routes. The server registers it, the OpenAPI document is generated from it, and the tests
+of authorization and of bad input go through it. So no route can be served and undocumented, or documented with
+another model than the one that checks it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"(?:[ \t]*,[ \t]*(?:W/)?"[\x
 
 
 class Audience(Enum):
-    """Who may call a route."""
+    """The callers that a route takes."""
 
     PUBLIC = "public"  # without a key
     TENANT = "tenant"  # with any key; a tenant's reaches what is its own
@@ -50,7 +50,7 @@ class Audience(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the handlers work with."""
+    """The parts of the control plane that handlers call."""
 
     views: Views
     listing: Listing
@@ -80,7 +80,7 @@ class Call:
 
     @property
     def caller(self) -> Principal:
-        """Who asks."""
+        """The caller."""
         assert self.principal is not None  # noqa: S101 - only public routes have none
         return self.principal
 
@@ -111,7 +111,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler answers."""
+    """The answer of a handler."""
 
     body: BaseModel | bytes | None = None  # bytes are JSON, written already
     status: int = 200
@@ -125,7 +125,7 @@ def etag(version: int) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request may carry. With `many` set, a list of the model, or NDJSON, is taken too."""
+    """The body that a request may carry. With `many` set, a list of the model, or NDJSON, is taken too."""
 
     model: type[BaseModel]
     types: tuple[str, ...] = (JSON,)

@@ -1,9 +1,9 @@
 """The HTTP side: health, readiness and metrics without a key, and the API under `/v1`.
 
-aiohttp serves it. Nothing here is on the delivery path; a scrape costs the loop one collection
-of plain integers, some milliseconds.
+aiohttp serves it. Nothing here is on the delivery path; a scrape costs the loop one collection of plain integers,
+some milliseconds.
 
-What a client may cost is bounded: a connection that sends nothing is closed after `_IDLE`, a body has a size and a
+The cost of a client is bounded: a connection that sends nothing is closed after `_IDLE`, a body has a size and a
 time (`frame.py`), bodies are never decompressed, and aiohttp bounds the head.
 """
 

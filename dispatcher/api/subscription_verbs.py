@@ -1,4 +1,4 @@
-"""What is done with a subscription beside changing its document: pause, enable, rotate, ping, ask for its health."""
+"""What a caller does with a subscription beside changing its document: pause, enable, disable, rotate, ping, test, health."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class SecretRotated(ReplyModel):
 
 
 class Ping(ReplyModel):
-    """What came of a ping."""
+    """The outcome of a ping or a test event."""
 
     event_id: str
     delivered: Annotated[bool, Field(description="Whether the answer was a 2xx.")]
@@ -96,7 +96,7 @@ class Ping(ReplyModel):
 
 
 def ping_reply(result: PingResult) -> Ping:
-    """What came of a ping."""
+    """The outcome of a ping or a test event."""
     return Ping(
         event_id=result.event_id,
         delivered=result.delivered,

@@ -1,4 +1,4 @@
-"""Subscriptions: their models, and what is done with one as a document: make, list, show, change, delete."""
+"""Subscriptions over the API: their models, and making, listing, showing, changing and deleting them."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _connect(settings: Settings) -> None:
 
 
 async def _ask(settings: Settings) -> tuple[Sequence[str], Sequence[str]]:
-    """What is missing, and what is amiss."""
+    """The mistakes of a check: what is missing, and what is wrong."""
     async with connected(settings) as broker:
         missing = await broker.ensure_topics(needed_specs(settings), create=False)
         topics = await broker.topics(retry_group(settings), only=lambda name: concerns(settings, name))

@@ -29,7 +29,7 @@ _TIMEOUT: Final = 120.0  # seconds: a ping takes as long as its endpoint
 
 
 class ApiAnswer(NamedTuple):
-    """What came back: the JSON, None where there is none."""
+    """An answer of the API; `json` is None where it has none."""
 
     status: int
     json: Any

@@ -13,7 +13,7 @@ from click.exceptions import NoArgsIsHelpError
 
 
 class ConfigError(click.ClickException):
-    """What was asked for can't be right; nothing was started."""
+    """The arguments or settings can't be right; nothing was started."""
 
     exit_code = 2
 

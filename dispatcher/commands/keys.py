@@ -83,7 +83,7 @@ def list_(api: Api, *, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @api_options
 def revoke(api: Api, id_: str, *, as_json: bool) -> None:
-    """Revoke a key: from now on it is wrong."""
+    """Revoke a key: requests with it are refused."""
     api.call("DELETE", f"/v1/keys/{part(id_)}")
     if not as_json:
         click.echo(f"{id_} is revoked")

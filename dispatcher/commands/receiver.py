@@ -34,7 +34,7 @@ _REMEMBERED: Final = 100_000
 
 
 class SignatureVerdict(StrEnum):
-    """What the receiver thinks of a request's signature."""
+    """The result of verifying a request's signature."""
 
     VALID = "valid"
     MISSING = "missing"  # webhook-id, webhook-timestamp or webhook-signature isn't there
@@ -80,7 +80,7 @@ def _raw(text: str) -> bytes:
 
 
 class ReceiverAnswer(NamedTuple):
-    """What to do with a request: after `delay` seconds send `status`, or reset the connection if it is None."""
+    """The receiver's answer: after `delay` seconds send `status`, or reset the connection if it is None."""
 
     status: int | None = 200
     delay: float = 0.0

@@ -1,4 +1,4 @@
-"""What the API's commands print for people."""
+"""Tables and fields that the API's commands print for people."""
 
 from __future__ import annotations
 

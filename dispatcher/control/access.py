@@ -1,19 +1,19 @@
-"""Who may ask: keys of the settings and keys made by the API, and what a wrong one costs.
+"""Who may ask: keys of the settings, keys that the API made, and what a wrong key costs.
 
-The problem of a wrong key is that it may be a guess, and of a right one that comparing it may tell how nearly another
-was right. So every comparison is of digests, in constant time, and over all keys that come into question; and a source
-that sends wrong keys is told to wait *before* the next one is looked at, right or not, since an answer to a right one
-would make the waiting worthless. Behind a proxy all callers are one source: `api.wrong_keys_per_minute` says so.
+A wrong key may be a guess, and comparing a right one may tell how close a guess was. So every comparison is of
+digests, in constant time, and over all keys that come into question. A source that sends wrong keys has to wait, and
+its next key isn't looked at before: an answer to a right key would make the waiting worthless. Behind a proxy all
+callers are one source (`api.wrong_keys_per_minute` says so).
 
-Without any operator's key, in the settings or made by the API, the API is open, as operator, to whoever reaches it;
-the settings see to it that this is this machine only. Making the first operator key closes it at once.
+Without any operator's key, in the settings or made by the API, the API is open, as operator, to whoever reaches it.
+The settings see to it that only this machine does. The first operator's key closes the API at once.
 
 Rules:
 
-1. A key that could be one of the API's is never called wrong before these are loaded: that is Unavailable.
-2. A source's failures are forgotten at the rate that they are allowed; sources are bounded in number, and the one
-   heard of longest ago is forgotten first.
-3. The secret of a key leaves this module once, as what `create` returns.
+1. A key that could be one of the API's is never called wrong before all keys are loaded: that is Unavailable.
+2. Failures of a source are forgotten at the rate that is allowed. The number of sources is bounded: the one heard of
+   longest ago is forgotten first.
+3. The secret of a key leaves this module once, as the answer of `create`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TooManyWrongKeys(ControlError):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. `id` is the same in every request with this key, `name` is for people."""
+    """The caller. `id` is the same in every request with this key, `name` is for people."""
 
     id: str
     name: str
@@ -85,7 +85,7 @@ class Keys(Protocol):
 
 
 class Access:
-    """Tells who asks, and keeps the keys."""
+    """Finds the caller of a request, and keeps the keys."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Access:
         return any(row is not None and row.value.scope == "operator" for row in rows)
 
     def authenticate(self, authorization: str | None, source: str) -> Principal:
-        """Who sent this `Authorization` header from the address `source`.
+        """The caller that sent this `Authorization` header from the address `source`.
 
         Raises Unauthenticated, TooManyWrongKeys, Unavailable.
         """
@@ -204,7 +204,7 @@ class Access:
         return row.value, secret
 
     async def revoke(self, id: str) -> Key:  # noqa: A002 - the field's name
-        """From now on it is wrong. Raises NotFound, Unavailable."""
+        """Revoke a key: each request with it is refused afterwards. Raises NotFound, Unavailable."""
         self._ready()
         row = self._keys.get(id)
         if row is None:

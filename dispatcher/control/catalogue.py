@@ -1,17 +1,17 @@
 """The catalogue of event types: what producers publish, with its JSON Schema.
 
-It is documentation first: who wants to subscribe finds here what there is. Two settings make it more:
+The catalogue is documentation first: a subscriber reads here what there is. Two settings make it more:
 `api.event_types: catalogued` refuses patterns that match nothing in it (usually a typing error), and
-`api.publish_validation` compares what is published over HTTP with the schemas.
+`api.publish_validation` compares events that are published over HTTP with the schemas.
 
-Schemas are compiled by jsonschema-rs. The pure Python library was rejected: it takes hundreds of
-milliseconds for a payload of a megabyte, on the loop that delivers, and its regular expressions are
-Python's, which a pattern such as `^(a+)+$` keeps busy for as long as the payload's author likes. Here patterns
-run in linear time, and what can't (look-around) is refused with the schema.
+jsonschema-rs compiles the schemas. Rejected: the pure Python library. It takes hundreds of milliseconds for a payload
+of a megabyte, on the loop that delivers, and a pattern such as `^(a+)+$` keeps Python's regular expressions busy
+for as long as the payload's author likes. In jsonschema-rs patterns run in linear time; a schema with a pattern that
+can't (look-around) is refused.
 
-No schema is ever fetched: `$ref` may lead into its own document only. And none is compared with a payload
-before it is known what that can take (`core/event/schemas.py`): a schema that multiplies work by itself is refused,
-a payload that makes one multiply it differs from the schema.
+No schema is ever fetched: `$ref` may lead into its own document only. The work that a schema can cause is known
+before a payload is compared with it (`core/event/schemas.py`). A schema that multiplies work by itself is refused. A
+payload that makes a schema multiply it counts as different from the schema.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Catalogue:
         raise Unavailable(f"{name} is changed by others all the time: send it again", 1.0)
 
     def check_patterns(self, patterns: Sequence[str]) -> Sequence[Flaw]:
-        """What is wrong with patterns of a subscription, where the setting wants them to name known types."""
+        """Flaws of a subscription's patterns, where the setting wants them to match known types."""
         if not self._only_known:
             return []
         known = "\n".join((*_BUILT_IN, *self._store.event_types.names()))

@@ -1,4 +1,4 @@
-"""What is wrong with a subscription that somebody wants to write, all of it at once."""
+"""Checks of subscriptions that come over the network: all flaws of a document at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Checker:
         self._require_validation = require_validation
 
     def require_validation(self, fields: dict[str, Any], flaws: list[Flaw]) -> None:
-        """What a tenant writes for a new endpoint is validated, where the setting says so."""
+        """Have a tenant's new endpoint validated, where the setting says so."""
         if self._require_validation and not fields.setdefault("validate", True):
             flaws.append(Flaw(("validate",), "must be true, or left out (setting api.require_validation)"))
 

@@ -1,8 +1,8 @@
 """New subscriptions.
 
 **Creating twice.** A caller that lost the answer sends the request again, perhaps to another replica, perhaps at the
-same moment. So with an Idempotency-Key the id is made from the caller and the key: of two at once the log lets
-only one in, and the other finds what the first has made.
+same moment. So with an Idempotency-Key the id is made from the caller and the key. The log lets only one of two
+requests in, and the other request finds what the first has made.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Creation:
             raise Invalid(
                 [Flaw(("Idempotency-Key",), "was used for another request: a new request needs a new key")]
             )
-        # Once it has changed, its secrets have been used: whoever asks now didn't lose the first answer.
+        # A changed subscription has been used: this caller didn't lose the first answer.
         shown = tuple(secret.secret for secret in stored.secrets) if stored.version == 1 else ()
         return Created(self._views.of(stored), shown, replayed=True)
 

@@ -61,7 +61,7 @@ Complaint = Callable[[str, str, str], None]
 
 
 class Documents:
-    """Writes and reads them."""
+    """Writes and reads documents of subscriptions."""
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
@@ -159,7 +159,7 @@ class Documents:
 
 
 def _live(secrets: Sequence[StoredSecret], now_ms: int) -> tuple[StoredSecret, ...]:
-    """Those that haven't ended; the newest in any case."""
+    """The secrets that haven't ended; the newest in any case."""
     if len(secrets) == 1 and secrets[0].expires_ms is None:
         return tuple(secrets)
     live = tuple(each for each in secrets if each.expires_ms is None or each.expires_ms > now_ms)

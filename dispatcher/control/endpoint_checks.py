@@ -1,4 +1,4 @@
-"""What somebody learns of an endpoint by asking: pings, validations, and how deliveries to it go."""
+"""What asking an endpoint tells: pings, test events and validations, and how deliveries to it go."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dispatcher.registry.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """What came of one ping: `status` of the answer, or `reason` why there was none."""
+    """The outcome of a ping or a test event: `status` of the answer, or `reason` why there was none."""
 
     event_id: str
     delivered: bool  # a 2xx
@@ -43,7 +43,7 @@ class PingResult:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionHealth:
-    """How deliveries to it go, as `replica` alone sees it: each replica has its own partitions."""
+    """Figures of one subscription's deliveries, as `replica` alone sees them: each replica has its own partitions."""
 
     id: str
     replica: str  # host name and process id
@@ -83,14 +83,14 @@ class DeliveryFigures(Protocol):
 
 
 class HealthSource(Protocol):
-    """Who knows how deliveries go: the engine."""
+    """The source of delivery figures: the engine."""
 
     def health(self, subscription_id: str) -> DeliveryFigures:
         """As this process sees it; of one that it knows nothing of, nothing."""
 
 
 class EndpointChecks:
-    """Asks. `tenant` None is an operator, who sees all; a tenant sees its own, and else NotFound."""
+    """Asks endpoints. `tenant` None is an operator, who sees all; a tenant sees its own, and else NotFound."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class TooLarge(ControlError):
 
 
 class Invalid(ControlError):
-    """What was sent can't be taken; `flaws` are all that is wrong with it, each with its field."""
+    """The request can't be taken; `flaws` are all mistakes in it, each with its field."""
 
     def __init__(self, flaws: Sequence[Flaw]) -> None:
         super().__init__("; ".join(map(str, flaws)))

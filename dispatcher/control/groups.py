@@ -1,11 +1,11 @@
-"""What is remembered of the consumer groups beside their offsets, which a broker may forget: `group:<name>` in the store.
+"""What is remembered of a consumer group beside its offsets, which a broker may forget: `group:<name>` in the store.
 
 A group that has run before must not begin at the end of its topics again (`kafka.offset_reset: latest`), whatever
-became of its offsets, and a topic made anew must not be read from where the old one had come to. So the record says
-which topics the group has begun to read, with the id that the broker gave each, and how many partitions it had.
+became of its offsets. A topic that was made anew must not be read from the old one's offsets. So the record says
+which topics the group has begun to read, with the id that the broker gave each, and how many partitions each had.
 
-It is written after the starts are committed, by whoever was given partitions first: lost in between, the commits say
-the same. Nobody waits for it; a topic that was never remembered is only begun once more by its commits.
+The member that is given partitions first writes the record, after the starts are committed. If the record is lost in
+between, the commits say the same. Nobody waits for the write: a topic that was never remembered begins by its commits.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Pages of subscriptions, in the order of their ids.
 
-The ids of the API's subscriptions and of the file's stand sorted. A page begins by bisection at its cursor, which is
-the last id of the page before, so that it stays right whatever comes and goes meanwhile.
+The ids of the API's subscriptions and of the file's stand sorted. A page begins by bisection at its cursor, the last
+id of the page before. So a page stays right whatever is made or deleted between two pages.
 
-The filters look at the snapshot that deliveries use. Only what is shown is parsed and unsealed. A filter that hardly
-anything passes could look at a hundred thousand in one go, while deliveries wait. So after `_LOOKED_AT` a page ends as it
-is, perhaps empty, with a cursor to go on from. The index has the ids of one tenant together.
+Filters look at the snapshot that deliveries use. Only subscriptions that are shown are parsed and unsealed. A filter
+that few subscriptions pass could look at a hundred thousand in one go, while deliveries wait. So a page ends after
+`_LOOKED_AT` subscriptions, perhaps empty, with a cursor to go on from. The index has the ids of one tenant together.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Page:
 
 
 class Listing:
-    """Makes pages. `tenant` None is an operator, who sees all; a tenant sees its own."""
+    """Makes pages of subscriptions. `tenant` None is an operator, who sees all; a tenant sees its own."""
 
     def __init__(self, store: ControlStore, registry: Registry, views: Views) -> None:
         self._store = store

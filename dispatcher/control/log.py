@@ -123,7 +123,7 @@ class ControlLog:
         self._tasks.start(self._repair_dirty(), "control repairs")
 
     async def wait_loaded(self) -> None:
-        """Until everything is read that was there at the start."""
+        """Wait until everything is read that was there at the start."""
         await self._loaded.wait()
 
     def close(self) -> None:
@@ -146,14 +146,14 @@ class ControlLog:
 
     @property
     def problem(self) -> str | None:
-        """Why it can't be asked now, in one sentence."""
+        """Why the control plane can't be asked, in one sentence."""
         if self._problem is not None:
             return self._problem
         return None if self._reader is None else self._reader.problem
 
     @property
     def warning(self) -> str | None:
-        """What isn't as it should be, while it works, in one sentence."""
+        """A trouble that doesn't stop the control plane, in one sentence."""
         if self._written_back is None:
             return None
         return (
@@ -166,7 +166,7 @@ class ControlLog:
         return round(self._wall() * 1000)
 
     def present(self, key: str) -> LedgerState[bytes] | None:
-        """What is in force of a key; None for one that is deleted or was never seen."""
+        """The state of a key that is there; None for a key that is deleted or was never seen."""
         state = self._ledger.get(key)
         return None if state is None or state.value is None else state
 
@@ -258,7 +258,7 @@ class ControlLog:
             log.warning("an entry of a kind that this version doesn't know", key=key[:80])
 
     def forget(self) -> None:
-        """Remember no longer what was deleted a day ago: the topic is compacted by then."""
+        """Forget keys that were deleted a day ago: the topic is compacted by then."""
         before = self._wall() - _FORGET_DELETED
         for key in [key for key, when in self._deleted.items() if when < before]:
             del self._deleted[key]
@@ -272,7 +272,7 @@ class ControlLog:
             raise Unavailable(self.problem or "the subscriptions are still being read")
 
     def away(self) -> Unavailable:
-        """What a caller is told whose write wasn't read back in time."""
+        """The error of a write that wasn't read back in time."""
         why = self._broker.problem or "the broker did not answer in time"
         return Unavailable(f"{why}: the change may still take effect; look before trying again")
 
@@ -318,7 +318,7 @@ class ControlLog:
             self._waiting.pop(nonce, None)
             # Those that gather() had cancelled would raise that here, in the place of what is to be told.
             if not future.cancel() and not future.cancelled():
-                future.exception()  # has been told, or nobody waits for it any more
+                future.exception()  # its error has been raised above, or nobody waits for it
 
     def _message(self, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Message:
         kind = kind_of(key).encode()

@@ -50,7 +50,7 @@ _NO_SECRET: Final = "whsec_" + "A" * 32
 
 
 class ManagedSubscriptions:
-    """Reads them, and tells the registry. What can't be read is logged and left out."""
+    """Reads the API's subscriptions, and tells the registry. A record that can't be read is logged and left out."""
 
     def __init__(
         self, settings: Settings, changes: ControlLog, registry: Registry, guard: Guard, documents: Documents
@@ -103,7 +103,7 @@ class ManagedSubscriptions:
         )
 
     def by_idempotency(self, principal: str, key: str) -> Stored | None:
-        """What this principal created with this Idempotency-Key within the last 24 hours, by whatever replica."""
+        """The subscription that this principal created with this Idempotency-Key within the last 24 hours, on any replica."""
         id_, created_ms = self._requests.get((principal, key), ("", 0))
         if created_ms < self._log.now_ms() - IDEMPOTENCY_WINDOW * 1000:
             return None
@@ -198,7 +198,7 @@ class ManagedSubscriptions:
             return self._specs.read(written)
         except FlawedError as error:
             self._complain(
-                "a subscription is not valid any more",
+                "a subscription in the topic is refused by the settings",
                 subscription=stored.id,
                 flaws=[str(flaw) for flaw in error.flaws],
             )
@@ -246,7 +246,7 @@ class ManagedSubscriptions:
             log.info("a rotated secret has ended", subscription=id)
 
     def forget(self) -> None:
-        """Remember no longer what nobody asks for: old requests, and copies that the reader of documents shares."""
+        """Forget old requests, and copies that the reader of documents shares."""
         self._specs = self._spec_reader(self._guard)
         oldest = self._log.now_ms() - IDEMPOTENCY_WINDOW * 1000
         for request in [each for each, (_, created_ms) in self._requests.items() if created_ms < oldest]:
@@ -276,7 +276,7 @@ class ManagedSubscriptions:
         log.info("secrets are sealed with the newest key", subscriptions=done)
 
     def _resealed(self, id: str) -> list[PendingWrite]:  # noqa: A002 - the field's name
-        """What seals it with the newest key, if that is to be done."""
+        """The write that seals it with the newest key, if one is needed."""
         state = self._log.present(id)
         if state is None or not self._documents.sealed_otherwise(orjson.loads(state.value or b"{}")):
             return []

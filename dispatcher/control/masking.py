@@ -1,4 +1,4 @@
-"""What of a subscription's secrets may be shown: enough to tell two of them apart, nothing to sign with."""
+"""How secrets of a subscription are shown: enough to tell two of them apart, nothing to sign with."""
 
 from __future__ import annotations
 

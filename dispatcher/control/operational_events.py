@@ -1,11 +1,11 @@
 """Operational events: what happens to subscriptions, published like any other event, so that a webhook can want them.
 
-They go to the first events topic and from there the way of every event, to whoever subscribed to
-`dispatcher.*`. Nothing waits for them, and nothing that matters depends on them: the log and the
-metrics tell the same. So they are best effort, and bounded twice: a rate (a broken endpoint with ten
-thousand deliveries to give up must not drown the topic in notices), and a queue while the broker is away.
+They are written to the first events topic, and reach whoever subscribed to `dispatcher.*`. Nothing waits for an
+operational event, and nothing depends on one: the log and the metrics say the same. So they are best effort, with two
+bounds: a rate (a broken endpoint with ten thousand deliveries to give up must not fill the topic with notices), and
+a queue while the broker is away.
 
-No loop comes of them: what becomes of the delivery of an operational event is not announced.
+No loop can come of them: the end of an operational event's own delivery is not announced.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TOLD: Final = 60.0  # seconds between two log lines about those left out
 
 
 class Announcer:
-    """Publishes them. `announce` may be called from anywhere on the loop; it never waits."""
+    """Publishes operational events. `announce` may be called from anywhere on the loop; it never waits."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The control plane of one process: its parts, wired.
 
-Made before the broker is there, so that the HTTP side can say what it waits for. `start` follows the topic from
-then on; the engine is attached when it is there.
+It is made before the broker is there, so that the HTTP side can say what the process waits for. `start` follows the
+control topic. The engine is attached when it is made.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REMEDIES: Final = {
 
 
 class ControlPlane:
-    """What the HTTP side calls. Made by `app.py`, before the broker is there."""
+    """The parts that the HTTP side calls. `app.py` makes it before the broker is there."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class ControlPlane:
         await self.store.stop()
 
     def memory(self, group: str) -> GroupMemory:
-        """What is remembered of a consumer group. Complete once `start` has returned."""
+        """The memory of a consumer group. Complete once `start` has returned."""
         return StoredMemory(self.store.groups, group, self._tasks)
 
     def attach(self, source: HealthSource) -> None:
@@ -116,11 +116,11 @@ class ControlPlane:
         self.checks.source = source
 
     def problems(self) -> list[str]:
-        """Why it can't be asked yet, a sentence each."""
+        """Why the control plane can't be asked yet, a sentence each."""
         return [] if self.store.problem is None else [self.store.problem]
 
     def warnings(self) -> list[str]:
-        """What isn't as it should be, while it works, a sentence each."""
+        """Troubles that don't stop the control plane, a sentence each."""
         found = [] if self.store.warning is None else [self.store.warning]
         return found + [
             f"{count} {'subscription is' if count == 1 else 'subscriptions are'} not delivered to, reason {reason}: {_REMEDIES[reason]};"

@@ -1,10 +1,10 @@
-"""Requests that somebody waits for: pings and validations.
+"""Requests that a caller waits for: pings, tests and validations.
 
-They are built, signed, guarded and carried like every delivery, by the same code, and they aren't
-deliveries: no offset owes them, nothing retries them, and no status, breaker, limit or queue of the
-subscription's lane keeps them back. That is their use. Whoever pings at three in the morning asks
-whether the endpoint answers *now*, and a ping behind ten thousand queued deliveries, or dropped because the
-subscription is paused, would not tell. So they have slots of their own, few for each host.
+The code of deliveries builds, signs, guards and carries a probe. A probe is no delivery: no offset owes it, nothing
+retries it, and no status, breaker, limit or queue of the subscription's lane holds it back. An operator who pings at
+three in the morning asks whether the endpoint answers *now*. A ping behind ten thousand queued deliveries would not
+tell, nor would one that is dropped because the subscription is paused. So probes have slots of their own, few for
+each host.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Busy(Exception):
 
 
 class Probed(NamedTuple):
-    """What came of a ping; `duration` in seconds."""
+    """The outcome of a ping; `duration` in seconds."""
 
     result: Result
     duration: float
@@ -62,7 +62,7 @@ class Carrier(Protocol):
         """On a connection of its own."""
 
     def cancel(self, exchange: Exchange) -> None:
-        """Give it up."""
+        """Give up an exchange."""
 
 
 class _Probe:
@@ -81,7 +81,7 @@ class _Probe:
 
 
 class Probes:
-    """Sends them, a bounded number at a time."""
+    """Sends probes, a bounded number at a time."""
 
     def __init__(self, transport: Carrier, guard: Guard, origin: str, wall: Callable[[], float]) -> None:
         """`origin` is who we are to endpoints (WebHook-Request-Origin); `wall` gives Unix seconds."""
@@ -145,7 +145,7 @@ class Probes:
             send(origin, probe, subscription.certificate)
             return await probe.answer
         except asyncio.CancelledError:
-            # Nobody waits for it any more.
+            # Nobody waits for the answer.
             self._transport.cancel(probe)
             raise
         finally:

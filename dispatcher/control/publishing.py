@@ -1,21 +1,21 @@
-"""Publishing over HTTP: events in, acknowledged when the broker has them.
+"""Publishing over HTTP: events in, answered after the broker's acknowledgement.
 
-For producers without a Kafka client. What comes is checked as a record of the topic will be read, written as
-a JSON envelope to the first events topic, and answered after the broker's acknowledgement. So an answer means that
-the event can't be lost any more, and no answer means: send it again, under the same id.
+For producers without a Kafka client. An event is checked as a consumer will read it, then written as a JSON envelope
+to the first events topic. A 202 means that the event can't be lost any more. After any other answer the producer
+sends the event again, under the same id.
 
-**Again under the same id** is what the window is for: an id that was written within it is not written a second
-time. The window is this replica's own. Keeping it in a topic would make every publish wait for a second
-write and every replica read what all others publish; so a repetition that reaches another
-replica is written twice. Deliveries are at least once anyway: subscribers compare `webhook-id`, which stays the same.
+**The window** is there for that repetition: an id that was written within `api.publish_window` is not written a second
+time. Each replica has a window of its own. A shared one, in a topic, would add a second write to every publish, and
+every replica would read what all others publish. So a repetition that reaches another replica is written twice.
+Deliveries are at least once in any case: subscribers compare `webhook-id`, which stays the same.
 
 Rules:
 
-1. A batch is written whole or, when anything is wrong with one of its events, not at all. (A broker that fails in the
-   middle may have written a part: the caller sends all of it again, and the window leaves out what is known.)
-2. An id counts as written only after the acknowledgement. A second request with an id that is under way waits for
-   what becomes of the first.
-3. Memory is bounded: bytes under way (`Overloaded` beyond), entries of the window (the oldest go).
+1. A batch is written whole, or not at all where one of its events is wrong. A broker that fails in the middle may have
+   written a part: the caller sends all of it again, and the window leaves out the known ids.
+2. An id counts as written only after the acknowledgement. A second request with an id that is under way waits for the
+   first request's end.
+3. Memory is bounded: bytes under way (beyond: `Overloaded`) and entries of the window (the oldest go).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _ED25519: Final = "whsk_"
 
 
 def live(secrets: Sequence[StoredSecret], now_ms: int) -> list[StoredSecret]:
-    """Those that haven't ended."""
+    """The secrets that haven't ended."""
     return [one for one in secrets if one.expires_ms is None or one.expires_ms > now_ms]
 
 

@@ -39,7 +39,7 @@ _LAST_DECISIONS: Final = 2.0
 
 
 class _Decision(NamedTuple):
-    """What was decided here and is not in the topic yet."""
+    """A decision of this replica that is not in the topic yet."""
 
     runtime: Runtime
     status: bool  # whether the status was decided,
@@ -99,7 +99,7 @@ class Statuses:
             raise self._log.away() from error
 
     async def forget(self, id: str) -> None:  # noqa: A002 - the field's name
-        """The subscription is deleted: its status says nothing of anything any more."""
+        """The subscription is deleted: delete its status too."""
         status = self._log.present(_PREFIX + id)
         if status is not None and not self._registry.in_file(id):
             with contextlib.suppress(VersionMismatch, Unavailable):
@@ -166,12 +166,12 @@ class Statuses:
         done.set()
 
     def _said(self, id: str) -> Runtime | None:  # noqa: A002 - the field's name
-        """What the topic says has become of it."""
+        """The status of the topic."""
         state = self._log.present(_PREFIX + id)
         return None if state is None else _read(state)
 
     def _in_force(self, id: str) -> Runtime | None:  # noqa: A002 - the field's name
-        """What the topic says has become of it, and on top of that what was decided here."""
+        """The status of the topic, with the decision of this replica on top of it."""
         said = self._said(id)
         decision = self._decisions.get(id)
         if decision is None:

@@ -59,7 +59,7 @@ def subscriptions_topic(settings: Settings) -> str:
 
 
 class ControlStore:
-    """What the control topic says; writes answer when they are in force on this replica.
+    """The contents of the control topic; writes answer when they are in force on this replica.
 
     Every write raises Unavailable until `loaded`, and while the broker is away: a write that ended so may still
     take effect. VersionMismatch: somebody else was first; read again.
@@ -96,7 +96,7 @@ class ControlStore:
             self._log, "group", groups.to_document, groups.from_document
         )
         self.skips: set[Skip] = set()
-        """What operators have given up reading, since ever."""
+        """All batches that operators have given up reading."""
         # The one list of kinds.
         kinds.add(self._managed.kind)
         kinds.add(self._statuses.kind)
@@ -136,11 +136,11 @@ class ControlStore:
         self._tasks.start(self._keep_house(), "control housekeeping")
 
     async def wait_loaded(self) -> None:
-        """Until everything is read that was there at the start."""
+        """Wait until everything is read that was there at the start."""
         await self._log.wait_loaded()
 
     async def stop(self) -> None:
-        """Follow no more; writes under way end with Unavailable. What was disabled just now is written before."""
+        """Stop following; writes under way end with Unavailable. Statuses that were decided a moment ago are written first."""
         await self._statuses.flush()
         self._log.close()
         await self._tasks.stop()
@@ -153,12 +153,12 @@ class ControlStore:
 
     @property
     def problem(self) -> str | None:
-        """Why it can't be asked now, in one sentence."""
+        """Why the control plane can't be asked, in one sentence."""
         return self._log.problem
 
     @property
     def warning(self) -> str | None:
-        """What isn't as it should be, while it works, in one sentence."""
+        """A trouble that doesn't stop the control plane, in one sentence."""
         return self._log.warning
 
     def now_ms(self) -> int:
@@ -179,7 +179,7 @@ class ControlStore:
         return len(self._managed.ids.sorted)
 
     def by_idempotency(self, principal: str, key: str) -> Stored | None:
-        """What this principal created with this Idempotency-Key within the last 24 hours, by whatever replica."""
+        """The subscription that this principal created with this Idempotency-Key within the last 24 hours, on any replica."""
         return self._managed.by_idempotency(principal, key)
 
     def unusable(self) -> dict[str, int]:
@@ -232,7 +232,7 @@ class ControlStore:
         await self._statuses.decide(id, self._registry.enable)
 
     async def set_validated(self, id: str) -> None:  # noqa: A002 - the field's name
-        """It passed its validation: `pending` ends. Raises NotFound, Unavailable."""
+        """The subscription passed its validation: `pending` ends. Raises NotFound, Unavailable."""
         await self._statuses.decide(id, self._registry.note_validated)
 
     async def set_disabled(self, id: str, text: str) -> None:  # noqa: A002 - the field's name
@@ -246,7 +246,7 @@ class ControlStore:
         await self._managed.reseal(self._reseal_delay)
 
     async def _keep_house(self) -> None:
-        """End secrets when their time is over, and forget what nobody asks for any more."""
+        """End secrets when their time is over, and forget deleted keys and old requests."""
         await self._log.wait_loaded()
         forgotten = self._wall()
         managed = self._managed

@@ -1,4 +1,4 @@
-"""What subscribers and operators do with subscriptions that are there: change, pause, enable, rotate, delete.
+"""Operations on subscriptions that are there: change, pause, disable, enable, rotate, delete.
 
 A change is one write of the whole subscription to the topic, in the place of the version it was made from
 (`store.py`), and answers when this replica has read it back. Without an ETag the caller means "whatever it
@@ -241,7 +241,7 @@ class Subscriptions:
         return Rotated(view, new, end)
 
     def _changeable(self, id: str, tenant: str | None, if_match: int | None) -> Stored:  # noqa: A002
-        """What a change may be made of. Raises NotFound, FileManaged, VersionMismatch."""
+        """The subscription that a change starts from. Raises NotFound, FileManaged, VersionMismatch."""
         self._views.ready()
         if self._registry.in_file(id):
             subscription = self._registry.index.get(id)

@@ -76,13 +76,13 @@ class SortedNames:
         self.sorted: list[str] = []
 
     def add(self, name: str) -> None:
-        """Have it in its place, once."""
+        """Put the name in its place, once."""
         at = bisect_left(self.sorted, name)
         if at == len(self.sorted) or self.sorted[at] != name:
             self.sorted.insert(at, name)
 
     def discard(self, name: str) -> None:
-        """Not have it."""
+        """Take the name out."""
         at = bisect_left(self.sorted, name)
         if at < len(self.sorted) and self.sorted[at] == name:
             del self.sorted[at]

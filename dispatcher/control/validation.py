@@ -1,11 +1,11 @@
-"""Pending subscriptions: asks their endpoints, and again, until one has agreed.
+"""Pending subscriptions: their endpoints are asked whether they want the events, until one has agreed.
 
-The replica that a subscription was created on asks at once. All of them look for others that are pending: those
-of the file, and those whose replica has ended meanwhile. They begin after a while of chance, so that
-usually one asks and the others see that it has been settled; that sometimes two ask does no harm.
+The replica that made a subscription asks at once. Every replica also looks for other pending subscriptions: those of
+the file, and those whose replica has ended. It begins with each after a random wait, so that usually one replica asks
+and the others see the answer. It does no harm when two ask.
 
-An endpoint that doesn't agree is asked a few times more, with growing pauses (it may not be deployed yet), then
-left alone until somebody asks for it or its URL changes. What it said last is kept, to be shown.
+An endpoint that doesn't agree is asked a few times more, with growing pauses: it may not be deployed yet. Then it is
+left alone until somebody calls `validate`, or its URL changes. Its last answer is kept, to be shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 PAUSES: Final = (30.0, 300.0, 1800.0, 7200.0)
-"""Seconds between the automatic tries; after the last one nobody asks any more."""
+"""Seconds between the automatic tries; the last one ends them."""
 
 _LOOK: Final = 1.0  # seconds between two looks at what is pending
 _FIRST: Final = (3.0, 15.0)  # seconds, of which chance takes one, until others' are asked
@@ -77,7 +77,7 @@ class Validator:
         self._soon = asyncio.Event()
 
     def said(self, id: str) -> str | None:  # noqa: A002 - the field's name
-        """What came of asking last, as far as this replica has."""
+        """The last answer of its endpoint, if this replica has asked."""
         known = self._pending.get(id)
         return None if known is None else known.said
 
@@ -157,7 +157,7 @@ class Validator:
     # In the background.
 
     async def run(self) -> None:
-        """Look after what is pending until cancelled."""
+        """Look after pending subscriptions until cancelled."""
         try:
             while True:
                 self._soon.clear()
@@ -173,7 +173,7 @@ class Validator:
             await self._tasks.stop()
 
     async def _look(self) -> None:
-        """Find what is pending now, and forget what isn't any more."""
+        """Find the pending subscriptions, and forget the others."""
         index = self._registry.index
         if index is self._seen:
             return

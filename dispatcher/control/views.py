@@ -35,7 +35,7 @@ class SecretView(NamedTuple):
 
     @classmethod
     def of(cls, secret: str, expires_ms: int | None = None) -> SecretView:
-        """Of a secret, which is not kept."""
+        """The view of a secret in full."""
         return cls(mask_secret(secret), expires_ms, public_key(secret))
 
 
@@ -59,7 +59,7 @@ class View(NamedTuple):
 
 
 class Views:
-    """Makes views. `tenant` None is an operator, who sees all; a tenant sees its own, and else NotFound."""
+    """Makes views of subscriptions. `tenant` None is an operator, who sees all; a tenant sees its own, and else NotFound."""
 
     def __init__(self, store: ControlStore, registry: Registry, said: Callable[[str], str | None]) -> None:
         """`said` tells what came of asking a pending subscription's endpoint."""
@@ -161,11 +161,11 @@ def unknown(id: str) -> NotFound:  # noqa: A002 - the field's name
 
 
 def unusable(view: View) -> WrongState:
-    """What can't be delivered to as it is kept, and what to do about it."""
+    """The error of a subscription that can't be delivered to, with what to do about it."""
     if view.reason == "sealed":
         remedy = "its secrets are sealed with a key that api.secrets_keys doesn't have: put that back"
     else:
-        remedy = "the settings refuse it by now (the log says why): change it, or them"
+        remedy = "the settings refuse it (the log says why): change the subscription, or the settings"
     return WrongState(f"{view.id} can't be used as it is kept ({view.reason}): {remedy}")
 
 

@@ -1,11 +1,10 @@
-"""API keys: how they look, what is kept of them, and comparing them.
+"""API keys: their form, the record that is kept of each, and comparing them.
 
-A key is `dk_<id>_<32 random bytes, base64url>`. The id finds what is kept, and may be shown; the
-rest is shown once, when the key is made. Kept is the SHA-256 of the whole: a slow hash (scrypt,
-argon2) protects what people can remember, by making each guess expensive. Nobody guesses 256 random
-bits, and each request of the API would pay for it.
+A key is `dk_<id>_<32 random bytes, base64url>`. The id finds the record, and may be shown. The rest is shown once, when
+the key is made. The record holds the SHA-256 of the whole key. A slow hash (scrypt, argon2) protects what people can
+remember, by making each guess expensive. Nobody guesses 256 random bits, and each request of the API would pay for it.
 
-Comparing takes the same time whatever differs (`hmac.compare_digest`), for keys that aren't there too.
+Comparing takes the same time whatever differs (`hmac.compare_digest`), also where there is no such key.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _NOBODY: Final = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is kept of an API key."""
+    """The record of an API key."""
 
     id: str
     name: str
@@ -104,7 +103,7 @@ def id_of(secret: str) -> str | None:
 
 
 def hash_of(secret: str) -> bytes:
-    """What is kept of the key itself."""
+    """The hash that is kept of a key."""
     return sha256(secret.encode()).digest()
 
 

@@ -1,40 +1,39 @@
-"""Who was first: optimistic concurrency by the order of a log, the same answer on every replica.
+"""Which write counts: optimistic concurrency by the order of a log, with the same answer on every replica.
 
-The problem: several replicas write the state of the same keys into one partition, and nobody is asked
-before. Each record says which version it was made from (`base`) and which it makes (`version`). Every
-replica reads the same records in the same order and decides each by itself: a record made from what
-is in force is accepted, any other is ignored. So of two writes made from the same version the one
-that the broker wrote first wins on every replica, and the writers learn it by reading their own record back.
-A lock, a leader or a database would be one more thing to be away; transactions of the broker wouldn't help, since
-they don't compare.
+The problem: several replicas write the state of the same keys into one partition, and nobody is asked before. Each
+record says which version it was made from (`base`) and which version it makes (`version`). Every replica reads the same
+records in the same order and decides each by itself: a record made from the version in force is accepted, any other
+is ignored. So of two writes made from one version, the one that the broker wrote first wins on every replica. The
+writers learn the decision by reading their own record back. A lock, a leader or a database would be one more
+thing to be away. Transactions of the broker wouldn't help: they don't compare.
 
-What makes it hard is that the log is compacted. Compaction keeps the last record of a key, and knows
-nothing of accepted and ignored. So:
+The log is compacted, and that makes it hard. Compaction keeps the last record of a key, and knows nothing of accepted
+and ignored records. So:
 
-- An ignored record that is the last of its key is poison. It leaves the key *dirty*, and whoever sees a dirty key
-  writes the state in force once more, as a *repair*. Compaction leaves records alone for an hour, so that
-  it never meets a dirty key, as long as any replica is there within the hour.
-- A replica that starts later doesn't have the history: of a key it may see first what the others ignored. What it
-  sees first it has to take, and then heals. For that, records newer than what is in force are accepted too.
-  For a replica with the whole history that changes nothing: nobody can have made a record from a version that
-  isn't in the log before it. For one without, each key's version is never beyond the true one, so that
-  the next accepted record, or the repair, brings it to the truth.
+- An ignored record that is the last of its key is poison. It leaves the key *dirty*, and a replica that sees a dirty
+  key writes the state in force once more, as a *repair*. Compaction leaves records alone for an hour, so it never meets
+  a dirty key, as long as any replica runs within the hour.
+- A replica that starts later lacks the history: the first record that it sees of a key may be one that the others
+  ignored. It has to take that record, and then heals. For that, records newer than the state in force are accepted too.
+  For a replica with the whole history that changes nothing: nobody can have made a record from a version that isn't in
+  the log before it. For a replica without it, each key's version is never beyond the true one, so the next
+  accepted record, or the repair, brings it to the truth.
 
-Rejected: merging field by field (CRDT), with which two callers may both be told yes and neither gets what it asked for;
-timestamps, for which clocks have to agree; one writer elected by a consumer group, whose every rebalance
-would be an outage of the API.
+Rejected: merging field by field (CRDT), with which two callers may both be told yes and neither gets what it asked
+for; timestamps, for which clocks have to agree; one writer elected by a consumer group, whose every rebalance would
+be an outage of the API.
 
 Rules:
 
 1. `Ledger.apply` is the one thing that changes a state, and depends on nothing but the records before.
-2. A record with the nonce of the state in force is that state once more (a write sent twice, a repair): nothing changes, but for
-   the version if it says a higher one.
-3. A repair is accepted unless it is older than what is in force, and changes nothing where it is as old.
-4. A change is accepted if its key has not been seen, or if its base is the version in force or newer; with base 0
-   also if the key is deleted: made by one that doesn't know that there was one. Its version is then the one after the
-   deletion's, whatever it says itself, so that versions never go back: what was made from the deletion can't be taken for newer than it.
-   A deletion is a change like any other: its version counts on.
-5. A key is dirty exactly when its last record was ignored, or says another version than is in force.
+2. A record with the nonce of the state in force is that state once more (a write sent twice, a repair): nothing
+   changes, but for the version if the record says a higher one.
+3. A repair is accepted unless it is older than the state in force, and changes nothing where it is as old.
+4. A change is accepted if its key has not been seen, or if its base is the version in force or newer. With base 0 it is
+   accepted also if the key is deleted: its writer doesn't know that there was one. Its version is then the one after
+   the deletion's, whatever the record says, so that versions never go back. A deletion is a change like any other:
+   versions count on.
+5. A key is dirty exactly when its last record was ignored, or says another version than the one in force.
 
 The state machine in tests/core/control/test_ledger.py holds all of it together, compaction included.
 """
@@ -63,7 +62,7 @@ class Change(NamedTuple):
 
 
 class LedgerState(Generic[T]):
-    """What is in force of a key. `value` is None once it is deleted."""
+    """The state in force of a key. `value` is None once the key is deleted."""
 
     __slots__ = ("nonce", "value", "version")
 
@@ -74,7 +73,7 @@ class LedgerState(Generic[T]):
 
 
 class Verdict(Enum):
-    """What became of a record."""
+    """The decision about a record."""
 
     ACCEPTED = "accepted"
     UNCHANGED = "unchanged"  # accepted, but in force already
@@ -129,7 +128,7 @@ class Ledger(Generic[T]):
         return len(self._states)
 
     def get(self, key: str) -> LedgerState[T] | None:
-        """What is in force of the key, deleted ones too; None for one that was never seen."""
+        """The state in force of a key, deleted ones too; None for a key that was never seen."""
         return self._states.get(key)
 
     @property
@@ -145,12 +144,12 @@ class Ledger(Generic[T]):
         return Change(base, base + 1, nonce)
 
     def repair(self, key: str) -> tuple[Change, T | None]:
-        """What repairs a dirty key, and the value with it."""
+        """The change that repairs a dirty key, and its value."""
         state = self._states[key]
         return Change(state.version, state.version, state.nonce, repair=True), state.value
 
     def forget(self, key: str) -> None:
-        """Remember a deleted key no longer; some time after its last record is gone from the log."""
+        """Forget a deleted key, some time after its last record is gone from the log."""
         state = self._states.get(key)
         if state is not None and state.value is None and key not in self._dirty:
             del self._states[key]

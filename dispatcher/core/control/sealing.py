@@ -1,15 +1,15 @@
 """Secrets at rest: sealed with AES-256-GCM before they are written to the topic.
 
-The topic is read by whoever may read the cluster, and lies on its disks and in its backups; the keys come from the
-settings. What is sealed is bound to its place (`context`: the subscription's id and the field), so that
-nobody who can write the topic can move a secret of one subscription into another's.
+Whoever may read the cluster reads the topic, and it lies on the cluster's disks and in its backups. The keys come from
+the settings. A sealed value is bound to its place (`context`: the subscription's id and the field). So nobody who can
+write the topic can move a secret of one subscription into another.
 
-Several keys: the first seals, all open. To rotate, put a new one before the old; what the old one sealed is
-sealed anew in the background, and then the old one can go. A key's id is a hash of it: it says which
-key is missing without saying anything of the key.
+Several keys: the first seals, all open. To rotate, put a new key before the old one. Values that the old key sealed are
+sealed anew in the background, and then the old key can go. A key's id is a hash of it: it says which key is missing
+and nothing else of the key.
 
 The nonce is random, 96 bits: with one key, 2^32 sealings keep the chance of a repetition below 2^-32
-(NIST SP 800-38D 8.3); a subscription a second for a century.
+(NIST SP 800-38D 8.3). That is a subscription a second for a century.
 
 A sealed value is text: `<key id>.<base64url of nonce, ciphertext and tag>`.
 """
@@ -46,7 +46,7 @@ def read_key(text: str) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """What names a key in what it has sealed."""
+    """The name of a key, which stands in each value that it has sealed."""
     return sha256(b"dispatcher sealing key " + key).hexdigest()[:8]
 
 

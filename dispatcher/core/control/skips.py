@@ -1,11 +1,10 @@
-"""The operator's word that a batch which can't be unpacked is given up, as a record of the control topic.
+"""The operator's decision to give up a batch that can't be unpacked, as a record of the control topic.
 
-`dispatcher topics skip TOPIC PARTITION OFFSET` writes one. Every replica follows that topic, also one that is started
-later, so the command works while the dispatcher runs and while it is stopped. A replica obeys only where
-its reading stands at a batch that holds the offset and can't be unpacked: a record that can be read is never passed over.
+`dispatcher topics skip TOPIC PARTITION OFFSET` writes one. Every replica follows that topic, also a replica that is
+started later, so the command works while the dispatcher runs and while it is stopped. A replica obeys only where its
+reading stands at a batch that holds the offset and can't be unpacked: a record that can be read is never passed over.
 
-The key says all: `skip:<partition>:<offset>:<topic>:<id>`, with the broker's own name of the topic, where it gives one: a topic that was
-made anew has another one, and what stands at the same offset there is another batch. Without an id it holds for any topic of that name.
+The key says all: `skip:<partition>:<offset>:<topic>`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def skip_key(skip: Skip) -> bytes:
 
 
 def read_skip(key: bytes | None) -> Skip | None:
-    """What the key of a record of the control topic asks for; None where it is no skip."""
+    """The skip that a record's key asks for; None for other keys."""
     if key is None or not key.startswith(_PREFIX.encode()):
         return None
     try:
