@@ -390,10 +390,6 @@ class LogFile:
         db.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
         return True
 
-    def limit_pages(self, pages: int) -> None:
-        """Let the file grow no further than this: a full disk, for tests."""
-        self._open_db.execute(f"PRAGMA max_page_count={pages}").fetchone()
-
 
 def pack_headers(headers: Sequence[tuple[str, bytes | None]]) -> bytes:
     """Lengths first, then the names and values: one unpack and slices read it."""

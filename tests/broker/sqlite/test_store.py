@@ -16,16 +16,23 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
 )
+from dispatcher.broker.sqlite.broker import SqliteBroker
 from tests.broker.backends import Member, eventually
 from tests.broker.sqlite.conftest import Opened
 from tests.broker.sqlite.offsets import earliest_and_latest
+
+
+async def limit_pages(broker: SqliteBroker, pages: int) -> None:
+    """Let the file grow no further than this: a full disk."""
+    file = broker._store._file
+    await broker._store._run(lambda: file._open_db.execute(f"PRAGMA max_page_count={pages}").fetchone())
 
 
 async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(opened: Opened) -> None:
     broker = await opened()
     await broker.ensure_topics([TopicSpec("t", 1)], create=True)
     await broker.produce([Message("t", b"%d" % n) for n in range(10)])
-    await broker._store._run(broker._store._file.limit_pages, 60)
+    await limit_pages(broker, 60)
     written = 10
 
     async def fill() -> None:
@@ -45,7 +52,7 @@ async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(
         await fill()
     assert "is full" in (member.consumer.problem or "")
 
-    await broker._store._run(broker._store._file.limit_pages, 1_000_000)
+    await limit_pages(broker, 1_000_000)
     await broker.produce([Message("t", b"%d" % written)])
     assert broker.problem is None
     await member.poll_for(written + 1)
@@ -56,12 +63,12 @@ async def test_a_full_disk_is_told_of_loses_nothing_and_ends_when_there_is_room(
 async def test_every_call_that_shared_a_failed_transaction_is_told(opened: Opened) -> None:
     broker = await opened()
     await broker.ensure_topics([TopicSpec("t", 1)], create=True)
-    await broker._store._run(broker._store._file.limit_pages, 40)
+    await limit_pages(broker, 40)
     calls = [broker.produce([Message("t", bytes(100_000))]) for _ in range(20)]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     failed = [outcome for outcome in outcomes if isinstance(outcome, BrokerUnavailable)]
     assert failed
-    await broker._store._run(broker._store._file.limit_pages, 1_000_000)
+    await limit_pages(broker, 1_000_000)
     await broker.produce([Message("t", b"v")])
     assert (await earliest_and_latest(broker, "t"))[1] == len(outcomes) - len(failed) + 1
 
