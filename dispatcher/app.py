@@ -3,9 +3,9 @@
 Read top-down: `App.start`, `App.wait`, `App.stop`. Nothing else in the program makes these parts or
 knows how they hang together.
 
-The order of starting is the order of what can be told to the operator: the subscriptions file
-first (it is wrong or right at once), then the HTTP side (health, and why it isn't ready yet),
-then the broker, which may be away for as long as it likes.
+Parts start in the order in which the operator can be told about them: first the subscriptions file, which is right or
+wrong at once, then the HTTP side (health, and why the process isn't ready yet), then the broker, which may be away for long.
+Which parts there are depends on the process's `roles`: the engine delivers, the API serves, the history keeps.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ from dispatcher.transport.client import Transport
 log = structlog.get_logger(__name__)
 
 COLLECTOR: Final = (50_000, 20, 100)
-"""Thresholds of the garbage collector. Thousands of deliveries and fetched records are alive at any time, none of them
-garbage: at Python's own thresholds looking through them again and again cost a fifth of the throughput (0.17 of
-wrk's against 0.21, benchmarks/end_to_end.py)."""
+"""Thresholds of the garbage collector. Thousands of deliveries and fetched records are alive at any time, and none of them is
+garbage. At Python's own thresholds, looking through them again and again costs a fifth of the throughput."""
 
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
 

@@ -1,15 +1,15 @@
 """Writing to Kafka: batches per partition, on a producer of aiokafka that is replaced when it has failed.
 
-- The library's `send` costs 30 us a record, filling a batch and sending it 2.5 us. Messages queue per partition;
-  a batch takes what is there when the one before it was acknowledged, whichever call it came from.
-- After a batch failed, its sequence numbers are never used again, and the idempotent producer gets
-  "out of order" for that partition for good. It can't be told whether a batch that failed after
-  retries was written, so rolling the numbers back could make the broker drop new data as
-  duplicates. Hence a failed batch retires the library's producer: the next one gets a fresh producer id. Should that
-  not help, the pauses between fresh ones grow, and `problem` names what is wrong.
-- The library waits for a broker that is away for ever. `produce` gives up after `request_timeout`.
-- It also repeats what a broker refuses for now (too few replicas in sync, a full disk), and says so in log lines only. So the
-  answers are looked at on their way to it (`_watch`): `problem` names what is refused while it is.
+- The library's `send` costs 30 us a record; filling a batch and sending it costs 2.5 us. Messages queue per partition.
+  A batch takes what is queued when the batch before it was acknowledged, whichever call it came from.
+- The library never uses a failed batch's sequence numbers again, so the broker answers "out of order" to its idempotent
+  producer for that partition from then on. Nobody can tell whether a batch that failed after retries was written, so
+  rolling the numbers back could make the broker drop new data as duplicates. Hence a failed batch retires the library's
+  producer, and the next producer gets a fresh id. Where that doesn't help, the pauses between fresh producers grow, and
+  `problem` names what is wrong.
+- The library waits for ever for a broker that is away. `produce` gives up after `request_timeout`.
+- The library repeats what a broker refuses for now (too few replicas in sync, a full disk), and says so in log lines only.
+  So `_watch` looks at the answers on their way to the library: `problem` names what is refused, for as long as it is.
 
 Rules:
 

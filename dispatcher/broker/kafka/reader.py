@@ -1,11 +1,11 @@
 """Reading one whole partition from Kafka without a group: a `Reader` of the port on a consumer of aiokafka.
 
-The library goes on after what was cut away or made anew as if nothing had happened (`auto_offset_reset`); here
-that is an error, since whoever reads a whole partition keeps what it read. Its background task may die, and it
-doesn't tell: `read` looks after it, and goes on with another consumer where the last one stopped.
+The library goes on after records that were cut away, or in a topic that was made anew, as if nothing had happened
+(`auto_offset_reset`). Here that is an error: who reads a whole partition keeps what it has read. The library's
+background task may die without a word: `read` looks after it, and goes on with another consumer where the last one stopped.
 
-Before a batch that can't be unpacked reading stands still: what it holds may be what all the rest hangs on. The way past it
-is a record behind it that asks for its skip (`core/control/skips.py`), for which alone what follows is looked through meanwhile.
+Reading stands still before a batch that can't be unpacked, since later records may depend on the batch. The way past it is
+a record behind it that asks for its skip (`core/control/skips.py`): only for such a record is the rest looked through.
 """
 
 from __future__ import annotations
