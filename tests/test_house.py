@@ -181,3 +181,54 @@ def test_a_second_class_of_a_name_a_long_file_and_a_long_class_are_found(tmp_pat
     assert names_that_stand_twice(tmp_path) == {"Route"}
     assert files_that_are_too_long(tmp_path) == {"folder/three.py"}
     assert classes_that_are_too_long(tmp_path) == {"Long"}
+
+
+# Modules without tests of their own name, and why.
+_WITHOUT_NAMESAKE = {
+    "cli.py": "runs as a process: tests/commands and tests/e2e start it",
+    "control/errors.py": "a hierarchy without logic; tests/api/test_problems.py maps it",
+    "core/request/results.py": "types without logic",
+    "transport/base.py": "a protocol",
+    "transport/limits.py": "numbers; tests/transport/test_zoo.py meets each of them",
+    **dict.fromkeys(
+        (
+            "delivery/consuming.py",
+            "delivery/delivery.py",
+            "delivery/holding.py",
+            "delivery/lanes.py",
+            "delivery/outcome.py",
+            "delivery/parking.py",
+            "delivery/rebalancing.py",
+            "delivery/returning.py",
+            "delivery/sending.py",
+            "delivery/settlement.py",
+        ),
+        "a room of the data path: tests/delivery/test_engine.py and its neighbours run the rooms together",
+    ),
+}
+
+
+def modules_without_namesake(package: Path, tests: Path) -> set[str]:
+    """Modules of the package, by path, that have no test file of their name in their folder of the tests."""
+    modules = {file.relative_to(package) for file in package.rglob("*.py") if not file.name.startswith("__")}
+    return {
+        str(module) for module in modules if not (tests / module.with_name(f"test_{module.name}")).exists()
+    }
+
+
+def test_every_module_has_its_test_file_or_a_reason_for_none() -> None:
+    without = modules_without_namesake(ROOT / "dispatcher", ROOT / "tests")
+    assert without - _WITHOUT_NAMESAKE.keys() == set(), "make tests/<folder>/test_<module>.py"
+    assert {module for module in _WITHOUT_NAMESAKE if not (ROOT / "dispatcher" / module).exists()} == set()
+
+
+def test_a_module_without_its_test_file_is_found(tmp_path: Path) -> None:
+    for file in (
+        "package/folder/one.py",
+        "package/two.py",
+        "package/__init__.py",
+        "tests/folder/test_one.py",
+    ):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    assert modules_without_namesake(tmp_path / "package", tmp_path / "tests") == {"two.py"}
