@@ -197,7 +197,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         "write",
         {200: SHOWN},
         pause_subscription,
-        description="Until it is resumed, events for it are dropped, and don't come back.",
+        description="What it is owed is kept for `subscription.pause_keeps`, and delivered when it is resumed. Events that match "
+        "during the pause are dropped, and don't come back.",
         problems=CHANGED,
         if_match=True,
     ),

@@ -333,7 +333,9 @@ def _verb(name: str, said: str, help_: str) -> None:
 
 
 _verb(
-    "pause", "{status}", "Deliver nothing for now. What matches meanwhile is dropped, and doesn't come back."
+    "pause",
+    "{status}",
+    "Deliver nothing for now. What it is owed is kept; what matches meanwhile is dropped.",
 )
 _verb("resume", "{status}", "End a pause.")
 _verb("enable", "{status}", "Deliver again to one that was given up (disabled).")
