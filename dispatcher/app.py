@@ -20,6 +20,7 @@ import structlog
 from prometheus_client import ProcessCollector
 
 from dispatcher.__about__ import __version__
+from dispatcher.api.limits import ApiLimits
 from dispatcher.api.route import Services
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
@@ -102,6 +103,13 @@ class App:
             ),
             warnings=self.warnings,
             events_limit=batch_limit(settings.api) + _ENVELOPE,
+            limits=ApiLimits(
+                settings.http.max_connections,
+                settings.http.max_connections_per_address,
+                settings.http.requests_per_second,
+                settings.api.requests_per_second,
+                settings.http.trusted_proxies,
+            ),
         )
         self._watch = TopicWatch(settings, self.broker, self.metrics)
         self._stopping = False
@@ -267,6 +275,7 @@ class App:
         self.metrics.expect("offsets_skipped_total", (*topics.events, *retried))
         reads = self.metrics.reads
         reads("ready", lambda: not self.problems())
+        reads("api_refused_total", lambda: by(self._api.refused))
         reads("connections", lambda: by(transport.connections()))
         reads("connections_opened_total", lambda: transport.connections_opened)
         reads("subscriptions", lambda: by(registry.counts()))

@@ -18,6 +18,7 @@ import ipaddress
 import math
 import re
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +32,9 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from dispatcher.api import problems
+from dispatcher.api.admission import GUARD
 from dispatcher.api.event_body import parse_events
+from dispatcher.api.limits import BODY
 from dispatcher.api.payload import parse_json, read_body
 from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.route import BODY_LIMIT, NDJSON, Audience, Call, Reply, Route, Services
@@ -44,9 +47,10 @@ from dispatcher.core.text.yaml_document import did_you_mean, explain
 
 log = structlog.get_logger(__name__)
 
-BODY_TIMEOUT: Final = 20.0
 BODIES: Final = 64 << 20
 """Bytes of events that may be on their way from callers to the broker, in all requests together."""
+_OF_TENANTS: Final = BODIES * 3 // 4  # the rest is for operators
+_OF_ONE: Final = BODIES // 4  # of one tenant's key
 _LARGE: Final = 64 << 10  # bytes of JSON
 _SLICE: Final = 50  # events that are checked at a stretch: about 1 ms
 _MAX_FLAWS: Final = 100  # that are told; explaining hundreds of thousands would take minutes
@@ -54,6 +58,9 @@ HANDLER_TIMEOUT: Final = 90.0
 """Seconds; the operations have bounds of their own, this is for one that forgets."""
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
+CALLER: Final = web.RequestKey("caller", str)
+"""The address of the caller, behind trusted proxies too."""
+_HEALTH: Final = ("/healthz", "/readyz")  # asked by whatever would restart this process if it got no answer
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -109,13 +116,18 @@ def tag(request: web.Request) -> None:
     """Give the request its id: the caller's, where that is harmless in a log, or a new one."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+    request[CALLER] = request.app[GUARD].caller(request)
 
 
 @web.middleware
 async def problem_documents(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever goes wrong is answered with a problem document."""
     tag(request)
+    guard = request.app[GUARD]
+    guard.began(request)
     try:
+        if request.path not in _HEALTH:
+            guard.count_request(request[CALLER])
         return await handler(request)
     except Problem as problem:
         return answer(problem, request[REQUEST_ID])
@@ -130,6 +142,8 @@ async def problem_documents(request: web.Request, handler: Handler) -> web.Strea
         log.exception("a request failed", method=request.method, request_id=request[REQUEST_ID])
         said = "a bug of the dispatcher, not of your request; its log says more under this request_id"
         return answer(Problem(Kind.INTERNAL, said), request[REQUEST_ID])
+    finally:
+        guard.ended(request)
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> web.StreamResponse:
@@ -156,6 +170,7 @@ class Frame:
         self._events_limit = events_limit
         self._large = asyncio.Semaphore(1)  # for whoever parses a large body
         self._bodies = 0  # bytes of all requests with events that are under way
+        self._of_tenants: Counter[str] = Counter()  # of them, those of each tenant's key
 
     def serve(self, route: Route) -> Handler:
         """The handler of one route."""
@@ -172,7 +187,7 @@ class Frame:
         principal = self.admit(route.allowed, request, route.needs)
         path = _path(route, request)
         query = _query(route, request)
-        with self._room(route) as take:
+        with self._room(route, principal) as take:
             body, model = await self._body(route, request, take)
             call = Call(
                 services=self._services,
@@ -198,15 +213,27 @@ class Frame:
         return _response(reply)
 
     @contextmanager
-    def _room(self, route: Route) -> Iterator[Callable[[int], None]]:
-        """A function that reserves room for bytes of a body with events, until the request ends. It raises Problem when no room is left."""
+    def _room(self, route: Route, principal: Principal | None) -> Iterator[Callable[[int], None]]:
+        """A function that reserves room for bytes of a body with events, until the request ends. It raises Problem when no room is left.
+
+        A tenant's key has a quarter of the room, tenants' keys together have three quarters; the rest is for operators. A request that
+        is alone in what it shares may be larger.
+        """
+        tenant = principal.id if principal is not None and principal.scope != "operator" else None
         taken = 0
 
         def take(size: int) -> None:
             nonlocal taken
             if route.body is None or not route.body.many:
                 return
-            if self._bodies > taken and self._bodies + size > BODIES:
+            of_tenants = self._of_tenants
+            if (self._bodies > taken and self._bodies + size > BODIES) or (
+                tenant is not None
+                and (
+                    (of_tenants[tenant] > taken and of_tenants[tenant] + size > _OF_ONE)
+                    or (of_tenants.total() > taken and of_tenants.total() + size > _OF_TENANTS)
+                )
+            ):
                 raise Problem(
                     Kind.OVERLOADED,
                     "too many bytes of events are under way: send it again soon",
@@ -214,11 +241,17 @@ class Frame:
                 )
             taken += size
             self._bodies += size
+            if tenant is not None:
+                of_tenants[tenant] += size
 
         try:
             yield take
         finally:
             self._bodies -= taken
+            if tenant is not None and taken:
+                self._of_tenants[tenant] -= taken
+                if not self._of_tenants[tenant]:
+                    del self._of_tenants[tenant]
 
     def admit(
         self, allowed: Audience, request: web.Request, needs: Capability | None = None
@@ -232,7 +265,7 @@ class Frame:
         authorization = request.headers.getall("Authorization", [])
         if len(authorization) > 1:
             raise Problem(Kind.MALFORMED, "there is more than one Authorization header")
-        source = request.remote or ""
+        source = request[CALLER]
         try:
             principal = access.authenticate(authorization[0] if authorization else None, source)
         except Unauthenticated as error:
@@ -247,6 +280,7 @@ class Frame:
             raise Problem(
                 Kind.TOO_MANY_WRONG_KEYS, str(error), headers=_retry_after(error.retry_after)
             ) from error
+        request.app[GUARD].count_key(f"{principal.id} {principal.name}")
         if allowed is Audience.OPERATOR and principal.scope != "operator":
             raise Problem(Kind.FORBIDDEN, "this takes an operator's key; this one is a tenant's")
         if needs is not None and needs not in principal.capabilities:
@@ -260,7 +294,7 @@ class Frame:
     async def _body(self, route: Route, request: web.Request, take: Callable[[int], None]) -> tuple[Any, Any]:
         wanted = route.body
         limit = BODY_LIMIT if wanted is None or not wanted.many else self._events_limit
-        body = await read_body(request, limit, BODY_TIMEOUT, take)
+        body = await read_body(request, limit, BODY, take)
         if wanted is None:
             if body.strip() not in (b"", b"{}"):
                 raise Problem(Kind.MALFORMED, "there is a body, and this takes none: leave it out")
@@ -478,7 +512,7 @@ def _auditor(request: web.Request, principal: Principal | None) -> Callable[...,
             principal_name=None if principal is None else principal.name,
             scope=None if principal is None else principal.scope,
             tenant=None if principal is None else principal.tenant,
-            remote=request.remote,
+            remote=request[CALLER],
             request_id=request[REQUEST_ID],
             **more,
         )

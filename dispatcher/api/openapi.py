@@ -271,6 +271,7 @@ def _problems(route: Route, references: dict[_Reference, Any]) -> dict[str, Any]
         Kind.UNAVAILABLE,
         *route.problems,
     }
+    kinds.add(Kind.TOO_MANY_REQUESTS)
     if route.allowed is not Audience.PUBLIC:
         kinds |= {Kind.UNAUTHENTICATED, Kind.TOO_MANY_WRONG_KEYS}
     if route.allowed is Audience.OPERATOR or route.needs is not None:

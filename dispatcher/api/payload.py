@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn
 import orjson
 from aiohttp import web
 
+from dispatcher.api.limits import MinimumRate
 from dispatcher.api.problems import Kind, Problem, invalid
 from dispatcher.core.flaws import Flaw
 
@@ -37,8 +38,10 @@ _ESCAPED_COLON: Final = re.compile(rb"\\u003[aA]")
 _I64: Final = range(-(1 << 63), 1 << 63)
 
 
-async def read_body(request: web.Request, limit: int, timeout: float, take: Callable[[int], None]) -> bytes:
-    """The whole body, of at most `limit` bytes, within `timeout` seconds. Raises Problem, or what `take` raises.
+async def read_body(
+    request: web.Request, limit: int, pace: MinimumRate, take: Callable[[int], None]
+) -> bytes:
+    """The whole body, of at most `limit` bytes, as fast as `pace` demands. Raises Problem, or what `take` raises.
 
     `take` is told of each part how many bytes there are.
     """
@@ -49,16 +52,22 @@ async def read_body(request: web.Request, limit: int, timeout: float, take: Call
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     body = bytearray()
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + pace.grace
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout_at(deadline) as limited:
             while chunk := await request.content.readany():
                 take(len(chunk))
                 body += chunk
                 if len(body) > limit:
                     raise _too_large(limit)
+                deadline = pace.deadline(deadline, len(chunk), clock())
+                limited.reschedule(deadline)
     except TimeoutError:
         raise Problem(
-            Kind.TOO_SLOW, f"the body was not there within {timeout:g} s", headers={"Connection": "close"}
+            Kind.TOO_SLOW,
+            f"the body comes more slowly than {pace.rate:g} bytes a second for {pace.grace:g} s",
+            headers={"Connection": "close"},
         ) from None
     return bytes(body)
 

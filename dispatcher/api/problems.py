@@ -39,6 +39,7 @@ class Kind(Enum):
     UNSUPPORTED_MEDIA_TYPE = _Meaning(415, "This address doesn't take that content type")
     INVALID = _Meaning(422, "Some fields are wrong")
     TOO_MANY_WRONG_KEYS = _Meaning(429, "Too many wrong keys")
+    TOO_MANY_REQUESTS = _Meaning(429, "Too many requests")
     OVERLOADED = _Meaning(429, "Too much at once")
     INTERNAL = _Meaning(500, "The dispatcher failed")
     UNAVAILABLE = _Meaning(503, "Not possible just now")

@@ -3,31 +3,39 @@
 aiohttp serves it. Nothing here is on the delivery path; a scrape costs the loop one collection of plain integers,
 some milliseconds.
 
-The cost of a client is bounded: a connection that sends nothing is closed after `_IDLE`, a body has a size and a
-time (`frame.py`), bodies are never decompressed, and aiohttp bounds the head.
+The cost of a client is bounded: connections, requests and slow senders by `admission.py` and `limits.py`, a connection that sends
+nothing by `_IDLE`, a body's size by `frame.py`, the head's by aiohttp. Bodies are never decompressed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
+import resource
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dispatcher.__about__ import __version__
+from dispatcher.api.admission import GUARD, REFUSALS, Admission
 from dispatcher.api.docs import Docs
 from dispatcher.api.frame import REQUEST_ID, Frame, Handler, json_response, problem_documents
+from dispatcher.api.limits import ApiLimits, ConnectionLimit, RequestLimit, TrustedProxies, connections_within
 from dispatcher.api.route import Audience, Services
 from dispatcher.api.table import ROUTES
+
+log = structlog.get_logger(__name__)
 
 Problems = Callable[[], Sequence[str]]
 
 _SERVER = f"dispatcher/{__version__}"
+_BACKLOG: Final = 128
 _IDLE: Final = 75.0  # seconds; longer than the idle timeout of common reverse proxies
 
 
@@ -40,6 +48,25 @@ class _NotTheirs(logging.Filter):
 
 
 _NOT_THEIRS: Final = _NotTheirs()
+
+
+def _guard(limits: ApiLimits) -> Admission:
+    clock = asyncio.get_running_loop().time
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    total = connections_within(limits.max_connections, descriptors)
+    if total < limits.max_connections:
+        log.warning(
+            "the API takes fewer connections than http.max_connections: deliveries need the file descriptors; raise the limit (ulimit -n)",
+            connections=total,
+            max_connections=limits.max_connections,
+            descriptors=descriptors,
+        )
+    return Admission(
+        ConnectionLimit(total, limits.max_connections_per_address),
+        RequestLimit(limits.requests_per_address, clock),
+        RequestLimit(limits.requests_per_key, clock),
+        TrustedProxies(limits.trusted_proxies),
+    )
 
 
 class CannotListen(Exception):
@@ -59,8 +86,12 @@ class ApiServer:
         *,
         warnings: Problems = tuple,
         events_limit: int = 4 << 20,
+        limits: ApiLimits | None = None,
     ) -> None:
         """Without `services` there is no API, only health and metrics. `events_limit` in bytes."""
+        self._limits = ApiLimits() if limits is None else limits
+        self._guard: Admission | None = None
+        self._listening: asyncio.Server | None = None
         self._warnings = warnings
         self._host = host
         self._port = port
@@ -81,6 +112,8 @@ class ApiServer:
         app.on_response_prepare.append(_complete)
         logger = logging.getLogger("dispatcher.api")
         logger.addFilter(_NOT_THEIRS)
+        self._guard = guard = _guard(self._limits)
+        app[GUARD] = guard
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -90,9 +123,12 @@ class ApiServer:
             auto_decompress=False,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
+        server = self._runner.server
+        assert server is not None  # noqa: S101 - `setup` has made it
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(
+                guard.protocol(server), self._host, self._port, backlog=_BACKLOG
+            )
         except OSError as error:
             await self.stop()
             hint = "; another process listens there" if error.errno == errno.EADDRINUSE else ""
@@ -100,14 +136,24 @@ class ApiServer:
                 f"can't listen on {self._host}:{self._port}: {error.strerror or error}{hint} "
                 "(settings http.host and http.port)"
             ) from error
-        port: int = self._runner.addresses[0][1]
+        port: int = self._listening.sockets[0].getsockname()[1]
         return port
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How often callers were refused, by bound."""
+        return dict.fromkeys(REFUSALS, 0) if self._guard is None else self._guard.refused
 
     async def stop(self) -> None:
         """Stop listening; answers under way are finished."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        if self._guard is not None:
+            self._guard.close()
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """The loop turns: that this answers at all is the answer."""

@@ -153,6 +153,10 @@ class TopicsSettings(SettingsGroup):
 class HttpSettings(SettingsGroup):
     host: HostName = "127.0.0.1"
     port: Annotated[Int, Field(ge=0, le=65535)] = 8080
+    trusted_proxies: Networks = ()
+    max_connections: Annotated[Int, Field(ge=10, le=1_000_000)] = 1000
+    max_connections_per_address: Annotated[Int, Field(ge=1, le=1_000_000)] = 256
+    requests_per_second: Annotated[Int, Field(ge=1, le=1_000_000)] = 1000
 
     @property
     def loopback(self) -> bool:
@@ -168,6 +172,7 @@ class HttpSettings(SettingsGroup):
 class ApiSettings(SettingsGroup):
     keys: Annotated[tuple[ApiKeyText, ...], Listed, Unique] = ()
     wrong_keys_per_minute: Annotated[Int, Field(ge=1, le=1_000_000)] = 20
+    requests_per_second: Annotated[Int, Field(ge=1, le=1_000_000)] = 1000
     egress_addresses: Networks = ()
     origin: OriginName | None = None
     event_types: Literal["open", "catalogued"] = "open"

@@ -109,6 +109,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "dead_letters_total": (("reason",), "Records written to the dead-letter topic."),
     "connections_opened_total": ((), "Connections to endpoints opened."),
+    "api_refused_total": (("why",), "Callers of the API that were refused: the bound that they met."),
     "attempt_records_total": (
         ("result",),
         "Records for the attempt log: written, or dropped because the broker did not take them in time.",
@@ -181,6 +182,13 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     "events_published_total": (("published",), ("duplicate",), ("refused",), ("failed",)),
     "operational_events_total": (("published",), ("dropped",)),
     "validations_total": (("passed",), ("refused",)),
+    "api_refused_total": (
+        ("connections",),
+        ("connections_of_address",),
+        ("slow_head",),
+        ("requests_of_address",),
+        ("requests_of_key",),
+    ),
 }
 
 _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {

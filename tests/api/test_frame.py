@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from dispatcher.api import frame
+from dispatcher.api.limits import MinimumRate
 from dispatcher.api.route import BODY_LIMIT, Audience, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.control.errors import Unavailable
@@ -109,7 +110,7 @@ async def test_a_body_has_a_size_and_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         headers = {"Content-Type": "application/json"}
         endless = await call("POST", "/v1/subscriptions", data=chunks(4, 0), headers=headers)
         problem(endless, 413, "too-large")
-        monkeypatch.setattr(frame, "BODY_TIMEOUT", 0.1)
+        monkeypatch.setattr(frame, "BODY", MinimumRate(0.1, 8192.0))
         slow = await call("POST", "/v1/subscriptions", data=chunks(2, 1.0), headers=headers)
         problem(slow, 408, "too-slow")
         assert slow.headers["Connection"] == "close"

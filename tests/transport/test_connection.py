@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
@@ -397,6 +399,20 @@ def test_an_echo_of_the_request_is_not_shown_since_it_holds_secrets() -> None:
     assert result.reason is Reason.PROTOCOL_ERROR
     assert "our own request" in result.detail
     assert "s3cret" not in result.detail
+
+
+def test_a_compressed_body_is_kept_as_it_came() -> None:
+    """A bomb of a gigabyte is a megabyte here: nothing undoes what an endpoint has compressed."""
+    bomb = zlib.compress(bytes(1 << 20))
+    for encoding in (b"gzip", b"deflate", b"br", b"zstd"):
+        wire = Wire()
+        wire.receive(
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (encoding, len(bomb), bomb)
+        )
+        (result,) = wire.told
+        assert isinstance(result, Response)
+        assert result.body == bomb[:KEPT_BODY]
 
 
 # -- Time
