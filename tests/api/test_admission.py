@@ -234,7 +234,11 @@ async def test_a_tenant_s_key_has_a_share_of_the_room_for_bodies(monkeypatch: py
     async with serving(KEY, events_limit=10_000) as (call, _):
         keys = []
         for tenant in ("acme", "globex"):
-            made = await call("POST", "/v1/keys", {"name": "a", "scope": "tenant", "tenant": tenant})
+            made = await call(
+                "POST",
+                "/v1/keys",
+                {"name": "a", "scope": "tenant", "tenant": tenant, "capabilities": ["publish"]},
+            )
             keys.append(made.json["secret"])
         first, second = map(call.using, keys)
         hold, begun = asyncio.Event(), asyncio.Event()
