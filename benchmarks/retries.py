@@ -28,7 +28,7 @@ from benchmarks.harness import CORES, Nginx, Section, Table, Usage, mib, on_core
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.core.event.decode import JSON_HEAD, Event
-from dispatcher.core.retry.records import Place, delivery_headers
+from dispatcher.core.retry.records import Source, delivery_headers
 from dispatcher.settings.groups import KafkaSettings
 
 PENDING: Final = 1_000_000
@@ -50,7 +50,7 @@ def _retry(number: int, due: float, tier: str, name: str, prefix: str = _PREFIX)
     turn = number % len(HOSTS)
     event = Event(f"{name}_{number}", "ping", f"tenant-{turn}", b'{"n":%d}' % number, 1, JSON_HEAD, None)
     headers = delivery_headers(
-        event, f"sub_{turn}", Place("bench-events", 0, number), attempt=1, first_attempt_ms=1,
+        event, f"sub_{turn}", Source("bench-events", 0, number), attempt=1, first_attempt_ms=1,
         last_result="status 503", reason="retry", due=due,
     )  # fmt: skip
     # Evenly over the partitions: eight keys would leave some of them empty.

@@ -50,7 +50,7 @@ TOGGLES: Final = (
         (Edit("delivery/sending.py", "        _prefetch(owed)\n", ""),),
     ),
     Toggle(
-        "attempts are kept four at a time (`Vitals._fresh0-2`)",
+        "attempts are kept four at a time (`EndpointHealth._fresh0-2`)",
         "subscriptions",
         (
             Edit(

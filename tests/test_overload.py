@@ -278,7 +278,7 @@ def traces() -> Counter[str]:
     """What there is in memory of endpoints."""
     gc.collect()
     names = Counter(type(each).__name__ for each in gc.get_objects())
-    return Counter({name: names[name] for name in ("Lane", "Share", "Trouble", "Breaker", "Pace")})
+    return Counter({name: names[name] for name in ("Lane", "Share", "Backpressure", "Breaker", "Throughput")})
 
 
 @pytest.mark.parametrize("hosts", [1000, pytest.param(10_000, marks=LONG)])

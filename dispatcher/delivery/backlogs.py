@@ -28,29 +28,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final
 
 import structlog
 
-from dispatcher.broker.base import BrokerError, Message, Record, Stretch, TopicPartition, UnreadableBatch
+from dispatcher.broker.base import BrokerError, Record, TopicPartition, UnreadableBatch
 from dispatcher.core.commit.parked import REFILL, Backlog, ParkedTracker
 from dispatcher.core.retry.policy import RETRY_AFTER_CAP
-from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, read_letter
+from dispatcher.core.retry.records import UNREADABLE, RetryRecord
 from dispatcher.core.retry.tiers import left_of
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.delivery.membership import Membership
 from dispatcher.delivery.outbox import Outbox
+from dispatcher.delivery.parked_reader import (
+    ParkedHost,
+    ParkedReader,
+    ReadFrom,
+    ReadOne,
+    ServedPartition,
+    Start,
+    milliseconds,
+)
 from dispatcher.delivery.parking import SINCE
+from dispatcher.delivery.renewal import Renewal
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 _PORTION: Final = 500  # parked ones read at a time
-_PORTION_BYTES: Final = 1 << 20
-_GAP: Final = 50  # records between two wanted ones that are rather read than left out
 _SLICE: Final = 32  # deliveries handed over between two turns of the loop
 _RATE_OVER: Final = 0.25  # seconds that a rate is measured over
 _AGAIN: Final = 0.25  # seconds until another look at what was given back
@@ -59,81 +67,9 @@ _STUCK: Final = 30.0  # likewise where they can't be unpacked
 _KEPT: Final = 60.0  # seconds between two looks at what is kept: whether it was for too long
 _WATCH: Final = 0.5  # seconds between two looks whether subscriptions have changed
 _SWEPT: Final = 1000  # backlogs looked at between two turns of the loop
-_RENEWED: Final = 200  # records of a partition that are written anew at a time
-_LONG: Final = (
-    100_000  # offsets between the oldest and the newest, of which few are owed, that are worth renewing for
-)
-_FEW: Final = 4  # so many times as many as are owed
 _MARK: Final = 1000  # records between two whose time is noted
 
 _READY: Final = "ready"
-
-ReadFrom = Callable[[TopicPartition, int, int, int], Awaitable[Stretch]]
-ReadOne = Callable[[TopicPartition, int], Awaitable[Record | None]]
-Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
-
-
-class Appetite(NamedTuple):
-    """What a subscription can take of what is parked for it."""
-
-    most: int
-    """So many at a time; 0 for none now."""
-    again: float
-    """Where it takes none: when to ask again, in seconds of the loop."""
-    kept: str | None
-    """Why it takes nothing until its status changes; None if it isn't that."""
-    room: int = 1 << 30
-    """So many at once."""
-
-
-class ParkedHost(Protocol):
-    """Who delivers what was parked (`returning.py`)."""
-
-    def appetite(self, subscription_id: str, since: float, rate: float) -> Appetite:
-        """How many of a subscription may be with its lane."""
-
-    def state_of(self, subscription_id: str) -> object:
-        """Something that is another one when the subscription has become deliverable, or is no more."""
-
-    def take_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
-        """Deliver it, settle its offset, or give it back to the tracker."""
-
-    def expire_parked(self, letter: Letter, tracker: ParkedTracker, offset: int) -> None:
-        """It was kept for long enough; settle its offset."""
-
-    def refuse(self, record: Record, tracker: ParkedTracker, reason: str, detail: str) -> None:
-        """Nobody can read it: to the dead letters with it, then settle the offset."""
-
-
-class _Served:
-    """A partition that is this process's."""
-
-    __slots__ = (
-        "marks",
-        "partition",
-        "ready",
-        "refilling",
-        "renewing",
-        "some",
-        "states",
-        "stuck",
-        "task",
-        "tracker",
-    )
-
-    def __init__(self, partition: TopicPartition, tracker: ParkedTracker) -> None:
-        self.partition = partition
-        self.tracker = tracker
-        self.ready: deque[Backlog] = deque()
-        self.some = asyncio.Event()
-        self.states: dict[Backlog, object] = {}  # what the host said of each when it was last looked at
-        self.marks: deque[tuple[int, float]] = (
-            deque()
-        )  # of every so-manieth record its offset and when it was written
-        self.renewing = 0
-        self.refilling = False
-        self.stuck: UnreadableBatch | None = None  # was readable when it was noted, and isn't any more
-        self.task: asyncio.Task[None] | None = None
 
 
 class Backlogs:
@@ -159,20 +95,15 @@ class Backlogs:
         self.topic = topic
         self._membership = membership
         self._host = host
-        self._outbox = outbox
-        self._metrics = metrics
         self._timers = timers
-        self._read_from = read_from
-        self._read_one = read
         self._start = start
+        self._reader = ParkedReader(host, metrics, read_from=read_from, read=read, start=start)
+        self._renewal = Renewal(topic, self._reader, outbox, start=start, renew_after=renew_after, wall=wall)
         self._keeps = keeps
-        self._renew_after = renew_after
         self._wall = wall
         self._clock = asyncio.get_running_loop().time
-        self._served: dict[TopicPartition, _Served] = {}
+        self._served: dict[TopicPartition, ServedPartition] = {}
         self._stopped = False
-
-    # For metrics.
 
     def parked(self) -> dict[tuple[str, ...], float]:
         """How many are parked in the partitions of this process, by why."""
@@ -185,8 +116,6 @@ class Backlogs:
     def waiting(self) -> dict[tuple[str, ...], int]:
         """The same by topic and partition."""
         return {(p.topic, str(p.partition)): len(served.tracker) for p, served in self._served.items()}
-
-    # Batches that can't be unpacked: as a consumer has it.
 
     def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
         """Where a backlog stands still, since what it is to send can't be unpacked any more. Others of the partition go on."""
@@ -204,17 +133,6 @@ class Backlogs:
         for backlog in served.tracker.backlogs.values():
             self._wake(served, backlog)
 
-    def _stand_still(self, served: _Served, error: UnreadableBatch) -> None:
-        if served.stuck is None or served.stuck.first != error.first:
-            log.error(
-                "what is parked can't be unpacked",
-                topic=served.partition.topic,
-                partition=served.partition.partition,
-                error=str(error),
-                hint="/readyz says how to give it up",
-            )
-        served.stuck = error
-
     # Reading in order: where is what?
 
     def reassigned(self) -> None:
@@ -230,13 +148,13 @@ class Backlogs:
         for partition, tracker in trackers.items():
             tracker.share(len(trackers))
             if partition not in self._served:
-                served = self._served[partition] = _Served(partition, tracker)
+                served = self._served[partition] = ServedPartition(partition, tracker)
                 tracker.freed = partial(self._freed, served)
                 served.task = self._start(
                     self._serve(served), f"parked {partition.topic}-{partition.partition}"
                 )
 
-    def _give_up(self, served: _Served) -> None:
+    def _give_up(self, served: ServedPartition) -> None:
         del self._served[served.partition]
         served.tracker.freed = None
         for backlog in served.tracker.backlogs.values():
@@ -267,17 +185,15 @@ class Backlogs:
                 continue
             headers = dict(record.headers)
             reason = (headers.get("reason") or b"").decode(errors="replace")
-            since = _milliseconds(headers.get(SINCE), record.timestamp)
+            since = milliseconds(headers.get(SINCE), record.timestamp)
             backlog = tracker.note(offset, key.decode(), min(since // 1000, (1 << 32) - 1), reason)
             if reason == "retry_after":
-                wait = left_of(record.timestamp / 1000, _milliseconds(headers.get("due_ms"), 0) / 1000, unix)
+                wait = left_of(record.timestamp / 1000, milliseconds(headers.get("due_ms"), 0) / 1000, unix)
                 backlog.asked_until = max(backlog.asked_until, now + min(wait, RETRY_AFTER_CAP))
             if backlog.waiting is None and not backlog.taken:
                 self._wake(served, backlog)
 
-    # Who is next.
-
-    def _wake(self, served: _Served, backlog: Backlog) -> None:
+    def _wake(self, served: ServedPartition, backlog: Backlog) -> None:
         if backlog.waiting is _READY:
             return
         if isinstance(backlog.waiting, Entry):
@@ -286,15 +202,15 @@ class Backlogs:
         served.ready.append(backlog)
         served.some.set()
 
-    def _sleep(self, served: _Served, backlog: Backlog, until: float) -> None:
+    def _sleep(self, served: ServedPartition, backlog: Backlog, until: float) -> None:
         entry: Entry[Callback] = self._timers.at(until, partial(self._slept, served, backlog))
         backlog.waiting = entry
 
-    def _slept(self, served: _Served, backlog: Backlog) -> None:
+    def _slept(self, served: ServedPartition, backlog: Backlog) -> None:
         backlog.waiting = None
         self._wake(served, backlog)
 
-    def _freed(self, served: _Served, backlog: Backlog, given_back: bool) -> None:
+    def _freed(self, served: ServedPartition, backlog: Backlog, given_back: bool) -> None:
         if backlog.waiting is not None:
             return
         if given_back:
@@ -312,9 +228,9 @@ class Backlogs:
             await asyncio.sleep(_WATCH)
             for served in list(self._served.values()):
                 await self._notice(served)
-                self._look_after_age(served)
+                self._renewal.look_after(served)
 
-    async def _notice(self, served: _Served) -> None:
+    async def _notice(self, served: ServedPartition) -> None:
         """Wake those whose subscription has changed."""
         state_of = self._host.state_of
         for number, (backlog, state) in enumerate(list(served.states.items()), 1):
@@ -323,7 +239,7 @@ class Backlogs:
             if number % _SWEPT == 0:
                 await asyncio.sleep(0)
 
-    async def _serve(self, served: _Served) -> None:
+    async def _serve(self, served: ServedPartition) -> None:
         """Hand over what is parked in one partition, until it is somebody else's."""
         while not served.tracker.lost and self._served.get(served.partition) is served:
             await served.some.wait()
@@ -333,7 +249,7 @@ class Backlogs:
                 backlog.waiting = None
                 await self._look(served, backlog)
 
-    async def _look(self, served: _Served, backlog: Backlog) -> None:
+    async def _look(self, served: ServedPartition, backlog: Backlog) -> None:
         if self._stopped:
             return
         now = self._clock()
@@ -344,7 +260,7 @@ class Backlogs:
             backlog.looked = now
         tracker = served.tracker
         if backlog.more_from is not None and not len(backlog):
-            self._start_refill(served, backlog)
+            self._reader.start_refill(served, backlog)
         oldest = backlog.oldest
         if oldest is None:
             if backlog.over and tracker.backlogs.get(backlog.id) is backlog:
@@ -368,7 +284,7 @@ class Backlogs:
             self._sleep(served, backlog, backlog.asked_until)
             return
         if most and backlog.more_from is not None and len(backlog) < REFILL:
-            self._start_refill(served, backlog)
+            self._reader.start_refill(served, backlog)
         backlog.window = most
         count = min(most - len(backlog.taken), appetite.room, _PORTION)
         if count <= 0:
@@ -383,13 +299,13 @@ class Backlogs:
         elif 2 * len(backlog.taken) <= most:
             self._wake(served, backlog)
 
-    async def _expire(self, served: _Served, backlog: Backlog, unix: float) -> None:
+    async def _expire(self, served: ServedPartition, backlog: Backlog, unix: float) -> None:
         """Drop the oldest of what is kept, as far as it was kept for long enough."""
         before = len(served.tracker)
 
-        def expire(letter: Letter, tracker: ParkedTracker, offset: int) -> None:
+        def expire(retry: RetryRecord, tracker: ParkedTracker, offset: int) -> None:
             if backlog.taken.get(offset, 0) + self._keeps <= unix:
-                self._host.expire_parked(letter, tracker, offset)
+                self._host.expire_parked(retry, tracker, offset)
             else:
                 tracker.give_back(offset)
 
@@ -407,10 +323,10 @@ class Backlogs:
 
     async def _hand_over(
         self,
-        served: _Served,
+        served: ServedPartition,
         backlog: Backlog,
         count: int,
-        take: Callable[[Letter, ParkedTracker, int], None],
+        take: Callable[[RetryRecord, ParkedTracker, int], None],
     ) -> int:
         """Read the oldest, at most so many, and hand each to `take`; how many. Where the broker can't be read, wait a little."""
         tracker = served.tracker
@@ -419,7 +335,7 @@ class Backlogs:
         left: deque[int] = deque()  # of a run that was read
         try:
             while offsets:
-                run, records = await self._read(served.partition, offsets)
+                run, records = await self._reader.read(served.partition, offsets)
                 left = run
                 stuck = served.stuck
                 if stuck is not None and run and run[0] <= stuck.last and run[-1] >= stuck.first:
@@ -432,14 +348,14 @@ class Backlogs:
                         continue
                     record = records.get(offset)
                     if record is None:
-                        self._gone(served, offset)
+                        self._reader.gone(served, offset)
                         continue
-                    await self._take(record, tracker, take)
+                    await self._reader.take(record, tracker, take)
                     handed += 1
                     if handed % _SLICE == 0:
                         await asyncio.sleep(0)
         except UnreadableBatch as error:
-            self._stand_still(served, error)
+            served.stand_still(error)
             self._sleep(served, backlog, self._clock() + _STUCK)
         except BrokerError as error:
             log.warning(
@@ -454,166 +370,3 @@ class Backlogs:
                 for offset in (*left, *offsets):
                     tracker.give_back(offset)
         return handed
-
-    async def _read(
-        self, partition: TopicPartition, offsets: deque[int]
-    ) -> tuple[deque[int], dict[int, Record]]:
-        """The next of the wanted offsets that stand near to each other, taken out of `offsets`, with their records."""
-        first = last = offsets[0]
-        wanted = 0
-        for offset in offsets:
-            if offset - last > _GAP:
-                break
-            last = offset
-            wanted += 1
-        size = _PORTION_BYTES if wanted > 1 else 1
-        stretch = await self._read_from(partition, first, min(last - first + 1, 2 * _PORTION), size)
-        # What is not there although reading has gone past it was deleted.
-        reached = max(stretch.next, first + 1) if stretch.records or stretch.next > first else last + 1
-        run: deque[int] = deque()
-        while offsets and offsets[0] < reached and len(run) < wanted:
-            run.append(offsets.popleft())
-        return run, {record.offset: record for record in stretch.records}
-
-    async def _take(
-        self, record: Record, tracker: ParkedTracker, take: Callable[[Letter, ParkedTracker, int], None]
-    ) -> None:
-        offset = record.offset
-        try:
-            letter = read_letter(record)
-            if letter.omitted:
-                letter = await self._restored(letter)
-        except InvalidLetter as error:
-            self._host.refuse(record, tracker, UNREADABLE, str(error))
-            return
-        if not tracker.lost:
-            take(letter, tracker, offset)
-
-    async def _restored(self, letter: Letter) -> Letter:
-        """The letter with its event's body, which was too large for the topic."""
-        topic, partition, offset = letter.place
-        try:
-            origin = await self._read_one(TopicPartition(topic, partition), offset)
-        except UnreadableBatch as error:
-            raise InvalidLetter(
-                f"the value was too large for the topic, and of its origin {error}"
-            ) from error
-        if origin is None or origin.value is None:
-            raise InvalidLetter("the value was too large for the topic, and its origin has been deleted")
-        return letter.with_body(origin.value)
-
-    def _gone(self, served: _Served, offset: int) -> None:
-        """Retention, or somebody, has deleted the record."""
-        self._metrics.deliveries["dropped_record_gone"] += 1
-        log.error(
-            "a parked delivery is lost: its record has been deleted from the topic",
-            topic=served.partition.topic,
-            partition=served.partition.partition,
-            offset=offset,
-            hint="raise the topic's retention.ms, and set its retention.bytes to -1",
-        )
-        served.tracker.settle(offset)
-
-    def _start_refill(self, served: _Served, backlog: Backlog) -> None:
-        if not served.refilling:
-            served.refilling = True
-            self._start(self._refill(served, backlog), f"refill {served.partition}")
-
-    async def _refill(self, served: _Served, backlog: Backlog) -> None:
-        """Read the partition again from where notes of this one are missing, until it has enough of them."""
-        tracker = served.tracker
-        try:
-            while not tracker.lost and len(backlog) < 2 * REFILL and (at := backlog.more_from) is not None:
-                if at >= tracker.next:
-                    backlog.more_from = None
-                    break
-                stretch = await self._read_from(served.partition, at, 2 * _PORTION, _PORTION_BYTES)
-                if backlog.more_from != at:
-                    break  # it has lost more of them meanwhile
-                end = min(max(stretch.next, at + 1), tracker.next)
-                for record in stretch.records:
-                    key = record.key
-                    if at <= record.offset < end and key is not None and key == backlog.id.encode():
-                        since = _milliseconds(dict(record.headers).get(SINCE), record.timestamp) // 1000
-                        tracker.renote(backlog, record.offset, min(since, (1 << 32) - 1))
-                backlog.more_from = end
-                await asyncio.sleep(0)
-        except UnreadableBatch as error:
-            self._stand_still(served, error)
-            await asyncio.sleep(_AWAY)
-        except BrokerError as error:
-            log.warning("what is parked can't be read, trying again", error=str(error))
-            await asyncio.sleep(_AWAY)
-        finally:
-            served.refilling = False
-
-    # Renewing.
-
-    def _look_after_age(self, served: _Served) -> None:
-        """Have the oldest written anew where that is needed."""
-        tracker = served.tracker
-        lowest = tracker.committable
-        marks = served.marks
-        while len(marks) > 1 and marks[1][0] <= lowest:
-            marks.popleft()
-        if served.renewing or not len(tracker):
-            return
-        old = bool(marks) and self._is_old(marks[0][1])
-        stretch = tracker.next - lowest
-        if not old and (stretch < _LONG or stretch < _FEW * len(tracker)):
-            return
-        offsets = tracker.renew(_RENEWED)
-        if offsets:
-            served.renewing = len(offsets)
-            self._start(self._renew(served, deque(offsets), old=old), f"renew {served.partition}")
-
-    def _is_old(self, written: float) -> bool:
-        return self._wall() - written > self._renew_after
-
-    async def _renew(self, served: _Served, offsets: deque[int], *, old: bool) -> None:
-        tracker = served.tracker
-
-        def written(offset: int) -> None:
-            served.renewing -= 1
-            tracker.settle(offset)
-
-        try:
-            while offsets and not tracker.lost:
-                run, records = await self._read(served.partition, offsets)
-                for offset in run:
-                    record = records.get(offset)
-                    if record is None:
-                        served.renewing -= 1
-                        self._gone(served, offset)
-                        continue
-                    if old and not self._is_old(record.timestamp / 1000):
-                        if served.marks and served.marks[0][0] <= offset:
-                            served.marks[0] = (offset, record.timestamp / 1000)
-                        served.renewing -= 1
-                        tracker.keep(offset)
-                        continue
-                    if record.key is not None:
-                        backlog = tracker.backlogs.get(record.key.decode(errors="replace"))
-                        if backlog is not None:
-                            backlog.drop(offset)
-                    headers = [(name, value) for name, value in record.headers if value is not None]
-                    if all(name != SINCE for name, _ in headers):
-                        headers.append((SINCE, b"%d" % record.timestamp))
-                    message = Message(
-                        self.topic, record.value, record.key, headers, timestamp_ms=int(self._wall() * 1000)
-                    )
-                    self._outbox.put(message, partial(written, offset))
-        except UnreadableBatch as error:
-            self._stand_still(served, error)
-            await asyncio.sleep(_AWAY)
-        except BrokerError as error:
-            log.warning("what is parked can't be read, trying again", error=str(error))
-        finally:
-            served.renewing -= len(offsets)
-            for offset in offsets:
-                tracker.keep(offset)
-
-
-def _milliseconds(raw: bytes | None, otherwise: int) -> int:
-    """A header's number; what isn't one is as good as not there."""
-    return int(raw) if raw is not None and len(raw) <= 15 and raw.isdigit() else max(0, otherwise)

@@ -18,7 +18,7 @@ from dispatcher.core.endpoint.lane import Lane, Share
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Result
 from dispatcher.core.request.urls import Target
-from dispatcher.core.retry.records import FIRST_GENERATION, Headers, History, Place, delivery_headers
+from dispatcher.core.retry.records import FIRST_GENERATION, Headers, History, Source, delivery_headers
 from dispatcher.core.subscription.model import Subscription
 from dispatcher.transport.pool import Pool
 
@@ -107,7 +107,7 @@ class Delivery:
         self.serial = serial
         self.tracker = tracker
         self.offset = offset
-        self.event_source: Place | None = None  # where the event was read, if not at the tracker's offset
+        self.event_source: Source | None = None  # where the event was read, if not at the tracker's offset
         self.attempt = 0
         self.generation = FIRST_GENERATION
         self.replay: str | None = None  # the id of the replay that it belongs to

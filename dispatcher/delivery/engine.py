@@ -37,6 +37,7 @@ from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.commit_notes import READ_LIMIT, notes_topic
 from dispatcher.delivery.consuming import Consuming
+from dispatcher.delivery.endpoints import Endpoints
 from dispatcher.delivery.holding import Holding
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.membership import Membership
@@ -44,6 +45,7 @@ from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.outcome import Outcomes
 from dispatcher.delivery.parking import Parking, parked_retention, parked_topic
 from dispatcher.delivery.rebalancing import Rebalancing
+from dispatcher.delivery.reporting import report
 from dispatcher.delivery.retry_reader import Retries
 from dispatcher.delivery.returning import Returning
 from dispatcher.delivery.sending import Sending
@@ -54,7 +56,7 @@ from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
-from dispatcher.telemetry.metrics import Labels, Metrics
+from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
@@ -67,6 +69,7 @@ _MEASURE: Final = 0.5  # seconds between two measurements of how fast lanes are
 _LAG_INTERVAL: Final = 0.1
 
 
+# Long: it builds every room of the data path, in the order in which they need each other.
 class Engine:
     """The data path of one process."""
 
@@ -131,17 +134,19 @@ class Engine:
             wall=wall,
         )
         self._lanes = Lanes(settings, self._settlement, self._parking, self._holding, clock=clock)
+        self._endpoints = Endpoints(
+            settings, registry=registry, lanes=self._lanes, chance=chance, clock=clock, wall=wall
+        )
         self._outcomes = Outcomes(
             settings,
             registry=registry,
             attempts=self._attempts,
             metrics=metrics,
-            lanes=self._lanes,
+            endpoints=self._endpoints,
             holding=self._holding,
             parking=self._parking,
             settlement=self._settlement,
             chance=chance,
-            clock=clock,
             wall=wall,
         )
         self._sending = Sending(
@@ -236,7 +241,18 @@ class Engine:
         )
         self._rebalancing.tell(self._events, self._events_assigned)
         self._rebalancing.tell(self._returning, self._retries.reassigned)
-        self._report_metrics()
+        report(
+            metrics,
+            settlement=self._settlement,
+            lanes=self._lanes,
+            holding=self._holding,
+            endpoints=self._endpoints,
+            outbox=self._outbox,
+            attempts=self._attempts,
+            memberships=(self._events, self._returning),
+            retries=self._retries,
+            backlogs=self._backlogs,
+        )
 
     # Starting, stopping, and what others may ask.
 
@@ -276,7 +292,7 @@ class Engine:
 
     def health(self, subscription_id: str) -> Health:
         """How deliveries to it go, as this process sees it; of one that it knows nothing of, nothing."""
-        return self._outcomes.health(subscription_id)
+        return self._endpoints.health(subscription_id)
 
     async def stop(self, drain: float) -> None:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
@@ -366,7 +382,7 @@ class Engine:
             await asyncio.sleep(_SWEEP)
             now = self._clock()
             self._lanes.sweep(now)
-            self._outcomes.age(now)
+            self._endpoints.age(now)
 
     async def _measure_lanes(self) -> None:
         while True:
@@ -379,45 +395,6 @@ class Engine:
             before = time.perf_counter()
             await asyncio.sleep(_LAG_INTERVAL)
             lag.observe(max(0.0, time.perf_counter() - before - _LAG_INTERVAL))
-
-    def _lag(self) -> dict[Labels, float]:
-        """Records not taken up yet: of a retry topic also those that were read and wait for their time."""
-        lag = {**self._events.lag(), **self._returning.lag()}
-        for waiting in (self._retries.waiting(), self._backlogs.waiting()):
-            for labels, count in waiting.items():
-                lag[labels] = lag.get(labels, 0.0) + count
-        return lag
-
-    def _report_metrics(self) -> None:
-        reads = self._metrics.reads
-        settlement = self._settlement
-        reads("deliveries_in_flight", lambda: settlement.in_flight)
-        reads("deliveries_in_flight_bytes", lambda: settlement.bytes)
-        reads("deliveries_queued", lambda: self._lanes.queued)
-        reads("deliveries_held", lambda: len(self._holding))
-        reads("deliveries_parked_waiting", self._backlogs.parked)
-        reads("lanes", lambda: len(self._lanes))
-        reads("breakers_open", self._outcomes.breakers_open)
-        reads("outbox_waiting", lambda: len(self._outbox))
-        reads("attempt_records_waiting", lambda: len(self._attempts))
-        reads(
-            "attempt_records_total",
-            lambda: {("written",): self._attempts.written, ("dropped",): self._attempts.dropped},
-        )
-        reads(
-            "partitions_stuck",
-            lambda: {
-                (p.topic, str(p.partition)): 1.0
-                for source in (self._events.consumer, self._returning.consumer, self._backlogs)
-                for p in source.stuck()
-            },
-        )
-        reads("consumption_paused", lambda: settlement.full)
-        reads("partition_lag", self._lag)
-        reads(
-            "partition_held_seconds",
-            lambda: {**self._events.held(), **self._returning.held()},
-        )
 
 
 def _tracker(parked: str, topic: str, partition: int, start: int, ahead: Note) -> PartitionTracker:

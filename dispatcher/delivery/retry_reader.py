@@ -37,7 +37,13 @@ from dispatcher.broker.base import (
     UnreadableRecord,
 )
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.core.retry.records import UNREADABLE, InvalidLetter, Letter, due_again, read_letter
+from dispatcher.core.retry.records import (
+    UNREADABLE,
+    InvalidRetryRecord,
+    RetryRecord,
+    due_again,
+    read_retry_record,
+)
 from dispatcher.core.retry.tiers import Tiers, comes_out, left_of
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.membership import Membership
@@ -64,7 +70,7 @@ class RetryHost(Protocol):
     def knows(self, subscription_id: str) -> bool:
         """Whether the subscription is still there: for one that was deleted nothing need wait on."""
 
-    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int, due: float) -> None:
+    def take_back(self, retry: RetryRecord, tracker: PartitionTracker, offset: int, due: float) -> None:
         """It is due (by the loop's clock) within the horizon, or past due, or not wanted; the offset owes this one delivery."""
 
     def pass_on(self, message: Message, tracker: PartitionTracker, offset: int) -> None:
@@ -76,7 +82,7 @@ class RetryHost(Protocol):
 
 class _Waiting(NamedTuple):
     record: Record
-    letter: Letter | InvalidLetter
+    retry: RetryRecord | InvalidRetryRecord
     out: float  # seconds of the loop's clock, as `due`: fixed when it is read, so that no step of the wall clock moves it
     due: float
 
@@ -139,19 +145,19 @@ class Retries:
         now = self._clock()
         unix = self._wall()
         for record in records:
-            letter: Letter | InvalidLetter
+            retry: RetryRecord | InvalidRetryRecord
             try:
                 if isinstance(record, UnreadableRecord):
-                    raise InvalidLetter(record.problem)  # noqa: TRY301 - handled like what `read_letter` raises
-                letter = read_letter(record)
-            except InvalidLetter as error:
-                letter = error
+                    raise InvalidRetryRecord(record.problem)  # noqa: TRY301 - handled like what `read_retry_record` raises
+                retry = read_retry_record(record)
+            except InvalidRetryRecord as error:
+                retry = error
                 out = due = now  # nobody waits for it
             else:
                 written = record.timestamp / 1000
-                out = now + (comes_out(tier, written, letter.due, unix) - unix)
-                due = now + left_of(written, letter.due, unix)
-            queue.append(_Waiting(record, letter, out, due))
+                out = now + (comes_out(tier, written, retry.due, unix) - unix)
+                due = now + left_of(written, retry.due, unix)
+            queue.append(_Waiting(record, retry, out, due))
         self._membership.consumer.pause([partition])
 
     async def _take_out(self) -> float:
@@ -165,7 +171,7 @@ class Retries:
             tier = self._tiers.of(partition.topic)
             while queue:
                 now = self._clock()
-                record, letter, out, due = queue[0]
+                record, retry, out, due = queue[0]
                 if not tracker.seen(record.offset):
                     if out > now:
                         pause = min(pause, max(out - now, _SHORTEST))
@@ -175,17 +181,17 @@ class Retries:
                     if not self._host.has_room():
                         pause = min(pause, _NO_ROOM)
                         break
-                    if isinstance(letter, Letter) and letter.omitted and due - now <= self._horizon:
-                        restored = await self._restored(letter)
+                    if isinstance(retry, RetryRecord) and retry.omitted and due - now <= self._horizon:
+                        restored = await self._restored(retry)
                         if self._waiting.get(partition) is not queue:
                             return 0.0  # the partitions were reassigned meanwhile
                         if restored is None:
                             pause = min(pause, _AWAY)
                             break
-                        letter = restored
+                        retry = restored
                     left -= 1
                     self._metrics.retries_due[tier.level] += 1
-                    self._release(record, letter, tracker, due - now)
+                    self._release(record, retry, tracker, due - now)
                 queue.popleft()
             else:
                 del self._waiting[partition]
@@ -193,15 +199,15 @@ class Retries:
         return pause
 
     def _release(
-        self, record: Record, letter: Letter | InvalidLetter, tracker: PartitionTracker, wait: float
+        self, record: Record, retry: RetryRecord | InvalidRetryRecord, tracker: PartitionTracker, wait: float
     ) -> None:
         """`wait` is how many seconds are left until it is due."""
         offset = record.offset
         tracker.track(offset, 1)
-        if isinstance(letter, InvalidLetter):
-            self._host.refuse(record, tracker, UNREADABLE, str(letter))
-        elif wait <= self._horizon or not self._host.knows(letter.subscription_id):
-            self._host.take_back(letter, tracker, offset, self._clock() + wait)
+        if isinstance(retry, InvalidRetryRecord):
+            self._host.refuse(record, tracker, UNREADABLE, str(retry))
+        elif wait <= self._horizon or not self._host.knows(retry.subscription_id):
+            self._host.take_back(retry, tracker, offset, self._clock() + wait)
         else:
             unix = self._wall()
             headers = due_again(record.headers, unix + wait)
@@ -217,18 +223,20 @@ class Retries:
                 offset,
             )
 
-    async def _restored(self, letter: Letter) -> Letter | InvalidLetter | None:
-        """The letter with its event's body, which was too large for the tier; None if it can't be read now."""
-        topic, partition, offset = letter.place
+    async def _restored(self, retry: RetryRecord) -> RetryRecord | InvalidRetryRecord | None:
+        """The retry with its event's body, which was too large for the tier; None if it can't be read now."""
+        topic, partition, offset = retry.source
         try:
             origin = await self._read(TopicPartition(topic, partition), offset)
         except UnreadableBatch as error:
-            return InvalidLetter(f"the value was too large for the retry topic, and at its origin {error}")
+            return InvalidRetryRecord(
+                f"the value was too large for the retry topic, and at its origin {error}"
+            )
         except BrokerError as error:
             log.warning("the origin of a retry can't be read, trying again", error=str(error))
             return None
         if origin is None or origin.value is None:
-            return InvalidLetter(
+            return InvalidRetryRecord(
                 "the value was too large for the retry topic, and its origin has been deleted"
             )
-        return letter.with_body(origin.value)
+        return retry.with_body(origin.value)

@@ -11,12 +11,12 @@ from typing import Final
 
 from dispatcher.broker.base import Message, Record
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.core.retry.records import Letter
+from dispatcher.core.retry.records import RetryRecord
 from dispatcher.core.subscription.model import EVERY_TENANT, Status
-from dispatcher.delivery.backlogs import Appetite
 from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.holding import Holding
 from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.parked_reader import Appetite
 from dispatcher.delivery.parking import keeps
 from dispatcher.delivery.sending import Sending
 from dispatcher.delivery.settlement import Settlement
@@ -29,7 +29,7 @@ _AGAIN: Final = 0.25  # seconds until a parked one is offered again where there 
 
 
 class Returning:
-    """Takes over what the readers of our own topics bring (`retry_reader.RetryHost`, `backlogs.ParkedHost`)."""
+    """Takes over what the readers of our own topics bring (`retry_reader.RetryHost`, `parked_reader.ParkedHost`)."""
 
     def __init__(
         self,
@@ -68,46 +68,46 @@ class Returning:
         subscription = self._registry.index.get(subscription_id)
         return None if subscription is None else (subscription.status, subscription.reason)
 
-    def take_back(self, letter: Letter, tracker: PartitionTracker, offset: int, due: float) -> None:
+    def take_back(self, retry: RetryRecord, tracker: PartitionTracker, offset: int, due: float) -> None:
         """A delivery has waited in the retry topics for all but the last of its wait. `due` by the loop's clock."""
-        delivery = self._taken_over(letter, tracker, offset, due)
+        delivery = self._taken_over(retry, tracker, offset, due)
         if delivery is not None:
             self._holding.hold(delivery)
 
-    def take_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+    def take_parked(self, retry: RetryRecord, tracker: PartitionTracker, offset: int) -> None:
         """A parked delivery is to go to its lane. One that can't go after all is given back to its backlog."""
         self._metrics.retries_due["parked"] += 1
         now = self._clock()
-        delivery = self._taken_over(letter, tracker, offset, now)
+        delivery = self._taken_over(retry, tracker, offset, now)
         if delivery is not None:
             self._sending.queue(delivery, now, urgent=False, parked=True)
 
     def _taken_over(
-        self, letter: Letter, tracker: PartitionTracker, offset: int, due: float
+        self, retry: RetryRecord, tracker: PartitionTracker, offset: int, due: float
     ) -> Delivery | None:
         """The delivery that a record of our own topics is; None if nobody is owed it any more."""
-        subscription = self._registry.index.get(letter.subscription_id)
-        if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):
+        subscription = self._registry.index.get(retry.subscription_id)
+        if subscription is None or subscription.tenant not in (retry.event.tenant, EVERY_TENANT):
             # Deleted, or an id that went to another tenant meanwhile.
-            self._settlement.drop_record(letter, None, tracker, offset, "deleted")
+            self._settlement.drop_record(retry, None, tracker, offset, "deleted")
             return None
-        delivery = Delivery(self._sending, letter.event, subscription, tracker, offset)
-        delivery.event_source = letter.place
-        delivery.attempt = letter.attempt
-        delivery.first_attempt_ms = letter.first_attempt_ms
-        delivery.last_result = letter.last_result
-        delivery.history = letter.history
-        delivery.parked = letter.parked
-        delivery.generation = letter.generation
-        delivery.replay = letter.replay
+        delivery = Delivery(self._sending, retry.event, subscription, tracker, offset)
+        delivery.event_source = retry.source
+        delivery.attempt = retry.attempt
+        delivery.first_attempt_ms = retry.first_attempt_ms
+        delivery.last_result = retry.last_result
+        delivery.history = retry.history
+        delivery.parked = retry.parked
+        delivery.generation = retry.generation
+        delivery.replay = retry.replay
         delivery.due = due
-        self._settlement.owe(len(letter.event.body))
+        self._settlement.owe(len(retry.event.body))
         return delivery
 
-    def expire_parked(self, letter: Letter, tracker: PartitionTracker, offset: int) -> None:
+    def expire_parked(self, retry: RetryRecord, tracker: PartitionTracker, offset: int) -> None:
         """It was kept for as long as such deliveries are kept."""
-        subscription = self._registry.index.get(letter.subscription_id)
-        self._settlement.drop_record(letter, subscription, tracker, offset, "expired_while_paused")
+        subscription = self._registry.index.get(retry.subscription_id)
+        self._settlement.drop_record(retry, subscription, tracker, offset, "expired_while_paused")
 
     def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
         """The record can't be read: to the dead-letter topic with it."""

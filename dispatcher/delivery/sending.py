@@ -20,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from dispatcher.core.endpoint.health import Vitals
+from dispatcher.core.endpoint.health import EndpointHealth
 from dispatcher.core.endpoint.lane import Share
 from dispatcher.core.request.build import build
 from dispatcher.core.request.netguard import Guard
@@ -318,12 +318,12 @@ def _prefetch(owed: Sequence[Delivery]) -> int:
     for delivery in owed:
         subscription = delivery.subscription
         lane = subscription.route
-        vitals = subscription.vitals
-        if not isinstance(lane, DeliveryRoute) or not isinstance(vitals, Vitals) or lane.in_flight:
+        health = subscription.health
+        if not isinstance(lane, DeliveryRoute) or not isinstance(health, EndpointHealth) or lane.in_flight:
             continue
         pool = lane.pool
         if pool is None:
             continue
-        touched += len(subscription.id) + vitals.prefetch() + (lane.idle_since is None)
+        touched += len(subscription.id) + health.prefetch() + (lane.idle_since is None)
         touched += subscription.request.prefetch() + pool.prefetch()
     return touched

@@ -25,7 +25,7 @@ from dispatcher.core.attempt.encode import Decided
 from dispatcher.core.attempt.outcome import DEAD, DROPPED
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.event.decode import Event
-from dispatcher.core.retry.records import Letter, delivery_id, unreadable_headers
+from dispatcher.core.retry.records import RetryRecord, delivery_id, unreadable_headers
 from dispatcher.core.subscription.model import Subscription
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.delivery import Delivery
@@ -148,7 +148,7 @@ class Settlement:
 
     def drop_record(
         self,
-        letter: Letter,
+        retry: RetryRecord,
         subscription: Subscription | None,
         tracker: PartitionTracker,
         offset: int,
@@ -158,20 +158,20 @@ class Settlement:
         if self._attempts.failures:
             self._attempts.decided(
                 Decided(
-                    letter.event,
-                    letter.subscription_id,
-                    letter.place,
+                    retry.event,
+                    retry.subscription_id,
+                    retry.source,
                     subscription,
-                    letter.attempt,
+                    retry.attempt,
                     DROPPED,
                     reason,
                     self._wall(),
-                    letter.generation,
-                    letter.replay,
-                    letter.last_result,
+                    retry.generation,
+                    retry.replay,
+                    retry.last_result,
                 )
             )
-        self._dropped(letter.place, letter.event, letter.subscription_id, reason)
+        self._dropped(retry.source, retry.event, retry.subscription_id, reason)
         tracker.settle(offset)
 
     def _dropped(self, source: tuple[str, int, int], event: Event, subscription_id: str, reason: str) -> None:

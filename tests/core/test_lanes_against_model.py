@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dispatcher.core.endpoint.breaker import Breaker, State
 from dispatcher.core.endpoint.lane import _NO_SHARES, BURST, Lane, Share
-from dispatcher.core.endpoint.pace import Pace
+from dispatcher.core.endpoint.throughput import Throughput
 
 KEYS = ["a", "b", "c"]
 LANE: Final = "the lane"
@@ -33,7 +33,7 @@ class Flying(NamedTuple):
     started: float
 
 
-class Trouble:
+class Backpressure:
     """What the model knows of an endpoint that has failed. Its breaker is a real one: that has a model of its own."""
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Side:
         self.rate: float | None = None
         self.tokens = 0.0
         self.room = float("inf")
-        self.pace: Pace | None = None
-        self.trouble: Trouble | None = None
+        self.throughput: Throughput | None = None
+        self.backpressure: Backpressure | None = None
         self.urgent: deque[int] = deque()
         self.parked: deque[int] = deque()
         self.parked_last = False
@@ -65,7 +65,7 @@ class Side:
 
     @property
     def limit(self) -> int:
-        window = None if self.trouble is None else self.trouble.window
+        window = None if self.backpressure is None else self.backpressure.window
         return self.own if window is None else min(self.own, int(window))
 
     @property
@@ -93,10 +93,10 @@ class Side:
         """The room of one of which only the rate is known."""
         return float("inf") if self.rate is None else max(1.0, self.rate * MAX_WAIT)
 
-    def ill(self) -> Trouble:
-        if self.trouble is None:
-            self.trouble = Trouble()
-        return self.trouble
+    def ill(self) -> Backpressure:
+        if self.backpressure is None:
+            self.backpressure = Backpressure()
+        return self.backpressure
 
     def failed(self, started: float, now: float) -> bool:
         trouble = self.ill()
@@ -108,7 +108,7 @@ class Side:
         return opened
 
     def succeeded(self, started: float, now: float) -> bool:
-        trouble = self.trouble
+        trouble = self.backpressure
         if trouble is None:
             return False
         closed = trouble.breaker is not None and trouble.breaker.succeeded(started, now)
@@ -124,27 +124,27 @@ class Side:
 
     @property
     def recovering(self) -> bool:
-        return self.trouble is not None and self.trouble.opened
+        return self.backpressure is not None and self.backpressure.opened
 
     def gauge(self, seconds: float, *, busy: bool, under_way: int, recovering: bool) -> bool:
         if recovering:
-            self.pace = None
+            self.throughput = None
             self.room = self.roomy
             return self.queued > 0
-        if self.pace is None:
+        if self.throughput is None:
             if busy:
-                self.pace = Pace(self.done)
+                self.throughput = Throughput(self.done)
         elif busy:
-            self.pace.busy(self.done, under_way, seconds)
-            if self.pace.rate is not None:
-                self.room = max(1.0, self.pace.rate * MAX_WAIT)
-        elif self.pace.idle(self.done, seconds):
-            self.pace = None
+            self.throughput.busy(self.done, under_way, seconds)
+            if self.throughput.rate is not None:
+                self.room = max(1.0, self.throughput.rate * MAX_WAIT)
+        elif self.throughput.idle(self.done, seconds):
+            self.throughput = None
             self.room = self.roomy
-        return self.pace is not None
+        return self.throughput is not None
 
     def settle_down(self, now: float, *, silent: bool) -> None:
-        trouble = self.trouble
+        trouble = self.backpressure
         if trouble is None:
             return
         breaker = trouble.breaker
@@ -152,7 +152,7 @@ class Side:
         clean = (breaker is None or breaker.spotless(now)) and trouble.window is None and promised <= now
         ends = [promised, trouble.cut_at, *(() if breaker is None else (breaker.since, breaker.until))]
         if clean or (silent and now - max(ends) > FORGOTTEN):
-            self.trouble = None
+            self.backpressure = None
 
 
 class LaneAgainstModel(RuleBasedStateMachine):
@@ -182,7 +182,13 @@ class LaneAgainstModel(RuleBasedStateMachine):
 
     def remembered(self, key: str) -> bool:
         side = self.sides[key]
-        return bool(side.queued or self.in_flight(key) or side.rate is not None or side.trouble or side.pace)
+        return bool(
+            side.queued
+            or self.in_flight(key)
+            or side.rate is not None
+            or side.backpressure
+            or side.throughput
+        )
 
     def waits(self, key: str) -> bool:
         """Has something to send, and a slot of its own."""
@@ -190,7 +196,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
         return side.queued > 0 and self.in_flight(key) < side.limit
 
     def quiet(self, key: str) -> bool:
-        trouble = self.sides[key].trouble
+        trouble = self.sides[key].backpressure
         return trouble is not None and trouble.quiet_until > self.now
 
     def spent(self, key: str) -> bool:
@@ -227,9 +233,9 @@ class LaneAgainstModel(RuleBasedStateMachine):
                 busy = full and self.queued > 0
                 needed = self.whole.gauge(seconds, busy=busy, under_way=len(self.flying), recovering=False)
             else:
-                self.whole.pace, self.whole.room = None, float("inf")
+                self.whole.throughput, self.whole.room = None, float("inf")
             for key, side in self.sides.items():
-                if side.queued > 1 or side.pace:
+                if side.queued > 1 or side.throughput:
                     here = self.in_flight(key)
                     busy = side.queued > 0 and (full or here >= side.limit)
                     needed |= side.gauge(
@@ -250,7 +256,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
                     assert not full[key]
                 if full[key]:
                     side.rate = None
-                    if side.pace is None or side.pace.rate is None:
+                    if side.throughput is None or side.throughput.rate is None:
                         side.room = side.roomy
 
     # Queueing.
@@ -276,7 +282,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
         """Sent at once where nothing is queued and nothing the matter: as if it had been offered and taken."""
         side = self.sides[key]
         for _ in range(times):
-            troubled = self.whole.trouble is not None or side.trouble is not None
+            troubled = self.whole.backpressure is not None or side.backpressure is not None
             limited = self.wanted[key] is not None or side.rate is not None
             free = len(self.flying) < self.whole.limit and self.in_flight(key) < limit
             known = side.own == limit or not self.remembered(key)
@@ -338,7 +344,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
             self.whole,
             self.sides[key],
         ):  # who asks finds an open breaker probing, once its time has come
-            trouble = each.trouble
+            trouble = each.backpressure
             if trouble is None:
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(self.now):
@@ -360,7 +366,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
         before = len(side.urgent) if urgent else side.queued
         others = sum(self.remembered(each) for each in KEYS if each != key)
         for each in (self.whole, side):
-            trouble = each.trouble
+            trouble = each.backpressure
             if trouble is None:
                 continue
             if trouble.breaker is not None and not trouble.breaker.admits(self.now):
@@ -579,8 +585,8 @@ class LaneAgainstModel(RuleBasedStateMachine):
             assert valve.limit == side.limit
             assert valve.room == side.room
             assert valve.in_flight == here
-            assert (valve.trouble is None) == (side.trouble is None)
-            breaker = None if side.trouble is None else side.trouble.breaker
+            assert (valve.backpressure is None) == (side.backpressure is None)
+            breaker = None if side.backpressure is None else side.backpressure.breaker
             assert valve.state == (State.CLOSED if breaker is None else breaker.state)
         assert len(set(map(id, lane._turns))) == len(lane._turns)
         for share in lane.shares():
@@ -588,7 +594,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
                 assert share in lane._turns or share in [*lane.blocked, *self.blocked], "its turn never comes"
             assert share.queued == self.sides[share.key].queued
             assert [number for _, number in share._queue()] == self.sides[share.key].line
-        assert lane.empty == (not any(map(self.remembered, KEYS)) and self.whole.trouble is None)
+        assert lane.empty == (not any(map(self.remembered, KEYS)) and self.whole.backpressure is None)
 
     def teardown(self) -> None:
         """Once everything is over, and long ago, no trace is left."""

@@ -15,7 +15,7 @@ from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.retry.records import Place, delivery_headers
+from dispatcher.core.retry.records import Source, delivery_headers
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import Status
 from dispatcher.settings.groups import SubscriptionSettings
@@ -47,7 +47,7 @@ def park(
     headers = delivery_headers(
         found,
         subscription_id,
-        Place("events", 0, number),
+        Source("events", 0, number),
         attempt=attempt,
         first_attempt_ms=5 if attempt else None,
         last_result="status 500" if attempt else None,

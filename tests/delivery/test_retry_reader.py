@@ -13,7 +13,7 @@ from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartiti
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
-from dispatcher.core.retry.records import Place, delivery_headers
+from dispatcher.core.retry.records import Source, delivery_headers
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import Status
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
@@ -47,7 +47,7 @@ def waiting(
     headers = delivery_headers(
         found,
         subscription_id,
-        Place("events", 0, number),
+        Source("events", 0, number),
         attempt=1,
         first_attempt_ms=5,
         last_result="status 500",

@@ -18,7 +18,7 @@ from aiohttp import web
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.core.event.decode import JSON_HEAD, Event
-from dispatcher.core.retry.records import Place, delivery_headers
+from dispatcher.core.retry.records import Source, delivery_headers
 from dispatcher.delivery.parking import SINCE
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
@@ -51,7 +51,7 @@ def _parked(topic: str, number: int, subscription_id: str) -> Message:
     headers = delivery_headers(
         event,
         subscription_id,
-        Place("events", 0, number),
+        Source("events", 0, number),
         attempt=0,
         first_attempt_ms=None,
         last_result=None,

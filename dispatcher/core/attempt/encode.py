@@ -44,7 +44,7 @@ class Attempted(Protocol):
 
     @property
     def source(self) -> tuple[str, int, int]:
-        """The topic, partition and offset that the event was read from. Any tuple: a `Place` takes 0.3 us to make."""
+        """The topic, partition and offset that the event was read from. Any tuple: a `Source` takes 0.3 us to make."""
 
 
 Noted = tuple[Attempted, int, float, float, Result, str, float, float, float | None, str | None]

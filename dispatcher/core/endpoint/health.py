@@ -8,7 +8,7 @@ percentile comes out of them.
 There may be a hundred thousand subscriptions, most of them silent. So what is kept stands in two generations: who is
 heard of comes into the young one, and when that is full, or has been for an hour, it becomes the old one and the old one is
 forgotten. That is as good as forgetting the least recently used, and costs those in the young one nothing. Whoever keeps
-somebody's vitals at hand knows by their `generation` whether they are still good; of those forgotten nothing large is left.
+somebody's health at hand knows by their `generation` whether they are still good; of those forgotten nothing large is left.
 
 An endpoint that fails for days is given up (`disable_after`). Since when it fails must outlast this process and be known
 to the others, so after some minutes it is *noted*, where all replicas see it; whoever delivers anything strikes
@@ -60,7 +60,7 @@ class Health(NamedTuple):
 
 
 class Streak(NamedTuple):
-    """Nothing but failures, up to the one just told. Times as `Vitals` has them."""
+    """Nothing but failures, up to the one just told. Times as `EndpointHealth` has them."""
 
     since: float
     own: float
@@ -71,7 +71,7 @@ class Streak(NamedTuple):
     """All replicas should know of `since`."""
 
 
-class Vitals:
+class EndpointHealth:
     """One subscription's last attempts. Times are seconds of one clock, which is never set (the loop's)."""
 
     __slots__ = (
@@ -93,7 +93,7 @@ class Vitals:
     def __init__(self, tenant: str | None) -> None:
         """`tenant` is whose subscription this is: an id may go to another one."""
         # What every success looks at comes first: compiled, it is side by side in memory.
-        self.generation = 0  # of the roster, that this is among the young of; kept by the roster
+        self.generation = 0  # of the registry, that this is among the young of; kept by the registry
         self._count = 0
         # The attempts since the last multiple of four. With 100,000 subscriptions in turns the array is two ways to distant
         # memory, and so it is only gone to once in four times.
@@ -207,11 +207,11 @@ class Vitals:
         )
 
 
-class Roster:
-    """The vitals of the subscriptions that were heard of lately.
+class HealthRegistry:
+    """The health of the subscriptions that were heard of lately.
 
-    Whoever keeps what `admit` returned may go on using it, without asking again, while its `generation` is the roster's: no
-    other roster of the process has the same.
+    Whoever keeps what `admit` returned may go on using it, without asking again, while its `generation` is the registry's: no
+    other registry of the process has the same.
     """
 
     __slots__ = ("_old", "_size", "_young", "generation")
@@ -219,34 +219,34 @@ class Roster:
     def __init__(self, size: int = GENERATION) -> None:
         """`size` is how many a generation has."""
         self.generation = next(_generations)
-        self._young: dict[str, Vitals] = {}
-        self._old: dict[str, Vitals] = {}
+        self._young: dict[str, EndpointHealth] = {}
+        self._old: dict[str, EndpointHealth] = {}
         self._size = size
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def find(self, key: str) -> Vitals | None:
+    def find(self, key: str) -> EndpointHealth | None:
         """Whoever asks is not heard of by that."""
         found = self._young.get(key)
         return self._old.get(key) if found is None else found
 
-    def admit(self, key: str, tenant: str | None) -> Vitals:
+    def admit(self, key: str, tenant: str | None) -> EndpointHealth:
         """Those of a subscription that is heard of: from now on it is among the young."""
-        vitals = self._young.get(key)
-        if vitals is not None:
-            return vitals
-        vitals = self._old.pop(key, None)
-        if vitals is None:
-            vitals = Vitals(tenant)
+        health = self._young.get(key)
+        if health is not None:
+            return health
+        health = self._old.pop(key, None)
+        if health is None:
+            health = EndpointHealth(tenant)
         if len(self._young) >= self._size:
             for forgotten in self._old.values():
                 forgotten.fade()
             self._old = self._young
             self._rejuvenate()
-        vitals.generation = self.generation
-        self._young[key] = vitals
-        return vitals
+        health.generation = self.generation
+        self._young[key] = health
+        return health
 
     def _rejuvenate(self) -> None:
         self._young = {}
@@ -255,13 +255,13 @@ class Roster:
     def forget(self, key: str) -> None:
         """The id went to somebody else."""
         for generation in (self._young, self._old):
-            vitals = generation.pop(key, None)
-            if vitals is not None:
-                vitals.fade()
+            health = generation.pop(key, None)
+            if health is not None:
+                health.fade()
 
     def age(self) -> None:
         """Some time has gone by: forget who was silent for all of it, but for those whose last attempt failed."""
-        failing = [(key, vitals) for key, vitals in self._old.items() if vitals.failing]
+        failing = [(key, health) for key, health in self._old.items() if health.failing]
         kept = dict(failing[-(self._size - len(self._young)) :] if len(self._young) < self._size else ())
         for key, forgotten in self._old.items():
             if key not in kept:

@@ -10,17 +10,17 @@ A subscription may also be limited to a rate. That is kept by the generic cell r
 that needs one number, the time at which the bucket will be full again, and no refilling. A tenth of a second's worth may go
 at once, so that the limit holds for every second and not just on average.
 
-What comes to a lane that is in trouble is turned away (`Refusal`), and the owner parks it: a breaker is open (`breaker.py`), or the
+What comes to a lane whose endpoint has asked for less is turned away (`Refusal`), and the owner parks it: a breaker is open (`breaker.py`), or the
 endpoint asked for time (Retry-After). Where memory is scarce (the owner says so, `tight`), it is for what will be sent soon: then also what would
-have to wait for too long behind what is queued already (`pace.py`) is turned away. The wait is judged where it arises. A subscription that is slow turns away its own deliveries only. One that
+have to wait for too long behind what is queued already (`throughput.py`) is turned away. The wait is judged where it arises. A subscription that is slow turns away its own deliveries only. One that
 shares a slow host waits for its turns: `n` deliveries before this one, in a lane of `m` subscriptions, are at most n * m turns, and no more
 than all that is queued; so a neighbour's flood turns nobody else's delivery away.
 
-While a breaker probes, and until the endpoint takes as much at a time as ever, its pace says nothing: one attempt at a time that
+While a breaker probes, and until the endpoint takes as much at a time as ever, its throughput says nothing: one attempt at a time that
 ends in a timeout would make appointments for hours. So nothing is measured then. As much may wait as may be sent at a time, and
 the rest is turned away as if the breaker were open, for the shortest of delays.
 
-The healthy case pays two comparisons for all of this: `trouble` is None and `room` is infinite wherever nothing is the matter, and a
+The healthy case pays two comparisons for all of this: `backpressure` is None and `room` is infinite wherever nothing is the matter, and a
 subscription without anything queued, in flight or to remember leaves no trace in its lane. A lane
 without any can be dropped by its owner.
 
@@ -36,7 +36,7 @@ Rules:
    order of arrival.
 5. Every item taken, or passed through, is released exactly once. What is offered is queued or turned away, never both.
 6. `failed`, `succeeded`, `throttled` are told before the item's `release`, so that this one already goes by the new limits.
-7. Every share with more than one item queued, or with a pace, stands in `_deep`, until `measure` finds neither. Those with one
+7. Every share with more than one item queued, or with a measured throughput, stands in `_deep`, until `measure` finds neither. Those with one
    item at most are not measured: one may always be queued. There may be 10,000 of them, some times a second.
 8. A lane whose last share is released has `_NO_SHARES` for its own, which nothing is ever put into. Of 10,000 lanes in turns each
    would find its own empty dictionary where nobody has been for a while; a new one is in the cache.
@@ -49,17 +49,13 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
 
-from dispatcher.core.endpoint.breaker import Breaker, State
-from dispatcher.core.endpoint.pace import Pace
+from dispatcher.core.endpoint.limiter import Limiter
 
 T = TypeVar("T")
 
 BURST: Final = 0.1
 """Seconds' worth of a rate that may go at once; one delivery at the least."""
 
-_NO_WINDOW: Final = 1e9
-_FORGET: Final = 600.0
-"""Seconds of silence after which a trouble is forgotten that never came to a good end."""
 
 _NO_SHARES: Final[dict[str, Any]] = {}  # see rule 8
 _NO_TURNS: Final = cast(
@@ -69,181 +65,7 @@ _NO_TURNS: Final = cast(
 ParkReason = Literal["breaker", "retry_after", "queue_wait"]
 
 
-class Trouble:
-    """What has been the matter with an endpoint lately. There is none while nothing is."""
-
-    __slots__ = (
-        "asked",
-        "breaker",
-        "closed_until",
-        "cut_at",
-        "opened",
-        "quiet_until",
-        "rising",
-        "window",
-    )
-
-    def __init__(self) -> None:
-        self.breaker: Breaker | None = None
-        self.asked = 0.0  # for so many seconds has it asked (Retry-After) since it last took anything
-        self.closed_until = 0.0  # likewise: nothing before then, and what comes meanwhile is turned away
-        self.quiet_until = 0.0  # likewise, for so short a time that what comes may wait
-        self.window = _NO_WINDOW  # attempts at a time
-        self.opened = False  # the breaker has, and the window has not been as wide as ever since
-        self.rising = False  # the window doubles with each round of successes, instead of growing by one
-        self.cut_at = 0.0  # when the window was made smaller: attempts from before say nothing about it
-
-
-class Valve:
-    """What lanes and shares have in common: how much at a time, and how much may wait."""
-
-    __slots__ = ("done", "in_flight", "limit", "own", "pace", "queued", "room", "trouble")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit  # `own`, or less while a window is in force
-        self.in_flight = 0
-        self.queued = 0
-        self.done = 0
-        self.trouble: Trouble | None = None
-        self.pace: Pace | None = None
-        self.room = float("inf")  # deliveries that it may have queued
-        self.own = limit  # as its owner says
-
-    def _adapt(self) -> None:
-        trouble = self.trouble
-        self.limit = self.own if trouble is None else min(self.own, int(trouble.window))
-
-    def _narrow(self, trouble: Trouble, window: float, now: float, *, rising: bool) -> None:
-        trouble.window = window
-        trouble.rising = rising
-        trouble.cut_at = now
-        self._adapt()
-
-    def _in_trouble(self) -> Trouble:
-        if self.trouble is None:
-            self.trouble = Trouble()
-        return self.trouble
-
-    @property
-    def state(self) -> State:
-        """Of its breaker."""
-        trouble = self.trouble
-        return State.CLOSED if trouble is None or trouble.breaker is None else trouble.breaker.state
-
-    @property
-    def recovering(self) -> bool:
-        """Its breaker has opened, and what it is sent at a time since then, a probe first, is not yet all that it may be."""
-        return self.trouble is not None and self.trouble.opened
-
-    @property
-    def open_until(self) -> float:
-        """When its breaker lets the next attempt through; in the past if that has been, or never opened."""
-        trouble = self.trouble
-        return 0.0 if trouble is None or trouble.breaker is None else trouble.breaker.until
-
-    def failed(self, started: float, now: float, random: float, threshold: float) -> bool:
-        """An attempt that began at `started` failed; whether that opened the breaker. `random` in [0, 1).
-
-        `threshold` is the share of failures that opens it.
-        """
-        trouble = self._in_trouble()
-        if trouble.breaker is None:
-            trouble.breaker = Breaker(now, threshold)
-        if not trouble.breaker.failed(started, now, random):
-            return False
-        self._narrow(trouble, 1.0, now, rising=True)
-        trouble.opened = True
-        return True
-
-    def succeeded(self, started: float, now: float) -> bool:
-        """An attempt that began at `started` succeeded; whether that closed the breaker. Not needed without `trouble`."""
-        trouble = self.trouble
-        if trouble is None:
-            return False
-        closed = trouble.breaker is not None and trouble.breaker.succeeded(started, now)
-        if trouble.window < _NO_WINDOW and started >= trouble.cut_at:
-            trouble.asked = 0.0
-            trouble.window += 1.0 if trouble.rising else 1.0 / trouble.window
-            if trouble.window >= self.own:
-                trouble.window = _NO_WINDOW
-                trouble.opened = False
-                if trouble.breaker is not None:
-                    trouble.breaker.recovered()
-            self._adapt()
-        return closed
-
-    def throttled(self, started: float, now: float) -> bool:
-        """The endpoint is overloaded: half as many at a time, once for each round; whether that was news.
-
-        What it says to the others of the round has been heeded: to call that a failure too would open the breaker of
-        one that takes four at a time and was sent sixteen.
-        """
-        trouble = self._in_trouble()
-        if started < trouble.cut_at:
-            return False
-        self._narrow(trouble, max(1.0, min(self.limit, self.in_flight) // 2), now, rising=False)
-        trouble.opened = False
-        return True
-
-    @property
-    def rate_of_completion(self) -> float | None:
-        """A second, while busy; None while there is too little evidence."""
-        return None if self.pace is None else self.pace.rate
-
-    @property
-    def wait(self) -> float:
-        """Seconds that what is queued last will wait, as far as that is known."""
-        rate = self.rate_of_completion
-        return 0.0 if rate is None or not self.queued else self.queued / max(rate, 1e-6)
-
-    def _roomy(self, max_wait: float) -> float:  # noqa: ARG002 - a share has an answer
-        """The room while nothing is known."""
-        return float("inf")
-
-    def _gauge(self, seconds: float, max_wait: float, *, busy: bool, recovering: bool) -> bool:
-        """Keep pace and room current; whether there is any need to. `busy`: more could not have been done.
-
-        While it is `recovering` its pace is that of a probe: nothing to go by, and whatever was known before is out of date.
-        """
-        if recovering:
-            self.pace = None
-            self.room = self._roomy(max_wait)
-            return self.queued > 0
-        pace = self.pace
-        if pace is None:
-            if busy:
-                self.pace = Pace(self.done)
-        elif busy:
-            pace.busy(self.done, self.in_flight, seconds)
-            if pace.rate is not None:
-                self.room = max(1.0, pace.rate * max_wait)
-        elif pace.idle(self.done, seconds):
-            self.pace = None
-            self.room = self._roomy(max_wait)
-        return self.pace is not None
-
-    def _settle_down(self, now: float) -> None:
-        """Forget the trouble if it is over."""
-        trouble = self.trouble
-        if trouble is None:
-            return
-        breaker = trouble.breaker
-        over = (
-            (breaker is None or breaker.spotless(now))
-            and trouble.window >= _NO_WINDOW
-            and max(trouble.closed_until, trouble.quiet_until) <= now
-        )
-        if not over and not self.queued and not self.in_flight:
-            last = max(trouble.closed_until, trouble.quiet_until, trouble.cut_at)
-            if breaker is not None:
-                last = max(last, breaker.since, breaker.until)
-            over = now - last > _FORGET
-        if over:
-            self.trouble = None
-            self._adapt()
-
-
-class Share(Valve, Generic[T]):
+class Share(Limiter, Generic[T]):
     """One subscription's part of a lane."""
 
     __slots__ = (
@@ -265,8 +87,8 @@ class Share(Valve, Generic[T]):
         self.own = self.limit = limit
         self.in_flight = self.queued = self.done = 0
         self.room = float("inf")
-        self.pace = None
-        self.trouble = None
+        self.throughput = None
+        self.backpressure = None
         self.key = key
         self.rate: float | None = None  # deliveries a second
         self.blocked_until = 0.0
@@ -334,7 +156,7 @@ class Share(Valve, Generic[T]):
     @property
     def rate_of_completion(self) -> float | None:
         """A second, while busy: as measured, or as it is limited to."""
-        measured = None if self.pace is None else self.pace.rate
+        measured = None if self.throughput is None else self.throughput.rate
         return self.rate if measured is None else measured
 
     def _nothing_left(self) -> bool:
@@ -342,8 +164,8 @@ class Share(Valve, Generic[T]):
             not self.queued
             and not self.in_flight
             and self.rate is None
-            and self.trouble is None
-            and self.pace is None
+            and self.backpressure is None
+            and self.throughput is None
         )
 
 
@@ -354,7 +176,8 @@ class Refusal(NamedTuple):
     until: float
 
 
-class Lane(Valve, Generic[T]):
+# Long: who is next, how many at a time and what is turned away go by the same few fields, and each of them changes the others.
+class Lane(Limiter, Generic[T]):
     """The queue and the concurrency of one origin. Owned by the engine. All times are seconds of any one clock."""
 
     __slots__ = (
@@ -409,11 +232,11 @@ class Lane(Valve, Generic[T]):
         if rate != share.rate:
             share.rate = rate
             share.full_at = 0.0
-            share.blocked_until = 0.0 if share.trouble is None else share.trouble.quiet_until
+            share.blocked_until = 0.0 if share.backpressure is None else share.backpressure.quiet_until
             share.room = share._roomy(self._max_wait)
         if (
-            share.trouble is not None
-            or self.trouble is not None
+            share.backpressure is not None
+            or self.backpressure is not None
             or share.queued >= share.room
             or self.queued >= self.room
         ):
@@ -446,7 +269,7 @@ class Lane(Valve, Generic[T]):
 
         Most deliveries find nothing queued: 0.6 instead of 1.0 us with `release`, compiled.
         """
-        if self.queued or self.in_flight >= self.limit or self.trouble is not None or rate is not None:
+        if self.queued or self.in_flight >= self.limit or self.backpressure is not None or rate is not None:
             return None
         share = self._shares.get(key)
         if share is None:
@@ -454,7 +277,7 @@ class Lane(Valve, Generic[T]):
         elif (
             share.own != limit
             or share.in_flight >= share.limit
-            or share.trouble is not None
+            or share.backpressure is not None
             or share.rate is not None
         ):
             return None
@@ -479,16 +302,16 @@ class Lane(Valve, Generic[T]):
         share = self._shares.get(key)
         most = min(self.limit, limit if share is None else share.limit)
         recovering = False
-        for valve in (self, share):
-            trouble = None if valve is None else valve.trouble
-            if trouble is None:
+        for limiter in (self, share):
+            backpressure = None if limiter is None else limiter.backpressure
+            if backpressure is None:
                 continue
-            if trouble.breaker is not None and not trouble.breaker.admits(now):
-                return 0, True, trouble.breaker.until
-            asked = max(trouble.closed_until, trouble.quiet_until)
+            if backpressure.breaker is not None and not backpressure.breaker.admits(now):
+                return 0, True, backpressure.breaker.until
+            asked = max(backpressure.closed_until, backpressure.quiet_until)
             if asked > now:
                 return 0, True, asked
-            recovering = recovering or trouble.opened
+            recovering = recovering or backpressure.opened
         if rate is not None and rate < most:
             return max(1, int(rate)), True, now
         return most, recovering, now
@@ -504,18 +327,18 @@ class Lane(Valve, Generic[T]):
 
     def _refusal(self, share: Share[T], now: float, *, urgent: bool, tight: bool) -> Refusal | None:
         before = len(share._urgent or ()) if urgent else share.queued
-        for valve in (self, share):
-            trouble = valve.trouble
-            if trouble is None:
+        for limiter in (self, share):
+            backpressure = limiter.backpressure
+            if backpressure is None:
                 continue
-            if trouble.breaker is not None and not trouble.breaker.admits(now):
-                return Refusal("breaker", trouble.breaker.until)
-            if trouble.opened and (
-                share.queued >= share.own if valve is share else self._waits_for_all(before, self.own)
+            if backpressure.breaker is not None and not backpressure.breaker.admits(now):
+                return Refusal("breaker", backpressure.breaker.until)
+            if backpressure.opened and (
+                share.queued >= share.own if limiter is share else self._waits_for_all(before, self.own)
             ):
                 return Refusal("breaker", now)
-            if trouble.closed_until > now:
-                return Refusal("retry_after", trouble.closed_until)
+            if backpressure.closed_until > now:
+                return Refusal("retry_after", backpressure.closed_until)
         if not tight:
             return None
         if before >= share.room:
@@ -565,7 +388,12 @@ class Lane(Valve, Generic[T]):
         share.done += 1
         if share.queued:
             self._line_up(share)
-        elif share.in_flight == 0 and share.rate is None and share.trouble is None and share.pace is None:
+        elif (
+            share.in_flight == 0
+            and share.rate is None
+            and share.backpressure is None
+            and share.throughput is None
+        ):
             if len(self._shares) == 1:
                 self._shares = _NO_SHARES
             else:
@@ -591,16 +419,16 @@ class Lane(Valve, Generic[T]):
 
         Returns whether to withdraw, and whether it was news: the others of its round only say it again.
         """
-        trouble = share._in_trouble()
-        news = started >= trouble.cut_at
+        backpressure = share._pressed()
+        news = started >= backpressure.cut_at
         wait = until - now
-        trouble.asked = trouble.asked + wait if news else max(trouble.asked, wait)
-        share._narrow(trouble, 1.0, now, rising=True)
-        if trouble.asked <= self._max_wait:
-            trouble.quiet_until = max(trouble.quiet_until, until)
+        backpressure.asked = backpressure.asked + wait if news else max(backpressure.asked, wait)
+        share._narrow(backpressure, 1.0, now, rising=True)
+        if backpressure.asked <= self._max_wait:
+            backpressure.quiet_until = max(backpressure.quiet_until, until)
             share.blocked_until = max(share.blocked_until, until)
             return False, news
-        trouble.closed_until = max(trouble.closed_until, until)
+        backpressure.closed_until = max(backpressure.closed_until, until)
         return True, news
 
     def measure(self, seconds: float) -> bool:
@@ -611,14 +439,14 @@ class Lane(Valve, Generic[T]):
         needed = self._gauge(seconds, self._max_wait, busy=full and self.queued > 0, recovering=recovering)
         longest = self.wait
         for share in list(self._deep):
-            if share.queued > 1 or share.pace is not None:
+            if share.queued > 1 or share.throughput is not None:
                 busy = share.queued > 0 and (full or share.in_flight >= share.limit)
                 needed |= share._gauge(
                     seconds, self._max_wait, busy=busy, recovering=recovering or share.recovering
                 )
                 if share._nothing_left():
                     del self._shares[share.key]
-            if share.queued <= 1 and share.pace is None:
+            if share.queued <= 1 and share.throughput is None:
                 del self._deep[share]
             else:
                 longest = max(longest, share.wait)
@@ -699,7 +527,7 @@ class Lane(Valve, Generic[T]):
             share._settle_down(now)
             if share.rate is not None and share.full_at <= now and not share.queued and not share.in_flight:
                 share.rate = None  # said again with the next offer
-                if share.pace is None or share.pace.rate is None:
+                if share.throughput is None or share.throughput.rate is None:
                     share.room = share._roomy(self._max_wait)
             if share._nothing_left():
                 del self._shares[share.key]
@@ -711,7 +539,7 @@ class Lane(Valve, Generic[T]):
     @property
     def empty(self) -> bool:
         """Nothing queued, nothing in flight, nothing to remember."""
-        return not self._shares and self.trouble is None
+        return not self._shares and self.backpressure is None
 
 
 def _level(amounts: list[int], total: int) -> int:

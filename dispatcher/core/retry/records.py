@@ -31,7 +31,7 @@ another replica:
 `raw_headers`          the same, where a name is no UTF-8: a JSON array of `[name, value or null]`, both in base64
 =====================  ====================================================================
 
-A retry record comes back from a topic that others may write to, so `read_letter` believes nothing: whatever
+A retry record comes back from a topic that others may write to, so `read_retry_record` believes nothing: whatever
 goes onto the wire or into an index is checked as it was when the event was first read.
 """
 
@@ -80,7 +80,7 @@ _TIME_LIMIT: Final = 10**15  # ms: what `_NUMBER` reads back
 _SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
-class Place(NamedTuple):
+class Source(NamedTuple):
     """Where an event was read."""
 
     topic: str
@@ -88,7 +88,7 @@ class Place(NamedTuple):
     offset: int
 
 
-class Tried(NamedTuple):
+class AttemptSummary(NamedTuple):
     """One attempt that failed: its number (1 for the first), when it started, and its result in words."""
 
     attempt: int
@@ -96,21 +96,21 @@ class Tried(NamedTuple):
     result: str
 
 
-History = tuple[Tried, ...]
+History = tuple[AttemptSummary, ...]
 
 
-def remember(history: History, tried: Tried) -> History:
+def remember(history: History, tried: AttemptSummary) -> History:
     """One more: the first ones tell what began it, the last ones what it has come to; those between go."""
     if len(history) >= _FIRST + _LAST:
         return (*history[:_FIRST], *history[_FIRST + 1 :], tried)
     return (*history, tried)
 
 
-class InvalidLetter(ValueError):
+class InvalidRetryRecord(ValueError):
     """The record can't be read as a delivery on its way to a retry. The message is for people."""
 
 
-class Letter:
+class RetryRecord:
     """A delivery that waited in a retry topic."""
 
     __slots__ = (
@@ -123,8 +123,8 @@ class Letter:
         "last_result",
         "omitted",
         "parked",
-        "place",
         "replay",
+        "source",
         "subscription_id",
     )
 
@@ -132,7 +132,7 @@ class Letter:
         self,
         event: Event,
         subscription_id: str,
-        place: Place,
+        source: Source,
         *,
         attempt: int,
         first_attempt_ms: int | None,
@@ -144,10 +144,10 @@ class Letter:
         generation: int = FIRST_GENERATION,
         replay: str | None = None,
     ) -> None:
-        """`due` in Unix seconds; `omitted`: the event's body has to be read at `place`."""
+        """`due` in Unix seconds; `omitted`: the event's body has to be read at `source`."""
         self.event = event
         self.subscription_id = subscription_id
-        self.place = place
+        self.source = source
         self.attempt = attempt
         self.first_attempt_ms = first_attempt_ms
         self.due = due
@@ -158,10 +158,10 @@ class Letter:
         self.generation = generation
         self.replay = replay
 
-    def with_body(self, body: bytes) -> Letter:
+    def with_body(self, body: bytes) -> RetryRecord:
         """The same with its event's body, where it was omitted."""
         event = self.event
-        return Letter(
+        return RetryRecord(
             Event(
                 event.id,
                 event.type,
@@ -173,7 +173,7 @@ class Letter:
                 event.wire_id,
             ),
             self.subscription_id,
-            self.place,
+            self.source,
             attempt=self.attempt,
             first_attempt_ms=self.first_attempt_ms,
             due=self.due,
@@ -265,14 +265,14 @@ def due_again(headers: Sequence[tuple[str, bytes | None]], due: float) -> Header
     return again
 
 
-def read_letter(record: EventRecord) -> Letter:
-    """Read a retry record; raises InvalidLetter, whatever the bytes."""
+def read_retry_record(record: EventRecord) -> RetryRecord:
+    """Read a retry record; raises InvalidRetryRecord, whatever the bytes."""
     if record.value is None:
-        raise InvalidLetter("the record has no value")
+        raise InvalidRetryRecord("the record has no value")
     headers = dict(record.headers)
     subscription_id = _text(headers, "subscription_id")
     if not _SUBSCRIPTION_ID.fullmatch(subscription_id):
-        raise InvalidLetter("subscription_id is none")
+        raise InvalidRetryRecord("subscription_id is none")
     event_id = _text(headers, "event_id")
     event_type = _text(headers, "event_type")
     tenant = _text(headers, "tenant") if headers.get("tenant") is not None else None
@@ -280,14 +280,14 @@ def read_letter(record: EventRecord) -> Letter:
     try:
         sent = wire_id(event_id)
     except InvalidEvent as error:
-        raise InvalidLetter(f"event_id is none: {error.detail}") from error
+        raise InvalidRetryRecord(f"event_id is none: {error.detail}") from error
     if not valid_type(event_type):
-        raise InvalidLetter("event_type is none")
+        raise InvalidRetryRecord("event_type is none")
     if tenant is not None and not valid_tenant(tenant):
-        raise InvalidLetter("tenant is none")
+        raise InvalidRetryRecord("tenant is none")
     if head is None or not valid_head(head):
-        raise InvalidLetter("head is missing, or not header lines as the dispatcher writes them")
-    place = Place(_text(headers, "topic"), _number(headers, "partition"), _number(headers, "offset"))
+        raise InvalidRetryRecord("head is missing, or not header lines as the dispatcher writes them")
+    source = Source(_text(headers, "topic"), _number(headers, "partition"), _number(headers, "offset"))
     occurred_ms = _optional_number(headers, "occurred_ms")
     timestamp_ms = _optional_number(headers, "timestamp_ms")
     last_result = headers.get("last_result")
@@ -301,10 +301,10 @@ def read_letter(record: EventRecord) -> Letter:
         None if occurred_ms is None else occurred_ms / 1000,
         sent,
     )
-    return Letter(
+    return RetryRecord(
         event,
         subscription_id,
-        place,
+        source,
         attempt=_number(headers, "attempt"),
         first_attempt_ms=_optional_number(headers, "first_attempt_ms"),
         due=_number(headers, "due_ms") / 1000,
@@ -343,24 +343,24 @@ def _read_history(raw: bytes | None) -> History:
     for tried in read if isinstance(read, list) else ():
         match tried:
             case [int(attempt), int(time_ms), str(result)]:
-                history = remember(history, Tried(attempt, time_ms, result))
+                history = remember(history, AttemptSummary(attempt, time_ms, result))
     return history
 
 
 def _text(headers: Mapping[str, bytes | None], name: str) -> str:
     raw = headers.get(name)
     if raw is None:
-        raise InvalidLetter(f"the header {name} is missing")
+        raise InvalidRetryRecord(f"the header {name} is missing")
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise InvalidLetter(f"{name} is not UTF-8") from None
+        raise InvalidRetryRecord(f"{name} is not UTF-8") from None
 
 
 def _number(headers: Mapping[str, bytes | None], name: str) -> int:
     raw = headers.get(name)
     if raw is None or not _NUMBER.fullmatch(raw):
-        raise InvalidLetter(f"{name} is missing, or not a number of up to 15 digits")
+        raise InvalidRetryRecord(f"{name} is missing, or not a number of up to 15 digits")
     return int(raw)
 
 

@@ -1,6 +1,6 @@
 """Subscription: who wants which events, and how each is delivered.
 
-A subscription never changes, but for `request`, `route` and `vitals`, which the first delivery makes.
+A subscription never changes, but for `request`, `route` and `health`, which the first delivery makes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Subscription:
         "event_types",
         "follow_redirects",
         "headers",
+        "health",
         "id",
         "max_in_flight",
         "origin",
@@ -58,15 +59,14 @@ class Subscription:
         "tenant",
         "thin",
         "timeout",
-        "vitals",
     )
 
     request: Template
     """The constant parts of every request to it, made at first use."""
     route: object
     """Whoever delivers to it keeps here how it gets there. Nothing else looks at it."""
-    vitals: object
-    """Likewise, how that has gone (`vitals.py`), once anything was delivered."""
+    health: object
+    """Likewise, how that has gone (`core/endpoint/health.py`), once anything was delivered."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Subscription:
         """
         # What every delivery looks at comes first: compiled, it is side by side in memory.
         self.route = None
-        self.vitals = None
+        self.health = None
         self.id = id
         self.status = status
         self.max_in_flight = max_in_flight

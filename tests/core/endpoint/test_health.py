@@ -1,22 +1,32 @@
 import pytest
 
-from dispatcher.core.endpoint.health import KEPT, LOOK, NOTED_AFTER, SILENCE, Roster, Streak, Vitals
+from dispatcher.core.endpoint.health import (
+    KEPT,
+    LOOK,
+    NOTED_AFTER,
+    SILENCE,
+    EndpointHealth,
+    HealthRegistry,
+    Streak,
+)
 
 DAY = 86400.0
 
 
-def failed(vitals: Vitals, now: float, noted: float | None = None, patience: float = NOTED_AFTER) -> Streak:
+def failed(
+    vitals: EndpointHealth, now: float, noted: float | None = None, patience: float = NOTED_AFTER
+) -> Streak:
     return vitals.failed(0.5, "status 500", now, noted, patience, SILENCE)
 
 
 def test_nothing_is_said_before_the_first_attempt() -> None:
-    health = Vitals(None).health("closed", 0, 0)
+    health = EndpointHealth(None).health("closed", 0, 0)
     assert (health.success_rate, health.latency_mean, health.latency_p95) == (None, None, None)
     assert (health.last_failure, health.last_failure_at) == (None, None)
 
 
 def test_rate_and_latencies_are_those_of_the_attempts_kept() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     for number in range(20):
         vitals.succeeded((number + 1) / 10, 100.0)
     for _ in range(5):
@@ -30,7 +40,7 @@ def test_rate_and_latencies_are_those_of_the_attempts_kept() -> None:
 
 
 def test_old_attempts_are_pushed_out_by_new_ones() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     for _ in range(KEPT):
         failed(vitals, 1.0)
     assert vitals.health("closed", 0, 0).success_rate == 0.0
@@ -45,13 +55,13 @@ def test_old_attempts_are_pushed_out_by_new_ones() -> None:
 
 
 def test_an_attempt_that_failed_at_once_is_a_failure_all_the_same() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     vitals.failed(0.0, "blocked", 1.0, None, NOTED_AFTER, SILENCE)
     assert vitals.health("closed", 0, 0).success_rate == 0.0
 
 
 def test_failures_are_worth_noting_after_some_minutes_and_then_no_more() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     assert not failed(vitals, 1000.0).worth_noting
     assert not failed(vitals, 1000.0 + NOTED_AFTER - 1).worth_noting
     streak = failed(vitals, 1000.0 + NOTED_AFTER)
@@ -60,18 +70,18 @@ def test_failures_are_worth_noting_after_some_minutes_and_then_no_more() -> None
 
 
 def test_the_earliest_note_counts_whoever_made_it() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     streak = failed(vitals, 5000.0, noted=1000.0)
     assert (streak.since, streak.own, streak.worth_noting) == (1000.0, 5000.0, False)
     # One that came later than this process's own first failure is put right.
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     failed(vitals, 1000.0)
     streak = failed(vitals, 5000.0, noted=2000.0)
     assert (streak.since, streak.worth_noting) == (1000.0, True)
 
 
 def test_a_success_ends_the_streak_and_asks_for_a_look_at_the_notes() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     failed(vitals, 1000.0)
     assert vitals.succeeded(0.1, 1001.0)
     assert not vitals.succeeded(0.1, 1002.0)
@@ -81,25 +91,25 @@ def test_a_success_ends_the_streak_and_asks_for_a_look_at_the_notes() -> None:
 
 def test_the_notes_are_looked_at_now_and_then_where_all_is_well() -> None:
     """Another replica may have noted failures, and this one delivers."""
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     looks = [vitals.succeeded(0.1, 1000.0 + second) for second in range(int(2 * LOOK) + 1)]
     assert [second for second, look in enumerate(looks) if look] == [0, LOOK, 2 * LOOK]
 
 
 def test_a_note_from_before_the_last_success_is_struck_out() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     vitals.succeeded(0.1, 3000.0)
     streak = failed(vitals, 3001.0, noted=2000.0)
     assert (streak.struck, streak.since) == (True, 3001.0)
     # And one from after it is not.
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     vitals.succeeded(0.1, 3000.0)
     streak = failed(vitals, 5000.0, noted=4000.0)
     assert (streak.struck, streak.since) == (False, 4000.0)
 
 
 def test_a_note_that_somebody_struck_out_begins_the_streak_anew() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     failed(vitals, 1000.0)
     assert failed(vitals, 2000.0).worth_noting
     failed(vitals, 2500.0, noted=1000.0)
@@ -108,14 +118,14 @@ def test_a_note_that_somebody_struck_out_begins_the_streak_anew() -> None:
 
 
 def test_after_a_long_silence_this_process_begins_anew() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     failed(vitals, 1000.0)
     streak = failed(vitals, 1000.0 + 90 * DAY, noted=1000.0)
     assert (streak.since, streak.own) == (1000.0, 1000.0 + 90 * DAY)
 
 
 def test_a_roster_holds_two_generations_and_keeps_who_is_heard_of() -> None:
-    roster = Roster(100)
+    roster = HealthRegistry(100)
     kept = roster.admit("kept", None)
     for number in range(1000):
         roster.admit(f"sub_{number}", None)
@@ -127,7 +137,7 @@ def test_a_roster_holds_two_generations_and_keeps_who_is_heard_of() -> None:
 
 
 def test_the_silent_are_forgotten_in_time_but_for_those_that_fail() -> None:
-    roster = Roster()
+    roster = HealthRegistry()
     roster.admit("well", None).succeeded(0.1, 1.0)
     failed(roster.admit("ill", None), 1.0)
     roster.age()
@@ -138,7 +148,7 @@ def test_the_silent_are_forgotten_in_time_but_for_those_that_fail() -> None:
 
 
 def test_those_that_fail_are_bounded_too() -> None:
-    roster = Roster(10)
+    roster = HealthRegistry(10)
     for number in range(100):
         failed(roster.admit(f"sub_{number}", None), 1.0)
         if number % 3 == 0:
@@ -147,7 +157,7 @@ def test_those_that_fail_are_bounded_too() -> None:
 
 
 def test_an_id_that_went_to_somebody_else_is_forgotten() -> None:
-    roster = Roster()
+    roster = HealthRegistry()
     roster.admit("one", "acme")
     roster.age()
     roster.admit("two", "acme")
@@ -157,7 +167,7 @@ def test_an_id_that_went_to_somebody_else_is_forgotten() -> None:
 
 
 def test_what_was_admitted_may_be_kept_while_its_generation_is_the_rosters() -> None:
-    roster = Roster(2)
+    roster = HealthRegistry(2)
     kept = roster.admit("kept", "acme")
     roster.admit("other", "acme")
     assert kept.generation == roster.generation
@@ -174,7 +184,7 @@ def test_what_was_admitted_may_be_kept_while_its_generation_is_the_rosters() -> 
 
 
 def test_after_any_number_of_attempts_the_last_ones_count() -> None:
-    vitals = Vitals(None)
+    vitals = EndpointHealth(None)
     told: list[float] = []
     for number in range(3 * KEPT + 5):
         told.append(float(number + 1))
@@ -187,10 +197,10 @@ def test_after_any_number_of_attempts_the_last_ones_count() -> None:
 
 
 def test_whoever_keeps_vitals_that_were_forgotten_can_tell() -> None:
-    roster = Roster(size=2)
+    roster = HealthRegistry(size=2)
     kept = {key: roster.admit(key, None) for key in "ab"}
     assert {vitals.generation for vitals in kept.values()} == {roster.generation}
-    assert Roster(size=2).generation != roster.generation  # another's are never taken for its own
+    assert HealthRegistry(size=2).generation != roster.generation  # another's are never taken for its own
     kept["a"].succeeded(0.5, 1.0)
     roster.forget("a")
     assert kept["a"].generation != roster.generation

@@ -154,7 +154,7 @@ def test_an_overloaded_endpoint_gets_half_as_many_at_a_time_once_a_round_and_one
         share.succeeded(6.0, 7.0)
     assert share.limit == 16
     lane.tidy(8.0)
-    assert share.trouble is None
+    assert share.backpressure is None
 
 
 def test_what_comes_to_an_open_breaker_is_turned_away_and_the_first_after_it_is_the_only_one() -> None:
@@ -207,7 +207,7 @@ def test_who_has_one_delivery_queued_is_not_measured_and_who_has_more_is_until_t
     lane: Lane[int] = Lane(limit=200, max_wait=5.0)
 
     def measured() -> list[str]:
-        return [share.key for share in lane.shares() if share.pace is not None]
+        return [share.key for share in lane.shares() if share.throughput is not None]
 
     for key in ("deep", *(f"single-{number}" for number in range(99))):
         lane.offer(key, 1, 0, 0.0)  # under way from now on

@@ -12,14 +12,14 @@ from dispatcher.core.event.decode import Event, decode
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.retry.records import (
     HISTORY_CAP,
+    AttemptSummary,
     History,
-    InvalidLetter,
-    Place,
-    Tried,
+    InvalidRetryRecord,
+    Source,
     delivery_headers,
     delivery_id,
     describe,
-    read_letter,
+    read_retry_record,
     remember,
     unreadable_headers,
 )
@@ -38,7 +38,7 @@ def test_a_dead_letter_says_whose_it_is_how_far_it_got_and_where_it_came_from() 
     event = Event("evt_1", "a.b", "acme", b"{}", 5, b"Content-Type: application/json\r\n")
     headers = dict(
         delivery_headers(
-            event, "sub_1", Place("events", 2, 9), attempt=4, first_attempt_ms=1000,
+            event, "sub_1", Source("events", 2, 9), attempt=4, first_attempt_ms=1000,
             last_result="timeout: no answer", reason="exhausted",
         )
     )  # fmt: skip
@@ -70,7 +70,7 @@ def _record(value: bytes | None = b"{}", **changed: bytes | None) -> StoredRecor
     """A retry record of `_EVENT`; None takes a header away."""
     headers = dict(
         delivery_headers(
-            _EVENT, "sub_1", Place("events", 2, 9), attempt=4, first_attempt_ms=1000,
+            _EVENT, "sub_1", Source("events", 2, 9), attempt=4, first_attempt_ms=1000,
             last_result="status 503", reason="retry", due=1_800_000_000.1234,
         )
     )  # fmt: skip
@@ -78,7 +78,7 @@ def _record(value: bytes | None = b"{}", **changed: bytes | None) -> StoredRecor
 
 
 def test_a_delivery_comes_back_from_a_retry_topic_as_it_went_there() -> None:
-    letter = read_letter(_record())
+    letter = read_retry_record(_record())
     event = letter.event
     assert (event.id, event.type, event.tenant, event.body) == ("evt_1", "a.b", "acme", b"{}")
     assert event.head == _EVENT.head
@@ -86,7 +86,7 @@ def test_a_delivery_comes_back_from_a_retry_topic_as_it_went_there() -> None:
         "the record's timestamp is the origin's, so that latency counts from there"
     )
     assert event.occurred_ms == 1000, "thin payloads tell the event's own time"
-    assert letter.place == ("events", 2, 9)
+    assert letter.source == ("events", 2, 9)
     assert (letter.subscription_id, letter.attempt, letter.first_attempt_ms) == ("sub_1", 4, 1000)
     assert letter.due == 1_800_000_000.123
     assert letter.last_result == "status 503"
@@ -98,10 +98,10 @@ def test_whatever_number_a_records_timestamp_is_its_retry_can_be_read(timestamp:
     """Kafka takes any; a retry that couldn't be read back would end as a dead letter."""
     event = decode(StoredRecord(0, timestamp, b"\xff\xfe", b'{"id": "a", "type": "a.b"}'), "events", 0)
     headers = delivery_headers(
-        event, "sub_1", Place("events", 0, 0), attempt=1, first_attempt_ms=1, last_result=None,
+        event, "sub_1", Source("events", 0, 0), attempt=1, first_attempt_ms=1, last_result=None,
         reason="retry", due=1.0,
     )  # fmt: skip
-    letter = read_letter(StoredRecord(0, 0, None, event.body, headers))
+    letter = read_retry_record(StoredRecord(0, 0, None, event.body, headers))
     expected = timestamp if 0 <= timestamp < 10**15 else -1
     assert letter.event.timestamp_ms == letter.event.occurred_ms == expected
 
@@ -109,10 +109,10 @@ def test_whatever_number_a_records_timestamp_is_its_retry_can_be_read(timestamp:
 def test_what_was_never_attempted_and_has_no_time_comes_back_too() -> None:
     event = Event("evt_1", "a.b", None, b"", -1, b"Content-Type: a/b\r\n")
     headers = delivery_headers(
-        event, "sub_1", Place("events", 0, 0), attempt=0, first_attempt_ms=None, last_result=None,
+        event, "sub_1", Source("events", 0, 0), attempt=0, first_attempt_ms=None, last_result=None,
         reason="retry", due=1.0,
     )  # fmt: skip
-    letter = read_letter(StoredRecord(0, 7, None, b"", headers))
+    letter = read_retry_record(StoredRecord(0, 7, None, b"", headers))
     assert letter.event.timestamp_ms == letter.event.occurred_ms == -1
     assert letter.event.tenant is None
     assert letter.first_attempt_ms is None
@@ -123,23 +123,23 @@ def test_an_event_without_data_and_with_an_id_of_any_characters_comes_back_as_it
     record = StoredRecord(3, 7, None, None, [("type", b"a b"), ("id", "caf\u00e9 1".encode())])
     event = decode(record, "events", 0)
     headers = delivery_headers(
-        event, "sub_1", Place("events", 0, 3), attempt=1, first_attempt_ms=1, last_result=None,
+        event, "sub_1", Source("events", 0, 3), attempt=1, first_attempt_ms=1, last_result=None,
         reason="retry", due=1.0,
     )  # fmt: skip
-    again = read_letter(StoredRecord(0, 9, None, event.body, headers)).event
+    again = read_retry_record(StoredRecord(0, 9, None, event.body, headers)).event
     assert (again.id, again.type, again.body, again.head) == ("caf\u00e9 1", "a b", b"", b"")
     assert again.wire_id == event.wire_id == b"caf%C3%A9%201"
     assert again.occurred_ms == event.occurred_ms == 7
 
 
 def test_a_body_that_was_omitted_is_put_back_without_losing_anything_else() -> None:
-    letter = read_letter(_record(b"", omitted=b"2 bytes"))
+    letter = read_retry_record(_record(b"", omitted=b"2 bytes"))
     assert letter.omitted
     whole = letter.with_body(b"{}")
     assert not whole.omitted
     assert whole.event.body == b"{}"
     assert whole.event.occurred_ms == 1000
-    assert (whole.attempt, whole.due, whole.place) == (letter.attempt, letter.due, letter.place)
+    assert (whole.attempt, whole.due, whole.source) == (letter.attempt, letter.due, letter.source)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_a_body_that_was_omitted_is_put_back_without_losing_anything_else() -> N
     ],
 )  # fmt: skip
 def test_of_a_retry_record_nothing_is_believed(changed: dict[str, bytes | None]) -> None:
-    with pytest.raises(InvalidLetter):
-        read_letter(_record(**changed))
+    with pytest.raises(InvalidRetryRecord):
+        read_retry_record(_record(**changed))
 
 
 @given(st.none() | st.binary(), st.lists(st.tuples(st.text(), st.none() | st.binary())))
 def test_any_record_is_read_or_refused(value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
-    with contextlib.suppress(InvalidLetter):
-        read_letter(StoredRecord(0, 7, None, value, headers))
+    with contextlib.suppress(InvalidRetryRecord):
+        read_retry_record(StoredRecord(0, 7, None, value, headers))
 
 
 def test_results_are_described_in_one_line() -> None:
@@ -199,7 +199,7 @@ def test_whatever_was_in_an_unreadable_record_can_be_written(
 def _history(count: int, result: str = "status 503") -> History:
     history: History = ()
     for number in range(1, count + 1):
-        history = remember(history, Tried(number, 1000 * number, result))
+        history = remember(history, AttemptSummary(number, 1000 * number, result))
     return history
 
 
@@ -210,11 +210,11 @@ def test_of_a_long_history_the_first_two_and_the_last_eight_attempts_are_kept() 
 
 def test_a_history_travels_with_its_delivery() -> None:
     headers = delivery_headers(
-        _EVENT, "sub_1", Place("events", 2, 9), attempt=12, first_attempt_ms=1000, last_result="status 503",
+        _EVENT, "sub_1", Source("events", 2, 9), attempt=12, first_attempt_ms=1000, last_result="status 503",
         reason="retry", due=1.0, history=_history(12),
     )  # fmt: skip
     assert dict(headers)["history"].startswith(b'[[1,1000,"status 503"],[2,2000,"status 503"],[5,')
-    letter = read_letter(StoredRecord(0, 7, None, b"{}", headers))
+    letter = read_retry_record(StoredRecord(0, 7, None, b"{}", headers))
     assert letter.history == _history(12)
     assert letter.with_body(b"x").history == _history(12)
 
@@ -222,11 +222,11 @@ def test_a_history_travels_with_its_delivery() -> None:
 @given(st.text(min_size=500, max_size=600), st.integers(1, 30))
 def test_a_history_is_bounded_and_readable_whatever_the_results(result: str, count: int) -> None:
     headers = delivery_headers(
-        _EVENT, "sub_1", Place("events", 2, 9), attempt=count, first_attempt_ms=1000, last_result=None,
+        _EVENT, "sub_1", Source("events", 2, 9), attempt=count, first_attempt_ms=1000, last_result=None,
         reason="retry", due=1.0, history=_history(count, result),
     )  # fmt: skip
     assert len(dict(headers)["history"]) <= HISTORY_CAP
-    letter = read_letter(StoredRecord(0, 7, None, b"{}", headers))
+    letter = read_retry_record(StoredRecord(0, 7, None, b"{}", headers))
     assert [tried.attempt for tried in letter.history] == [tried.attempt for tried in _history(count)]
 
 
@@ -236,4 +236,4 @@ def test_a_history_is_bounded_and_readable_whatever_the_results(result: str, cou
      (b"[" + b'[1,1,"x"],' * 300 + b'[1,1,"x"]]', 10)],
 )  # fmt: skip
 def test_a_history_that_somebody_else_wrote_does_no_harm(raw: bytes, left: int) -> None:
-    assert len(read_letter(_record(history=raw)).history) == left
+    assert len(read_retry_record(_record(history=raw)).history) == left

@@ -19,7 +19,7 @@ _IDLE: Final = 3.0
 """Seconds of having nothing to do after which it has to be busy again for a while."""
 
 
-class Pace:
+class Throughput:
     """How many are completed in a second while busy."""
 
     __slots__ = ("_busy", "_count", "_idle", "_seen", "_span", "rate")
