@@ -244,9 +244,9 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "an endpoint whose breaker closes gets everything at once",
         (
             Edit(
-                "self._narrow(trouble, 1.0, now, rising=True)",
+                "self._narrow(backpressure, 1.0, now, rising=True)",
                 "pass",
-                after="if not trouble.breaker.failed(started, now, random):",
+                after="if not backpressure.breaker.failed(started, now, random):",
             ),
         ),
         (
@@ -281,7 +281,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "attempts_counted_anew",
         "a retry that comes out of a tier begins its schedule again",
-        (Edit("delivery.attempt = letter.attempt", "delivery.attempt = 0"),),
+        (Edit("delivery.attempt = retry.attempt", "delivery.attempt = 0"),),
         (
             "delivery/test_retry_reader.py::test_a_restart_goes_on_from_the_tier_and_not_from_the_first_attempt",
         ),
@@ -291,7 +291,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a retry is sent to a subscription whose id belongs to another tenant by now",
         (
             Edit(
-                "if subscription is None or subscription.tenant not in (letter.event.tenant, EVERY_TENANT):",
+                "if subscription is None or subscription.tenant not in (retry.event.tenant, EVERY_TENANT):",
                 "if subscription is None:",
             ),
         ),
