@@ -1,9 +1,9 @@
 """`dispatcher demo`: the whole program at work on this machine, and an account of every event.
 
-The dispatcher here is the real one (`app.App`, from a settings and a subscriptions file like anybody's), the
-endpoints are real servers on loopback. What each of them is owed is worked out by the demo itself, from
-the events it publishes; what arrived is what the endpoints saw; what was given up is read from
-the dead-letter topic. The dispatcher's own counters are only used to know when to stop waiting.
+The demo runs the real dispatcher (`app.App`, from a settings file and a subscriptions file) against real servers on
+loopback. The demo itself works out which deliveries each endpoint is owed, from the events that it publishes. The
+endpoints say which deliveries arrived, and the dead-letter topic says which were given up. The dispatcher's own
+counters only tell when to stop waiting.
 """
 
 from __future__ import annotations

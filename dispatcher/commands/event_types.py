@@ -1,4 +1,4 @@
-"""`dispatcher event-types`: what may be subscribed to, by way of the API."""
+"""`dispatcher event-types`: the catalogue of event types, by way of the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command group, with a broken command line told in one line instead of click's four."""
+"""The command group: a wrong command line is told in one line instead of click's four."""
 
 from __future__ import annotations
 

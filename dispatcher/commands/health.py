@@ -1,7 +1,7 @@
 """`python -m dispatcher.commands.health`: is the daemon of this configuration ready? For the image's HEALTHCHECK.
 
-Reads file and environment as `run` does, so that the port need not be said twice; what `run` was given
-by flags it can't know. Exits 0 when `/readyz` answers 200, else 1 with the reason.
+The command reads file and environment as `run` does, so that the port need not be said twice. It can't know the
+flags that `run` was given. It exits 0 when `/readyz` answers 200, else 1 with the reason.
 """
 
 from __future__ import annotations

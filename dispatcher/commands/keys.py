@@ -1,4 +1,4 @@
-"""`dispatcher keys`: who may use the API."""
+"""`dispatcher keys`: API keys, by way of the API."""
 
 from __future__ import annotations
 

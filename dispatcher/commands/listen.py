@@ -1,4 +1,4 @@
-"""`dispatcher listen`: an endpoint of one's own, to see what arrives and to try how it is retried."""
+"""`dispatcher listen`: a local endpoint that shows each request, to try how deliveries look and how they are retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that the commands share, and how they become settings."""
+"""Options that several commands share, and the settings that they make."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""A local webhook endpoint: it verifies what arrives and answers as it was told to.
+"""A local webhook endpoint: it verifies each request and answers as it was told to. `listen` and `demo` use it.
 
-`listen` and `demo` stand on it. It checks signatures the way a consumer would, from the Standard
-Webhooks specification and the standard library alone: the program's own signing code, checked by
-itself, would agree with itself whatever it did.
+The receiver checks signatures the way a consumer would, from the Standard Webhooks specification and the standard
+library alone. The program's own signing code, checked by itself, would agree with itself whatever it did.
 
 Rules:
 
-1. Every request is judged and reported exactly once, before it is answered, also when it will be left
-   without an answer.
-2. What it answers depends on the request and its number alone, so that a run can be repeated.
+1. Every request is verified and reported exactly once, before it is answered, also when it is left without an answer.
+2. The answer depends on the request and its number alone, so that a run can be repeated.
 """
 
 from __future__ import annotations

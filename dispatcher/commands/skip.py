@@ -1,4 +1,4 @@
-"""`dispatcher topics skip`: give up what can't be unpacked, so that its partition goes on."""
+"""`dispatcher topics skip`: give up a batch that can't be unpacked, so that its partition goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dispatcher subscriptions`: who gets which events, by way of the API."""
+"""`dispatcher subscriptions`: subscriptions, by way of the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dispatcher topics`: what the topics hold, and how far the group has come."""
+"""`dispatcher topics`: the topics' contents, and how far the group has come."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is wrong with a document that somebody wrote: each mistake with its place, all of them told at once.
+"""Flaws: the mistakes in a document that somebody wrote, each with its place, all of them told at once.
 
-Subscriptions, event types, events and requests of the API are all checked so, by the core and by the control plane.
-The API answers with the same list.
+Subscriptions, event types, events and requests of the API are checked so, by the core and by the control plane. The API
+answers with the same list.
 """
 
 from __future__ import annotations

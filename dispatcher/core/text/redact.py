@@ -1,4 +1,4 @@
-"""Text that somebody typed, as it may be shown: error messages end up in logs, terminals and tickets."""
+"""Text that a person typed, as it may be shown: error messages end up in logs, terminals and tickets."""
 
 from __future__ import annotations
 

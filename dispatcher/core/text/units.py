@@ -1,8 +1,8 @@
 """Durations, sizes and rates as people write them: `15s`, `1h30m`, `500ms`, `256MiB`, `100/s`.
 
-A bare number is refused wherever a person wrote it: is `timeout: 15` seconds or milliseconds?
-Code that makes the same models by hand passes plain seconds and bytes; the difference is the
-validation context (`WRITTEN`), which the readers of files, environment and flags set.
+A bare number is refused wherever a person wrote it: is `timeout: 15` seconds or milliseconds? Code that makes the same
+models passes plain seconds and bytes. The validation context (`WRITTEN`) tells the two apart: the readers of files,
+environment and flags set it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""YAML as data that remembers its lines, and what is wrong with it in words for people.
+"""YAML as data that remembers its lines, with its mistakes in words for people.
 
-Used for the settings and the subscriptions: both must say *where* each mistake is, all of them
-at once. libyaml's events are turned into data here, beside a tree of line numbers, entry by entry:
-a file of 100,000 subscriptions takes 7 s and the memory of one entry. PyYAML's own composer and
-constructor build the whole tree of nodes first: 19 s and 800 MB for the same file. A caller
-that has other work to let through is called back every few hundred events.
+Settings and subscriptions use it: both must say *where* each mistake is, all of them at once. libyaml's events become
+data here, beside a tree of line numbers, entry by entry: a file of 100,000 subscriptions takes 7 s and the memory of
+one entry. PyYAML's own composer and constructor build the whole tree of nodes first: 19 s and 800 MB for the same
+file. A caller that has other work to let through is called back every few hundred events.
 
-Scalars follow YAML 1.2's core schema: `true` and `false` are the only booleans, so that a
-tenant called `no` or `on` stays what it is, and nothing turns into a date or a base-60 number.
-A key that stands twice in a mapping is an error; PyYAML would silently keep the last. Tags are
-refused; anchors, aliases and merge keys (`<<`) work.
+Scalars follow YAML 1.2's core schema: `true` and `false` are the only booleans. So a tenant called `no` or `on` stays
+text, and nothing turns into a date or a base-60 number. A key that stands twice in a mapping is an error; PyYAML would
+silently keep the last. Tags are refused; anchors, aliases and merge keys (`<<`) work.
 """
 
 from __future__ import annotations
