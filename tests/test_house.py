@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -167,6 +167,62 @@ def test_a_second_class_of_a_name_a_long_file_and_a_long_class_are_found(tmp_pat
     assert names_that_stand_twice(tmp_path) == {"Route"}
     assert files_that_are_too_long(tmp_path) == {"folder/three.py"}
     assert classes_that_are_too_long(tmp_path) == {"Long"}
+
+
+# Who writes which state of the data path: docs/architecture.md, and the head of each room.
+_ONE_WRITER = {
+    "gate": "sending.py",
+    "attempting": "sending.py",
+    "full": "settlement.py",
+    "in_flight": "settlement.py",
+    "bytes": "settlement.py",
+    "watched": "lanes.py",
+    "route": "lanes.py",
+    "health": "endpoints.py",
+}
+
+
+def writers(folder: Path, names: Collection[str]) -> set[tuple[str, str]]:
+    """Which of these attributes are assigned to in which file of the folder."""
+    return {
+        (target.attr, file.name)
+        for file in sorted(folder.glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        for each in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        for target in ast.walk(each)
+        if isinstance(target, ast.Attribute) and target.attr in names and isinstance(target.ctx, ast.Store)
+    }
+
+
+def reaches_into_others(folder: Path) -> set[tuple[str, str]]:
+    """Private attributes that are asked of anything but `self`, by file."""
+    return {
+        (file.name, node.attr)
+        for file in sorted(folder.glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and node.attr not in {"_replace", "_asdict", "_fields"}
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+    }
+
+
+def test_each_state_of_the_data_path_is_written_in_one_room() -> None:
+    found = writers(ROOT / "dispatcher/delivery", _ONE_WRITER.keys())
+    assert found == set(_ONE_WRITER.items())
+
+
+def test_no_room_of_the_data_path_reaches_into_anothers_private_state() -> None:
+    assert reaches_into_others(ROOT / "dispatcher/delivery") == set()
+
+
+def test_a_second_writer_and_a_look_into_anothers_state_are_found(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("def close(self):\n    self.gate = False\n    self._gate = 1\n")
+    (tmp_path / "two.py").write_text("def close(other):\n    other.gate, x = False, other._held\n")
+    assert writers(tmp_path, {"gate"}) == {("gate", "one.py"), ("gate", "two.py")}
+    assert reaches_into_others(tmp_path) == {("two.py", "_held")}
 
 
 # Modules without tests of their own name, and why.
