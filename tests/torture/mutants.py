@@ -26,6 +26,8 @@ from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.settlement import Settlement
 from dispatcher.transport.pool import Pool
 
+RECORD_GONE = "a parked delivery is lost: its record has been deleted from the topic"
+
 
 def commits_what_is_owed() -> None:
     """The commit passes over deliveries that wait for their retry."""
@@ -151,7 +153,7 @@ def goes_on_where_the_old_topic_ended() -> None:
 
 
 def says_nothing_of_what_expired() -> None:
-    """Records that were deleted before they were read are passed over in silence."""
+    """Records that were deleted before they were read, or delivered, are passed over in silence."""
     structlog.configure(processors=[_silence, *structlog.get_config()["processors"]])
     configure = structlog.configure
 
@@ -162,7 +164,7 @@ def says_nothing_of_what_expired() -> None:
 
 
 def _silence(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if "why" in event:
+    if "why" in event or event["event"] == RECORD_GONE:
         raise structlog.DropEvent
     return event
 

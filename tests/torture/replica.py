@@ -25,6 +25,7 @@ from tests.torture.subscribers import Subscribers
 STOPS_WITHIN = 60.0  # drain, and what a broker that is away costs
 _LEAVES_WITHIN = 6.0  # at the end of a stop: what is left is written, committed, and the groups are left
 HEARD_WITHIN = 10.0  # that its partitions are somebody else's
+RECORD_GONE = "a parked delivery is lost: its record has been deleted from the topic"
 _LATE = 1.0  # by which a request may be noted after it was sent, on a busy machine
 _BUSY = re.compile(
     rb"^dispatcher_(?:deliveries_in_flight|deliveries_parked_waiting|partition_lag|outbox_waiting)(?:\{.*\})? (\S+)$",
@@ -176,7 +177,9 @@ class Replica:
         return [at for at, _ in self._lines("starting")]
 
     def skipped(self) -> Iterator[tuple[TopicPartition, int, int]]:
-        """Partitions, first offsets and ends of what it says expired before it was read."""
+        """Partitions, first offsets and ends of what it says expired before it was read, or before it was delivered."""
+        for line in self.daemon.log_lines(RECORD_GONE):
+            yield TopicPartition(line["topic"], line["partition"]), line["offset"], line["offset"] + 1
         for line in self.daemon.log_lines():
             if line.get("why") == Why.RETENTION and line["expected"] is not None:
                 partition = TopicPartition(line["topic"], line["partition"])

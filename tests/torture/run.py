@@ -320,10 +320,7 @@ class Run:
             (report.notes if found else report.findings).append(
                 text + (f" ({', '.join(map(str, found))} meanwhile)" if found else "")
             )
-        if left := self.odd - refused_at:
-            report.findings.append(
-                f"{len(left)} of {len(self.odd)} records that are no events have no dead letter: {sorted(left)[:5]}"
-            )
+        self._judge_odd(refused_at)
         if old := {
             event for _, event in ledger.paid if event in self.published and not self.published[event].owed
         }:
@@ -380,11 +377,7 @@ class Run:
         report, ledger = self.report, self.ledger
         lost = books.lost(ledger, dead)
         if Trait.RETENTION in self.traits:
-            told = [gap for replica in self.replicas for gap in replica.skipped()]
-
-            def gone(partition: TopicPartition, offset: int) -> bool:
-                return any(partition == each and first <= offset < end for each, first, end in told)
-
+            gone = self._told_gone()
             excused = {
                 debt
                 for debt in lost
@@ -400,6 +393,25 @@ class Run:
                 f"{debt[0]} {debt[1]} at {_told(places.get(debt[1], ()))}" for debt in lost[:10]
             )
             report.findings.append(f"lost {len(lost)} deliveries ({asked} of them attempted): {shown}")
+
+    def _judge_odd(self, refused_at: Collection[tuple[str, int, int]]) -> None:
+        """Each record that is no event has a dead letter, or is gone and was said to be."""
+        gone = self._told_gone()
+        without = self.odd.difference(refused_at)
+        if left := [each for each in sorted(without) if not gone(TopicPartition(*each[:2]), each[2])]:
+            self.report.findings.append(
+                f"{len(left)} of {len(self.odd)} records that are no events have no dead letter: {left[:5]}"
+            )
+
+    def _told_gone(self) -> Callable[[TopicPartition, int], bool]:
+        """Whether a daemon has said of a record that it was deleted too early. Only where somebody deletes records."""
+        deletes = Trait.RETENTION in self.traits
+        told = [gap for replica in self.replicas for gap in replica.skipped()] if deletes else []
+
+        def gone(partition: TopicPartition, offset: int) -> bool:
+            return any(partition == each and first <= offset < end for each, first, end in told)
+
+        return gone
 
     def _judge_duplicates(
         self, places: Mapping[str, Sequence[tuple[int, TopicPartition, int]]], copies: Mapping[str, int]

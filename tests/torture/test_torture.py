@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import orjson
 import pytest
 
+from dispatcher.broker.base import TopicPartition
 from tests.e2e.daemon import Daemon
 from tests.kafka.server import Unavailable, missing
 from tests.torture import totals
@@ -40,7 +42,7 @@ from tests.torture.mutants import (
     settles_before_the_broker_has_it,
 )
 from tests.torture.pauses import Pause, Pauses
-from tests.torture.replica import HEARD_WITHIN, Replica
+from tests.torture.replica import HEARD_WITHIN, RECORD_GONE, Replica
 from tests.torture.run import Run
 from tests.torture.schedule import (
     AMONG,
@@ -211,6 +213,38 @@ def test_refused_commits_of_one_rebalance_are_one_trouble(tmp_path: Path) -> Non
     assert second.begin > first.until
     assert {first.life, second.life} == {"0.1"}
     assert first.wide
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_what_was_deleted_is_excused_where_the_daemon_has_said_so_and_nowhere_else(
+    tmp_path: Path, deletes: bool
+) -> None:
+    daemon = Daemon(tmp_path, "sqlite:///x.db", [])
+    lines: list[dict[str, object]] = [
+        {"message": RECORD_GONE, "topic": "parked", "partition": 3, "offset": 19},
+        {"why": "retention", "topic": "events", "partition": 1, "expected": 5, "read_from": 8},
+    ]
+    daemon.output.write_bytes(b"\n".join(orjson.dumps({"message": "", **line}) for line in lines))
+    traits = {Trait.RETENTION} if deletes else set()
+    report, ledger = Report("kafka", plan(1)), Ledger()
+    replica = SimpleNamespace(daemon=daemon)
+    replica.skipped = lambda: Replica.skipped(cast("Replica", replica))
+    odd = {("events", 1, 7), ("events", 1, 8), ("events", 1, 9)}
+    run = SimpleNamespace(report=report, ledger=ledger, traits=traits, replicas=[replica], odd=odd)
+    run._told_gone = lambda: Run._told_gone(cast("Run", run))
+    ledger.owe([("a", "parked and said"), ("a", "parked"), ("a", "read and said"), ("a", "read")])
+    places = {
+        "read and said": [(1, TopicPartition("events", 1), 6)],
+        "read": [(1, TopicPartition("events", 2), 6)],
+    }
+    parked = TopicPartition("parked", 3)
+    written = {("a", "parked and said"): [(parked, 19)], ("a", "parked"): [(parked, 20)]}
+    Run._judge_lost(cast("Run", run), places, (), written)
+    assert (report.lost, report.excused) == ((2, 2) if deletes else (4, 0))
+    report.findings.clear()
+    Run._judge_odd(cast("Run", run), {("events", 1, 9)})
+    (finding,) = report.findings
+    assert finding.endswith("[('events', 1, 8)]" if deletes else "[('events', 1, 7), ('events', 1, 8)]")
 
 
 def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
