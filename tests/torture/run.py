@@ -446,6 +446,8 @@ class Run:
                 # Python itself takes seconds to be there on a busy machine.
                 begin = next((at for at in starts if birth <= at < end), birth)
                 first = self.endpoints.first.get(life, math.inf)
+                if math.isinf(min(first, end)) and not self.report.lost:
+                    continue  # what was open is dead, or gone and said to be: there was nothing to ask for
                 if min(first, end) - begin > _RESUMES_WITHIN:
                     self.report.findings.append(
                         f"{replica.name}: the first request of life {life} came {first - begin:.1f} s after its start"

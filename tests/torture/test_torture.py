@@ -247,6 +247,25 @@ def test_what_was_deleted_is_excused_where_the_daemon_has_said_so_and_nowhere_el
     assert finding.endswith("[('events', 1, 8)]" if deletes else "[('events', 1, 7), ('events', 1, 8)]")
 
 
+@pytest.mark.parametrize(
+    ("first", "lost", "found"),
+    [(None, 0, False), (None, 1, True), (51.0, 0, False), (90.0, 0, True)],
+    ids=["nothing to deliver", "nothing delivered", "at once", "late"],
+)
+def test_the_only_replica_delivers_soon_after_a_crash_where_there_is_anything_to_deliver(
+    first: float | None, lost: int, found: bool
+) -> None:
+    report = Report("kafka", plan(1), lost=lost)
+    replica = SimpleNamespace(
+        name="one", births=[(0.0, "0.1"), (50.0, "0.2")], owing={"0.2"}, starts=lambda: [0.0, 50.0]
+    )
+    endpoints = SimpleNamespace(first={} if first is None else {"0.2": first})
+    Run._judge_pauses_of_crashes(
+        cast("Run", SimpleNamespace(report=report, replicas=[replica], endpoints=endpoints))
+    )
+    assert bool(report.findings) is found
+
+
 def test_runs_are_added_up_and_of_a_seed_the_last_one_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
