@@ -1,48 +1,34 @@
-"""One connection to an endpoint: requests out, responses in, nothing an endpoint does can hurt.
+"""One connection to an endpoint: requests out, responses in. Nothing that an endpoint does can hurt.
 
-Delivering over HTTP/1.1 is what this program spends its time on, so this file is written for
-speed, and the endpoints belong to strangers, so it is written for suspicion. How both go together:
+Delivering over HTTP/1.1 takes most of this program's time, so this file is written for speed. Endpoints belong to strangers, so it is
+written for suspicion. How both go together (`python -m benchmarks toggles` and `against` measure it):
 
-- **Completion by callback.** The exchange is stored, its request written, and `data_received`
-  finishes it: no future, task or timer per request. asyncio's streams, a future per request and
-  aiohttp's client were measured at 1.3 to 10 times the cost.
-- **One lazy timer per connection.** An exchange nearly always ends before its deadline, so a timer
-  per exchange would be set only to be cancelled. Here one entry stands in the wheel; when it comes up
-  it looks at the deadline of the exchange that is there *now*, and moves on to it. A new exchange
-  adds an entry only if its deadline is earlier than that. Idle expiry and maximum age use the same entry.
-- **Header fields are read only when somebody wants them.** llhttp checks the syntax of all of them in C,
-  but a Python call per field costs a microsecond per response. So the first parser has no callback for
-  fields. What it read is kept until the head is complete, and a second one (`Look`) goes over the same
-  bytes where a field matters: a status that isn't 2xx (Retry-After, Location), the first response of
-  a connection (Keep-Alive), more lines than a head may have. Being the same parser, it reads the same.
-- **One parser for all.** Nearly every response comes in one piece; those are read by one parser (`Whole`), and a connection
-  gets its own when something of it wasn't so plain. Over 4,000 connections that is some 5 % of the CPU time of an
-  exchange, and 0.8 KiB of each idle connection.
-- **Known bytes are not parsed again.** A response that is to the byte one of the last few gets the result of that one: 1.2 us
-  instead of 2.5 to carry an exchange, the socket apart.
-- **Requests leave together.** A system call that finds the other side asleep also wakes it, and
-  that costs more than the sending. So what a turn of the loop sends on pooled connections is written at
-  its end, one after the other: 46 us became 37 us a delivery where nginx had the other core to
-  itself (benchmarks/end_to_end.py). Where a turn sends very much, some at a time, while they are in the CPU's
-  caches: over 2,000 hosts pairs of runs went from 0.73 of one host's rate to 0.84; later ones could not tell 16 from 64. Until
-  then the connection counts as idle to its endpoint.
-- **Strict first, lenient second.** llhttp doesn't tell that a leniency was used. So when the strict
-  parser refuses a head, a lenient one goes over the kept bytes, mended where they are sloppy (`response.py`), and the connection isn't used again.
+- **Completion by callback.** `start` stores the exchange and writes its request; `data_received` finishes it. There is no future, task or timer
+  per request. asyncio's streams and aiohttp's client cost several times as much.
+- **One lazy timer per connection.** An exchange nearly always ends before its deadline, so a timer per exchange would be set only to be
+  cancelled. One entry stands in the wheel. When it comes due it looks at the deadline of the exchange that is there *then*, and moves on to it. A new
+  exchange adds an entry only if its deadline is earlier. Idle expiry and maximum age use the same entry.
+- **One reader for all.** Nearly every response comes in one piece; one parser reads those of all connections (`WholeReader`). A
+  connection gets a `ResponseReader` of its own when something of a response wasn't so plain.
+- **Known bytes are not parsed again.** A response that is to the byte one of the last few gets the result of that one.
+- **Header fields are read only where they matter**: a status that isn't 2xx (Retry-After, Location), the first response of a connection
+  (Keep-Alive), more lines than a head may have. A Python call per field would cost more than everything else about a response. So the
+  reader's parser has no callback for fields, and a second parser (`HeadFields`) goes over the same bytes.
+- **Requests leave together.** A system call that finds the other side asleep also wakes it, and that costs more than the sending. So what a
+  turn of the loop sends on pooled connections is written at its end, one after the other; of very much, some at a time, while the
+  requests are in the CPU's caches. Until then the connection counts as idle to its endpoint.
 
 Rules:
 
-1. At most one exchange at a time. It leaves `_exchange` before its `done` is called, so `done`
-   happens once whatever follows.
-2. A connection is reused only if the response was parsed strictly to its end, nothing followed it, it has announced no
-   body where none may be, both sides keep it alive, the whole request has left the process, and neither age nor number of
-   requests say otherwise.
-3. Bytes or an end of file on an idle connection close it. (TLS housekeeping isn't bytes.) So do bytes
-   that come before the request was written: they can't be its answer, and it goes to a fresh connection.
-4. Once a head is complete its status is the result, however the body ends: cut off, too long or
-   malformed. Except for the deadline, which is over head and body.
-5. A connection that has completed a response before hands the exchange back for a fresh connection when it ends before the
-   first byte of the next response, or what comes may not be the answer to this request: bytes that aren't HTTP (what is left of the
-   response before), 408 (RFC 9110 15.5.9), and 410, which disables a subscription and so must not be somebody else's. A fresh connection never does.
+1. At most one exchange at a time. It leaves `_exchange` before its `done` is called, so `done` happens once whatever follows.
+2. A connection is reused only if the response was parsed strictly to its end, nothing followed it, it has announced no body where none may be,
+   both sides keep it alive, the whole request has left the process, and neither age nor number of requests say otherwise.
+3. Bytes or an end of file on an idle connection close it. (TLS housekeeping isn't bytes.) So do bytes that come before the request
+   was written: they can't be its response, and the exchange goes to a fresh connection.
+4. Once a head is complete its status is the result, however the body ends. The deadline is the exception: it is over head and body.
+5. A connection that has completed a response before hands the exchange back for a fresh connection when it ends before the first byte of the
+   next response, or when what comes may not be the response to this request: bytes that aren't HTTP (what is left of the response before),
+   408 (RFC 9110 15.5.9), and 410, which disables a subscription and so must not be somebody else's. A fresh connection never does.
 6. No bytes from outside raise: parser, TLS and socket errors end in a Result.
 7. `abort()` and `close()` take the connection out of its pool at once; the socket follows.
 """
@@ -147,7 +133,7 @@ class Shared:
         self._scheduled = False
 
     def write_soon(self, connection: Connection) -> None:
-        """Let it write its request when everybody had their turn."""
+        """Have the connection write its request at the end of this turn of the loop."""
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._turn_over)
@@ -169,8 +155,7 @@ class Shared:
 class Connection:
     """A connection without TLS; `secure.py` adds it.
 
-    An `asyncio.Protocol` in all but name: below a class of Python's, mypyc compiles nothing, and compiled it saves 3.7 of
-    43 us a delivery (benchmarks/end_to_end.py). The loop asks for the methods only.
+    An `asyncio.Protocol` in all but name: mypyc compiles no class below one of Python's. The loop asks for the methods only.
     """
 
     __slots__ = (
@@ -196,7 +181,7 @@ class Connection:
     _transport: asyncio.Transport
 
     def __init__(self, shared: Shared, owner: ConnectionOwner, opening: Opening) -> None:
-        # What every exchange looks at comes first: compiled, it is side by side in memory.
+        # Fields that every exchange reads come first: compiled, they are side by side in memory.
         self._shared = shared
         self._owner = owner
         self._exchange: Exchange | None = None

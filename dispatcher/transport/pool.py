@@ -1,16 +1,15 @@
 """The connections to one origin: which one carries the next exchange.
 
-The engine limits how many exchanges an origin has at a time, so there is nothing to queue for: an
-idle connection is taken, the one used last first (it is the least likely to have been given up by
-the endpoint, and those at the bottom get to expire), or a new one is opened.
+The engine limits how many exchanges an origin has at a time, so nothing queues here. An idle connection is taken, the one used last first: the
+endpoint is the least likely to have given it up, and the others get to expire. Where none is idle, a new one is opened.
 
 Rules:
 
-1. `members` counts connections from their making until they leave. Without members and dials the
-   pool is dropped. One that is `dropped`, or whose transport is closing, is sent nothing any more.
-2. `idle` gives exactly the connections that carry nothing and may be used. The one used last stands in the pool itself: of
-   10,000 hosts most have one, and a list for it would be two more ways to distant memory.
-3. What all pools have in `idle` and in `dials` is counted in `Shared`: a scrape need not look at 10,000 pools.
+1. `members` counts connections from their making until they leave. Without members and dials the pool is dropped. A pool that is `dropped`, or
+   whose transport is closing, is sent nothing.
+2. `idle` gives exactly the connections that carry nothing and may be used. The one used last stands in the pool itself: most of 10,000 hosts
+   have one, and a list for it would be two more ways to distant memory.
+3. What all pools have in `idle` and in `dials` is counted in `Shared`, so that a scrape need not look at 10,000 pools.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Pool:
         drop: Callable[[Pool], None],
     ) -> None:
         """`drop` is called when the last member has left."""
-        # What every exchange looks at comes first: compiled, it is side by side in memory.
+        # Fields that every exchange reads come first: compiled, they are side by side in memory.
         self.dropped = False
         self._last: Connection | None = None  # idle, the one used last
         self._spare = 0  # so many besides, in `_others`: nobody need look there who has none

@@ -1,23 +1,20 @@
 """Names to addresses, with a cache of our own.
 
-`dns.py` asks; what it says is kept here for as long as the answer's TTL allows. Ours,
-because the system's resolver tells no TTLs and blocks a thread per question, and because a cache in
-the process saves the question altogether at thousands of attempts a second.
+`dns.py` asks; an answer is kept here for as long as its TTL allows. The system's resolver tells no TTLs and blocks a thread per question, and a
+cache in the process saves the question altogether at thousands of attempts a second.
 
-What is looked up is the name as it stands, without the search list of resolv.conf: a subscriber's
-`intranet` must not become the operator's `intranet.corp.example`, and a public name must not be
-asked for under five suffixes first. /etc/hosts and `localhost` are answered as everywhere else;
-whether any address may be contacted is the guard's business, not this file's.
+A name is looked up as it stands, without the search list of resolv.conf: a subscriber's `intranet` must not become the operator's
+`intranet.corp.example`, and a public name must not be asked for under five suffixes first. /etc/hosts and `localhost` are answered as
+everywhere else; whether an address may be contacted is the guard's business.
 
-When nobody answers, an expired answer is used for a while longer (RFC 8767): an outage of DNS
-is not an outage of every endpoint. A name that is *said* not to exist is believed.
+When no name server answers, an expired answer is used for a while longer (RFC 8767): an outage of DNS is not an outage of every endpoint. A name
+that a server *says* not to exist is believed.
 
 Rules:
 
-1. One look-up per name at a time; everybody who asks meanwhile waits for the same.
+1. One look-up per name at a time; everybody who asks meanwhile waits for the same one.
 2. A waiter that gives up takes nothing from the others: the look-up goes on.
-3. Entries that nobody asks for are dropped within `_SWEEP` of their end; there are never more than
-   `_MAX_ENTRIES`.
+3. Entries that nobody asks for are dropped within `_SWEEP` of their end; there are never more than `_MAX_ENTRIES`.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from dispatcher.core.subscription.model import ClientCertificate
 _EXPIRED: Final = {9: "the certificate is not valid yet", 10: "the certificate has expired"}
 _HOSTNAME: Final = {62, 63, 64}
 
-# A handshake step is some 0.3 ms of asymmetric cryptography; a few of them in one turn of the loop are
-# bearable, a burst of hundreds that become ready together is not.
-_GATE_BUDGET: Final = 0.002
+# A handshake step is asymmetric cryptography, a fraction of a millisecond. The loop bears a few of them in one turn, but not the
+# hundreds that may become ready together.
+_GATE_BUDGET: Final = 0.002  # seconds
 
 
 def context(ca_file: str | None = None, certificate: ClientCertificate | None = None) -> ssl.SSLContext:

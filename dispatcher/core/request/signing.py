@@ -16,12 +16,10 @@ Base64 is taken in one spelling only: standard alphabet, padded, no stray bits. 
 repair other spellings, some fail, and a few decode them to different bytes. A signature that verifies
 in one language and not in another is worse than a refused setting.
 
-`hmac.digest` is the fast one-shot of the standard library, and still takes 3.0 us for 1 KiB; two hashes fed with the padded
-keys take 1.8. Keeping hash states that have the keys already takes 1.6, but each is three objects of OpenSSL's:
-0.35 KiB more for a subscription, which are out of the cache when its turn comes, so that with 100,000
-of them nothing of the 0.2 us was left (benchmarks/scale.py). The padded keys are made at the first signature, so that
-a million subscriptions cost no more than their secrets; those of the one v1 secret that nearly everybody has are kept by
-the request's template (`Signers.pads`), together with what else a request takes from there.
+An HMAC is two hashes fed with the padded keys, which takes less than `hmac.digest` does. Hash states that have the keys already would take
+less still, but are three objects of OpenSSL's for each subscription, and out of the CPU's caches when its turn comes. The padded keys are made at the first
+signature, so that a million subscriptions cost no more than their secrets. Those of the one v1 secret that nearly everybody has are kept by
+the request's template (`Signers.pads`), together with the rest that a request takes from there.
 
 Source: Standard Webhooks 1.0.0; RFC 2104 for the two hashes; RFC 8032 for ed25519.
 """
