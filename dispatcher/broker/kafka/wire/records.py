@@ -28,6 +28,7 @@ from aiokafka.protocol import commit
 from aiokafka.protocol.types import Array, Int16, Schema, String
 
 from dispatcher.broker.base import UnreadableBatch
+from dispatcher.broker.kafka.wire import codecs
 from dispatcher.broker.kafka.wire.bulk import FetchAnswer
 
 
@@ -114,6 +115,7 @@ def _lenient(schema: Schema) -> Schema:
 
 def install() -> None:
     """Have every consumer of this process do so; there is no place to say so for one."""
+    codecs.install()
     fetcher.MemoryRecords = FetchAnswer
     fetcher.PartitionRecords = Records
     fetcher.FetchResult = Fetched

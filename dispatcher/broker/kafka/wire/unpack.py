@@ -17,12 +17,11 @@ maximal timestamp 35, count 57, records from 61 on).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from aiokafka import codec
-
 from dispatcher.broker.base import StoredRecord, UnreadableBatch, UnreadableRecord
+from dispatcher.broker.kafka.wire.codecs import CODECS
 
 OVERHEAD: Final = 12
 """Bytes of a batch that its length doesn't count."""
@@ -33,12 +32,6 @@ _LEGACY_HEAD: Final = 18  # up to the key of a message
 _MAGIC_AT: Final = 16
 _COMPRESSION: Final = 0x07
 _LOG_APPEND_TIME: Final = 0x08
-_CODECS: Final[dict[int, tuple[str, Callable[[], bool], Callable[[bytes], bytes]]]] = {
-    1: ("gzip", codec.has_gzip, codec.gzip_decode),
-    2: ("snappy", codec.has_snappy, codec.snappy_decode),
-    3: ("lz4", codec.has_lz4, codec.lz4_decode),
-    4: ("zstd", codec.has_zstd, codec.zstd_decode),
-}
 
 
 class _Broken(ValueError):
@@ -108,7 +101,7 @@ def _uncompressed(data: bytes, attributes: int, first: int, last: int) -> bytes:
     number = attributes & _COMPRESSION
     if not number:
         return data
-    name, there, decode = _CODECS.get(number, (f"number {number}", lambda: False, bytes))
+    name, there, decode = CODECS.get(number, (f"number {number}", lambda: False, bytes))
     if not there():
         raise UnreadableBatch(first, last, f"nothing here undoes its compression ({name})")
     try:
