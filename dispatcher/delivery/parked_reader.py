@@ -15,7 +15,15 @@ import structlog
 
 from dispatcher.broker.base import BrokerError, Record, Stretch, TopicPartition, UnreadableBatch
 from dispatcher.core.commit.parked import REFILL, Backlog, ParkedTracker
-from dispatcher.core.retry.records import UNREADABLE, InvalidRetryRecord, RetryRecord, read_retry_record
+from dispatcher.core.retry.records import (
+    BODY_EXPIRED,
+    BODY_UNREADABLE,
+    UNREADABLE,
+    InvalidRetryRecord,
+    LostBody,
+    RetryRecord,
+    read_retry_record,
+)
 from dispatcher.delivery.parking import SINCE
 from dispatcher.telemetry.metrics import Metrics
 
@@ -58,6 +66,9 @@ class ParkedHost(Protocol):
 
     def expire_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> None:
         """It was kept for long enough; settle its offset."""
+
+    def give_up_lost(self, lost: LostBody, tracker: ParkedTracker, offset: int) -> None:
+        """Its body can't be read any more: a dead letter of the delivery, then settle the offset."""
 
     def refuse(self, record: Record, tracker: ParkedTracker, reason: str, detail: str) -> None:
         """Nobody can read it: to the dead letters with it, then settle the offset."""
@@ -147,6 +158,9 @@ class ParkedReader:
             retry = read_retry_record(record)
             if retry.omitted:
                 retry = await self._restored(retry)
+        except LostBody as error:
+            self._host.give_up_lost(error, tracker, offset)
+            return
         except InvalidRetryRecord as error:
             self._host.refuse(record, tracker, UNREADABLE, str(error))
             return
@@ -159,11 +173,13 @@ class ParkedReader:
         try:
             origin = await self._read_one(TopicPartition(topic, partition), offset)
         except UnreadableBatch as error:
-            raise InvalidRetryRecord(
-                f"the value was too large for the topic, and of its origin {error}"
+            raise LostBody(
+                retry, BODY_UNREADABLE, f"the value was too large for the topic, and of its origin {error}"
             ) from error
         if origin is None or origin.value is None:
-            raise InvalidRetryRecord("the value was too large for the topic, and its origin has been deleted")
+            raise LostBody(
+                retry, BODY_EXPIRED, "the value was too large for the topic, and its origin has been deleted"
+            )
         return retry.with_body(origin.value)
 
     def gone(self, served: ServedPartition, offset: int) -> None:

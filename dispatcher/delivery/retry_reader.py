@@ -38,8 +38,11 @@ from dispatcher.broker.base import (
 )
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.retry.records import (
+    BODY_EXPIRED,
+    BODY_UNREADABLE,
     UNREADABLE,
     InvalidRetryRecord,
+    LostBody,
     RetryRecord,
     due_again,
     read_retry_record,
@@ -75,6 +78,9 @@ class RetryHost(Protocol):
 
     def pass_on(self, message: Message, tracker: PartitionTracker, offset: int) -> None:
         """Write it, then settle the offset."""
+
+    def give_up_lost(self, lost: LostBody, tracker: PartitionTracker, offset: int) -> None:
+        """Its body can't be read any more: a dead letter of the delivery, then settle the offset."""
 
     def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
         """Nobody can read it: to the dead letters with it, then settle the offset."""
@@ -204,7 +210,9 @@ class Retries:
         """`wait` is how many seconds are left until it is due."""
         offset = record.offset
         tracker.track(offset, 1)
-        if isinstance(retry, InvalidRetryRecord):
+        if isinstance(retry, LostBody):
+            self._host.give_up_lost(retry, tracker, offset)
+        elif isinstance(retry, InvalidRetryRecord):
             self._host.refuse(record, tracker, UNREADABLE, str(retry))
         elif wait <= self._horizon or not self._host.knows(retry.subscription_id):
             self._host.take_back(retry, tracker, offset, self._clock() + wait)
@@ -229,14 +237,18 @@ class Retries:
         try:
             origin = await self._read(TopicPartition(topic, partition), offset)
         except UnreadableBatch as error:
-            return InvalidRetryRecord(
-                f"the value was too large for the retry topic, and at its origin {error}"
+            return LostBody(
+                retry,
+                BODY_UNREADABLE,
+                f"the value was too large for the retry topic, and at its origin {error}",
             )
         except BrokerError as error:
             log.warning("the origin of a retry can't be read, trying again", error=str(error))
             return None
         if origin is None or origin.value is None:
-            return InvalidRetryRecord(
-                "the value was too large for the retry topic, and its origin has been deleted"
+            return LostBody(
+                retry,
+                BODY_EXPIRED,
+                "the value was too large for the retry topic, and its origin has been deleted",
             )
         return retry.with_body(origin.value)

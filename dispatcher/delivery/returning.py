@@ -11,7 +11,7 @@ from typing import Final
 
 from dispatcher.broker.base import Message, Record
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.core.retry.records import RetryRecord
+from dispatcher.core.retry.records import LostBody, RetryRecord
 from dispatcher.core.subscription.model import EVERY_TENANT, Status
 from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.holding import Holding
@@ -108,6 +108,11 @@ class Returning:
         """It was kept for as long as such deliveries are kept."""
         subscription = self._registry.index.get(retry.subscription_id)
         self._settlement.drop_record(retry, subscription, tracker, offset, "expired_while_paused")
+
+    def give_up_lost(self, lost: LostBody, tracker: PartitionTracker, offset: int) -> None:
+        """Its event's body can't be read any more: a dead letter without it."""
+        subscription = self._registry.index.get(lost.retry.subscription_id)
+        self._settlement.give_up_lost(lost, subscription, tracker, offset)
 
     def refuse(self, record: Record, tracker: PartitionTracker, reason: str, detail: str) -> None:
         """The record can't be read: to the dead-letter topic with it."""

@@ -25,7 +25,13 @@ from dispatcher.core.attempt.encode import Decided
 from dispatcher.core.attempt.outcome import DEAD, DROPPED
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.event.decode import Event
-from dispatcher.core.retry.records import RetryRecord, delivery_id, unreadable_headers
+from dispatcher.core.retry.records import (
+    LostBody,
+    RetryRecord,
+    delivery_headers,
+    delivery_id,
+    unreadable_headers,
+)
 from dispatcher.core.subscription.model import Subscription
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.delivery import Delivery
@@ -155,6 +161,49 @@ class Settlement:
         reason: str,
     ) -> None:
         """A delivery that was not taken on out of its record is owed to nobody any more. `subscription`: if it is still there."""
+        self._decided(retry, subscription, DROPPED, reason)
+        self._dropped(retry.source, retry.event, retry.subscription_id, reason)
+        tracker.settle(offset)
+
+    def give_up_lost(
+        self, lost: LostBody, subscription: Subscription | None, tracker: PartitionTracker, offset: int
+    ) -> None:
+        """A delivery that was not taken on can't be attempted, since its event's body is lost: an end, and a dead letter without it."""
+        retry = lost.retry
+        self._decided(retry, subscription, DEAD, lost.reason)
+        log.warning(
+            "the body of a delivery is lost: its event can't be read where it was published",
+            delivery_id=delivery_id(*retry.source, retry.subscription_id),
+            subscription_id=retry.subscription_id,
+            reason=lost.reason,
+            detail=str(lost),
+        )
+        headers = delivery_headers(
+            retry.event,
+            retry.subscription_id,
+            retry.source,
+            attempt=retry.attempt,
+            first_attempt_ms=retry.first_attempt_ms,
+            last_result=retry.last_result,
+            reason=lost.reason,
+            history=retry.history,
+            generation=retry.generation,
+            replay=retry.replay,
+        )
+        headers.append(("detail", str(lost).encode(errors="replace")))
+
+        def written() -> None:
+            self._metrics.dead_letters[lost.reason] += 1
+            self._metrics.deliveries["dead_lettered"] += 1
+            if self._on_given_up is not None and subscription is not None:
+                self._on_given_up(subscription, retry.event, lost.reason, retry.attempt, retry.last_result)
+
+        key = retry.subscription_id.encode()
+        self.pass_on(Message(self._dead_topic, b"", key, headers), tracker, offset, written)
+
+    def _decided(
+        self, retry: RetryRecord, subscription: Subscription | None, decision: str, reason: str
+    ) -> None:
         if self._attempts.failures:
             self._attempts.decided(
                 Decided(
@@ -163,7 +212,7 @@ class Settlement:
                     retry.source,
                     subscription,
                     retry.attempt,
-                    DROPPED,
+                    decision,
                     reason,
                     self._wall(),
                     retry.generation,
@@ -171,8 +220,6 @@ class Settlement:
                     retry.last_result,
                 )
             )
-        self._dropped(retry.source, retry.event, retry.subscription_id, reason)
-        tracker.settle(offset)
 
     def _dropped(self, source: tuple[str, int, int], event: Event, subscription_id: str, reason: str) -> None:
         self._metrics.deliveries[f"dropped_{reason}"] += 1

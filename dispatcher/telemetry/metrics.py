@@ -173,7 +173,17 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     "deliveries_parked_total": tuple((reason,) for reason in REASONS if reason != "other"),
     "retries_due_total": (("memory",), ("parked",)),
     "dead_letters_total": tuple(
-        (reason,) for reason in ("exhausted", "gone", "disabled", "failing", "unsendable", "invalid")
+        (reason,)
+        for reason in (
+            "exhausted",
+            "gone",
+            "disabled",
+            "failing",
+            "unsendable",
+            "invalid",
+            "body_expired",
+            "body_unreadable",
+        )
     ),
     "attempt_records_total": (("written",), ("dropped",)),
     "commits_total": (("ok",), ("refused",), ("failed",)),

@@ -241,7 +241,19 @@ async def test_a_body_whose_origin_was_deleted_is_not_delivered_empty() -> None:
     async with running(FixedRegistry(subscription()), broker) as world:
         await until(lambda: broker.committed.get(FIRST) == 1)
         assert world.transport.sent == []
-        assert world.dead()[0]["reason"] == "retry_record"
+        (dead,) = world.dead()
+        assert (dead["reason"], dead["subscription_id"], dead["event_id"]) == (
+            "body_expired",
+            "sub_1",
+            "evt_0",
+        )
+        assert "has been deleted" in dead["detail"]
+        await until(lambda: bool(broker.bulk))
+        (end,) = [orjson.loads(value) for _, _, value, _ in broker.bulk]
+        assert (end["decision"], end["reason"], end["event_id"]) == ("dead", "body_expired", "evt_0")
+        assert [(id_, event_id, reason) for id_, event_id, reason, *_ in world.given_up] == [
+            ("sub_1", "evt_0", "body_expired")
+        ]
 
 
 async def test_a_tier_partition_that_comes_back_is_not_delivered_a_second_time() -> None:

@@ -75,7 +75,7 @@ async def test_a_retry_whose_origin_cannot_be_unpacked_does_not_hold_up_its_tier
     broker.unreadable[EVENTS] = UnreadableBatch(0, 0, "its checksum is wrong")
     async with running(FixedRegistry(subscription()), broker) as world:
         await until(lambda: world.broker.committed.get(FIRST) == 2)
-        letters = [letter for letter in world.dead() if letter["reason"] == "retry_record"]
+        letters = [letter for letter in world.dead() if letter["reason"] == "body_unreadable"]
         assert len(letters) == 1
         assert "checksum" in letters[0]["detail"]
 

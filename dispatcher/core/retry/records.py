@@ -70,6 +70,12 @@ UNREADABLE_RECORD: Final = "unreadable"
 UNREADABLE: Final = "retry_record"
 """The reason of the dead letter for a retry record that can't be read."""
 
+BODY_EXPIRED: Final = "body_expired"
+"""The reason of the dead letter for a delivery whose event has been deleted before it was sent."""
+
+BODY_UNREADABLE: Final = "body_unreadable"
+"""Likewise where the event can't be unpacked any more."""
+
 _DETAIL_CAP = 512
 _REPLAY_CAP: Final = 64
 _FIRST, _LAST = 2, 8  # attempts of a history that are kept
@@ -108,6 +114,16 @@ def remember(history: History, tried: AttemptSummary) -> History:
 
 class InvalidRetryRecord(ValueError):
     """The record can't be read as a delivery on its way to a retry. The message is for people."""
+
+
+class LostBody(InvalidRetryRecord):
+    """The delivery is known, and its event's body, which was too large for this topic, can't be read at its source any more."""
+
+    def __init__(self, retry: RetryRecord, reason: str, detail: str) -> None:
+        """`reason` is `BODY_EXPIRED` or `BODY_UNREADABLE`; `detail` is for people."""
+        super().__init__(detail)
+        self.retry = retry
+        self.reason = reason
 
 
 class RetryRecord:
