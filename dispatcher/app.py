@@ -31,6 +31,10 @@ from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.parking import parked_topic
+from dispatcher.history.base import StoreRefused
+from dispatcher.history.following import Counter
+from dispatcher.history.indexer import Indexer
+from dispatcher.history.open import followed_topics, history_group, open_store
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.replica import replica_name
@@ -38,7 +42,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
-from dispatcher.topics.specs import missing_topics, needed_rights, needed_specs
+from dispatcher.topics.specs import missing_topics, needed_groups, needed_rights, needed_specs
 from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
 
@@ -74,6 +78,8 @@ class App:
         )
         self._engine: Engine | None = None
         self._started = False
+        self._history: Indexer | None = None
+        self._history_problem: str | None = None
         self.plane = ControlPlane(
             settings,
             self.broker,
@@ -142,14 +148,14 @@ class App:
     async def _run(self) -> None:
         await self.broker.connect()
         await self._ensure_topics()
-        delivers = "deliver" in self.settings.roles
-        groups = (self.settings.group, f"{self.settings.group}.retry") if delivers else ()
-        await self.broker.check_rights(needed_rights(self.settings), dict.fromkeys(groups, ("READ",)))
+        await self.broker.check_rights(needed_rights(self.settings), needed_groups(self.settings))
         await self.plane.start()
         # A hundred thousand subscriptions, perhaps: nothing that the collector has to look through again and again.
         gc.freeze()
-        if delivers:
+        if "deliver" in self.settings.roles:
             self._deliver()
+        if "history" in self.settings.roles:
+            self._start_history()
         self._started = True
 
     def _deliver(self) -> None:
@@ -170,6 +176,34 @@ class App:
         self._engine.start()
         self.plane.attach(self._engine)
         self._tasks.start(self._watch.run(), "watch topics")
+
+    def _start_history(self) -> None:
+        """Begin to index. Deliveries go on whatever comes of it."""
+        settings = self.settings
+        try:
+            store = open_store(settings)
+        except StoreRefused as error:
+            self._history_problem = str(error)
+            log.warning("there is no history; deliveries go on", error=str(error))
+            return
+        if store is None:
+            return
+        counter = Counter()
+        self._history = history = Indexer(
+            store,
+            self.broker,
+            followed_topics(settings, counter),
+            history_group(settings),
+            max_behind=settings.history.max_behind,
+            counter=counter,
+        )
+        reads = self.metrics.reads
+        reads("history_records_total", lambda: _by_word(counter.counts()))
+        reads("history_behind_seconds", history.behind_seconds)
+        reads("history_behind_records", history.behind_records)
+        reads("history_rows", lambda: history.sizes.rows)
+        reads("history_bytes", lambda: history.sizes.size)
+        history.start()
 
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics
@@ -206,6 +240,10 @@ class App:
             found += self._engine.warnings()
         if self._started:
             found += [*self.plane.warnings(), *self._watch.warnings()]
+        if self._history is not None:
+            found += self._history.warnings()
+        if self._history_problem is not None:
+            found.append(self._history_problem)
         return found
 
     def _failed(self, task: str, error: BaseException) -> None:
@@ -236,6 +274,8 @@ class App:
         self._stopping = True
         log.info("stopping", drain=self.settings.shutdown.drain)
         steps: list[tuple[str, Awaitable[None]]] = [("tasks", self._tasks.stop())]
+        if self._history is not None:
+            steps.append(("history", self._history.stop()))
         if self._engine is not None:
             steps.append(("engine", self._engine.stop(self.settings.shutdown.drain)))
         steps += [
@@ -263,10 +303,6 @@ class App:
 
     def _report_metrics(self) -> None:
         registry, transport = self.registry, self._transport
-
-        def by(words: Mapping[str, int]) -> dict[Labels, float]:
-            return {(word,): count for word, count in words.items()}
-
         topics, retry = self.settings.topics, self.settings.retry
         self.metrics.expect("events_consumed_total", topics.events)
         tiers = list(Tiers(retry.tiers, topics.prefix))
@@ -275,11 +311,15 @@ class App:
         self.metrics.expect("offsets_skipped_total", (*topics.events, *retried))
         reads = self.metrics.reads
         reads("ready", lambda: not self.problems())
-        reads("api_refused_total", lambda: by(self._api.refused))
-        reads("connections", lambda: by(transport.connections()))
+        reads("api_refused_total", lambda: _by_word(self._api.refused))
+        reads("connections", lambda: _by_word(transport.connections()))
         reads("connections_opened_total", lambda: transport.connections_opened)
-        reads("subscriptions", lambda: by(registry.counts()))
+        reads("subscriptions", lambda: _by_word(registry.counts()))
         reads(
             "registry_reloads_total",
-            lambda: by({"ok": registry.reloads_ok, "failed": registry.reloads_failed}),
+            lambda: _by_word({"ok": registry.reloads_ok, "failed": registry.reloads_failed}),
         )
+
+
+def _by_word(counts: Mapping[str, int]) -> dict[Labels, float]:
+    return {(word,): count for word, count in counts.items()}

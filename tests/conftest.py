@@ -1,8 +1,8 @@
-"""Fixtures that several suites share: a real Kafka, librdkafka's mock of one, and names nobody else uses.
+"""Fixtures that several suites share: a real Kafka, librdkafka's mock of one, a real PostgreSQL, and names nobody else uses.
 
 A real Kafka is started once per run, and only if a test asks for it. `DISPATCHER_TEST_KAFKA=host:port` uses one
 that runs already. Without Java or Maven those tests are skipped, and the end of the run says so; with
-`CI=true` that is a failure.
+`CI=true` that is a failure. Likewise PostgreSQL, and `DISPATCHER_TEST_POSTGRES=postgresql://user:password@host/database`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.kafka import mock
 from tests.kafka.server import Cluster, Unavailable
+from tests.postgres import server as postgresql
 
 # The same examples each time, so that a run says something about the change that was made, and without a deadline: how long
 # an example takes says something about the machine. DISPATCHER_TEST_EXPLORE=1 looks for new ones.
@@ -76,6 +77,23 @@ def kafka_cluster(request: pytest.FixtureRequest) -> Iterator[Callable[..., Clus
 
 
 @pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database in a real PostgreSQL. Tests make schemas of their own in it."""
+    if given := os.environ.get("DISPATCHER_TEST_POSTGRES"):
+        yield given
+        return
+    server = postgresql.Server(["fsync=off"])
+    try:
+        server.start()
+    except postgresql.Unavailable as error:
+        _without(request, "real PostgreSQL", str(error))
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
 def mock_kafka(request: pytest.FixtureRequest) -> Iterator[mock.MockCluster]:
     """librdkafka's mock cluster: the real wire format, groups of one member, no admin requests."""
     cluster = mock.MockCluster()
@@ -111,6 +129,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka", "kafka_cluster"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("kafka")
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("postgres")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

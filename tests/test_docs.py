@@ -96,6 +96,7 @@ def test_the_files_and_folders_that_the_architecture_page_names_are_there() -> N
 def test_every_direct_dependency_has_its_reason_and_no_other() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = {*project["project"]["dependencies"]}
+    wanted |= {entry for extra in project["project"]["optional-dependencies"].values() for entry in extra}
     for group in project["dependency-groups"].values():
         wanted |= {entry for entry in group if isinstance(entry, str)}  # some are in two groups
     listed = re.findall(

@@ -29,6 +29,7 @@ from dispatcher.settings.values import (
     ApiKeyText,
     BrokerUrl,
     Durations,
+    HistoryStoreName,
     HostName,
     Int,
     Listed,
@@ -277,6 +278,24 @@ class AttemptsSettings(SettingsGroup):
     retention_size: Annotated[Size, size_between("1MiB", "1TiB")] = 1 << 30
 
 
+class HistorySettings(SettingsGroup):
+    store: HistoryStoreName = "sqlite"
+    password: SecretStr | None = None
+    directory: Path | None = None
+    retention: Annotated[Duration, duration_between("1h", "3650d")] = 30 * 86400.0
+    retention_counts: Annotated[Duration, duration_between("1h", "3650d")] = 30 * 86400.0
+    events: bool = True
+    keep: Literal["all", "failures"] = "all"
+    max_behind: Annotated[Duration, duration_between("1m", "30d")] = 3600.0
+
+    def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        on_postgres = self.store not in {"off", "sqlite"}
+        if self.password is not None and not on_postgres:
+            yield ("password", "store"), "has no effect: history.store names no PostgreSQL"
+        if self.directory is not None and self.store != "sqlite":
+            yield ("directory", "store"), "has no effect: history.store must be sqlite"
+
+
 class ShutdownSettings(SettingsGroup):
     drain: Annotated[Duration, duration_between("0s", "1h")] = 20.0
 
@@ -315,6 +334,7 @@ class Settings(SettingsGroup):
     subscription: SubscriptionSettings = SubscriptionSettings()
     retry: RetrySettings = RetrySettings()
     attempts: AttemptsSettings = AttemptsSettings()
+    history: HistorySettings = HistorySettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
 
@@ -340,4 +360,15 @@ class Settings(SettingsGroup):
             yield (
                 ("api.keys", "http.host"),
                 f"is required where http.host ({self.http.host}) is not loopback (DISPATCHER_API__KEYS): the API would be open to all",
+            )
+        history = self.history
+        if (
+            history.store != "off"
+            and "keep" in history.model_fields_set
+            and history.keep == "all"
+            and self.attempts.log != "all"
+        ):
+            yield (
+                ("history.keep", "attempts.log"),
+                f"must be failures, or attempts.log all: the attempt log ({self.attempts.log}) has not what would be kept",
             )

@@ -169,6 +169,23 @@ def _broker(value: str) -> str:
     return value
 
 
+_STORE_HELP = "must be off, sqlite or postgresql://user@host:5432/database"
+
+
+def _history_store(value: Any) -> Any:
+    # YAML reads `off` as false. The value stays out of these messages where it could hold a password.
+    if value is False:
+        return "off"
+    if not isinstance(value, str) or value in {"off", "sqlite"}:
+        return value
+    match = re.fullmatch(r"(?:postgresql|postgres)://(?:(?P<user>[^/]*)@)?[^/@\s]+/[^/@\s]+", value)
+    if match is None:
+        raise ValueError(_STORE_HELP)
+    if ":" in (match["user"] or "") or re.search(r"[?&]password=", value):
+        raise ValueError("must not contain a password: it belongs into history.password")
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
 Listed = BeforeValidator(_split)
@@ -191,6 +208,7 @@ ProxyUsername = Annotated[str, AfterValidator(_proxy_username)]
 NameServer = Annotated[str, AfterValidator(_name_server)]
 BrokerUrl = Annotated[str, AfterValidator(_broker)]
 ApiKeyText = Annotated[SecretStr, AfterValidator(_api_key)]
+HistoryStoreName = Annotated[str, BeforeValidator(_history_store)]
 SecretsKeyText = Annotated[SecretStr, AfterValidator(_secrets_key)]
 NotEmpty = AfterValidator(_not_empty)
 Unique = AfterValidator(_unique)

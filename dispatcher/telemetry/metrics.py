@@ -137,6 +137,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         ("result",),
         "Events about subscriptions and deliveries: published, dropped (too many at a time).",
     ),
+    "history_records_total": (
+        ("result",),
+        "Records of the followed topics: indexed, refused (they say nothing that the history understands), skipped (a gap: passed over or deleted before they were read).",
+    ),
     "validations_total": (
         ("result",),
         "Times an endpoint was asked whether it wants its events: passed, refused.",
@@ -191,6 +195,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     "registry_reloads_total": (("ok",), ("failed",)),
     "events_published_total": (("published",), ("duplicate",), ("refused",), ("failed",)),
     "operational_events_total": (("published",), ("dropped",)),
+    "history_records_total": (("indexed",), ("refused",), ("skipped",)),
     "validations_total": (("passed",), ("refused",)),
     "api_refused_total": (
         ("connections",),
@@ -226,6 +231,16 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
         ("topic", "partition"),
         "1 while reading stands before a batch that can't be unpacked; `/readyz` names the way past it.",
     ),
+    "history_behind_seconds": (
+        (),
+        "Age of what the history of this process knows: everything before is indexed, but for gaps.",
+    ),
+    "history_behind_records": (
+        (),
+        "Records of the followed topics that are not indexed yet, as of the last look, in this process's partitions.",
+    ),
+    "history_rows": ((), "Rows of the history's store, about."),
+    "history_bytes": ((), "Bytes of the history's store."),
     "consumption_paused": ((), "1 while the in-flight caps keep new events from being consumed."),
 }
 

@@ -10,6 +10,7 @@ from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.parking import parked_retention, parked_topic
+from dispatcher.history.open import followed_names, history_group, shares_history
 from dispatcher.settings.groups import Settings
 
 _RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
@@ -116,10 +117,23 @@ def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
 
     The API's right to publish is not asked for: many installations publish past it.
     """
-    if "deliver" not in settings.roles:
-        return {subscriptions_topic(settings): ("READ", "WRITE")}
     prefix = settings.topics.prefix
-    only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
-        settings.topics.events, ("READ",)
-    )
-    return {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
+    rights: dict[str, Sequence[str]] = {subscriptions_topic(settings): ("READ", "WRITE")}
+    if "deliver" in settings.roles:
+        only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
+            settings.topics.events, ("READ",)
+        )
+        rights = {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
+    for name in followed_names(settings) if "history" in settings.roles else ():
+        rights[name] = tuple(sorted({*rights.get(name, ()), "READ"}))
+    return rights
+
+
+def needed_groups(settings: Settings) -> dict[str, Sequence[str]]:
+    """The groups that this process is a member of in its roles."""
+    groups: dict[str, Sequence[str]] = {}
+    if "deliver" in settings.roles:
+        groups = {settings.group: ("READ",), f"{settings.group}.retry": ("READ",)}
+    if "history" in settings.roles and shares_history(settings):
+        groups[history_group(settings)] = ("READ",)
+    return groups

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dispatcher.settings.groups import AttemptsSettings, RetrySettings, Settings, TopicsSettings
+from dispatcher.settings.groups import (
+    AttemptsSettings,
+    HistorySettings,
+    RetrySettings,
+    Settings,
+    TopicsSettings,
+)
 from dispatcher.topics.specs import missing_topics, needed_rights, needed_specs, topic_specs
 
 DAY_MS = 24 * 3600 * 1000
@@ -53,7 +59,9 @@ def test_the_rights_are_those_that_each_topic_is_used_with() -> None:
     rights = needed_rights(Settings(broker=ON_KAFKA))
     assert set(rights) == {spec.name for spec in topic_specs(Settings(broker=ON_KAFKA))}
     assert rights["events"] == ("READ",)
-    assert rights["dispatcher.dead"] == rights["dispatcher.attempts"] == ("WRITE",)
+    assert rights["dispatcher.dead"] == rights["dispatcher.attempts"] == ("READ", "WRITE")
+    unread = needed_rights(Settings(broker=ON_KAFKA, history=HistorySettings(store="off")))
+    assert unread["dispatcher.dead"] == unread["dispatcher.attempts"] == ("WRITE",)
     assert rights["dispatcher.retry.parked"] == rights["dispatcher.progress"] == ("READ", "WRITE")
 
 

@@ -83,10 +83,12 @@ def read_record(value: bytes) -> AttemptRecord:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRecord(str(error)) from error
     if record.v == 1:
-        old = record.decision
-        record.decision = _OLD_DECISIONS.get(old, old)
-        record.failure = record.reason  # version 1 knew why an attempt had no answer, and called it that
-        record.reason = _OLD_REASONS.get(old, UNSET)
+        record.decision, record.failure, record.reason = in_words_of_2(record.decision, record.reason)
     if record.decision not in DECISIONS:
         raise InvalidRecord(f"the decision {record.decision!r} is none of {', '.join(DECISIONS)}")
     return record
+
+
+def in_words_of_2(decision: str, reason: str | UnsetType) -> tuple[str, str | UnsetType, str | UnsetType]:
+    """Decision, failure and reason of a record of version 1, which called the failure its reason."""
+    return _OLD_DECISIONS.get(decision, decision), reason, _OLD_REASONS.get(decision, UNSET)

@@ -1,0 +1,204 @@
+"""The questions to a store, as SQL that SQLite and PostgreSQL read alike.
+
+A page looks at no more rows than it is allowed: what an index leads to is cut off at `LOOKED_AT` rows before the rest of the
+conditions is asked. Where that cut off something, the page has a cursor although it may be empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from dispatcher.history.base import (
+    BUCKETS,
+    COUNTED,
+    DIMENSIONS,
+    CountQuery,
+    DeliveryQuery,
+    DeliveryRow,
+    DeliveryState,
+    EventQuery,
+    storable,
+)
+
+Question = tuple[str, list[Any]]
+
+
+class PageQuestions(NamedTuple):
+    """What a page takes: its rows; where it stopped looking, a row where the cut was made; and how many rows were looked at."""
+
+    rows: Question
+    end: Question
+    looked: Question
+
+
+# `offset` is a word of SQL.
+DELIVERY_COLUMNS: Final = ", ".join(
+    "source_offset" if name == "offset" else name for name in DeliveryRow._fields
+)
+EVENT_COLUMNS: Final = "topic, partition, source_offset, time_ms, event_id, event_type, tenant, sha256, size"
+DEAD_COLUMNS: Final = (
+    "dead_partition, dead_offset, time_ms, reason, delivery_id, subscription_id, event_id, event_type, tenant, topic, partition,"
+    " source_offset"
+)
+ATTEMPT_COLUMNS: Final = "delivery_id, generation, time_ms, attempt, detail"
+COUNT_KEY: Final = "minute_ms, tenant, subscription_id, event_type, host, status"
+COUNT_VALUES: Final = ", ".join((*COUNTED, *BUCKETS))
+DELIVERY_ORDER: Final = "created_ms DESC, delivery_id DESC"
+EVENT_ORDER: Final = "time_ms DESC, event_id DESC, topic DESC, partition DESC, source_offset DESC"
+
+
+class _Conditions:
+    def __init__(self, mark: Callable[[int], str]) -> None:
+        self.arguments: list[Any] = []
+        self.texts: list[str] = []
+        self._mark = mark
+
+    def value(self, value: Any) -> str:
+        """A place for the value."""
+        self.arguments.append(storable(value) if isinstance(value, str) else value)
+        return self._mark(len(self.arguments))
+
+    def add(self, text: str, *values: Any) -> None:
+        """A condition with `{}` for each of the values."""
+        self.texts.append(text.format(*map(self.value, values)))
+
+    def take(self) -> str:
+        """All of them so far."""
+        texts, self.texts = self.texts, []
+        return " AND ".join(texts) or "1 = 1"
+
+
+def _type_condition(conditions: _Conditions, event_type: str) -> None:
+    if event_type.endswith("*"):
+        beginning = event_type[:-1]
+        conditions.add(f"substr(event_type, 1, {len(storable(beginning))}) = {{}}", beginning)
+    else:
+        conditions.add("event_type = {}", event_type)
+
+
+def deliveries(
+    query: DeliveryQuery, mark: Callable[[int], str], looked_at: int, within: str = ""
+) -> PageQuestions:
+    """A page of deliveries.
+
+    `mark` writes the place of the nth argument; `within` is one more condition for the rows that are looked at.
+    """
+    conditions = _Conditions(mark)
+    conditions.add("created_ms >= {}", query.since_ms)
+    conditions.add("created_ms < {}", query.until_ms)
+    if query.after is not None:
+        conditions.add("(created_ms, delivery_id) < ({}, {})", *query.after)
+    if within:
+        conditions.add(within)
+    if query.event_id is not None:
+        conditions.add("event_id = {}", query.event_id)
+    if query.subscription_id is not None:
+        conditions.add("subscription_id = {}", query.subscription_id)
+    elif query.tenant is not None:
+        conditions.add("tenant = {}", query.tenant)
+    states = None if query.states is None else sorted(set(query.states))
+    if states is not None and DeliveryState.DELIVERED not in states:
+        conditions.add("state < 4")  # as the indexes of the few say it
+    looked = conditions.take()
+    indexed = list(conditions.arguments)
+    if query.subscription_id is not None and query.tenant is not None:
+        conditions.add("tenant = {}", query.tenant)
+    if query.event_type is not None:
+        _type_condition(conditions, query.event_type)
+    if states is not None:
+        conditions.add(f"state IN ({', '.join(str(int(state)) for state in states) or 'NULL'})")
+    if query.status is not None:
+        conditions.add("status BETWEEN {} AND {}", *query.status)
+    if query.reason is not None:
+        conditions.add("(reason = {} OR failure = {})", query.reason, query.reason)
+    if query.host is not None:
+        conditions.add("host = {}", query.host)
+    return _page(
+        "history_deliveries",
+        DELIVERY_COLUMNS,
+        DELIVERY_ORDER,
+        "created_ms, delivery_id",
+        looked,
+        indexed,
+        conditions,
+        query.limit,
+        looked_at,
+    )
+
+
+def events(query: EventQuery, mark: Callable[[int], str], looked_at: int, within: str = "") -> PageQuestions:
+    """Likewise, of events."""
+    conditions = _Conditions(mark)
+    conditions.add("time_ms >= {}", query.since_ms)
+    conditions.add("time_ms < {}", query.until_ms)
+    if query.after is not None:
+        conditions.add(
+            "(time_ms, event_id, topic, partition, source_offset) < ({}, {}, {}, {}, {})", *query.after
+        )
+    if within:
+        conditions.add(within)
+    if query.event_id is not None:
+        conditions.add("event_id = {}", query.event_id)
+    elif query.tenant is not None:
+        conditions.add("tenant = {}", query.tenant)
+    looked = conditions.take()
+    indexed = list(conditions.arguments)
+    if query.event_id is not None and query.tenant is not None:
+        conditions.add("tenant = {}", query.tenant)
+    if query.event_type is not None:
+        _type_condition(conditions, query.event_type)
+    return _page(
+        "history_events",
+        EVENT_COLUMNS,
+        EVENT_ORDER,
+        "time_ms, event_id, topic, partition, source_offset",
+        looked,
+        indexed,
+        conditions,
+        query.limit,
+        looked_at,
+    )
+
+
+def _page(
+    table: str,
+    columns: str,
+    order: str,
+    key: str,
+    looked: str,
+    indexed: Sequence[Any],
+    conditions: _Conditions,
+    limit: int,
+    looked_at: int,
+) -> PageQuestions:
+    rest = conditions.take()
+    inner = f"SELECT {columns} FROM {table} WHERE {looked} ORDER BY {order} LIMIT {looked_at}"
+    page = f"SELECT {columns} FROM ({inner}) AS looked WHERE {rest} ORDER BY {order} LIMIT {limit}"
+    end = f"SELECT {key} FROM {table} WHERE {looked} ORDER BY {order} LIMIT 1 OFFSET {looked_at - 1}"
+    count = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {looked} ORDER BY {order} LIMIT {looked_at}) AS looked"
+    return PageQuestions((page, conditions.arguments), (end, list(indexed)), (count, list(indexed)))
+
+
+def counts(query: CountQuery, mark: Callable[[int], str], limit: int, within: str = "") -> Question:
+    """Groups by time and dimensions."""
+    conditions = _Conditions(mark)
+    conditions.add("minute_ms >= {}", query.since_ms)
+    conditions.add("minute_ms < {}", query.until_ms)
+    if within:
+        conditions.add(within)
+    if query.tenant is not None:
+        conditions.add("tenant = {}", query.tenant)
+    if query.subscription_id is not None:
+        conditions.add("subscription_id = {}", query.subscription_id)
+    if query.event_type is not None:
+        _type_condition(conditions, query.event_type)
+    by = [name for name in DIMENSIONS if name in query.by]
+    step = int(query.step_ms)
+    group = ", ".join([f"minute_ms / {step} * {step}", *by])
+    sums = ", ".join(f"sum({name})" for name in (*COUNTED, *BUCKETS))
+    text = (
+        f"SELECT {group}, {sums} FROM history_counts WHERE {conditions.take()}"
+        f" GROUP BY {group} ORDER BY {group} LIMIT {limit}"
+    )
+    return text, conditions.arguments
