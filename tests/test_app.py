@@ -10,8 +10,12 @@ import pytest
 
 from dispatcher.app import App
 from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, TopicSpec
+from dispatcher.history.base import EventQuery, StoreUnavailable
 from dispatcher.settings.groups import HttpSettings, Settings, TopicsSettings
+from tests.api.real import running
 from tests.e2e.daemon import eventually
+
+KEY = "operator-key-0123456789"
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -82,3 +86,40 @@ async def test_a_part_that_cannot_be_stopped_does_not_keep_the_others_from_it(
     await app.stop()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_the_history_is_on_by_default_and_knows_what_was_published(tmp_path: Path) -> None:
+    async with running(tmp_path, KEY) as (client, app):
+        event = {"id": "evt_1", "type": "invoice.paid", "data": {}}
+        answer = await client("POST", "/v1/events", event)
+        assert answer.status == 202
+        assert app._history is not None
+        store = app._history.store
+
+        async def known() -> bool:
+            try:
+                return len((await store.events(EventQuery(0, 2**53, 10, event_id="evt_1"))).items) == 1
+            except StoreUnavailable:
+                return False  # not open yet
+
+        async with asyncio.timeout(60):
+            while not await known():
+                await asyncio.sleep(0.02)
+        assert app.warnings() == []
+    assert (tmp_path / "log-history" / "history.db").exists()
+
+
+async def test_a_history_that_cannot_be_kept_is_a_warning_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "log-history").write_text("no directory")
+    async with running(tmp_path, KEY) as (client, app):
+        await eventually(lambda: any("history.directory" in warning for warning in app.warnings()), within=60)
+        answer = await client("POST", "/v1/events", {"type": "invoice.paid", "data": {}})
+        assert answer.status == 202
+        assert app.problems() == []
+
+
+async def test_without_a_history_nothing_of_it_is_there(tmp_path: Path) -> None:
+    async with running(tmp_path, KEY, history={"store": "off"}) as (_, app):
+        assert app._history is None
+        assert app.warnings() == []
+    assert not (tmp_path / "log-history").exists()

@@ -32,7 +32,7 @@ from dispatcher.history.base import (
     Standing,
 )
 from dispatcher.history.following import Counter, Ends, Followed, TopicKind, ends_of, peek, seek
-from dispatcher.history.membership import Membership
+from dispatcher.history.sharing import PartitionShare
 from dispatcher.runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class Indexer:
         self._max_behind_ms = round(max_behind * 1000)
         self._counter = counter
         self._clock = clock
-        self._membership = Membership(broker, list(topics), group) if store.shared else None
+        self._share = PartitionShare(broker, list(topics), group) if store.shared else None
         self._tasks = Tasks(self._died)
         self._followed: dict[LogPartition, Followed] = {}
         self._looked = float("-inf")  # loop time
@@ -130,8 +130,8 @@ class Indexer:
 
     async def _run(self) -> None:
         await self._open()
-        if self._membership is not None:
-            self._tasks.start(self._membership.run(), "history group")
+        if self._share is not None:
+            self._tasks.start(self._share.run(), "history group")
         tries = 0
         while True:
             try:
@@ -233,9 +233,9 @@ class Indexer:
     # Which partitions.
 
     def _reassigned(self) -> bool:
-        if self._membership is None:
+        if self._share is None:
             return False
-        return self._membership.partitions != {followed.source for followed in self._followed.values()}
+        return self._share.partitions != {followed.source for followed in self._followed.values()}
 
     async def _look(self) -> None:
         """See which partitions there are and are this process's, where they end, and where the store stands."""
@@ -245,7 +245,7 @@ class Indexer:
             for info in await self._broker.topics(only=lambda name: name in there)
             for partition in info.partitions
         }
-        mine: Collection[TopicPartition] = infos if self._membership is None else self._membership.partitions
+        mine: Collection[TopicPartition] = infos if self._share is None else self._share.partitions
         wanted = {
             LogPartition(source.topic, there[source.topic].id or "", source.partition)
             for source in mine

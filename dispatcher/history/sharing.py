@@ -15,8 +15,8 @@ from dispatcher.broker.base import Broker, Jump, Position, TopicPartition
 _POLL: Final = 0.5  # seconds
 
 
-class Membership:
-    """A member of the group that shares the partitions of these topics. Its own assignment listener."""
+class PartitionShare:
+    """A member of the group that shares out the partitions of these topics. Its own assignment listener."""
 
     def __init__(self, broker: Broker, topics: Collection[str], group: str) -> None:
         self.partitions: frozenset[TopicPartition] = frozenset()
