@@ -25,6 +25,7 @@ from dispatcher.api.route import Services
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.broker.open import open_broker
+from dispatcher.control.history import HistoryReader
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
 from dispatcher.core.request.netguard import Guard
@@ -34,7 +35,7 @@ from dispatcher.delivery.parking import parked_topic
 from dispatcher.history.base import StoreRefused
 from dispatcher.history.following import Counter
 from dispatcher.history.indexer import Indexer
-from dispatcher.history.open import followed_topics, history_group, open_store
+from dispatcher.history.open import followed_topics, history_group, open_store, shares_history
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.replica import replica_name
@@ -78,8 +79,8 @@ class App:
         )
         self._engine: Engine | None = None
         self._started = False
-        self._history: Indexer | None = None
         self._history_problem: str | None = None
+        self._history = history = self._make_history()
         self.plane = ControlPlane(
             settings,
             self.broker,
@@ -105,6 +106,7 @@ class App:
                 catalogue=self.plane.catalogue,
                 publisher=self.plane.publisher,
                 access=self.plane.access,
+                history=HistoryReader(None if history is None else history.store, history),
                 egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
             ),
             warnings=self.warnings,
@@ -154,8 +156,8 @@ class App:
         gc.freeze()
         if "deliver" in self.settings.roles:
             self._deliver()
-        if "history" in self.settings.roles:
-            self._start_history()
+        if self._history is not None:
+            self._history.start()
         self._started = True
 
     def _deliver(self) -> None:
@@ -177,25 +179,29 @@ class App:
         self.plane.attach(self._engine)
         self._tasks.start(self._watch.run(), "watch topics")
 
-    def _start_history(self) -> None:
-        """Begin to index. Deliveries go on whatever comes of it."""
+    def _make_history(self) -> Indexer | None:
+        """What follows the logs, or only asks what others have indexed; None without a history. Deliveries go on whatever comes of it."""
         settings = self.settings
+        follows = "history" in settings.roles
+        if not follows and not ("api" in settings.roles and shares_history(settings)):
+            return None
         try:
             store = open_store(settings)
         except StoreRefused as error:
             self._history_problem = str(error)
             log.warning("there is no history; deliveries go on", error=str(error))
-            return
+            return None
         if store is None:
-            return
+            return None
         counter = Counter()
-        self._history = history = Indexer(
+        history = Indexer(
             store,
             self.broker,
             followed_topics(settings, counter),
             history_group(settings),
             max_behind=settings.history.max_behind,
             counter=counter,
+            follows=follows,
         )
         reads = self.metrics.reads
         reads("history_records_total", lambda: _by_word(counter.counts()))
@@ -203,7 +209,7 @@ class App:
         reads("history_behind_records", history.behind_records)
         reads("history_rows", lambda: history.sizes.rows)
         reads("history_bytes", lambda: history.sizes.size)
-        history.start()
+        return history
 
     async def _ensure_topics(self) -> None:
         topics = self.settings.topics

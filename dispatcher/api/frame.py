@@ -41,6 +41,7 @@ from dispatcher.api.route import BODY_LIMIT, NDJSON, Audience, Call, Reply, Rout
 from dispatcher.api.subscriptions import SubscriptionPatch, SubscriptionReply
 from dispatcher.control import errors
 from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
+from dispatcher.control.history import HistoryOff
 from dispatcher.core.control.keys import CAPABILITIES, Capability
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.yaml_document import did_you_mean, explain
@@ -68,6 +69,8 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 PARAMETERS: Final = {
     ("subscriptions", "id"): r"^[A-Za-z0-9_-]{1,64}$",
     ("keys", "id"): r"^[a-z0-9]{8,32}$",
+    ("events", "id"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
+    ("deliveries", "id"): r"^dlv_[0-9a-f]{24}$",
     ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
 }
 
@@ -86,6 +89,7 @@ _KINDS: Final[Mapping[type[errors.ControlError], Kind]] = {
     errors.AlreadyExists: Kind.ALREADY_EXISTS,
     errors.FileManaged: Kind.FILE_MANAGED,
     errors.WrongState: Kind.WRONG_STATE,
+    HistoryOff: Kind.HISTORY_OFF,
     errors.VersionMismatch: Kind.VERSION_MISMATCH,
     errors.TooLarge: Kind.TOO_LARGE,
     errors.Overloaded: Kind.OVERLOADED,

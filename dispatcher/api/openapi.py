@@ -38,7 +38,8 @@ API answers to this machine only, and needs none.
 _TAGS: Final = {
     "subscriptions": "Who wants which events, and where.",
     "event types": "What may be subscribed to.",
-    "events": "Publishing over HTTP.",
+    "events": "Publishing over HTTP, and verifying what was published.",
+    "deliveries": "What became of each event, from the history.",
     "keys": "Who may use the API.",
     "deployment": "About this installation.",
 }

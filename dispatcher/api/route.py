@@ -21,6 +21,7 @@ from dispatcher.control.access import Access, Principal
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.creation import Creation
 from dispatcher.control.endpoint_checks import EndpointChecks
+from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import Listing
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.subscriptions import Subscriptions
@@ -60,6 +61,7 @@ class Services:
     catalogue: Catalogue
     publisher: Publisher
     access: Access
+    history: HistoryReader
     egress: tuple[str, ...]
 
 

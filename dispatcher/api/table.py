@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from dispatcher.api import deployment, event_types, events, keys, subscription_verbs, subscriptions
+from dispatcher.api import (
+    deliveries,
+    deployment,
+    event_types,
+    events,
+    history_events,
+    keys,
+    subscription_verbs,
+    subscriptions,
+)
 from dispatcher.api.route import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -12,6 +21,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *subscription_verbs.ROUTES,
     *event_types.ROUTES,
     *events.ROUTES,
+    *history_events.ROUTES,
+    *deliveries.ROUTES,
     *keys.ROUTES,
     *deployment.ROUTES,
 )

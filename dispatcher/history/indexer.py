@@ -64,22 +64,28 @@ class Indexer:
         *,
         max_behind: float,
         counter: Counter,
+        follows: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`topics` are followed, each by its kind; `max_behind` in seconds; `clock` gives Unix seconds."""
+        """`topics` are followed, each by its kind; `max_behind` in seconds; `clock` gives Unix seconds.
+
+        `follows` is False where others do that, and this process only asks the store.
+        """
         self.store = store
         self.sizes = Sizes(0, 0)
         self._broker = broker
         self._topics = dict(topics)
         self._max_behind_ms = round(max_behind * 1000)
         self._counter = counter
+        self._follows = follows
         self._clock = clock
-        self._share = PartitionShare(broker, list(topics), group) if store.shared else None
+        self._group = group
+        self._share: PartitionShare | None = None
         self._tasks = Tasks(self._died)
         self._followed: dict[LogPartition, Followed] = {}
         self._looked = float("-inf")  # loop time
         self._retained = float("-inf")
-        self._problem: str | None = "the history is not open yet"
+        self._problem: str | None = None
         self._retention_near: str | None = None
 
     # What it says of itself.
@@ -130,7 +136,10 @@ class Indexer:
 
     async def _run(self) -> None:
         await self._open()
-        if self._share is not None:
+        if not self._follows:
+            return
+        if self.store.shared:
+            self._share = PartitionShare(self._broker, list(self._topics), self._group)
             self._tasks.start(self._share.run(), "history group")
         tries = 0
         while True:
@@ -158,6 +167,7 @@ class Indexer:
             except HistoryError as error:
                 tries = await self._pause(error, tries)
             else:
+                self._problem = None
                 return
 
     async def _pause(self, error: Exception, tries: int) -> int:

@@ -21,6 +21,7 @@ from dispatcher.control.errors import (
     NotFound,
     VersionMismatch,
 )
+from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import PAGE, Listing, Page
 from dispatcher.control.publishing import Published, Publisher
 from dispatcher.control.secrets import OVERLAP
@@ -286,5 +287,6 @@ class Plane:
             catalogue=self.catalogue,
             publisher=self.publisher,
             access=self.access,
+            history=HistoryReader(None, None),
             egress=("192.0.2.7/32",),
         )

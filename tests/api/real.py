@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import aiohttp
 import yaml
 
 from dispatcher.app import App
+from dispatcher.history.base import HistoryStore, LogBatch, StoreUnavailable
 from dispatcher.settings.groups import Settings
 from tests.api.serving import Client
 from tests.e2e.daemon import eventually
@@ -57,6 +59,18 @@ async def running(
         await app.stop()
 
 
+async def keep(store: HistoryStore, *batches: LogBatch) -> None:
+    """Apply them once the store is open."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await store.gaps(0, 1)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
+    await store.apply(batches, int(time.time() * 1000))
+
+
 class InThread:
     """One in a thread of its own, for callers that have no loop."""
 
@@ -83,10 +97,17 @@ class InThread:
             self._loop.close()
 
     async def _serve(self) -> None:
-        async with running(self._folder, *self._keys, **self._changes) as (client, _):
+        async with running(self._folder, *self._keys, **self._changes) as (client, app):
             self.url = client.base
+            self._app = app
             self._ready.set()
             await self._done.wait()
+
+    def remember(self, *batches: LogBatch) -> None:
+        """Have the history know these, whatever the logs say."""
+        assert self._app._history is not None
+        keeping = keep(self._app._history.store, *batches)
+        asyncio.run_coroutine_threadsafe(keeping, self._loop).result(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._done.set)

@@ -71,7 +71,7 @@ async def serving(
 
 def address(route: Route) -> str:
     """An address of the route that leads to something."""
-    id_ = "0123456789abcdef" if route.tag == "keys" else "sub_1"
+    id_ = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24}.get(route.tag, "sub_1")
     return route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
@@ -14,9 +15,11 @@ from structlog.testing import capture_logs
 from dispatcher.api.route import Audience, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.core.control.keys import CAPABILITIES, Capability
+from dispatcher.history.base import LogPartition
 from tests.api.real import InThread
 from tests.api.serving import KEY, Client
 from tests.e2e.daemon import Endpoint
+from tests.history.records import attempt, batch, event
 
 # What each route answers to: no key, a wrong key, an operator's, the tenant's own, another tenant's.
 # The subscription of the address, `sub_acme`, is acme's; so is the first tenant's key.
@@ -40,6 +43,10 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "putEventType": (401, 401, 200, 403, 403),
     "deleteEventType": (401, 401, 204, 403, 403),
     "publishEvents": (401, 401, 202, 202, 202),
+    "listEvents": (401, 401, 200, 200, 200),
+    "getEvent": (401, 401, 200, 200, 404),
+    "listDeliveries": (401, 401, 200, 200, 200),
+    "getDelivery": (401, 401, 200, 200, 404),
     "createKey": (401, 401, 201, 403, 403),
     "listKeys": (401, 401, 200, 403, 403),
     "revokeKey": (401, 401, 204, 403, 403),
@@ -55,6 +62,27 @@ BODIES: Final[dict[str, Any]] = {
     "publishEvents": {"type": "a"},
     "createKey": {"name": "a", "scope": "operator"},
 }
+# What the history knows: of acme an event by the id of the address, delivered; of globex another one.
+_NOW: Final = int(time.time() * 1000)
+_SEED: Final = LogPartition("seed", "", 0)
+_RECORDS: Final = [
+    attempt(0, 0, "sub_acme", tenant="acme", event_id="sub_acme", time_ms=_NOW),
+    attempt(1, 1, "sub_globex", tenant="globex", event_id="evt_globex", time_ms=_NOW),
+]
+HISTORY: Final = [
+    batch(_RECORDS, None, 2, partition=_SEED),
+    batch(
+        [],
+        None,
+        2,
+        partition=_SEED._replace(partition=1),
+        events=[
+            event(0, event_id="sub_acme", time_ms=_NOW),
+            event(1, event_id="evt_globex", tenant="globex", time_ms=_NOW),
+        ],
+    ),
+]
+DELIVERY, OTHERS = [record.delivery_id for record in _RECORDS]
 
 
 def test_every_route_has_its_line() -> None:
@@ -72,6 +100,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
     made = InThread(tmp_path_factory.mktemp("dispatcher"), KEY, api={"wrong_keys_per_minute": 10_000})
     with capture_logs():
         made.start()
+        made.remember(*HISTORY)
         yield made
         made.stop()
 
@@ -91,6 +120,8 @@ class World:
     async def call(self, route: Route, caller: str, id_: str = "sub_acme") -> Any:
         if route.tag == "keys":
             id_ = self.spare
+        if route.tag == "deliveries" and id_ == "sub_acme":
+            id_ = DELIVERY
         path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
         return await self.caller(caller)(route.method, path, BODIES.get(route.operation))
 
@@ -212,6 +243,34 @@ async def test_what_is_anothers_and_what_is_not_there_look_the_same(world: World
             theirs = await world.call(route, "globex")
             nobodys = await world.call(route, "globex", "sub_none")
             assert _without(theirs.json, "sub_acme") == _without(nobodys.json, "sub_none")
+
+
+async def test_a_tenant_learns_nothing_of_anothers_history(world: World) -> None:
+    acme, globex = world.caller("acme"), world.caller("globex")
+    for path, own, others in (
+        ("/v1/events", "sub_acme", "evt_globex"),
+        ("/v1/deliveries", DELIVERY, OTHERS),
+    ):
+        name = path.removeprefix("/v1/")
+        for caller, mine, theirs in ((acme, own, others), (globex, others, own)):
+            listed = [each["id"] for each in (await caller("GET", path)).json[name]]
+            assert mine in listed
+            assert theirs not in listed
+            assert (await caller("GET", f"{path}/{mine}")).status == 200
+            hidden = await caller("GET", f"{path}/{theirs}")
+            absent = "dlv_" + "0" * 24 if path == "/v1/deliveries" else "evt_none"
+            nothing = await caller("GET", f"{path}/{absent}")
+            assert hidden.status == nothing.status == 404
+            assert _without(hidden.json, theirs) == _without(nothing.json, absent)
+        # By another's filter or another's cursor nothing more is seen.
+        assert (await acme("GET", f"{path}?tenant=globex")).json[name] == []
+        page = (await world.operator("GET", f"{path}?limit=1")).json
+        after = await acme("GET", f"{path}?cursor={page['next_cursor']}")
+        assert {each["tenant"] for each in after.json[name]} <= {"acme"}
+    deliveries = await acme("GET", "/v1/deliveries?subscription=sub_globex")
+    assert deliveries.json["deliveries"] == []
+    deliveries = await acme("GET", "/v1/deliveries?event=evt_globex")
+    assert deliveries.json["deliveries"] == []
 
 
 def _without(document: dict[str, Any], id_: str) -> dict[str, Any]:
