@@ -9,7 +9,7 @@ from dispatcher.settings.groups import (
     Settings,
     TopicsSettings,
 )
-from dispatcher.topics.specs import missing_topics, needed_rights, needed_specs, topic_specs
+from dispatcher.topics.specs import missing_topics, needed_groups, needed_rights, needed_specs, topic_specs
 
 DAY_MS = 24 * 3600 * 1000
 ON_KAFKA = "kafka://127.0.0.1:9092"
@@ -80,8 +80,20 @@ def test_missing_topics_are_named_with_what_makes_each() -> None:
 
 
 def test_a_process_asks_for_the_topics_of_its_roles() -> None:
-    api = Settings(broker=ON_KAFKA, roles=("api", "history"))
+    api = Settings(broker=ON_KAFKA, roles=("api",))
     assert [spec.name for spec in needed_specs(api)] == ["dispatcher.subscriptions"]
     assert needed_rights(api) == {"dispatcher.subscriptions": ("READ", "WRITE")}
+    history = Settings(broker=ON_KAFKA, roles=("history",))
+    read = ("READ",)
+    logs = {"events": read, "dispatcher.attempts": read, "dispatcher.dead": read}
+    assert needed_rights(history) == {"dispatcher.subscriptions": ("READ", "WRITE"), **logs}
+    assert needed_groups(history) == {}
+    shared = HistorySettings(store="postgresql://dispatcher@db/dispatcher", events=False)
+    assert needed_groups(Settings(broker=ON_KAFKA, roles=("history",), history=shared)) == {
+        "dispatcher.history": read
+    }
+    assert "events" not in needed_rights(Settings(broker=ON_KAFKA, roles=("history",), history=shared))
     deliver = Settings(broker=ON_KAFKA, roles=("deliver",))
+    assert needed_groups(deliver) == {"dispatcher": read, "dispatcher.retry": read}
+    assert needed_rights(deliver)["dispatcher.attempts"] == ("WRITE",)
     assert needed_specs(deliver) == topic_specs(deliver) == topic_specs(api)
