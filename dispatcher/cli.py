@@ -24,6 +24,7 @@ from dispatcher.commands.check_config import check_config
 from dispatcher.commands.demo import demo
 from dispatcher.commands.event_types import event_types
 from dispatcher.commands.group import Commands
+from dispatcher.commands.history import history
 from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
 from dispatcher.commands.options import flags, load_settings, settings_options
@@ -162,5 +163,5 @@ def _exit_at_once(number: signal.Signals) -> NoReturn:
     os._exit(128 + number)
 
 
-for command in (demo, publish, listen, topics, check_config, subscriptions, event_types, keys):
+for command in (demo, publish, listen, topics, history, check_config, subscriptions, event_types, keys):
     main.add_command(command)
