@@ -233,6 +233,28 @@ _WITHOUT_NAMESAKE = {
     "transport/base.py": "a protocol",
     "transport/limits.py": "numbers; tests/transport/test_zoo.py meets each of them",
     **dict.fromkeys(
+        ("api/deliveries.py", "api/history_events.py", "api/history_models.py", "control/history.py"),
+        "tests/api/test_authorization.py and tests/api/test_schema.py ask them over HTTP",
+    ),
+    **dict.fromkeys(
+        (
+            "history/base.py",
+            "history/merge.py",
+            "history/questions.py",
+            "history/writing.py",
+            "history/sqlite/day_file.py",
+            "history/sqlite/files.py",
+            "history/postgres/migrations.py",
+            "history/postgres/store.py",
+            "history/postgres/writer.py",
+        ),
+        "tests/history/conformance runs them, on both stores",
+    ),
+    **dict.fromkeys(
+        ("history/following.py", "history/sharing.py"), "tests/history/test_indexer.py runs them"
+    ),
+    "history/rebuilding.py": "tests/commands/test_history.py runs it",
+    **dict.fromkeys(
         (
             "delivery/consuming.py",
             "delivery/delivery.py",

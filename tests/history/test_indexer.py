@@ -366,6 +366,28 @@ async def test_a_time_is_found_by_halves(bench: Bench, time_ms: int, expected: i
     assert found == expected
 
 
+class Shared(SqliteHistory):
+    """A store that says of itself what PostgreSQL's does."""
+
+    shared = True
+
+
+async def test_a_shared_store_is_filled_from_the_partitions_that_the_group_gives(bench: Bench) -> None:
+    now = now_ms()
+    stores = [Shared(bench.folder / f"history-{number}", Retention(DAY_MS, DAY_MS)) for number in range(2)]
+    async with bench.running(stores[0]) as first, bench.running(stores[1]) as second:
+        await until(lambda: len(first._followed) == len(second._followed) == 3)
+        await bench.attempts(value(0, time_ms=now), partition=0)
+        await bench.attempts(value(1, time_ms=now), partition=1)
+        await caught_up(bench, first, 2)
+        shared = [[row.offset for row in await rows_of(store)] for store in stores]
+        assert sorted([*shared[0], *shared[1]]) == [0, 1]
+        assert not set(shared[0]) & set(shared[1])
+        # Whoever is left has all of them.
+        await second.stop()
+        await until(lambda: len(first._followed) == 6)
+
+
 async def test_an_error_of_its_own_ends_the_history_and_not_the_process(bench: Bench) -> None:
     class Broken(SqliteHistory):
         async def positions(self) -> Mapping[LogPartition, Standing]:

@@ -57,6 +57,7 @@ T = TypeVar("T")
 QUERY_LIMIT: Final = 5.0
 """Seconds that a question may take."""
 
+_CLOSED: Final = "closed"
 _INSTRUCTIONS: Final = 10_000  # of SQLite's machine between two looks at the clock
 
 
@@ -119,8 +120,10 @@ class SqliteHistory:
         self._lock = lock
 
     async def close(self) -> None:
+        if self._problem == _CLOSED:
+            return
         await self._run(self._writer, self._close)
-        self._problem = "closed"
+        self._problem = _CLOSED
         self._writer.shutdown(wait=False)
         self._asker.shutdown(wait=False)
 
