@@ -33,7 +33,7 @@ _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEAD: Final = 16
 
 
-class TooLarge(ValueError):
+class BatchTooLarge(ValueError):
     """A batch is larger than `MAX_BATCH`."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class TooLarge(ValueError):
 
 
 def gzip_decode(payload: Any) -> bytes:
-    """The bytes of a gzip stream of one member or more. Raises TooLarge, or zlib.error."""
+    """The bytes of a gzip stream of one member or more. Raises BatchTooLarge, or zlib.error."""
     rest = bytes(payload)
     parts: list[bytes] = []
     left = MAX_BATCH
@@ -50,7 +50,7 @@ def gzip_decode(payload: Any) -> bytes:
         parts.append(inflate.decompress(rest, left + 1))
         left -= len(parts[-1])
         if left < 0:
-            raise TooLarge
+            raise BatchTooLarge
         if not inflate.eof:
             raise zlib.error("the stream is cut off")
         rest = inflate.unused_data
@@ -58,7 +58,7 @@ def gzip_decode(payload: Any) -> bytes:
 
 
 def snappy_decode(payload: Any) -> bytes:
-    """The bytes of a block of snappy, or of the stream of blocks that Java writes. Raises TooLarge, or what cramjam raises."""
+    """The bytes of a block of snappy, or of the stream of blocks that Java writes. Raises BatchTooLarge, or what cramjam raises."""
     data = bytes(payload)
     if not data.startswith(_XERIAL):
         return _snappy_block(data, MAX_BATCH)
@@ -78,17 +78,17 @@ def snappy_decode(payload: Any) -> bytes:
 
 def _snappy_block(data: bytes, most: int) -> bytes:
     if cramjam.snappy.decompress_raw_len(data) > most:
-        raise TooLarge
+        raise BatchTooLarge
     return bytes(cramjam.snappy.decompress_raw(data))
 
 
 def lz4_decode(payload: Any) -> bytes:
-    """The bytes of an LZ4 frame. Raises TooLarge, or what cramjam raises."""
+    """The bytes of an LZ4 frame. Raises BatchTooLarge, or what cramjam raises."""
     return _into_buffer(cramjam.lz4.decompress_into, bytes(payload))
 
 
 def zstd_decode(payload: Any) -> bytes:
-    """The bytes of a zstd frame. Raises TooLarge, or what cramjam raises."""
+    """The bytes of a zstd frame. Raises BatchTooLarge, or what cramjam raises."""
     return _into_buffer(cramjam.zstd.decompress_into, bytes(payload))
 
 
@@ -102,7 +102,7 @@ def _into_buffer(decompress_into: Callable[[bytes, bytearray], int], data: bytes
                 raise
             continue
         return bytes(memoryview(buffer)[:written])
-    raise TooLarge
+    raise BatchTooLarge
 
 
 CODECS: Final[dict[int, tuple[str, Callable[[], bool], Callable[[bytes], bytes]]]] = {

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from dispatcher.broker.base import UnreadableBatch
 from dispatcher.broker.kafka.wire import codecs
 from dispatcher.broker.kafka.wire.bulk import FetchAnswer
-from dispatcher.broker.kafka.wire.codecs import CODECS, TooLarge
+from dispatcher.broker.kafka.wire.codecs import CODECS, BatchTooLarge
 
 Encode = Callable[[bytes], bytes]
 ENCODERS: dict[int, Encode] = {
@@ -92,7 +92,7 @@ def test_a_bomb_is_not_undone(number: int, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(codecs, "MAX_BATCH", 1 << 20)
     encode, decode = ENCODERS[number], CODECS[number][2]
     assert len(decode(encode(bytes(1 << 20)))) == 1 << 20
-    with pytest.raises(TooLarge, match="more than 1048576 bytes"):
+    with pytest.raises(BatchTooLarge, match="more than 1048576 bytes"):
         decode(encode(bytes((1 << 20) + 1)))
 
 
