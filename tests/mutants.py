@@ -388,9 +388,15 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         "unclean_connection_reused",
-        "a connection is used again although something follows the response",
-        (Edit("self.keep = False  # the response was fine, what follows it is not", "pass"),),
-        ("transport/test_connection.py::test_whatever_comes_gives_one_result_at_the_latest_at_the_end",),
+        "a connection that ends with its response is used again",
+        (
+            Edit("self.keep = parser.should_keep_alive()", "self.keep = True"),
+            Edit(
+                "self.keep = self.status <= LAST_STATUS and self._parser.should_keep_alive()",
+                "self.keep = True",
+            ),
+        ),
+        ("transport/test_zoo.py::test_behaviour_gives_its_result_and_leaves_its_connection",),
     ),
     Mutant(
         "body_without_a_cap",

@@ -228,7 +228,6 @@ def test_a_second_writer_and_a_look_into_anothers_state_are_found(tmp_path: Path
 # Modules without tests of their own name, and why.
 _WITHOUT_NAMESAKE = {
     "cli.py": "runs as a process: tests/commands and tests/e2e start it",
-    "control/errors.py": "a hierarchy without logic; tests/api/test_problems.py maps it",
     "core/request/results.py": "types without logic",
     "transport/base.py": "a protocol",
     "transport/limits.py": "numbers; tests/transport/test_zoo.py meets each of them",
