@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -52,6 +52,7 @@ from dispatcher.delivery.parked_reader import (
     milliseconds,
 )
 from dispatcher.delivery.parking import SINCE
+from dispatcher.delivery.parking_log import ParkingLog
 from dispatcher.delivery.renewal import Renewal
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.telemetry.metrics import Metrics
@@ -104,14 +105,15 @@ class Backlogs:
         self._clock = asyncio.get_running_loop().time
         self._served: dict[TopicPartition, ServedPartition] = {}
         self._stopped = False
+        self._log = ParkingLog()
 
     def parked(self) -> dict[tuple[str, ...], float]:
         """How many are parked in the partitions of this process, by why."""
-        counts: dict[tuple[str, ...], float] = {}
-        for served in self._served.values():
-            for reason, count in served.tracker.reasons().items():
-                counts[reason,] = counts.get((reason,), 0) + count
-        return counts
+        return parked_counts(served.tracker for served in self._served.values())
+
+    def ages(self) -> dict[tuple[str, ...], float]:
+        """For how many seconds the oldest waits that is parked in the partitions of this process, by why."""
+        return oldest_ages((served.tracker for served in self._served.values()), self._wall())
 
     def waiting(self) -> dict[tuple[str, ...], int]:
         """The same by topic and partition."""
@@ -119,9 +121,7 @@ class Backlogs:
 
     def stuck(self) -> Mapping[TopicPartition, UnreadableBatch]:
         """Where a backlog stands still, since what it is to send can't be unpacked any more. Others of the partition go on."""
-        return {
-            served.partition: served.stuck for served in self._served.values() if served.stuck is not None
-        }
+        return {each.partition: each.stuck for each in self._served.values() if each.stuck is not None}
 
     def skip(self, partition: TopicPartition) -> None:
         """Give up the batch that the partition is stuck at; nothing where it isn't stuck."""
@@ -229,6 +229,9 @@ class Backlogs:
             for served in list(self._served.values()):
                 await self._notice(served)
                 self._renewal.look_after(served)
+            self._log.look(
+                self._clock(), {p: each.tracker.backlogs.keys() for p, each in self._served.items()}
+            )
 
     async def _notice(self, served: ServedPartition) -> None:
         """Wake those whose subscription has changed."""
@@ -370,3 +373,18 @@ class Backlogs:
                 for offset in (*left, *offsets):
                     tracker.give_back(offset)
         return handed
+
+
+def parked_counts(trackers: Iterable[ParkedTracker]) -> dict[tuple[str, ...], float]:
+    """How many are parked in these partitions, by why."""
+    counts: dict[tuple[str, ...], float] = {}
+    for tracker in trackers:
+        for reason, count in tracker.reasons().items():
+            counts[reason,] = counts.get((reason,), 0) + count
+    return counts
+
+
+def oldest_ages(trackers: Iterable[ParkedTracker], unix: float) -> dict[tuple[str, ...], float]:
+    """For how many seconds the oldest waits of all that is parked in these partitions, by why; `unix` is now."""
+    since = [item for tracker in trackers for item in tracker.oldest().items()]
+    return {(reason,): max(0.0, unix - min(at for why, at in since if why == reason)) for reason, _ in since}

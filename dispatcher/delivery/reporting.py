@@ -55,6 +55,7 @@ def report(
     reads("deliveries_queued", lambda: lanes.queued)
     reads("deliveries_held", lambda: len(holding))
     reads("deliveries_parked_waiting", backlogs.parked)
+    reads("deliveries_parked_oldest_seconds", backlogs.ages)
     reads("lanes", lambda: len(lanes))
     reads("breakers_open", endpoints.breakers_open)
     reads("outbox_waiting", lambda: len(outbox))

@@ -215,6 +215,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
         ("reason",),
         "Deliveries that wait in the parked topic for their endpoint, in the partitions of this process, by why they were parked.",
     ),
+    "deliveries_parked_oldest_seconds": (
+        ("reason",),
+        "For how long the oldest of these has waited, by why it was parked; of each subscription the next one to go counts. Absent where nothing is parked.",
+    ),
     "deliveries_held": ((), "Deliveries waiting in memory for a near retry, their offset not committed."),
     "lanes": ((), "Origins (scheme, host, port) with anything queued or recently in flight."),
     "breakers_open": (("scope",), "Circuit breakers that are open or probing, of a subscription or a host."),

@@ -7,6 +7,7 @@ from collections import Counter
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
 from dispatcher.core.commit import parked
@@ -99,8 +100,11 @@ async def test_a_pause_of_twelve_seconds_loses_nothing_of_what_was_queued() -> N
         for number in range(100):
             world.broker.append(event(number))
         await until(lambda: len(world.transport.sent) > 10)
-        registry.index = Index([sub.with_status(Status.PAUSED)])
-        await asyncio.sleep(12)
+        with capture_logs() as logs:
+            registry.index = Index([sub.with_status(Status.PAUSED)])
+            await asyncio.sleep(12)
+        parking = [line for line in logs if line["event"].startswith("parking")]
+        assert [(line["event"], line["subscription_id"]) for line in parking] == [("parking began", sub.id)]
         sent = len(world.transport.sent)
         assert world.value("deliveries_in_flight") == 0
         assert world.value("deliveries_parked_waiting", reason="paused") == 100 - sent
@@ -121,8 +125,10 @@ async def test_what_is_kept_for_a_paused_subscription_expires() -> None:
     async with running(registry, broker, subscription=SubscriptionSettings(pause_keeps=60.0)) as world:
         await asyncio.sleep(55)
         assert world.value("deliveries_parked_waiting", reason="paused") == 3
+        assert world.value("deliveries_parked_oldest_seconds", reason="paused") == pytest.approx(55, abs=2)
         await asyncio.sleep(15)
         assert world.metrics.deliveries["dropped_expired_while_paused"] == 1
+        assert world.value("deliveries_parked_oldest_seconds", reason="paused") == pytest.approx(50, abs=2)
         await asyncio.sleep(20)
         assert world.metrics.deliveries["dropped_expired_while_paused"] == 2
         registry.index = Index([subscription()])

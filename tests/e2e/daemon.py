@@ -93,6 +93,8 @@ class Daemon:
         self.folder = folder
         self.port = free_port()
         self.command = [sys.executable, "-m", "dispatcher"]
+        self.options: list[str] = []  # of `run`
+        self.environ: dict[str, str] = {}
         self.output = folder / "daemon.log"
         self.subscriptions_file = folder / "subscriptions.yaml"
         self.settings_file = folder / "dispatcher.yaml"
@@ -123,9 +125,9 @@ class Daemon:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("DISPATCHER_")}
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(*self.command, "run", "--config", str(self.settings_file)),
+                *(*self.command, "run", "--config", str(self.settings_file), *self.options),
                 cwd=self.folder,
-                env=environ,
+                env={**environ, **self.environ},
                 stdout=output,
                 stderr=output,
             )

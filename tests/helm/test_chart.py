@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from dispatcher.settings.broker_url import KafkaServers
-from dispatcher.settings.load import names
 from tests.helm import tools
 from tests.helm.manifests import of_kind, pods, read, started, the
 from tests.helm.render import manifests
@@ -146,8 +145,6 @@ def test_what_is_rendered_is_what_the_cluster_takes(case: str, kubernetes: str, 
 
 @each_case
 def test_the_pods_start_with_settings_that_are_taken(case: str, tmp_path: Path) -> None:
-    if "split=true" in MATRIX[case] and "roles" not in names():
-        pytest.skip("NOT TESTED: roles of their own; the dispatcher has none to set")
     documents = read(rendered(*MATRIX[case]))
     found = []
     for name, pod in pods(documents):

@@ -25,7 +25,7 @@ each_manifest = pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: 
 
 
 def test_there_are_manifests() -> None:
-    assert [path.name for path in MANIFESTS] == ["dispatcher.yaml"]
+    assert [path.name for path in MANIFESTS] == ["dispatcher-split.yaml", "dispatcher.yaml"]
 
 
 @each_manifest
@@ -136,9 +136,14 @@ def test_selectors_find_the_pods(manifest: Path) -> None:
 
 @each_manifest
 def test_a_replica_that_comes_back_has_its_old_name(manifest: Path) -> None:
-    for _, pod in pods(read(manifest.read_text())):
-        if pod["containers"][0]["args"] == ["run"]:
-            assert environment(pod["containers"][0])["DISPATCHER_KAFKA__MEMBER_NAME"] == "dispatcher-0"
+    stateful = the(read(manifest.read_text()), "StatefulSet")["spec"]["template"]["spec"]
+    assert environment(stateful["containers"][0])["DISPATCHER_KAFKA__MEMBER_NAME"] == "dispatcher-0"
+
+
+def test_split_pods_have_the_roles_between_them(tmp_path: Path) -> None:
+    documents = read((ROOT / "config" / "kubernetes" / "dispatcher-split.yaml").read_text())
+    roles = {name: started(documents, pod, tmp_path / name).roles for name, pod in pods(documents)}
+    assert roles == {"dispatcher": ("deliver",), "dispatcher-api": ("api", "history")}
 
 
 def values() -> dict[str, Any]:

@@ -115,13 +115,19 @@ class Backlog:
     @property
     def oldest(self) -> int | None:
         """Since when (Unix seconds) the next one to be taken has been parked."""
+        first = self.first
+        return None if first is None else first[1]
+
+    @property
+    def first(self) -> tuple[int, int] | None:
+        """The next one to be taken: its offset, and since when (Unix seconds) it has been parked."""
         returned = self._returned
         head = self._head
         if head == len(self._offsets):
-            return returned[0][1] if returned else None
+            return returned[0] if returned else None
         if returned and returned[0][0] < self._offsets[head]:
-            return returned[0][1]
-        return self._since[head]
+            return returned[0]
+        return self._offsets[head], self._since[head]
 
     def take(self, count: int) -> list[int]:
         """The offsets of the oldest, at most so many, in ascending order."""
@@ -314,6 +320,20 @@ class ParkedTracker(PartitionTracker):
     def reasons(self) -> dict[str, int]:
         """How many are parked, by why."""
         return dict(zip(REASONS, self._counts[1:], strict=True))
+
+    def oldest(self) -> dict[str, int]:
+        """Since when (Unix seconds) the oldest waits, by why it is parked. Of each subscription the next one to be taken counts."""
+        found: dict[str, int] = {}
+        for backlog in self.backlogs.values():
+            first = backlog.first
+            if first is None:
+                continue
+            at = first[0] - self._base
+            code = self._states[at] if at >= 0 else 0
+            if code:
+                reason = REASONS[code - 1]
+                found[reason] = min(first[1], found.get(reason, first[1]))
+        return found
 
     def note(self, offset: int, subscription_id: str, since: int, reason: str) -> Backlog:
         """The record at `offset` was read: it is parked for that subscription since then (Unix seconds). It is tracked."""

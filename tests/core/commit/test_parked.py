@@ -105,6 +105,22 @@ def test_it_says_why_how_many_are_parked() -> None:
     assert {reason: count for reason, count in said.items() if count} == {"cap": 1, "paused": 1, "other": 1}
 
 
+def test_it_says_since_when_the_oldest_waits_by_why_it_is_parked() -> None:
+    tracker = ParkedTracker("t", 0, 5)
+    assert tracker.oldest() == {}
+    one = tracker.note(5, "one", 100, "breaker")
+    tracker.note(6, "two", 90, "breaker")
+    tracker.note(7, "three", 95, "paused")
+    tracker.note(8, "one", 50, "paused")  # behind an older record: not the next to be taken
+    assert tracker.oldest() == {"breaker": 90, "paused": 95}
+    tracker.settle(6)
+    tracker.backlogs["two"].take(1)
+    assert tracker.take(one, 1) == [5]
+    assert tracker.oldest() == {"paused": 50}
+    tracker.give_back(5)
+    assert tracker.oldest() == {"breaker": 100, "paused": 95}
+
+
 def test_what_is_settled_twice_is_an_error() -> None:
     tracker = ParkedTracker("t", 0, 0)
     tracker.track(0, 1)
