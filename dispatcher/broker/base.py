@@ -142,7 +142,7 @@ class Stretch(NamedTuple):
 
     records: Sequence[Record]
     next: int
-    """All that is left of the partition below this offset, and not below the one that was asked for, is in `records`."""
+    """All that can be read of the partition below this offset, and not below the one that was asked for, is in `records`."""
 
 
 @dataclass(slots=True)
@@ -452,6 +452,8 @@ class Broker(Protocol):
 
     async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
         """Records from the offset on, at most `limit`, and some `size` bytes of them; one at least if there is any.
+
+        Of a transaction only what was committed: nothing of an aborted one, and nothing behind the first that is still open.
 
         Raises BrokerUnavailable, or BrokerRefused. It waits for no record that isn't there yet, and for no other call.
         """

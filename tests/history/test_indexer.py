@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from dispatcher.broker.base import (
     Broker,
@@ -37,6 +38,7 @@ from dispatcher.history.following import Counter, Ends, of_attempts, of_dead_let
 from dispatcher.history.indexer import Indexer
 from dispatcher.history.logged import DAY_MS
 from dispatcher.history.sqlite.store import SqliteHistory
+from tests.broker.backends import OnKafka
 from tests.history.records import value
 
 ATTEMPTS, DEAD, EVENTS = "dispatcher.attempts", "dispatcher.dead", "events"
@@ -396,3 +398,49 @@ async def test_an_error_of_its_own_ends_the_history_and_not_the_process(bench: B
     async with bench.running(Broken(bench.folder / "history", Retention(DAY_MS, DAY_MS))) as indexer:
         await until(lambda: indexer.problem is not None and "a bug" in indexer.problem)
         assert len(indexer.warnings()) == 1
+
+
+async def test_an_event_of_an_aborted_transaction_was_never_published(
+    kafka: str, unique: Callable[[str], str], tmp_path: Path
+) -> None:
+    backend = OnKafka(unique, kafka)
+    broker = await backend.connect()
+    topic = await backend.topic(broker, 1)
+
+    def body(event_id: str) -> bytes:
+        return json.dumps({"id": event_id, "type": "invoice.paid", "data": {}}).encode()
+
+    counter = Counter()
+    store = SqliteHistory(tmp_path / "history", Retention(30 * DAY_MS, 30 * DAY_MS))
+    indexer = Indexer(
+        store, broker, {topic: of_events(counter)}, unique("group"), max_behind=3600.0, counter=counter
+    )
+
+    async def known() -> list[str]:
+        return sorted(row.event_id for row in (await store.events(EventQuery(0, EVER, 10))).items)
+
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=unique("tx"))
+    await producer.start()
+    try:
+        await producer.begin_transaction()
+        for number in range(3):
+            await producer.send_and_wait(topic, body(f"evt_aborted_{number}"), partition=0)
+        await producer.abort_transaction()
+        async with producer.transaction():
+            await producer.send_and_wait(topic, body("evt_committed"), partition=0)
+        indexer.start()
+        await until(lambda: counter.indexed >= 1)
+        assert await known() == ["evt_committed"]
+        # And while the history stands at the end: an aborted one between two that are committed.
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, body("evt_aborted_later"), partition=0)
+        await producer.abort_transaction()
+        async with producer.transaction():
+            await producer.send_and_wait(topic, body("evt_committed_later"), partition=0)
+        await until(lambda: counter.indexed >= 2)
+        assert await known() == ["evt_committed", "evt_committed_later"]
+        assert await store.gaps(0, EVER) == []
+    finally:
+        await producer.stop()
+        await indexer.stop()
+        await backend.close_all()

@@ -7,6 +7,9 @@ waits for records that aren't there yet, and serves one position of a partition 
 and there, some records at a time, for many subscriptions. So each request goes to the partition's leader as it is, over
 the producer's client, on a connection of that client which nothing else uses.
 
+Both are read_committed. For a stretch the broker names the aborted transactions beside the records, which it sends all the
+same: the client has to leave them out.
+
 Rule: the consumer without a group has one partition at a time, so it serves one call at a time (`_reading`). It is made
 when first asked for, and thrown away after an error.
 """
@@ -25,6 +28,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from dispatcher.broker.base import BrokerUnavailable, Record, Stretch, TopicPartition, UnreadableBatch
 from dispatcher.broker.kafka.client import describe, mapped, stop_consumer
 from dispatcher.broker.kafka.wire.bulk import FetchAnswer
+from dispatcher.broker.kafka.wire.records import Records
 
 T = TypeVar("T")
 
@@ -38,6 +42,7 @@ _STALE: Final = (
 _TRIES: Final = 3
 _PAUSE: Final = 0.1
 _EARLIEST: Final = -2
+_NAMES_REPLICA: Final = 11  # the version of a fetch's answer
 
 
 class RecordLookup:
@@ -152,10 +157,12 @@ class RecordLookup:
                 0, 0, size, _READ_COMMITTED, [(key.topic, [(key.partition, offset, size)])]
             )
             response = await client.send(leader, request, group=ConnectionGroup.COORDINATION)
-            ((_, ((_, code, *_, data),)),) = response.topics
+            ((_, ((_, code, _, *parts),)),) = response.topics
             error = errors.for_code(code)
             if error is errors.NoError:
-                return _stretch(offset, limit, data)
+                # From version 11 on the replica to read from stands between the two.
+                aborted = parts[-3 if response.API_VERSION >= _NAMES_REPLICA else -2]
+                return _stretch(key, offset, limit, parts[-1], aborted)
             if error is errors.OffsetOutOfRangeError:
                 # Below the first one that is kept, or beyond the end.
                 return await self._beyond(client, key, offset)
@@ -187,11 +194,16 @@ async def _leader(client: AIOKafkaClient, key: KafkaPartition) -> int:
     raise errors.LeaderNotAvailableError(key)
 
 
-def _stretch(offset: int, limit: int, data: bytes | None) -> Stretch:
-    """The records of an answer. Whether one belongs to an aborted transaction is for the group's consumer to know."""
+def _stretch(
+    key: KafkaPartition,
+    offset: int,
+    limit: int,
+    data: bytes | None,
+    aborted: Sequence[tuple[int, int]] | None,
+) -> Stretch:
+    """The records of an answer. `aborted`: producer and first offset of each aborted transaction that reaches into it."""
     if not data:
         return Stretch((), offset)
-    answer = FetchAnswer(data)
-    answer.next_offset = offset
-    records = answer.take(limit, True, lambda batch: bool(batch.is_control_batch))
-    return Stretch(records, answer.next_offset)
+    records = Records(key, FetchAnswer(data), aborted, offset, None, None, True, _READ_COMMITTED)
+    taken = records.take(limit)
+    return Stretch(taken, records.next_fetch_offset)

@@ -63,6 +63,10 @@ async def test_records_of_an_aborted_transaction_are_not_returned(on_kafka: OnKa
     assert await broker.read(TopicPartition(topic, 0), 0) is None
     marker = member.all[0].offset + 1
     assert await broker.read(TopicPartition(topic, 0), marker) is None
+    for offset in range(marker):
+        stretch = await broker.read_from(TopicPartition(topic, 0), offset, 10, 1 << 20)
+        assert [record.value for record in stretch.records] == [b"committed"], offset
+        assert stretch.next == marker + 1
 
 
 async def test_a_dead_task_inside_the_library_means_a_new_member_not_silence(on_kafka: OnKafka) -> None:

@@ -11,7 +11,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, Stretch, TopicPartition
 from dispatcher.broker.kafka.lookup import RecordLookup
-from tests.broker.kafka.wire.batches import batch
+from tests.broker.kafka.wire.batches import ABORT, CONTROL, TRANSACTIONAL, batch
 
 pytestmark = [pytest.mark.looptime]
 
@@ -23,9 +23,23 @@ OUT_OF_RANGE = errors.OffsetOutOfRangeError.errno
 class Client:
     """Its brokers answer a fetch with these: an error code, or bytes."""
 
-    def __init__(self, *answers: int | bytes, first: int = 0) -> None:
+    def __init__(
+        self,
+        *answers: int | bytes,
+        first: int = 0,
+        aborted: list[tuple[int, int]] | None = None,
+        version: int = 4,
+    ) -> None:
         self.answers = list(answers)
         self.first = first
+        self.version = version
+        # What stands in an answer of that version between the end of the partition and the records.
+        self.between: list[Any] = [
+            0,
+            *([0] if version > 4 else []),
+            aborted,
+            *([-1] if version >= 11 else []),
+        ]
         self.leader = 1
         self.asked: list[int] = []
         self.cluster = SimpleNamespace(leader_for_partition=lambda _: self.leader)
@@ -36,7 +50,9 @@ class Client:
         self.asked.append(node)
         answer = self.answers.pop(0)
         code, data = (answer, b"") if isinstance(answer, int) else (0, answer)
-        return SimpleNamespace(topics=[("events", [(3, code, 0, 0, [], data)])])
+        return SimpleNamespace(
+            topics=[("events", [(3, code, 0, *self.between, data)])], API_VERSION=self.version
+        )
 
     async def force_metadata_update(self) -> None:
         self.leader += 1
@@ -71,3 +87,23 @@ async def test_below_what_is_kept_reading_goes_on_at_the_first_record() -> None:
 async def test_a_topic_that_may_not_be_read_is_refused_with_the_right_that_is_missing() -> None:
     with pytest.raises(BrokerRefused, match="READ"):
         await read(Client(errors.TopicAuthorizationFailedError.errno))
+
+
+@pytest.mark.parametrize("version", [4, 5, 11])
+async def test_records_of_aborted_transactions_are_left_out_whatever_the_version_of_the_answer(
+    version: int,
+) -> None:
+    data = (
+        batch(0, 2, producer=7, flags=TRANSACTIONAL)  # aborted
+        + batch(2, 1, producer=8, flags=TRANSACTIONAL)  # committed
+        + batch(3, 1, producer=7, flags=TRANSACTIONAL | CONTROL, key=ABORT)
+        + batch(4, 1, producer=7, flags=TRANSACTIONAL)  # the same producer's next one
+    )
+    stretch = await read(Client(data, aborted=[(7, 0)], version=version))
+    assert [record.offset for record in stretch.records] == [2, 4]
+    assert stretch.next == 5
+
+
+async def test_a_stretch_of_nothing_but_an_aborted_transaction_is_passed_over() -> None:
+    data = batch(0, 2, producer=7, flags=TRANSACTIONAL)
+    assert await read(Client(data, aborted=[(7, 0)]), 1) == Stretch([], 2)
