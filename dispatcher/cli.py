@@ -21,8 +21,10 @@ from dispatcher.api.server import CannotListen
 from dispatcher.app import App
 from dispatcher.broker.base import BrokerError
 from dispatcher.commands.check_config import check_config
+from dispatcher.commands.deliveries import deliveries
 from dispatcher.commands.demo import demo
 from dispatcher.commands.event_types import event_types
+from dispatcher.commands.events import events
 from dispatcher.commands.group import Commands
 from dispatcher.commands.history import history
 from dispatcher.commands.keys import keys
@@ -163,5 +165,17 @@ def _exit_at_once(number: signal.Signals) -> NoReturn:
     os._exit(128 + number)
 
 
-for command in (demo, publish, listen, topics, history, check_config, subscriptions, event_types, keys):
+for command in (
+    demo,
+    publish,
+    listen,
+    topics,
+    history,
+    check_config,
+    subscriptions,
+    events,
+    deliveries,
+    event_types,
+    keys,
+):
     main.add_command(command)

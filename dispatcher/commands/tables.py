@@ -20,6 +20,8 @@ _STYLES = {
     "closed": "green",
     "open": "red",
     "half-open": "yellow",
+    "delivered": "green",
+    "retrying": "yellow",
 }
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
 
 from dispatcher.cli import main
 from tests.api.fakes import Plane
+from tests.api.real import InThread
 from tests.api.serving import KEY, serving
 
 
@@ -45,13 +48,36 @@ class Api:
         self._thread.join(60)
 
     def __call__(self, *arguments: str, stdin: str | None = None, **variables: str | None) -> Result:
-        environ = {"DISPATCHER_API_URL": self.url, "DISPATCHER_API_KEY": KEY, "COLUMNS": "200", **variables}
-        return CliRunner().invoke(main, arguments, prog_name="dispatcher", input=stdin, env=environ)
+        return call(self.url, arguments, stdin, variables)
 
     def json(self, *arguments: str) -> Any:
-        ended = self(*arguments, "--json")
-        assert ended.exit_code == 0, ended.output
-        return json.loads(ended.stdout)
+        return _parsed(self(*arguments, "--json"))
+
+
+class HistoryApi(InThread):
+    """A whole dispatcher with a history, which `remember` tells what to know."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, KEY)
+
+    def __call__(self, *arguments: str) -> Result:
+        return call(self.url, arguments, None, {})
+
+    def json(self, *arguments: str) -> Any:
+        return _parsed(self(*arguments, "--json"))
+
+
+def call(
+    url: str, arguments: Sequence[str], stdin: str | None, variables: Mapping[str, str | None]
+) -> Result:
+    """One command that calls the API there."""
+    environ = {"DISPATCHER_API_URL": url, "DISPATCHER_API_KEY": KEY, "COLUMNS": "200", **variables}
+    return CliRunner().invoke(main, arguments, prog_name="dispatcher", input=stdin, env=environ)
+
+
+def _parsed(ended: Result) -> Any:
+    assert ended.exit_code == 0, ended.output
+    return json.loads(ended.stdout)
 
 
 def one_line(ended: Result, *said: str, code: int = 1) -> None:

@@ -1,0 +1,161 @@
+"""`dispatcher deliveries`: which deliveries there were, and each with its attempts, by way of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from dispatcher.commands.client import Api, api_options, part, print_json
+from dispatcher.commands.group import Commands
+from dispatcher.commands.history_pages import (
+    LIMIT,
+    a_time,
+    listed,
+    place,
+    rfc3339,
+    tell_there_is_more,
+    tell_what_is_missing,
+)
+from dispatcher.commands.tables import print_fields, print_rows
+
+
+@click.group(cls=Commands, short_help="Look up deliveries and their attempts.")
+def deliveries() -> None:
+    """Look up deliveries in the history, through the API of a running dispatcher.
+
+    DISPATCHER_API_URL says where that is, DISPATCHER_API_KEY holds the key.
+    """
+
+
+@deliveries.command("list")
+@click.option("--tenant", help="Of this tenant.")
+@click.option("--subscription", help="To this subscription.")
+@click.option("--event", help="Of events of this id.")
+@click.option("--event-type", help="A type, or the beginning of one before *.")
+@click.option(
+    "--state",
+    type=click.Choice(["pending", "retrying", "dropped", "dead", "delivered", "failed"]),
+    help="failed: retrying, dead or dropped.",
+)
+@click.option("--status", metavar="STATUS", help="The last answer's, or its class: 503, 4xx.")
+@click.option("--reason", help="Why it ended, or why the last attempt had no answer.")
+@click.option("--host", help="With this host in the URL.")
+@click.option(
+    "--since", callback=a_time, metavar="TIME", help="Begun then or later; 2h: two hours ago [default: 24h]."
+)
+@click.option("--until", callback=a_time, metavar="TIME", help="Begun before that.")
+@click.option("--limit", default=LIMIT, show_default=True, type=click.IntRange(1), help="At most so many.")
+@api_options
+def list_(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None:
+    """List deliveries, the newest first."""
+    answer = listed(api, "/v1/deliveries", "deliveries", limit, filters)
+    if as_json:
+        print_json(answer)
+        return
+    if answer["deliveries"]:
+        print_deliveries(answer["deliveries"])
+    else:
+        click.echo("there are none like that in this time (--since, --until)", err=True)
+    tell_there_is_more(answer, limit)
+    tell_what_is_missing(answer)
+
+
+def print_deliveries(found: Iterable[Mapping[str, Any]]) -> None:
+    """A table of them."""
+    print_rows(
+        ("begun", "id", "state", "last answer", "attempts", "subscription", "tenant", "event type", "event"),
+        (
+            (
+                each["created_at"],
+                each["id"],
+                _state(each),
+                _answer(each),
+                each["attempts"],
+                each["subscription_id"],
+                each["tenant"],
+                each["event_type"],
+                each["event_id"],
+            )
+            for each in found
+        ),
+        folded="event",
+    )
+
+
+def _state(each: Mapping[str, Any]) -> str:
+    state = str(each["state"])
+    return f"{state} ({each['reason']})" if each["reason"] else state
+
+
+def _answer(attempt: Mapping[str, Any]) -> Any:
+    """The status, or why there is none. Attempts leave out what does not apply."""
+    status = attempt.get("status")
+    return attempt.get("failure") if status is None else status
+
+
+@deliveries.command()
+@click.argument("id_", metavar="ID")
+@api_options
+def show(api: Api, id_: str, *, as_json: bool) -> None:
+    """Show a delivery with its attempts, the oldest first."""
+    answer = api.get(f"/v1/deliveries/{part(id_)}")
+    if as_json:
+        print_json(answer)
+        return
+    _print(answer["delivery"], answer["dead_letter"])
+    if answer["attempts"]:
+        click.echo()
+        _print_attempts(answer["attempts"])
+    tell_what_is_missing(answer)
+
+
+def _print(found: Mapping[str, Any], dead_letter: Mapping[str, Any] | None) -> None:
+    fields: dict[str, Any] = {
+        "id": found["id"],
+        "state": _state(found),
+        "subscription": found["subscription_id"],
+        "tenant": found["tenant"],
+        "event": found["event_id"],
+        "event type": found["event_type"],
+        "source": place(found["source"]),
+        "host": found["host"],
+        "begun": found["created_at"],
+        "attempts": found["attempts"],
+        "last attempt": found["last_attempt_at"],
+        "last answer": _answer(found),
+        "next attempt": found["next_attempt_at"],
+        "generation": found["generation"] if found["generation"] > 1 else None,
+        "dead letter": None
+        if dead_letter is None
+        else f"partition {dead_letter['partition']} offset {dead_letter['offset']} ({dead_letter['reason']})",
+    }
+    optional = ("next attempt", "generation", "dead letter")
+    print_fields({name: value for name, value in fields.items() if name not in optional or value is not None})
+
+
+def _print_attempts(attempts: Iterable[Mapping[str, Any]]) -> None:
+    print_rows(
+        ("attempt", "time", "decision", "answer", "took", "next", "replica", "said"),
+        (
+            (
+                each["attempt"],
+                rfc3339(each["time_ms"]),
+                each["decision"] + (f" ({each['reason']})" if each.get("reason") else ""),
+                _answer(each),
+                None if each.get("total_ms") is None else f"{each['total_ms']} ms",
+                rfc3339(each.get("due_ms")),
+                each.get("replica"),
+                _said(each),
+            )
+            for each in attempts
+        ),
+        folded="said",
+    )
+
+
+def _said(attempt: Mapping[str, Any]) -> str | None:
+    """What the endpoint answered, on one line; or what is known where it did not."""
+    said = attempt.get("response") or attempt.get("detail")
+    return None if said is None else " ".join(said.split())
