@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
@@ -46,6 +47,8 @@ _LIMIT: Final = 32 << 20
 COMMIT_WAITS: Final = 5.0
 """Seconds that a commit waits at the most for a record, from the record's encoding on."""
 
+_ENDING_WAITS: Final = 1.0  # the same where the process ends: `finish` comes behind the last commits
+
 _OVERHEAD: Final = 200  # bytes that a record takes in memory beside its value
 
 
@@ -65,13 +68,13 @@ class Noting(Attempted, Protocol):
 class _Encoded:
     """Records that go the same way together, as nothing is done for each of them any more."""
 
-    __slots__ = ("entries", "since", "size", "through")
+    __slots__ = ("before", "entries", "since", "size")
 
-    def __init__(self, since: float = 0.0) -> None:
+    def __init__(self, before: int = 0, since: float = 0.0) -> None:
         self.entries: list[Entry] = []
         self.size = 0  # bytes in memory
         self.since = since  # when the oldest of them was encoded, by the loop's clock
-        self.through = 0  # so many records had been encoded by then, from the first one ever
+        self.before = before  # so many records, from the first one ever, are older than all of them
 
 
 class AttemptLog:
@@ -96,6 +99,7 @@ class AttemptLog:
         self._broken = False
         self._clock = asyncio.get_running_loop().time
         self._encoded = 0  # records, from the first one ever
+        self._longest_wait = math.inf
         self._hurry = asyncio.Event()  # somebody waits for `caught_up`
         self._moved = asyncio.Event()  # something was acknowledged or dropped
 
@@ -144,7 +148,7 @@ class AttemptLog:
     def _encode(self) -> None:
         noted, self._noted = self._noted, []
         replica = self._replica
-        encoded = _Encoded(self._clock())
+        encoded = _Encoded(self._encoded, self._clock())
         entries = encoded.entries
         size = 0
         for attempt in noted:
@@ -165,7 +169,6 @@ class AttemptLog:
             entries.append(entry)
         encoded.size = size
         self._encoded += len(entries)
-        encoded.through = self._encoded
         self._size += size
         self._count += len(entries)
         self._waiting.append(encoded)
@@ -201,7 +204,7 @@ class AttemptLog:
             self._encode()
         mark = self._encoded
         while (oldest := self._oldest(mark)) is not None:
-            left = oldest.since + limit - self._clock()
+            left = oldest.since + min(limit, self._longest_wait) - self._clock()
             if left <= 0:
                 return False
             self._hurry.set()
@@ -211,12 +214,15 @@ class AttemptLog:
                     await self._moved.wait()
         return True
 
+    def end_soon(self) -> None:
+        """The process ends: whoever waits for the log doesn't wait for long any more."""
+        self._longest_wait = _ENDING_WAITS
+        self._moved.set()
+
     def _oldest(self, mark: int) -> _Encoded | None:
         """The oldest that are here of the first `mark` records."""
         oldest = self._writing if self._writing.entries else self._waiting[0] if self._waiting else None
-        if oldest is None or oldest.through - len(oldest.entries) >= mark:
-            return None
-        return oldest
+        return None if oldest is None or oldest.before >= mark else oldest
 
     async def _write(self) -> None:
         """Write all there is now."""
@@ -228,8 +234,7 @@ class AttemptLog:
             while waiting and len(writing.entries) < _BATCH:
                 next_ = waiting.popleft()
                 if not writing.entries:
-                    writing.since = next_.since
-                writing.through = next_.through
+                    writing.before, writing.since = next_.before, next_.since
                 writing.entries += next_.entries
                 writing.size += next_.size
             await self._deliver()
@@ -261,7 +266,8 @@ class AttemptLog:
         written = self._writing
         self.written += self._done() - len(left)
         rest = self._writing
-        rest.since, rest.through = written.since, written.through
+        # Those of some partitions, so the oldest may be among them.
+        rest.before, rest.since = written.before, written.since
         rest.entries = list(left)
         rest.size = sum([len(entry[1]) + _OVERHEAD for entry in left])
         self._count += len(left)

@@ -307,6 +307,7 @@ class Engine:
             await asyncio.sleep(0.01)
         log.info("drained", left=self._busy, held=len(self._holding))
         self._rebalancing.close()
+        self._attempts.end_soon()
         # A broker that is away must not keep the process from ending in time.
         try:
             async with asyncio.timeout(_LEAVE_LIMIT):
