@@ -216,7 +216,10 @@ class DayFile:
 
     def _write_rows(self, db: sqlite3.Connection, work: DayWork) -> None:
         db.executemany(_DELIVERY_WRITE, work.deliveries)
-        db.executemany(_insert("history_attempts", ATTEMPT_COLUMNS), work.attempts)
+        # Two records whose numbers are out of bounds may come to one row, and must not stop what follows them.
+        db.executemany(
+            _insert("history_attempts", ATTEMPT_COLUMNS) + " ON CONFLICT DO NOTHING", work.attempts
+        )
         db.executemany(_insert("history_events", EVENT_COLUMNS), work.events)
         db.executemany(_insert("history_dead", DEAD_COLUMNS), work.dead)
 

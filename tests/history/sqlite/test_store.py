@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,4 +143,16 @@ async def test_only_so_many_files_are_open_at_a_time(tmp_path: Path) -> None:
         await store.apply([batch([attempt(day, day, time_ms=time_ms)], day or None, day + 1)], NOON)
     assert sum(file.is_open for file in store._files._days.values()) <= 8
     assert await offsets(store) == list(range(20))
+    await store.close()
+
+
+async def test_a_record_whose_numbers_are_none_of_ours_stops_nothing(tmp_path: Path) -> None:
+    # Columns are narrower than what a record may say: two that differ there are one row.
+    store = await opened(tmp_path)
+    strange: list[dict[str, Any]] = [{"generation": 2**40}, {"attempt": 2**40}, {"generation": -5}]
+    for at in range(4 * len(strange)):
+        record = attempt(at, 0, decision="retry", **strange[at // 4])
+        await store.apply([batch([record], at or None, at + 1)], NOON)
+    await store.apply([batch([attempt(12, 1)], 12, 13)], NOON)
+    assert await offsets(store) == [0, 1]
     await store.close()
