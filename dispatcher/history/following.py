@@ -225,7 +225,7 @@ class Followed:
             self._idle += 1
             return None
         self._idle = 0
-        self.due = 0.0
+        self.due = loop.time()  # at once, but behind those that have waited for longer
         return await self._batch(broker, begin, stretch)
 
     def _unreadable(self, error: UnreadableBatch) -> LogBatch:
