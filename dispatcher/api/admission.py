@@ -18,7 +18,7 @@ from typing import Final, cast
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from dispatcher.api.limits import HEAD, ConnectionLimit, RequestLimit, TrustedProxies, counted_as
 from dispatcher.api.problems import MEDIA_TYPE, Kind, Problem
@@ -51,6 +51,7 @@ class ApiConnection(asyncio.Protocol):
         self.address: str | None = None  # what it is counted as; None for a trusted proxy
         self.counted = False
         self.busy = 0  # requests under way
+        self.left: StreamReader | None = None  # a body whose request was answered before it was all there
 
     @property
     def handler(self) -> asyncio.Protocol | None:
@@ -160,6 +161,10 @@ class Admission:
         """So many bytes have come."""
         if gate.busy:
             return
+        if gate.left is not None:
+            if not gate.left.is_eof():
+                return  # no head: aiohttp reads it to its end, for ten seconds at the most
+            gate.left = None
         now = self._loop.time()
         self._reading[gate] = HEAD.deadline(self._reading.get(gate, now + HEAD.grace), size, now)
         if self._sweep is None:
@@ -202,6 +207,7 @@ class Admission:
         gate = self._gates.get(request.protocol)
         if gate is not None:
             gate.busy -= 1
+            gate.left = None if request.content.is_eof() else request.content
             if not gate.busy:
                 self._idle[gate] = None
 

@@ -140,6 +140,31 @@ async def test_a_head_that_comes_too_slowly_is_given_up(monkeypatch: pytest.Monk
         assert (await api.ask(idle)).startswith(b"HTTP/1.1 200 "), "and so is one between two requests"
 
 
+class Timed(MinimumRate):
+    """Knows how many pieces of heads were timed."""
+
+    pieces = 0
+
+    def deadline(self, before: float, size: int, now: float) -> float:
+        Timed.pieces += 1
+        return super().deadline(before, size, now)
+
+
+async def test_the_rest_of_a_body_that_was_answered_before_is_no_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "HEAD", Timed(10.0, 1024.0))
+    Timed.pieces = 0
+    async with raw(ApiLimits()) as api:
+        stream = await api.connect()
+        post = b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345"
+        assert (await api.ask(stream, post)).startswith(b"HTTP/1.1 404 ")
+        stream[1].write(b"67890")
+        await asyncio.sleep(0.05)  # so that it comes by itself
+        assert (await api.ask(stream)).startswith(b"HTTP/1.1 200 ")
+        assert Timed.pieces <= 2
+
+
 @pytest.mark.parametrize(
     "head",
     [
