@@ -79,6 +79,7 @@ class Indexer:
         self._counter = counter
         self._follows = follows
         self._clock = clock
+        self._began_ms = self._now_ms()
         self._group = group
         self._share: PartitionShare | None = None
         self._tasks = Tasks(self._died)
@@ -100,8 +101,10 @@ class Indexer:
         return min((followed.as_of_ms() for followed in self._followed.values()), default=0)
 
     def behind_seconds(self) -> float:
-        """How old what is known is."""
+        """How old what is known is; where nothing can be known, for how long that has been so."""
         as_of = self.as_of_ms()
+        if not as_of and self._follows and self._problem is not None:
+            as_of = self._began_ms
         return max(0.0, self._clock() - as_of / 1000) if as_of else 0.0
 
     def behind_records(self) -> int:

@@ -218,6 +218,21 @@ async def test_a_store_that_is_away_is_waited_for_and_said(
         assert len(await rows_of(store)) == 1
 
 
+async def test_a_history_that_was_never_there_falls_behind_all_the_same(bench: Bench) -> None:
+    (bench.folder / "file").write_bytes(b"")
+    store = SqliteHistory(bench.folder / "file" / "history", Retention(DAY_MS, DAY_MS))
+    now = [1000.0]
+    indexer = Indexer(
+        store, bench.broker, {}, "history", max_behind=60.0, counter=bench.counter, clock=lambda: now[0]
+    )
+    assert indexer.behind_seconds() == 0
+    indexer.start()
+    await until(lambda: indexer.problem)
+    now[0] += 300
+    assert indexer.behind_seconds() == 300
+    await indexer.stop()
+
+
 async def test_a_directory_that_another_process_has_is_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
