@@ -64,8 +64,19 @@ def list_(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None
 
 def print_deliveries(found: Iterable[Mapping[str, Any]]) -> None:
     """A table of them."""
+    columns = [
+        "begun",
+        "id",
+        "state",
+        "last answer",
+        "attempts",
+        "subscription",
+        "tenant",
+        "event type",
+        "event",
+    ]
     print_rows(
-        ("begun", "id", "state", "last answer", "attempts", "subscription", "tenant", "event type", "event"),
+        columns,
         (
             (
                 each["created_at"],
@@ -80,7 +91,7 @@ def print_deliveries(found: Iterable[Mapping[str, Any]]) -> None:
             )
             for each in found
         ),
-        folded="event",
+        folded={*columns} - {"id"},  # which is what `show` wants: it is never cut
     )
 
 
@@ -151,7 +162,7 @@ def _print_attempts(attempts: Iterable[Mapping[str, Any]]) -> None:
             )
             for each in attempts
         ),
-        folded="said",
+        folded=("time", "decision", "answer", "took", "next", "replica", "said"),
     )
 
 

@@ -61,7 +61,7 @@ def list_(api: Api, *, as_json: bool, limit: int, type_: str | None, **filters: 
                 )
                 for each in answer["events"]
             ),
-            folded="id",
+            folded=("published", "type", "tenant", "source", "id"),
         )
     else:
         click.echo("there are none like that in this time (--since, --until)", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -44,13 +44,16 @@ def cell(value: Any) -> Text:
     return Text(shown(str(value)), style=_STYLES.get(str(value), ""))
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, folded: str = "") -> None:
-    """A table; where it is too wide, the column `folded` is folded first."""
+def print_rows(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, folded: str | Collection[str] = ""
+) -> None:
+    """A table; where it is too wide, the columns `folded` are folded first, and only then are others cut."""
+    foldable = {folded} if isinstance(folded, str) else folded
     found = list(rows)
     target = console()
     table = Table(box=box.SIMPLE_HEAD if target.is_terminal else None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=target.is_terminal is False or column != folded)
+        table.add_column(column, overflow="fold", no_wrap=not target.is_terminal or column not in foldable)
     for row in found:
         table.add_row(*map(cell, row))
     target.print(table)

@@ -6,7 +6,10 @@ import json
 import time
 
 import pytest
+from rich.console import Console
 
+from dispatcher.commands import tables
+from dispatcher.commands.deliveries import print_deliveries
 from tests.commands.calling import Api, HistoryApi, one_line
 from tests.history.records import ATTEMPTS, attempt, batch, dead_letter
 
@@ -136,3 +139,15 @@ def test_what_an_endpoint_said_moves_no_cursor(history_api: HistoryApi) -> None:
     assert "\x1b" not in shown
     assert "\\x1b[31mred" in shown
     assert json.dumps(history_api.json("deliveries", "show", found["id"]))
+
+
+def test_on_a_narrow_terminal_the_id_stands_whole_and_nothing_is_cut(
+    history_api: HistoryApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = history_api.json("deliveries", "list", "--state", "dead")["deliveries"]
+    monkeypatch.setattr(tables, "console", lambda: Console(force_terminal=True, no_color=True, width=80))
+    print_deliveries(found)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if found[0]["id"] in line]
+    begun = "".join(line[1:6].strip() for line in lines[lines.index(row) :])
+    assert begun == found[0]["created_at"]
