@@ -83,6 +83,9 @@ def _arguments() -> argparse.Namespace:
         "--case", action="append", choices=against.CASES, help="of `against` (all); may be given repeatedly"
     )
     parser.add_argument(
+        "--history", action="store_true", help="leave the history on in `against`, where a revision has it"
+    )
+    parser.add_argument(
         "--toggle", action="append", metavar="TEXT", help="of `toggles`, those whose names contain it (all)"
     )
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
@@ -143,6 +146,7 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                     base=given.base,
                     cases=tuple(given.case or against.CASES),
                     compiled=not given.pure,
+                    history=given.history,
                     **load_options,
                 )
             case "toggles":

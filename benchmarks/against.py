@@ -15,6 +15,7 @@ from typing import Final
 from benchmarks.end_to_end import HOSTS, PARTITIONS, TOPIC, Daemon, events, kafka
 from benchmarks.harness import (
     BODY_BYTES,
+    ROOT,
     Disturbance,
     Nginx,
     Section,
@@ -128,10 +129,11 @@ def run(
     cases: tuple[str, ...] = CASES,
     quick: bool,
     compiled: bool,
+    history: bool = False,
     count: int | None = None,
     runs: int | None = None,
 ) -> Section:
-    """Each case of `cases`, in this checkout and in the revision `base`."""
+    """Each case of `cases`, in this checkout and in the revision `base`. `history`: with the history in the same process, as is the default."""
     require("nginx", "taskset", "git", "tar")
     count = count or (20_000 if quick else 200_000)
     rounds = runs or (2 if quick else _ROUNDS)
@@ -147,6 +149,8 @@ def run(
                     folder = Path(name, f"{case}-{side}")
                     folder.mkdir()
                     sides[side] = make(package, folder)
+                    if not history and Path(package or ROOT, "dispatcher", "history").exists():
+                        sides[side].configure(history={"store": "off"})
                 seen: dict[str, list[float]] = {side: [] for side in sides}
                 disturbed = 0
                 for number in range(rounds):
@@ -167,5 +171,8 @@ def run(
             if disturbed:
                 section.add(f"{case}: other processes disturbed {disturbed} of {2 * rounds} runs.")
     section.parts.insert(0, table)
-    section.add(f"{rounds} rounds of each case, {count:,} events (many subscriptions: five for each).")
+    section.add(
+        f"{rounds} rounds of each case, {count:,} events (many subscriptions: five for each), "
+        f"{'with' if history else 'without'} the history where the revision has one."
+    )
     return section

@@ -273,6 +273,10 @@ class Daemon:
         self._port = 0
         self.log = folder / "daemon.log"
 
+    def configure(self, **settings: Any) -> None:
+        """Settings besides those that it was made with."""
+        self._settings = {**self._settings, **settings}
+
     def _configure(self) -> Path:
         self._port = free_port()
         subscriptions = self._subscriptions
