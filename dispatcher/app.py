@@ -46,6 +46,8 @@ from dispatcher.telemetry.metrics import Labels, Metrics
 from dispatcher.topics.specs import missing_topics, needed_groups, needed_rights, needed_specs
 from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
+from dispatcher.workers.place import WorkerPlace
+from dispatcher.workers.siblings import Siblings
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +61,10 @@ _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
 class App:
     """One dispatcher: everything from the broker's connection to the endpoints' sockets."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
-        """`environ` fills the `${NAME}` of the subscriptions file."""
+    def __init__(
+        self, settings: Settings, environ: Mapping[str, str], place: WorkerPlace | None = None
+    ) -> None:
+        """`environ` fills the `${NAME}` of the subscriptions file; `place`: among several workers of this machine."""
         self.settings = settings
         self.metrics = Metrics()
         self.http_port = 0
@@ -72,7 +76,11 @@ class App:
         self._timers = Timers(asyncio.get_running_loop())
         self.registry = Registry(settings, guard, environ)
         self.broker: Broker = open_broker(
-            settings.broker, settings.kafka, settings.sqlite, port=settings.http.port
+            settings.broker,
+            settings.kafka,
+            settings.sqlite,
+            port=settings.http.port,
+            worker=None if place is None else place.number,
         )
         self._transport = Transport(
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
@@ -118,6 +126,8 @@ class App:
                 settings.api.requests_per_second,
                 settings.http.trusted_proxies,
             ),
+            listener=None if place is None else place.open_listener(),
+            others=Siblings(place.ports) if place is not None and place.number == 1 else None,
         )
         self._watch = TopicWatch(settings, self.broker, self.metrics)
         self._stopping = False

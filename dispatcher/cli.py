@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
@@ -20,6 +19,7 @@ from dispatcher.__about__ import __version__
 from dispatcher.api.server import CannotListen
 from dispatcher.app import App
 from dispatcher.broker.base import BrokerError
+from dispatcher.commands.backup import backup, restore
 from dispatcher.commands.check_config import check_config
 from dispatcher.commands.deliveries import deliveries
 from dispatcher.commands.demo import demo
@@ -31,17 +31,20 @@ from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
 from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.publish import publish
+from dispatcher.commands.signals import handle_signals
 from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.topics import topics
+from dispatcher.commands.workers import place_of, supervise
 from dispatcher.registry.file import SubscriptionsError
+from dispatcher.runtime.service_manager import READY, STOPPING, ServiceManager
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.logs import configure, readable
+from dispatcher.workers.place import WorkerPlace
+from dispatcher.workers.supervisor import WATCHDOG_SECONDS
 
 log = structlog.get_logger(__name__)
 
-# Supervisors (coreutils' timeout, a shell's Ctrl-C) signal a process and its group: twice, at once, meant once.
-_SAME_SIGNAL: Final = 1.0
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 _KEPT_BYTES: Final = 32 << 20
@@ -63,6 +66,14 @@ def main() -> None:
 @click.option(
     "--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file."
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes of the group on this machine, one for each core that deliveries may use. Needs Kafka.",
+)
+@click.option("--worker", "place", callback=place_of, hidden=True)
 def run(
     config: Path | None,
     overrides: dict[str, Any],
@@ -70,6 +81,8 @@ def run(
     http_host: str | None,
     http_port: int | None,
     subscriptions_file: Path | None,
+    workers: int,
+    place: WorkerPlace | None,
 ) -> None:
     """Run the dispatcher until SIGTERM or Ctrl-C; a second one exits at once. SIGHUP reads the
     subscriptions file again.
@@ -80,11 +93,15 @@ def run(
         http__port=("--http-port", http_port),
         subscriptions_file=("--subscriptions", subscriptions_file),
     )
+    if place is not None and place.number > 1:
+        own |= flags(roles=("--worker", "deliver"))  # the first one does what else there is to do
     settings = load_settings(config, {**overrides, **own})
     configure(settings.log)
     _allow_many_sockets()
+    if workers > 1 and place is None:
+        sys.exit(supervise(settings, workers, sys.argv[1:]))
     _keep_freed_memory()
-    sys.exit(uvloop.run(_run(settings)))
+    sys.exit(uvloop.run(_run(settings, place)))
 
 
 def _allow_many_sockets() -> None:
@@ -107,19 +124,32 @@ def _keep_freed_memory() -> None:
             mallopt(option, _KEPT_BYTES)
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, place: WorkerPlace | None) -> int:
     try:
-        app = App(settings, os.environ)
+        app = App(settings, os.environ, place)
     except (ValueError, OSError) as error:
         return _refuse(error, settings)
-    _handle_signals(app)
+    reloads, beat = Tasks(), Tasks()
+    handle_signals(
+        stop=app.request_stop,
+        stop_at_once=_exit_at_once,
+        reload=lambda: reloads.start(app.reload(), "reload"),
+    )
+    if place is None:
+        manager = ServiceManager.of(os.environ)
+    else:
+        manager = ServiceManager(place.open_link(), WATCHDOG_SECONDS)
+        manager.when_gone(app.request_stop)
+    beat.start(manager.beat(app.problems), "beat")
     try:
         await app.start()
     except (SubscriptionsError, CannotListen) as error:
         code = _refuse(error, settings)
     else:
+        manager.tell(READY)
         await app.wait()
         code = 0
+    manager.tell(STOPPING)
     if isinstance(app.failure, BrokerError):
         code = _refuse(app.failure, settings)
         if app.started:
@@ -127,6 +157,8 @@ async def _run(settings: Settings) -> int:
     elif app.failure is not None:
         code = 1  # the log has it, with its traceback
     await app.stop()
+    await beat.stop()
+    manager.close()
     return code
 
 
@@ -139,29 +171,8 @@ def _refuse(error: Exception, settings: Settings) -> int:
     return 2
 
 
-def _handle_signals(app: App) -> None:
-    loop = asyncio.get_running_loop()
-    reloads = Tasks()
-    first: float | None = None
-
-    def stop(number: signal.Signals) -> None:
-        nonlocal first
-        now = loop.time()
-        if first is None:
-            first = now
-            log.info("signal received: draining, a second one exits at once", signal=number.name)
-            app.request_stop()
-        elif now - first >= _SAME_SIGNAL:
-            _exit_at_once(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.start(app.reload(), "reload"))
-
-
 def _exit_at_once(number: signal.Signals) -> NoReturn:
     # What is not committed is delivered again by the next process: nothing is lost by leaving now.
-    log.warning("second signal: exiting at once", signal=number.name)
     os._exit(128 + number)
 
 
@@ -177,5 +188,7 @@ for command in (
     deliveries,
     event_types,
     keys,
+    backup,
+    restore,
 ):
     main.add_command(command)

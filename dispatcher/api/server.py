@@ -13,14 +13,15 @@ import asyncio
 import errno
 import logging
 import resource
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 
 from dispatcher.__about__ import __version__
 from dispatcher.api.admission import GUARD, REFUSALS, Admission
@@ -73,6 +74,16 @@ class CannotListen(Exception):
     """The address can't be bound; the message says why."""
 
 
+class Others(Protocol):
+    """Other processes that this one answers for (`dispatcher/workers`)."""
+
+    async def metrics(self, own: str) -> str:
+        """The metrics of all, in the text format, with `own` among them."""
+
+    async def warnings(self) -> list[str]:
+        """What isn't as it should be with them."""
+
+
 class ApiServer:
     """Serves until stopped. `problems` says why the process isn't ready; empty means it is. `warnings` change nothing."""
 
@@ -87,11 +98,18 @@ class ApiServer:
         warnings: Problems = tuple,
         events_limit: int = 4 << 20,
         limits: ApiLimits | None = None,
+        listener: socket.socket | None = None,
+        others: Others | None = None,
     ) -> None:
-        """Without `services` there is no API, only health and metrics. `events_limit` in bytes."""
+        """Without `services` there is no API, only health and metrics. `events_limit` in bytes.
+
+        `listener`: a socket that listens already, in the place of `host` and `port`.
+        """
         self._limits = ApiLimits() if limits is None else limits
         self._guard: Admission | None = None
         self._listening: asyncio.Server | None = None
+        self._listener = listener
+        self._others = others
         self._warnings = warnings
         self._host = host
         self._port = port
@@ -126,9 +144,12 @@ class ApiServer:
         server = self._runner.server
         assert server is not None  # noqa: S101 - `setup` has made it
         try:
-            self._listening = await asyncio.get_running_loop().create_server(
-                guard.protocol(server), self._host, self._port, backlog=_BACKLOG
-            )
+            loop = asyncio.get_running_loop()
+            protocol = guard.protocol(server)
+            if self._listener is not None:
+                self._listening = await loop.create_server(protocol, sock=self._listener, backlog=_BACKLOG)
+            else:
+                self._listening = await loop.create_server(protocol, self._host, self._port, backlog=_BACKLOG)
         except OSError as error:
             await self.stop()
             hint = "; another process listens there" if error.errno == errno.EADDRINUSE else ""
@@ -162,6 +183,8 @@ class ApiServer:
     async def _readyz(self, _request: web.Request) -> web.Response:
         problems = list(self._problems())
         warnings = list(self._warnings())
+        if self._others is not None:
+            warnings += await self._others.warnings()
         # Absent where there are none.
         more = {"warnings": warnings} if warnings else {}
         if problems:
@@ -169,6 +192,9 @@ class ApiServer:
         return json_response({"status": "ready", **more})
 
     async def _scrape(self, request: web.Request) -> web.Response:
+        if self._others is not None:
+            text = await self._others.metrics(generate_latest(self._metrics).decode())
+            return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._metrics), headers={"Content-Type": content_type})
 

@@ -14,15 +14,23 @@ from dispatcher.settings.groups import KafkaSettings, SqliteSettings
 
 
 def open_broker(
-    url: str, kafka: KafkaSettings, sqlite: SqliteSettings | None = None, *, port: int | None = None
+    url: str,
+    kafka: KafkaSettings,
+    sqlite: SqliteSettings | None = None,
+    *,
+    port: int | None = None,
+    worker: int | None = None,
 ) -> Broker:
     """The broker at `url`, not connected yet. A bad URL raises ValueError with the forms there are.
 
     `port`: where this process serves HTTP, if it is a replica; by it and `kafka.member_name` its groups know it again.
+    `worker`: its number, where several of them share both.
     """
     match _parsed(url):
         case KafkaServers(servers):
             name = member_name(kafka.member_name, socket.gethostname(), port) if port is not None else None
+            if name is not None and worker is not None:
+                name = name.of_worker(worker)
             return KafkaBroker(servers, kafka, name)
         case SqliteFile(path):
             sqlite = sqlite or SqliteSettings()

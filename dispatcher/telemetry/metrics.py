@@ -245,6 +245,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "history_rows": ((), "Rows of the history's store, about."),
     "history_bytes": ((), "Bytes of the history's store."),
+    "worker_up": (
+        ("worker",),
+        "With --workers only: 1 while the worker answers with its metrics; 0 while it is started anew or hangs.",
+    ),
     "consumption_paused": ((), "1 while the in-flight caps keep new events from being consumed."),
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.cli import main
+from dispatcher.runtime.service_manager import _STATUS_INTERVAL
 from dispatcher.settings.groups import Settings
 from tests.commands.console import COMMAND, environment
 
@@ -60,6 +61,8 @@ def test_the_gate_notices_what_is_taken_out(analyze: str, tmp_path: Path, taken_
 
 
 def test_it_starts_a_command_of_ours_and_leaves_it_the_time_to_drain() -> None:
+    assert values("Type") == ["notify"]
+    assert float(values("WatchdogSec")[0]) >= 5 * _STATUS_INTERVAL
     (start,) = values("ExecStart")
     program, command = start.split()
     assert program.endswith("/bin/dispatcher")

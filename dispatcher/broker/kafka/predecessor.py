@@ -25,7 +25,7 @@ import asyncio
 import re
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -59,6 +59,10 @@ class MemberName:
     """Whether somebody has set it; else it is made from the host's name."""
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+
+    def of_worker(self, number: int) -> MemberName:
+        """The name of one of several processes that share it."""
+        return replace(self, name=f"{self.name}-{number}")
 
     def client_id(self, prefix: str) -> str:
         """What the consumers of its groups call themselves."""
