@@ -50,7 +50,9 @@ def test_what_is_replaced_may_stand_in_other_lines_and_behind_an_anchor() -> Non
 
 def test_a_fault_that_no_test_notices_survives(capfd: pytest.CaptureFixture[str]) -> None:
     tests = ("core/text/test_merge_patch.py",)
-    noticed = Mutant("noticed", "", (Edit("if value is None:", "if False:", after="def merge("),), tests)
+    noticed = Mutant(
+        "noticed", "", (Edit("if value is None:", "if False:", after="def merge(target"),), tests
+    )
     unnoticed = Mutant("unnoticed", "", (Edit("__version__ =", "__version__ = _ ="),), tests)
     assert run([noticed, unnoticed]) == ["unnoticed"]
     assert "caught    noticed: core/text/test_merge_patch.py::" in capfd.readouterr().out
