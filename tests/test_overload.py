@@ -156,7 +156,7 @@ async def test_of_a_partition_that_was_lost_nothing_is_parked_and_nothing_kept()
         await asyncio.sleep(8)
         assert world.value("deliveries_in_flight") == 0
         assert world.parked() == []
-        assert world.broker.commits == []
+        assert {offset for _, offset in world.broker.commits} == {0}, "reservations, which move nothing"
 
 
 async def test_what_is_queued_and_parked_for_a_subscription_that_is_deleted_is_dropped() -> None:
