@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from dispatcher.api.history_models import (
     Cursor,
     DeliveryReply,
     HistoryReply,
+    PageSize,
     QueryTime,
     SourceReply,
     known,
@@ -19,7 +20,7 @@ from dispatcher.api.history_models import (
 from dispatcher.api.models import QueryModel, ReplyModel
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
-from dispatcher.control.history import MAX_PAGE, PAGE
+from dispatcher.control.history import PAGE
 from dispatcher.history.base import DeadRow, DeliveryQuery, DeliveryRow, DeliveryState
 
 _EXAMPLE: Final[dict[str, Any]] = {
@@ -41,10 +42,6 @@ _EXAMPLE: Final[dict[str, Any]] = {
     "host": "billing.example",
     "source": {"topic": "events", "partition": 3, "offset": 42},
 }
-
-
-def _count(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 class DeliveryFilters(QueryModel):
@@ -93,7 +90,7 @@ class DeliveryFilters(QueryModel):
     since: Annotated[QueryTime, Field(description="Begun at this time or later.")] | None = None
     until: Annotated[QueryTime, Field(description="Begun before this time.")] | None = None
     cursor: Cursor | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_count)] = PAGE
+    limit: PageSize = PAGE
 
 
 class DeliveryPage(HistoryReply):

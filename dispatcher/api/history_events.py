@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from dispatcher.api.deliveries import delivery_reply
 from dispatcher.api.history_models import (
     Cursor,
     DeliveryReply,
     HistoryReply,
+    PageSize,
     QueryTime,
     SourceReply,
     known,
@@ -19,7 +20,7 @@ from dispatcher.api.history_models import (
 from dispatcher.api.models import QueryModel, ReplyModel, Time
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
-from dispatcher.control.history import MAX_PAGE, PAGE, FoundEvent
+from dispatcher.control.history import PAGE, FoundEvent
 from dispatcher.history.base import EventQuery, EventRow
 
 _EVENT: Final[dict[str, Any]] = {
@@ -31,10 +32,6 @@ _EVENT: Final[dict[str, Any]] = {
     "size": 812,
     "source": {"topic": "events", "partition": 3, "offset": 42},
 }
-
-
-def _count(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 class EventFilters(QueryModel):
@@ -51,7 +48,7 @@ class EventFilters(QueryModel):
     since: Annotated[QueryTime, Field(description="Published at this time or later.")] | None = None
     until: Annotated[QueryTime, Field(description="Published before this time.")] | None = None
     cursor: Cursor | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_count)] = PAGE
+    limit: PageSize = PAGE
 
 
 class KnownEvent(ReplyModel):

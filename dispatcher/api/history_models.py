@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from dispatcher.api.models import ReplyModel, Time, time_of
+from dispatcher.api.models import ReplyModel, Time, time_of, whole_number
+from dispatcher.control.history import MAX_PAGE
 from dispatcher.history.base import DeliveryState, Gap
 
 STATES: Final = tuple(state.name.lower() for state in DeliveryState)
@@ -35,6 +36,7 @@ QueryTime = Annotated[
     BeforeValidator(_milliseconds),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T12:00:00Z"]}),
 ]
+PageSize = Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(whole_number)]
 Cursor = Annotated[str, Field(min_length=1, max_length=4096, description="`next_cursor` of the page before.")]
 
 

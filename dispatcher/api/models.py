@@ -102,6 +102,13 @@ Time = Annotated[
 ]
 
 
+def whole_number(value: Any) -> Any:
+    """The number of a query parameter, in digits. Pydantic would take ` 5 `, `+5` and `5_0` too."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise ValueError("must be a number")
+    return value
+
+
 def time_of(milliseconds: int | None) -> str | None:
     """RFC 3339 of Unix milliseconds."""
     if milliseconds is None:

@@ -27,6 +27,7 @@ from dispatcher.api.models import (
     Url,
     duration_of,
     time_of,
+    whole_number,
 )
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import MERGE_PATCH, Audience, Body, Call, Reply, Route, RouteAnswer, etag
@@ -208,13 +209,6 @@ class SubscriptionPage(ReplyModel):
     next_cursor: Annotated[str | None, Field(description="For the next page; null on the last one.")]
 
 
-def _count(value: Any) -> Any:
-    # pydantic would take ` 5 `, `+5` and `5_0` too.
-    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) < 10):
-        raise ValueError("must be a number")
-    return value
-
-
 class SubscriptionQuery(QueryModel):
     """Which subscriptions, and how many."""
 
@@ -228,7 +222,7 @@ class SubscriptionQuery(QueryModel):
         Annotated[str, Field(min_length=1, max_length=512, description="`next_cursor` of the page before.")]
         | None
     ) = None
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_count)] = PAGE
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(whole_number)] = PAGE
 
 
 # --- from what the control plane gives ------------------------------------------------------------------------------
