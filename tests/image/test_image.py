@@ -156,6 +156,9 @@ async def test_the_container_of_the_readme_is_ready_and_answers_whoever_has_the_
     finally:
         process.terminate()
         await process.wait()
-    written = {path.name for path in image.workdir.rglob("*") if path.is_file()}
-    assert {name for name in written if not name.startswith("log.db")} == set()
+    files = [path for path in image.workdir.rglob("*") if path.is_file()]
+    written = {path.name for path in files}
+    kept = {path.name for path in files if path.parent.name == "log-history"}
+    assert "history.db" in kept
+    assert {name for name in written - kept if not name.startswith("log.db")} == set()
     assert "log.db" in written

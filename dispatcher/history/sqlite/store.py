@@ -98,7 +98,9 @@ class SqliteHistory:
         if self._lock is not None:
             return
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.parent.mkdir(parents=True, exist_ok=True)
+            # Tenants, hosts and what endpoints answered: for this user alone.
+            self._directory.mkdir(mode=0o700, exist_ok=True)
             lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreRefused(

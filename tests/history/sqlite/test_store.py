@@ -156,3 +156,9 @@ async def test_a_record_whose_numbers_are_none_of_ours_stops_nothing(tmp_path: P
     await store.apply([batch([attempt(12, 1)], 12, 13)], NOON)
     assert await offsets(store) == [0, 1]
     await store.close()
+
+
+async def test_nobody_else_may_look_into_the_folder(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "data" / "history")
+    assert (tmp_path / "data" / "history").stat().st_mode & 0o777 == 0o700
+    await store.close()
