@@ -128,23 +128,28 @@ class RegistryOfOne:
         return None
 
 
+def subscription_of(id_: str, tenant: str, host: str) -> Subscription:
+    """One that wants the events of `benchmarks.harness.envelope`, at port 8000 of a host."""
+    return Subscription(
+        id=id_,
+        tenant=tenant,
+        origin=Origin("http", host, 8000),
+        target="/hook",
+        event_types=("orders.*",),
+        secrets=(SECRET,),
+        signatures=("v1",),
+        headers=(),
+        thin=False,
+        timeout=15.0,
+        max_in_flight=16,
+        retry=RetryPolicy((5.0,), 0.1),
+        status=Status.ACTIVE,
+    )
+
+
 def _subscriptions(fan_out: int) -> list[Subscription]:
     return [
-        Subscription(
-            id=f"sub_{turn}_{copy}",
-            tenant=f"tenant-{turn}",
-            origin=Origin("http", f"127.0.0.{turn + 1}", 8000),
-            target="/hook",
-            event_types=("orders.*",),
-            secrets=(SECRET,),
-            signatures=("v1",),
-            headers=(),
-            thin=False,
-            timeout=15.0,
-            max_in_flight=16,
-            retry=RetryPolicy((5.0,), 0.1),
-            status=Status.ACTIVE,
-        )
+        subscription_of(f"sub_{turn}_{copy}", f"tenant-{turn}", f"127.0.0.{turn + 1}")
         for turn in range(HOSTS)
         for copy in range(fan_out)
     ]
@@ -155,6 +160,28 @@ def _records(count: int) -> list[Record]:
         StoredRecord(number, NOW * 1000, None, envelope(number, tenant=f"tenant-{number % HOSTS}")[1])
         for number in range(count)
     ]
+
+
+async def round_of(
+    engine: Engine,
+    metrics: Metrics,
+    failed: Sequence[BaseException],
+    records: Sequence[Record],
+    fan_out: int,
+) -> float:
+    """Seconds of CPU a delivery, of all the records in batches until each is delivered. Raises what has `failed`."""
+    assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
+    engine._events.trackers.clear()
+    await engine._events.on_assigned(assigned)
+    goal = metrics.delivered + len(records) * fan_out
+    begin = time.thread_time()
+    for at in range(0, len(records), BATCH):
+        await engine._consuming.take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
+    while metrics.delivered < goal:
+        if failed:
+            raise failed[0]  # what is missing won't come any more
+        await asyncio.sleep(0)
+    return (time.thread_time() - begin) / len(records) / fan_out
 
 
 async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
@@ -176,20 +203,7 @@ async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:
         timers,
         on_failure=lambda _, error: failed.append(error),
     )
-    taken: list[float] = []
-    for _ in range(rounds):
-        assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
-        engine._events.trackers.clear()
-        await engine._events.on_assigned(assigned)
-        goal = metrics.delivered + len(records) * fan_out
-        begin = time.thread_time()
-        for at in range(0, len(records), BATCH):
-            await engine._consuming.take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
-        while metrics.delivered < goal:
-            if failed:
-                raise failed[0]  # what is missing won't come any more
-            await asyncio.sleep(0)
-        taken.append((time.thread_time() - begin) / len(records) / fan_out)
+    taken = [await round_of(engine, metrics, failed, records, fan_out) for _ in range(rounds)]
     timers.close()
     return statistics.median(taken)
 

@@ -11,22 +11,19 @@ import gc
 import logging
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import structlog
 import uvloop
 
-from benchmarks.bench_engine import ANSWER, BATCH, RegistryOfOne, SilentBroker
-from benchmarks.harness import NOW, SECRET, envelope
-from dispatcher.broker.base import Broker, Position, StoredRecord, TopicPartition
+from benchmarks.bench_engine import ANSWER, RegistryOfOne, SilentBroker, round_of, subscription_of
+from benchmarks.harness import NOW, envelope
+from dispatcher.broker.base import Broker, StoredRecord
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Opened
-from dispatcher.core.request.urls import Origin
-from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Index
-from dispatcher.core.subscription.model import Status, Subscription
+from dispatcher.core.subscription.model import Subscription
 from dispatcher.delivery.engine import Engine
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Timers
@@ -36,8 +33,6 @@ from dispatcher.transport import pool
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport
 from dispatcher.transport.connection import Connection, Shared
-
-_PARTITION: Final = TopicPartition("events", 0)
 
 
 class Case(NamedTuple):
@@ -133,24 +128,10 @@ class _Dial:
 
 def _subscriptions(case: Case) -> list[Subscription]:
     return [
-        Subscription(
-            id=f"sub_{number}",
-            tenant=f"tenant-{number // case.fan_out}",
-            origin=Origin(
-                "http",
-                f"10.{number % case.hosts >> 16}.{number % case.hosts >> 8 & 255}.{number % case.hosts & 255}",
-                8000,
-            ),
-            target="/hook",
-            event_types=("orders.*",),
-            secrets=(SECRET,),
-            signatures=("v1",),
-            headers=(),
-            thin=False,
-            timeout=15.0,
-            max_in_flight=16,
-            retry=RetryPolicy((5.0,), 0.1),
-            status=Status.ACTIVE,
+        subscription_of(
+            f"sub_{number}",
+            f"tenant-{number // case.fan_out}",
+            f"10.{number % case.hosts >> 16}.{number % case.hosts >> 8 & 255}.{number % case.hosts & 255}",
         )
         for number in range(case.subscriptions)
     ]
@@ -192,21 +173,8 @@ async def _run(case: Case, deliveries: int, rounds: int) -> float:
     ]
     gc.collect()
     gc.freeze()
-    taken: list[float] = []
-    for number in range(rounds + 1):
-        assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
-        engine._events.trackers.clear()
-        await engine._events.on_assigned(assigned)
-        goal = metrics.delivered + count * case.fan_out
-        begin = time.thread_time()
-        for at in range(0, len(records), BATCH):
-            await engine._consuming.take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
-        while metrics.delivered < goal:
-            if failed:
-                raise failed[0]  # what is missing won't come any more
-            await asyncio.sleep(0)
-        if number:  # the first one makes lanes, pools and templates
-            taken.append((time.thread_time() - begin) / count / case.fan_out)
+    await round_of(engine, metrics, failed, records, case.fan_out)  # makes lanes, pools and templates
+    taken = [await round_of(engine, metrics, failed, records, case.fan_out) for _ in range(rounds)]
     timers.close()
     return statistics.median(taken)
 

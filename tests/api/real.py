@@ -16,7 +16,7 @@ import yaml
 from dispatcher.app import App
 from dispatcher.history.base import HistoryStore, LogBatch, StoreUnavailable
 from dispatcher.settings.groups import Settings
-from tests.api.serving import Client
+from tests.api.serving import Answer, Client
 from tests.e2e.daemon import eventually
 
 # Nothing asks the machine's own name servers: a port of this machine where none is.
@@ -112,3 +112,15 @@ class InThread:
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._done.set)
         self._thread.join(120)
+
+
+def made(answer: Answer) -> Any:
+    assert answer.status == 201, answer.body
+    return answer.json
+
+
+async def shown(call: Client, id_: str) -> Any:
+    """A subscription, without what differs from moment to moment."""
+    answer = await call("GET", f"/v1/subscriptions/{id_}")
+    assert answer.status == 200, answer.body
+    return {name: value for name, value in answer.json.items() if name != "health"}

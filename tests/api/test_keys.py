@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from tests.api.real import running
-from tests.api.serving import KEY, Answer, serving
-
-
-def made(answer: Answer) -> Any:
-    assert answer.status == 201, answer.body
-    return answer.json
+from tests.api.real import made, running
+from tests.api.serving import KEY, serving
 
 
 async def test_the_first_operators_key_closes_the_api_for_good(tmp_path: Path) -> None:

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 
-from tests.api.real import running
-from tests.api.serving import Answer, Client
+from tests.api.real import made, running, shown
 from tests.e2e.daemon import Endpoint, eventually
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-
 NEW = {"url": "http://127.0.0.1:80/", "event_types": ["*"]}
-
-
-def made(answer: Answer) -> Any:
-    assert answer.status == 201, answer.body
-    return answer.json
-
-
-async def shown(call: Client, id_: str) -> Any:
-    """A subscription, without what differs from moment to moment."""
-    answer = await call("GET", f"/v1/subscriptions/{id_}")
-    assert answer.status == 200, answer.body
-    return {name: value for name, value in answer.json.items() if name != "health"}
 
 
 async def test_a_rotated_secret_signs_beside_the_old_one(tmp_path: Path) -> None:

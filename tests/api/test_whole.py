@@ -14,24 +14,12 @@ from standardwebhooks import Webhook
 from dispatcher.broker.base import Message, TopicPartition
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.groups import KafkaSettings
-from tests.api.real import running
-from tests.api.serving import KEY, Answer, Client
+from tests.api.real import made, running, shown
+from tests.api.serving import KEY, Client
 from tests.e2e.daemon import Endpoint
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NEW = {"url": "http://127.0.0.1:80/", "event_types": ["*"]}
-
-
-def made(answer: Answer) -> Any:
-    assert answer.status == 201, answer.body
-    return answer.json
-
-
-async def shown(call: Client, id_: str) -> Any:
-    """A subscription, without what differs from moment to moment."""
-    answer = await call("GET", f"/v1/subscriptions/{id_}")
-    assert answer.status == 200, answer.body
-    return {name: value for name, value in answer.json.items() if name != "health"}
 
 
 async def test_from_registering_a_webhook_to_its_verified_delivery(tmp_path: Path) -> None:
