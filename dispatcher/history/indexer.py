@@ -33,6 +33,7 @@ from dispatcher.history.base import (
 )
 from dispatcher.history.following import Counter, Ends, Followed, TopicKind, ends_of, peek, seek
 from dispatcher.history.sharing import PartitionShare
+from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -40,7 +41,7 @@ log = structlog.get_logger(__name__)
 _LOOK: Final = 20.0  # seconds between two looks at which partitions there are, and where they end
 _RETAIN: Final = 600.0  # seconds between two looks at what is too old
 _IDLE: Final = 0.25  # seconds between two rounds that had nothing to do
-_PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)  # seconds between tries; the last one goes on
+_LONGEST_PAUSE: Final = 15.0  # seconds between tries
 _ROUND: Final = 4000  # records of a round, at the most
 _PIECE: Final = 500  # of a partition
 _BUSY_TURN: Final = 0.002  # seconds that a turn of a busy loop takes
@@ -144,7 +145,7 @@ class Indexer:
         if self.store.shared:
             self._share = PartitionShare(self._broker, list(self._topics), self._group)
             self._tasks.start(self._share.run(), "history group")
-        tries = 0
+        backoff = Backoff(longest=_LONGEST_PAUSE)
         while True:
             try:
                 busy = await self._round()
@@ -154,34 +155,32 @@ class Indexer:
                 self._looked = float("-inf")
                 continue
             except (HistoryError, BrokerError) as error:
-                tries = await self._pause(error, tries)
+                await self._pause(error, backoff.failed())
                 self._looked = float("-inf")
                 continue
-            tries = 0
+            backoff.succeeded()
             self._problem = None
             if not busy:
                 await asyncio.sleep(_IDLE)
 
     async def _open(self) -> None:
-        tries = 0
+        backoff = Backoff(longest=_LONGEST_PAUSE)
         while True:
             try:
                 await self.store.open()
             except HistoryError as error:
-                tries = await self._pause(error, tries)
+                await self._pause(error, backoff.failed())
             else:
                 self._problem = None
                 return
 
-    async def _pause(self, error: Exception, tries: int) -> int:
-        pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+    async def _pause(self, error: Exception, pause: float) -> None:
         if self._problem != (problem := f"the history stands still: {error}"):
             log.warning(
                 "the history stands still, trying again; deliveries go on", error=str(error), pause=pause
             )
         self._problem = problem
         await asyncio.sleep(pause)
-        return tries + 1
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -206,7 +206,7 @@ class Unwilling(SqliteHistory):
 async def test_a_store_that_is_away_is_waited_for_and_said(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.history.indexer._PAUSES", (0.01,))
+    monkeypatch.setattr("dispatcher.runtime.backoff._PAUSES", (0.01,))
     await bench.attempts(value(0, time_ms=now_ms()))
     store = Unwilling(bench.folder / "history", Retention(DAY_MS, DAY_MS))
     async with bench.running(store) as indexer:
@@ -236,7 +236,7 @@ async def test_a_history_that_was_never_there_falls_behind_all_the_same(bench: B
 async def test_a_directory_that_another_process_has_is_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.history.indexer._PAUSES", (0.01,))
+    monkeypatch.setattr("dispatcher.runtime.backoff._PAUSES", (0.01,))
     other = bench.store()
     await other.open()
     async with bench.running() as indexer:
@@ -362,7 +362,7 @@ async def test_a_batch_that_cannot_be_unpacked_is_a_gap(bench: Bench) -> None:
 
 
 async def test_a_broker_that_is_away_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dispatcher.history.indexer._PAUSES", (0.01,))
+    monkeypatch.setattr("dispatcher.runtime.backoff._PAUSES", (0.01,))
     await bench.attempts(value(0, time_ms=now_ms()))
     away = [True]
     broker: Any = Odd(
