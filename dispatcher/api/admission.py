@@ -20,8 +20,9 @@ import orjson
 import structlog
 from aiohttp import StreamReader, web
 
-from dispatcher.api.limits import HEAD, ConnectionLimit, RequestLimit, TrustedProxies, counted_as
+from dispatcher.api.limits import HEAD, ConnectionLimit, RequestLimit, TrustedProxies
 from dispatcher.api.problems import MEDIA_TYPE, Kind, Problem
+from dispatcher.control.access import counted_as
 
 log = structlog.get_logger(__name__)
 

@@ -24,7 +24,6 @@ MAX_FORWARDED: Final = 16
 """Entries of X-Forwarded-For that are looked at."""
 _SHARE_OF_DESCRIPTORS: Final = 4
 _BURST: Final = 2.0  # seconds' worth of requests that may come at once
-_V6_PREFIX: Final = 64
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -44,19 +43,6 @@ HEAD: Final = MinimumRate(10.0, 1024.0)
 """From the first byte of a request to the end of its head."""
 BODY: Final = MinimumRate(10.0, 8192.0)
 """From the end of the head to the end of the body."""
-
-
-def counted_as(address: str) -> str:
-    """What the caller at the address is counted as."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return str(ip.ipv4_mapped)
-        return str(ipaddress.ip_network((ip, _V6_PREFIX), strict=False))
-    return str(ip)
 
 
 class TrustedProxies:

@@ -48,6 +48,7 @@ from dispatcher.core.flaws import Flaw
 from dispatcher.settings.groups import Settings
 
 _SOURCES: Final = 10_000
+_V6_PREFIX: Final = 64
 
 
 class Unauthenticated(ControlError):
@@ -227,12 +228,12 @@ class _Failures:
         return max(0.0, level - (now - at) * self._rate)
 
     def check(self, source: str) -> None:
-        level = self._level(_network_of(source), self._monotonic())
+        level = self._level(counted_as(source), self._monotonic())
         if level > self._limit - 1:
             raise TooManyWrongKeys((level - self._limit + 1) / self._rate)
 
     def note(self, source: str) -> None:
-        source, now = _network_of(source), self._monotonic()
+        source, now = counted_as(source), self._monotonic()
         level = self._level(source, now) + 1
         self._buckets[source] = level, now
         self._buckets.move_to_end(source)
@@ -240,12 +241,14 @@ class _Failures:
             self._buckets.popitem(last=False)
 
 
-def _network_of(source: str) -> str:
-    """One host has a whole /64 of IPv6 addresses to come from."""
+def counted_as(address: str) -> str:
+    """What the caller at the address is counted as: one host has a whole /64 of IPv6 addresses to come from."""
     try:
-        address = ipaddress.ip_address(source.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return source
-    if address.version == 6 and address.ipv4_mapped is None:
-        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-    return source
+        return address
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, _V6_PREFIX), strict=False))

@@ -14,7 +14,6 @@ from dispatcher.api.limits import (
     RequestLimit,
     TrustedProxies,
     connections_within,
-    counted_as,
 )
 
 
@@ -24,20 +23,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.mark.parametrize(
-    ("address", "counted"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
-        ("", ""),
-    ],
-)
-def test_whoever_has_an_address_has_all_of_its_network(address: str, counted: str) -> None:
-    assert counted_as(address) == counted
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.control.access import Access, Principal, TooManyWrongKeys, Unauthenticated
+from dispatcher.control.access import Access, Principal, TooManyWrongKeys, Unauthenticated, counted_as
 from dispatcher.control.errors import Invalid, NotFound, Unavailable
 from dispatcher.core.control.keys import ALL_CAPABILITIES, OF_NEW_TENANT_KEYS, Capability, Scope
 from dispatcher.settings.groups import ApiSettings, HttpSettings, Settings
@@ -193,3 +193,18 @@ async def test_only_a_tenants_key_has_capabilities_and_it_has_some() -> None:
     assert found.authenticate(f"Bearer {secret}", "192.0.2.1").capabilities == {"read", "publish"}
     _, secret = await found.create("a", "tenant", "acme", by=OPERATOR)
     assert found.authenticate(f"Bearer {secret}", "192.0.2.1").capabilities == ALL_CAPABILITIES - {"publish"}
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_whoever_has_an_address_has_all_of_its_network(address: str, counted: str) -> None:
+    assert counted_as(address) == counted
