@@ -15,12 +15,12 @@ from dispatcher.api.history_models import (
     QueryTime,
     SourceReply,
     known,
-    shown_time,
 )
 from dispatcher.api.models import QueryModel, ReplyModel
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import PAGE
+from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import DeadRow, DeliveryQuery, DeliveryRow, DeliveryState
 
 _EXAMPLE: Final[dict[str, Any]] = {
@@ -179,13 +179,13 @@ def delivery_reply(row: DeliveryRow) -> DeliveryReply:
         state=DeliveryState(row.state).name.lower(),
         reason=row.reason,
         generation=row.generation,
-        created_at=shown_time(row.created_ms),
+        created_at=rfc3339(row.created_ms),
         attempts=row.attempts,
-        last_attempt_at=shown_time(row.last_ms),
+        last_attempt_at=rfc3339(row.last_ms),
         status=row.status,
         failure=row.failure,
         duration_ms=row.total_ms,
-        next_attempt_at=shown_time(row.due_ms),
+        next_attempt_at=rfc3339(row.due_ms),
         host=row.host,
         source=SourceReply(topic=row.topic, partition=row.partition, offset=row.offset),
     )

@@ -11,12 +11,12 @@ from dispatcher.api.models import (
     ReplyModel,
     RequestModel,
     Time,
-    time_of,
 )
 from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer, etag
 from dispatcher.control.catalogue import EventTypeView
 from dispatcher.control.errors import NotFound
+from dispatcher.core.text.times import rfc3339
 
 
 # --- event types ----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def event_type_reply(view: EventTypeView) -> EventTypeReply:
         example=view.type.example,
         deprecated=view.type.deprecated,
         version=view.version,
-        updated_at=time_of(view.updated_ms),
+        updated_at=rfc3339(view.updated_ms),
     )
 
 

@@ -15,12 +15,12 @@ from dispatcher.api.history_models import (
     QueryTime,
     SourceReply,
     known,
-    shown_time,
 )
 from dispatcher.api.models import QueryModel, ReplyModel, Time
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import PAGE, FoundEvent
+from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import EventQuery, EventRow
 
 _EVENT: Final[dict[str, Any]] = {
@@ -116,7 +116,7 @@ def _fields(row: EventRow) -> dict[str, Any]:
         "id": row.event_id,
         "type": row.event_type,
         "tenant": row.tenant,
-        "published_at": shown_time(row.time_ms),
+        "published_at": rfc3339(row.time_ms),
         "sha256": row.sha256,
         "size": row.size,
         "source": SourceReply(topic=row.topic, partition=row.partition, offset=row.offset),

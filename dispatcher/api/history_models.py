@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from dispatcher.api.models import ReplyModel, Time, time_of, whole_number
+from dispatcher.api.models import ReplyModel, Time, whole_number
 from dispatcher.control.history import MAX_PAGE
+from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import DeliveryState, Gap
 
 STATES: Final = tuple(state.name.lower() for state in DeliveryState)
@@ -101,25 +102,16 @@ class DeliveryReply(ReplyModel):
 def known(as_of_ms: int, gaps: Sequence[Gap]) -> dict[str, Any]:
     """The fields of a `HistoryReply`."""
     return {
-        "as_of": time_of(as_of_ms) if as_of_ms else None,
+        "as_of": rfc3339(as_of_ms) if as_of_ms else None,
         "gaps": [
             GapReply(
                 topic=gap.partition.topic,
                 partition=gap.partition.partition,
-                since=time_of(gap.since_ms),
-                until=time_of(gap.until_ms),
+                since=rfc3339(gap.since_ms),
+                until=rfc3339(gap.until_ms),
                 records=gap.next - gap.first,
                 reason=gap.reason,
             )
             for gap in gaps
         ],
     }
-
-
-def shown_time(milliseconds: int | None) -> str | None:
-    """As `time_of`; null for what no calendar has."""
-    return (
-        time_of(milliseconds)
-        if milliseconds is not None and 0 <= milliseconds < 253_402_300_800_000
-        else None
-    )

@@ -11,11 +11,11 @@ from dispatcher.api.models import (
     RequestModel,
     Tenant,
     Time,
-    time_of,
 )
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer
 from dispatcher.core.control.keys import CAPABILITIES, Capability, Key
+from dispatcher.core.text.times import rfc3339
 
 
 class KeyCreate(RequestModel):
@@ -88,7 +88,7 @@ def _key(key: Key) -> KeyReply:
         scope=key.scope,
         tenant=key.tenant,
         capabilities=[name for name in CAPABILITIES if name in key.capabilities],
-        created_at=time_of(key.created_ms) or "",
+        created_at=rfc3339(key.created_ms) or "",
         created_by=key.created_by,
     )
 

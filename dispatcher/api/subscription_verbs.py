@@ -13,7 +13,6 @@ from dispatcher.api.models import (
     RequestModel,
     Time,
     TypeName,
-    time_of,
 )
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer, etag
@@ -30,6 +29,7 @@ from dispatcher.api.subscriptions import (
 from dispatcher.control.endpoint_checks import PingResult
 from dispatcher.control.secrets import OVERLAP
 from dispatcher.control.views import View
+from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import format_duration, parse_duration
 
 
@@ -153,7 +153,7 @@ async def rotate_secret(call: Call) -> Reply:
         SecretRotated(
             subscription=subscription_reply(rotated.view),
             secret=rotated.secret,
-            old_expires_at=time_of(rotated.old_expires_ms) or "",
+            old_expires_at=rfc3339(rotated.old_expires_ms) or "",
         ),
         headers=etag(rotated.view.version),
     )

@@ -26,7 +26,6 @@ from dispatcher.api.models import (
     TypeName,
     Url,
     duration_of,
-    time_of,
     whole_number,
 )
 from dispatcher.api.problems import Kind
@@ -34,6 +33,7 @@ from dispatcher.api.route import MERGE_PATCH, Audience, Body, Call, Reply, Route
 from dispatcher.control.endpoint_checks import SubscriptionHealth
 from dispatcher.control.listing import MAX_PAGE, PAGE
 from dispatcher.control.views import View
+from dispatcher.core.text.times import rfc3339
 
 
 class RetryRequest(RequestModel):
@@ -260,7 +260,7 @@ def _fields(view: View) -> dict[str, Any]:
         "secrets": [
             {
                 "masked": secret.masked,
-                "expires_at": time_of(secret.expires_ms),
+                "expires_at": rfc3339(secret.expires_ms),
                 "public_key": secret.public_key,
             }
             for secret in view.secrets
@@ -275,8 +275,8 @@ def _fields(view: View) -> dict[str, Any]:
         "max_in_flight": given.get("max_in_flight", 16),
         "rate_limit": _rate_of(given.get("rate_limit")),
         "retry": None if retry is None else _retry(retry),
-        "created_at": time_of(view.created_ms),
-        "updated_at": time_of(view.updated_ms),
+        "created_at": rfc3339(view.created_ms),
+        "updated_at": rfc3339(view.updated_ms),
     }
 
 
@@ -304,8 +304,8 @@ def health_reply(health: SubscriptionHealth) -> DeliveryHealth:
         queued=health.queued,
         in_flight=health.in_flight,
         last_failure=health.last_failure,
-        last_failure_at=time_of(health.last_failure_ms),
-        failing_since=time_of(health.failing_since_ms),
+        last_failure_at=rfc3339(health.last_failure_ms),
+        failing_since=rfc3339(health.failing_since_ms),
     )
 
 

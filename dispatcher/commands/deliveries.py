@@ -14,11 +14,11 @@ from dispatcher.commands.history_pages import (
     a_time,
     listed,
     place,
-    rfc3339,
     tell_there_is_more,
     tell_what_is_missing,
 )
 from dispatcher.commands.tables import print_fields, print_rows
+from dispatcher.core.text.times import rfc3339
 
 
 @click.group(cls=Commands, short_help="Look up deliveries and their attempts.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import click
 
 from dispatcher.commands.client import Api, shown
+from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import parse_duration
 
 LIMIT: Final = 50
@@ -40,17 +41,6 @@ def a_time(context: click.Context, parameter: click.Parameter, value: str | None
             parameter,
         )
     return value
-
-
-def rfc3339(milliseconds: float | None) -> str | None:
-    """Unix milliseconds as the API writes times; None for what no calendar has."""
-    if milliseconds is None or not 0 <= milliseconds < 253_402_300_800_000:
-        return None
-    return (
-        datetime.fromtimestamp(milliseconds / 1000, UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
 
 
 def listed(api: Api, path: str, name: str, limit: int, filters: Mapping[str, object]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 import pytest
 
-from dispatcher.commands.history_pages import a_time, listed, rfc3339, tell_what_is_missing
+from dispatcher.commands.history_pages import a_time, listed, tell_what_is_missing
+from dispatcher.core.text.times import rfc3339
 
 GAP = {
     "topic": "events",
