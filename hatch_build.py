@@ -34,6 +34,7 @@ MODULES = (
     "core/endpoint/limiter.py",
     "core/endpoint/throughput.py",
     "core/retry/records.py",
+    "core/retry/generations.py",
     "core/commit/offsets.py",
     "core/commit/parked.py",
     "core/commit/reservation.py",
