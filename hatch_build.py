@@ -30,6 +30,7 @@ MODULES = (
     "core/attempt/encode.py",
     "core/commit/note.py",
     "core/event/decode.py",
+    "core/event/moment.py",
     "core/endpoint/lane.py",
     "core/endpoint/limiter.py",
     "core/endpoint/throughput.py",

@@ -21,9 +21,9 @@ from dispatcher.core.event.decode import (
     RESERVED,
     InvalidEvent,
     decode,
-    valid_time,
     without_lone_surrogates,
 )
+from dispatcher.core.event.moment import valid_time
 from dispatcher.core.text.redact import name_of
 from dispatcher.settings.groups import Settings
 

@@ -38,7 +38,8 @@ from dispatcher.broker.base import (
 )
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
-from dispatcher.core.event.decode import RESERVED, InvalidEvent, decode, valid_time
+from dispatcher.core.event.decode import RESERVED, InvalidEvent, decode
+from dispatcher.core.event.moment import valid_time
 from dispatcher.core.event.raw_json import RawJson
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import format_size

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import pytest
 import yaml
 from aiohttp import web
 
+from dispatcher.broker.base import Message
 from dispatcher.commands.receiver import DeadPort
-from tests.e2e.daemon import Daemon, Endpoint, envelope
+from tests.e2e.daemon import Daemon, Endpoint, envelope, publish
 from tests.grafana.dashboards import Query, queries
 from tests.ports import free_port
 
@@ -111,6 +113,31 @@ async def _asks_for_time(_: web.Request) -> web.StreamResponse:
     return web.Response(status=429, headers={"Retry-After": "3600"})
 
 
+def _of_workers(query: Query) -> bool:
+    """Whether only a supervisor of several workers has the answer."""
+    return "dispatcher_worker_" in query.expression
+
+
+async def _answered(
+    daemon: Daemon, prometheus: Prometheus, asked: list[Query], happens: Callable[[], Awaitable[None]]
+) -> None:
+    """Wait until each has an answer, while things happen. Rates need two scrapes, breakers some failures."""
+    assert asked
+    without = asked
+    try:
+        async with prometheus.running(), asyncio.timeout(200), aiohttp.ClientSession() as session:
+            while not await prometheus.is_there(session):
+                await asyncio.sleep(0.2)
+            while without:
+                await happens()
+                await asyncio.sleep(0.5)
+                without = await empty(prometheus, without)
+    except TimeoutError:
+        pytest.fail("no answer:\n" + "\n".join(f"{query.place}: {query.expression}" for query in without))
+    finally:
+        await daemon.stop()
+
+
 async def test_every_query_has_an_answer(tmp_path: Path, command: str) -> None:
     dead = DeadPort()
     async with Endpoint() as well, Endpoint(_fails) as failing, Endpoint(_asks_for_time) as busy:
@@ -131,25 +158,35 @@ async def test_every_query_has_an_answer(tmp_path: Path, command: str) -> None:
         )
         await daemon.start()
         prometheus = Prometheus(tmp_path / "prometheus", command, f"127.0.0.1:{daemon.port}")
+        numbers = itertools.count()
+
+        async def happens() -> None:
+            for _ in range(25):
+                await daemon.post_event(envelope(next(numbers))[1])
+            await daemon.post_event(envelope(next(numbers), "nobody.wants.it")[1])
+
         try:
-            async with prometheus.running(), asyncio.timeout(200), aiohttp.ClientSession() as session:
-                while not await prometheus.is_there(session):
-                    await asyncio.sleep(0.2)
-                number, without = 0, queries()
-                while without:
-                    for _ in range(25):
-                        number += 1
-                        await daemon.post_event(envelope(number)[1])
-                    number += 1
-                    await daemon.post_event(envelope(number, "nobody.wants.it")[1])
-                    await asyncio.sleep(0.5)
-                    # Asked again until it has its answer: rates need two scrapes, breakers some failures.
-                    without = await empty(prometheus, without)
-        except TimeoutError:
-            pytest.fail("no answer:\n" + "\n".join(f"{query.place}: {query.expression}" for query in without))
+            asked = [query for query in queries() if not _of_workers(query)]
+            await _answered(daemon, prometheus, asked, happens)
         finally:
-            await daemon.stop()
             dead.close()
+
+
+async def test_queries_of_workers_have_an_answer(
+    tmp_path: Path, command: str, kafka: str, unique: Callable[[str], str]
+) -> None:
+    topic, own = unique("events"), unique("own")
+    topics = {"events": [topic], "prefix": f"{own}.", "partitions": 2}
+    daemon = Daemon(tmp_path, f"kafka://{kafka}", [], group=unique("group"), topics=topics)
+    daemon.options = ["--workers", "2"]
+    await publish(f"kafka://{kafka}", [Message(topic, envelope(0)[1])])
+    await daemon.start()
+    prometheus = Prometheus(tmp_path / "prometheus", command, f"127.0.0.1:{daemon.port}")
+
+    async def happens() -> None:
+        """They run, which is all that is asked for."""
+
+    await _answered(daemon, prometheus, [query for query in queries() if _of_workers(query)], happens)
 
 
 async def test_a_query_of_nothing_would_be_noticed(tmp_path: Path, command: str) -> None:

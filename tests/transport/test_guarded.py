@@ -157,7 +157,8 @@ async def test_a_redirect_through_the_proxy_stays_on_its_origin(zoo: Zoo, make: 
 
 
 def test_sockets_to_endpoints_are_made_in_one_place() -> None:
-    """What else connects is the broker's, the API's own client, and the demo's: none of them takes a subscriber's URL."""
+    """What else connects is the broker's, the API's own client, the demo's, and the supervisor's to its workers: none of
+    them takes a subscriber's URL."""
     makes = {"create_connection", "open_connection", "sock_connect", "create_unix_connection", "start_tls"}
     found = set()
     root = Path(dispatcher.__file__).parent
@@ -165,7 +166,9 @@ def test_sockets_to_endpoints_are_made_in_one_place() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in makes:
                 found.add(str(file.relative_to(root)))
-    assert {name for name in found if not name.startswith(("broker/", "commands/"))} == {"transport/dial.py"}
+    assert {name for name in found if not name.startswith(("broker/", "commands/", "workers/"))} == {
+        "transport/dial.py"
+    }
 
 
 async def test_deliveries_of_the_daemon_to_names_of_the_inside_never_reach_its_proxy(

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple, Protocol
 from msgspec import UNSET, UnsetType
 
 from dispatcher.core.attempt.record import VERSION, AttemptRecord, encode_record
-from dispatcher.core.event.decode import Event
+from dispatcher.core.event.decode import JSON_HEAD, Event
+from dispatcher.core.request.build import path_of
 from dispatcher.core.request.results import Opened, Response, Result
 from dispatcher.core.retry.records import FIRST_GENERATION, delivery_id
 from dispatcher.core.subscription.model import Subscription
@@ -25,7 +26,6 @@ RESPONSE_CAP: Final = 1024
 """Bytes of a response's body that are kept."""
 
 _TEXT_CAP: Final = 512
-_PATH_CAP: Final = 1024
 _TRACEPARENT: Final = b"traceparent: "
 
 
@@ -82,6 +82,7 @@ def encode(noted: Noted, replica: str) -> Encoded:
     """The record of an attempt; its timestamp is the attempt's start."""
     delivery, attempt, queued, started, result, decision, ended, unix, due, reason = noted
     subscription = delivery.subscription
+    template = subscription.request  # made by the attempt
     total = ended - started
     time_ms = int((unix - total) * 1000)
     total_ms = int(total * 1000 + 0.5)
@@ -89,7 +90,8 @@ def encode(noted: Noted, replica: str) -> Encoded:
         delivery.event,
         subscription.id,
         delivery.source,
-        subscription,
+        template.host,
+        template.path,
         attempt,
         time_ms,
         decision,
@@ -131,11 +133,13 @@ def encode(noted: Noted, replica: str) -> Encoded:
 def encode_decided(decided: Decided, replica: str) -> Encoded:
     """The record of what was decided without a request; its timestamp is when that was."""
     time_ms = int(decided.unix * 1000)
+    subscription = decided.subscription
     record = _begin(
         decided.event,
         decided.subscription_id,
         decided.source,
-        decided.subscription,
+        UNSET if subscription is None else subscription.origin.host,
+        UNSET if subscription is None else path_of(subscription.target),
         decided.attempt,
         time_ms,
         decided.decision,
@@ -157,7 +161,8 @@ def _begin(
     event: Event,
     subscription_id: str,
     source: tuple[str, int, int],
-    subscription: Subscription | None,
+    host: str | UnsetType,
+    path: str | UnsetType,
     attempt: int,
     time_ms: int,
     decision: str,
@@ -184,14 +189,14 @@ def _begin(
         VERSION,
         UNSET if event_time_ms < 0 else event_time_ms,
         len(event.body),
-        UNSET if subscription is None else subscription.origin.host,
-        # Without its query, which may be a secret.
-        UNSET if subscription is None else subscription.target.partition("?")[0][:_PATH_CAP],
+        host,
+        path,
         queue_ms,
         total_ms,
     )
-    if _TRACEPARENT in event.head:
-        for line in event.head.split(b"\r\n"):
+    head = event.head
+    if head is not JSON_HEAD and _TRACEPARENT in head:
+        for line in head.split(b"\r\n"):
             if line.startswith(_TRACEPARENT):
                 record.traceparent = line[len(_TRACEPARENT) :].decode()
     return record

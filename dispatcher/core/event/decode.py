@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
@@ -48,6 +47,7 @@ from dispatcher.core.event.envelope import (
     decode_cloud_event,
     decode_envelope,
 )
+from dispatcher.core.event.moment import EventTime, milliseconds
 
 MAX_ID: Final = 1024
 """Bytes of an id in UTF-8. CloudEvents knows no limit; header lines do (`MAX_HEAD`)."""
@@ -60,8 +60,6 @@ RESERVED: Final = "dispatcher."
 """How the types of the dispatcher's own events begin. Only patterns that begin so match them."""
 
 JSON_HEAD: Final = b"Content-Type: application/json\r\n"
-
-_Time = str | bytes | int | float | None
 
 T = TypeVar("T")
 
@@ -116,7 +114,7 @@ class Event:
         body: bytes,
         timestamp_ms: int,
         head: bytes,
-        time: _Time = None,
+        time: EventTime = None,
         wire_id: bytes | None = None,
     ) -> None:
         """`timestamp_ms` is the record's. `time` is the event's own: ISO 8601, or Unix seconds.
@@ -143,7 +141,7 @@ class Event:
         Read when the first request is built, because most records of a topic may match nothing.
         """
         if self._time is not None:
-            found = _milliseconds(self._time)
+            found = milliseconds(self._time)
             self._time = None  # of many deliveries only the first reads it
             if found is not None:
                 self._occurred = found
@@ -495,40 +493,6 @@ def _trace(headers: Mapping[str, bytes | None]) -> bytes:
     return b"traceparent: %b\r\ntracestate: %b\r\n" % (parent, state)
 
 
-def valid_time(time: str | float) -> bool:
-    """Whether it is a time as an event may tell its own: ISO 8601, or Unix seconds."""
-    return _milliseconds(time) is not None
-
-
-def _milliseconds(time: _Time) -> int | None:
-    """Unix milliseconds of Unix seconds or ISO 8601 (without an offset: UTC); None if it is neither."""
-    if isinstance(time, (float, int)):
-        if isinstance(time, bool):
-            return None
-        seconds = float(time) if time < _LAST_SECOND else -1.0
-    else:
-        if time is None:
-            return None
-        if isinstance(time, bytes):
-            time = time.decode("ascii", "replace")
-        if len(time) > 64:
-            return None
-        if not _SECONDS.fullmatch(time):
-            return _from_iso(time)
-        seconds = float(time)
-    return round(seconds * 1000) if 0 <= seconds < _LAST_SECOND else None
-
-
-def _from_iso(text: str) -> int | None:
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return (moment - _EPOCH) // timedelta(milliseconds=1)
-    except (ValueError, OverflowError):
-        return None
-
-
 _OBJECT_DETAIL: Final = "the value is JSON, but not an object"
 _TOMBSTONE_DETAIL: Final = (
     "the record has no value, and no headers that make it an event (ce_specversion, type)"
@@ -571,6 +535,3 @@ _PLAIN_VALUE = re.compile(rb"[!#$&-~]*")
 _ESCAPES: Final = tuple(
     bytes((byte,)) if _PLAIN_VALUE.fullmatch(bytes((byte,))) else b"%%%02X" % byte for byte in range(256)
 )
-_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_SECOND: Final = 253_402_300_800  # the end of the year 9999

@@ -73,6 +73,7 @@ _VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
 _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
 
+_PATH_CAP: Final = 1024
 _END: Final = b"\r\n\r\n"  # one for all without headers of their own
 _LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,9 +84,12 @@ _MILLISECONDS: Final = tuple([b"%03dZ" % number for number in range(1000)])
 class Template:
     """What is the same in every request of one subscription. Made by `template`; the repr shows no header."""
 
-    __slots__ = ("padded", "ready", "signers", "tail", "thin")
+    __slots__ = ("host", "padded", "path", "ready", "signers", "tail", "thin")
 
-    def __init__(self, head: bytes, tail: bytes, signers: Signers, *, thin: bool) -> None:
+    def __init__(
+        self, head: bytes, tail: bytes, signers: Signers, *, thin: bool, host: str, path: str
+    ) -> None:
+        """`host` and `path` are what records say of the URL."""
         pads = signers.pads()
         # What every request needs is one piece of memory: of 100,000 subscriptions in turns nobody's is in the cache, nor
         # is where it lies.
@@ -94,6 +98,8 @@ class Template:
         self.thin = thin
         self.tail = tail
         self.signers = signers
+        self.host = host
+        self.path = path
 
     @property
     def head(self) -> bytes:
@@ -123,7 +129,13 @@ def template(target: Target, headers: Iterable[tuple[str, str]], signers: Signer
         own += f"{name}: {value}\r\n"
     tail = f"\r\n{own}\r\n".encode("ascii") if own else _END
     head = f"POST {target.target} HTTP/1.1\r\nHost: {target.host_header}\r\nUser-Agent: {USER_AGENT}\r\n"
-    return Template(head.encode("ascii"), tail, signers, thin=thin)
+    host, path = target.origin.host, path_of(target.target)
+    return Template(head.encode("ascii"), tail, signers, thin=thin, host=host, path=path)
+
+
+def path_of(target: str) -> str:
+    """What records say of a URL's path and query: the path alone, since a query may be a secret; its beginning, where it is long."""
+    return target.partition("?")[0][:_PATH_CAP]
 
 
 def build(subscription: Templated, event: Event, now: int) -> bytes:

@@ -59,7 +59,9 @@ class _Full:
     __slots__ = ("request",)
 
     def __init__(self, parts: Template) -> None:
-        self.request = Template(parts.head, parts.tail, parts.signers, thin=False)
+        self.request = Template(
+            parts.head, parts.tail, parts.signers, thin=False, host=parts.host, path=parts.path
+        )
 
 
 def handshake_request(parts: Template, origin: str, rate: int | None = None) -> bytes:
