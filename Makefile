@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench compiled format openapi manifests lock image clean
+.PHONY: help demo test check bench compiled format openapi web manifests lock image clean
 
 help: ## what can be done here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -48,6 +48,13 @@ openapi: $(VENV)/.run-stamp ## write docs/openapi.json anew, after a change of t
 	$(BIN)/python -m dispatcher.api.openapi > docs/openapi.json.new
 	mv docs/openapi.json.new docs/openapi.json
 
+web/node_modules/.stamp: web/package-lock.json web/.npmrc
+	cd web && npm ci --no-progress
+	@touch $@
+
+web: web/node_modules/.stamp ## build console and portal into dispatcher/web, after a change in web/; needs Node 20.19 or newer
+	cd web && npm run --silent types && npm run --silent check && npm run --silent test && npm run --silent build
+
 manifests: $(VENV)/.dev-stamp ## write config/kubernetes anew, after a change of the Helm chart; needs Go
 	$(BIN)/python -m tests.helm.render
 
@@ -58,4 +65,4 @@ image: ## build the container image
 	docker build -t webhook-dispatcher .
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache tests/kafka/target
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache tests/kafka/target web/node_modules

@@ -1,0 +1,275 @@
+"""Every page in a real browser against a real dispatcher: with data, in both themes and languages, wide and narrow.
+
+Screenshots of all of them are left in the folder that DISPATCHER_TEST_SCREENSHOTS names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.web.browser import browser, chromium, opened, settled
+from tests.web.stage import MARKUP, Stage
+
+AXE = Path(__file__).parent.parent.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
+pytestmark = [
+    pytest.mark.skipif(chromium() is None, reason="needs Chromium"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Stage(tmp_path_factory.mktemp("stage")) as stage:
+        stage.play()
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    with browser() as window:
+        yield window
+
+
+def pages(stage: Stage) -> dict[str, str]:
+    """Every page with something on it: a name, and its address below the console."""
+    dead = stage.deliveries("state=dead")[0]
+    retrying = stage.deliveries("state=retrying")[0]
+    delivered = stage.deliveries("subscription=sub_shop&limit=50")
+    tried = next((each for each in delivered if each["attempts"] > 1), delivered[0])
+    return {
+        "overview": "",
+        "deliveries": "deliveries",
+        "deliveries-failed": "deliveries?state=failed",
+        "delivery": f"delivery?id={tried['id']}",
+        "delivery-dead": f"delivery?id={dead['id']}",
+        "delivery-retrying": f"delivery?id={retrying['id']}",
+        "events": "events",
+        "event": "event?id=evt_large",
+        "event-markup": f"event?id={quote('evt_' + MARKUP)}",
+        "subscriptions": "subscriptions",
+        "subscription": "subscription?id=sub_shop",
+        "subscription-broken": "subscription?id=sub_crm",
+        "edit-new": "edit",
+        "edit": "edit?id=sub_billing",
+        "failing": "failing",
+        "replays": "replays",
+        "replays-new": "replays?new=dead_letters&subscription=sub_crm",
+        "dead-letters": "dead-letters",
+        "event-types": "event-types",
+        "event-type": "event-type?id=odd.one",
+        "keys": "keys",
+        "replicas": "replicas",
+    }
+
+
+NAMES = (
+    "overview", "deliveries", "deliveries-failed", "delivery", "delivery-dead", "delivery-retrying", "events", "event", "event-markup",
+    "subscriptions", "subscription", "subscription-broken", "edit-new", "edit", "failing", "replays", "replays-new", "dead-letters",
+    "event-types", "event-type", "keys", "replicas",
+)  # fmt: skip
+
+
+def keep(page: Page, name: str) -> None:
+    """A screenshot, for somebody to look at."""
+    if folder := os.environ.get("DISPATCHER_TEST_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def axe(page: Page) -> list[dict[str, Any]]:
+    """What axe finds serious or worse."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        {
+            "rule": each["id"],
+            "impact": each["impact"],
+            "nodes": [node["html"][:200] for node in each["nodes"][:5]],
+        }
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_renders_with_data_and_complains_of_nothing(stage: Stage, window: Browser, name: str) -> None:
+    address = f"{stage.url}/console/{pages(stage)[name]}"
+    for theme, language, width in (
+        ("light", "en", 1280),
+        ("dark", "de", 1280),
+        ("light", "de", 380),
+        ("dark", "en", 380),
+    ):
+        with opened(window, address, width=width, theme=theme, language=language) as (page, watch):
+            settled(page)
+            assert page.locator(".note.bad[role=alert]").all_inner_texts() == [], f"{name}: an error is shown"
+            assert page.locator("html").get_attribute("lang") == language
+            # Nothing is wider than the page: tables and code scroll by themselves.
+            assert (
+                page.evaluate(
+                    "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                )
+                <= 0
+            )
+            keep(page, f"{name}-{width}-{theme}-{language}")
+            if AXE.exists():
+                assert axe(page) == []
+            assert page.evaluate("() => window.hit") is None, "markup that somebody stored has run"
+            assert page.locator("img[src=x]").count() == 0
+            watch.check()
+
+
+def test_stored_markup_is_shown_as_it_is(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/event?id={quote('evt_' + MARKUP)}") as (page, watch):
+        settled(page)
+        expect(page.get_by_text(MARKUP).first).to_be_visible()
+        assert page.evaluate("() => window.hit") is None
+        watch.check()
+    shop = next(each for each in stage.deliveries("subscription=sub_crm&state=dead"))
+    with opened(window, f"{stage.url}/console/delivery?id={shop['id']}") as (page, watch):
+        settled(page)
+        expect(page.get_by_text("<h1>Internal error</h1>").first).to_be_visible()
+        assert page.evaluate("() => window.hit") is None
+        watch.check()
+
+
+def test_the_address_is_the_state(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/deliveries?state=dead&subscription=sub_crm") as (page, watch):
+        settled(page)
+        before = page.locator("tr.row").count()
+        assert before > 0
+        assert page.locator("tr.row .badge").all_inner_texts() == ["dead"] * before
+        first = page.locator("a.row-link").first
+        assert re.search(r"/console/delivery\?id=dlv_", first.evaluate("link => link.href"))
+        first.click()
+        settled(page)
+        expect(page.locator(".verdict")).to_contain_text("All attempts of its schedule failed")
+        page.go_back()
+        settled(page)
+        assert page.locator("tr.row").count() == before
+        page.reload()
+        settled(page)
+        assert page.locator("tr.row").count() == before
+        page.locator("a.chip", has_text="dead").click()
+        page.wait_for_url(lambda url: "state=" not in url)
+        watch.check()
+
+
+def test_64_bit_numbers_are_shown_exactly(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/event?id=evt_large") as (page, watch):
+        settled(page)
+        expect(page.get_by_text("9223372036854775807").first).to_be_visible()
+        expect(page.get_by_text("as published")).to_be_visible()
+        watch.check()
+
+
+def test_everything_can_be_done_by_keyboard(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/") as (page, watch):
+        settled(page)
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        page.keyboard.press("g")
+        page.keyboard.press("d")
+        page.wait_for_url("**/console/deliveries*")
+        settled(page)
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        assert (
+            page.evaluate(
+                "() => [...document.querySelectorAll('a.row-link')].indexOf(document.activeElement)"
+            )
+            == 1
+        )
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/console/delivery?id=*")
+        page.keyboard.press("/")
+        page.keyboard.type("evt_0001")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/console/event?id=evt_0001")
+        settled(page)
+        expect(page.locator("h1")).to_have_text("invoice.created")
+        watch.check()
+
+
+def test_an_error_breaks_one_panel_only(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/") as (page, _watch):
+        settled(page)
+        page.route(
+            "**/v1/statistics*",
+            lambda route: route.fulfill(
+                status=503,
+                content_type="application/problem+json",
+                body='{"type": "urn:webhook-dispatcher:problem:unavailable", "title": "Not possible just now", "status": 503, "detail": "the store is away", "request_id": "req_1"}',
+            ),
+        )
+        page.locator("[data-reload]").first.click()
+        expect(page.get_by_role("alert")).to_have_count(1)
+        expect(page.get_by_role("alert")).to_contain_text("the store is away")
+        expect(page.get_by_role("heading", name="Failing now")).to_be_visible()
+
+
+def test_the_zone_that_is_chosen_rules_and_is_remembered(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/events") as (page, watch):
+        settled(page)
+        page.get_by_role("button", name="Display").click()
+        page.get_by_label("Time zone").fill("Asia/Kathmandu")
+        page.keyboard.press("Escape")
+        stamp = page.locator("tr.row time").first
+        shown, utc = stamp.inner_text(), stamp.get_attribute("datetime")
+        assert utc is not None
+        minutes = (int(shown[11:13]) * 60 + int(shown[14:16]) - int(utc[11:13]) * 60 - int(utc[14:16])) % 1440
+        assert minutes == 5 * 60 + 45
+        page.reload()
+        settled(page)
+        assert page.locator("tr.row time").first.inner_text() == shown
+        watch.check()
+
+
+def test_a_retry_is_followed_to_its_end(stage: Stage, window: Browser) -> None:
+    dead = stage.deliveries("subscription=sub_crm&state=dead")[0]
+    with opened(window, f"{stage.url}/console/delivery?id={dead['id']}") as (page, watch):
+        settled(page)
+        page.get_by_role("button", name="Retry now").click()
+        page.get_by_role("dialog").get_by_role("button", name="Retry now").click()
+        expect(page.locator(".note[role=status]")).to_contain_text("The attempt failed", timeout=60_000)
+        stage.endpoints.mended.set()
+        try:
+            page.get_by_role("button", name="Retry now").click()
+            page.get_by_role("dialog").get_by_role("button", name="Retry now").click()
+            expect(page.locator(".note[role=status]")).to_contain_text("Delivered", timeout=60_000)
+            expect(page.locator("main")).to_contain_text("delivered")
+        finally:
+            stage.endpoints.mended.clear()
+        watch.check()
+
+
+def test_a_subscription_is_made_and_a_test_event_arrives(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/edit") as (page, watch):
+        settled(page)
+        page.get_by_label("URL").fill(f"{stage.endpoints.url}/well")
+        page.get_by_role("button", name="Create").click()
+        expect(page.get_by_role("alert").first).to_be_visible()  # it names no event types
+        page.get_by_label("order.shipped").check()
+        page.get_by_role("button", name="Create").click()
+        expect(page.get_by_text("Keep it now")).to_be_visible()
+        expect(page.locator(".note code").first).to_contain_text("whsec_")
+        page.get_by_role("button", name="I have kept it").click()
+        page.wait_for_url("**/console/subscription?id=*")
+        settled(page)
+        assert "whsec_" not in page.locator("main").inner_text().replace("whsec_...", "")
+        page.get_by_role("button", name="Send a test event").click()
+        page.get_by_role("dialog").get_by_label("Event type").fill("order.shipped")
+        page.get_by_role("dialog").get_by_role("button", name="Send").click()
+        expect(page.get_by_role("dialog").last).to_contain_text("Acknowledged", timeout=60_000)
+        watch.check()

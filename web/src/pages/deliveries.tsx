@@ -1,0 +1,281 @@
+// The list of deliveries.
+
+import { useState } from "preact/hooks";
+import { ask, get } from "../api/client";
+import { statistics, type Intervention, type Statistics } from "../api/coming";
+import type { Delivery } from "../api/types";
+import { countText, percentText } from "../format/numbers";
+import { utcText } from "../format/time";
+import { FAILURE_CLASSES, stepTimes, values } from "../state/figures";
+import { DELIVERY_FILTERS, filtersOf, listQuery, rangeOf } from "../state/filters";
+import { useNews } from "../state/live";
+import { useLoad } from "../state/load";
+import { changed, place, to } from "../state/place";
+import { isOperator, may } from "../state/session";
+import { language, t } from "../text/text";
+import { Button, Copy, Empty, Note } from "../ui/bits";
+import { Chart } from "../ui/chart";
+import { columnsOf, DeliveryTable } from "../ui/deliveries";
+import { asProblem, Confirm } from "../ui/dialog";
+import { Filters, Pager, stateOptions, type FilterField } from "../ui/filters";
+import { Knowledge, Panel, problemTexts } from "../ui/panel";
+import { RangePicker } from "../ui/range";
+import { Head } from "../ui/shell";
+
+export function deliveryFields(): FilterField[] {
+  const fields: FilterField[] = [
+    { name: "state", label: t.columns.state, options: stateOptions() },
+    { name: "status", label: t.columns.status, help: t.filters.statusHelp },
+    { name: "reason", label: t.columns.reason, help: t.filters.reasonHelp },
+    { name: "event_type", label: t.columns.eventType, help: t.filters.typeHelp },
+    { name: "subscription", label: t.columns.subscription },
+    { name: "event", label: t.columns.event },
+    { name: "host", label: t.columns.host },
+  ];
+  if (isOperator()) fields.push({ name: "tenant", label: t.columns.tenant });
+  return fields;
+}
+
+export function Deliveries() {
+  const { query } = place.use();
+  const key = query.toString();
+  const load = useLoad(`deliveries ${key}`, (signal) => get("/v1/deliveries", { query: listQuery(query, DELIVERY_FILTERS, Date.now()), signal }));
+  const filters = filtersOf(query, DELIVERY_FILTERS);
+  const live = !query.has("until") && !query.has("cursor");
+  const news = useNews(
+    (row) =>
+      (!filters["subscription"] || filters["subscription"] === row.subscription) &&
+      (!filters["tenant"] || filters["tenant"] === row.tenant) &&
+      (!filters["event"] || filters["event"] === row.event_id) &&
+      (!filters["state"] || filters["state"] === row.state || (filters["state"] === "failed" && ["retrying", "dead", "dropped"].includes(row.state))) &&
+      (!filters["event_type"] || (filters["event_type"].endsWith("*") ? row.event_type.startsWith(filters["event_type"].slice(0, -1)) : row.event_type === filters["event_type"])),
+    `${key} ${load.at}`,
+  );
+  const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
+  const rows = load.value?.deliveries ?? [];
+  const chosen = rows.filter((row) => picked.has(row.id));
+  const pick = (row: Delivery) => (
+    <input
+      type="checkbox"
+      aria-label={t.bulk.select(row.id)}
+      checked={picked.has(row.id)}
+      onChange={(event) => {
+        const next = new Set(picked);
+        if (event.currentTarget.checked) next.add(row.id);
+        else next.delete(row.id);
+        setPicked(next);
+      }}
+    />
+  );
+  return (
+    <>
+      <Head title={t.pages.deliveries}>
+        <RangePicker />
+        <Button kind="small" data-reload onClick={load.reload}>
+          {t.reload}
+        </Button>
+        <Copy label={t.copyLink} text={() => new URL(changed({ since: utcText(rangeOf(query, Date.now()).since), until: utcText(rangeOf(query, Date.now()).until ?? Date.now()) }), document.baseURI).href} />
+      </Head>
+      <Filters fields={deliveryFields()} />
+      <DeliveriesOverTime />
+      {live && news.count > 0 ? (
+        <Note tone="info" live actions={<Button kind="small" onClick={load.reload}>{t.show}</Button>}>
+          {news.atLeast ? t.news.atLeast(countText(news.count, language)) : t.news.exactly(news.count)}
+        </Note>
+      ) : null}
+      <Panel
+        title={t.list.title}
+        load={load}
+        lines={10}
+        actions={may("resend") && chosen.length > 0 ? <Bulk rows={chosen} done={() => setPicked(new Set())} /> : may("resend") ? <ReplayThese /> : null}
+      >
+        {(page) => (
+          <>
+            <Knowledge as_of={page.as_of} gaps={page.gaps} at={load.at} />
+            {page.deliveries.length === 0 ? (
+              page.next_cursor === null ? (
+                <Empty title={t.list.none}>
+                  <p>{Object.keys(filters).length > 0 ? t.list.lessFilters : t.list.otherTime}</p>
+                </Empty>
+              ) : (
+                <Empty title={t.list.notYet} />
+              )
+            ) : (
+              <DeliveryTable
+                caption={t.pages.deliveries}
+                rows={page.deliveries}
+                columns={columnsOf()}
+                {...(may("resend")
+                  ? {
+                      pick,
+                      pickAll: (
+                        <input
+                          type="checkbox"
+                          aria-label={t.bulk.selectAll}
+                          checked={rows.length > 0 && rows.every((row) => picked.has(row.id))}
+                          onChange={(event) => setPicked(new Set(event.currentTarget.checked ? rows.map((row) => row.id) : []))}
+                        />
+                      ),
+                    }
+                  : {})}
+              />
+            )}
+            <Pager next={page.next_cursor} shown={page.deliveries.length} />
+          </>
+        )}
+      </Panel>
+    </>
+  );
+}
+
+/** "All that are like these" is a replay: its filter and its time are frozen at the click. */
+function ReplayThese() {
+  const { query } = place.get();
+  const filters = filtersOf(query, DELIVERY_FILTERS);
+  const state = filters["state"];
+  if (filters["event"] || filters["host"] || !state || !["failed", "dead", "dropped", "delivered"].includes(state)) return null;
+  const range = rangeOf(query, Date.now());
+  return (
+    <a
+      class="button small"
+      href={to("replays", {
+        new: "deliveries",
+        subscription: filters["subscription"],
+        tenant: filters["tenant"],
+        event_types: filters["event_type"],
+        states: state === "failed" ? "dead,dropped" : state,
+        status_codes: filters["status"],
+        reasons: filters["reason"],
+        since: utcText(range.since),
+        until: utcText(range.until ?? Date.now()),
+      })}
+    >
+      {t.bulk.replayAll}
+    </a>
+  );
+}
+
+const AT_ONCE = 4;
+
+function Bulk(props: { rows: Delivery[]; done: () => void }) {
+  const [open, setOpen] = useState<"" | "retry" | "cancel">("");
+  const [progress, setProgress] = useState({ done: 0, failed: [] as string[] });
+  const cancellable = props.rows.filter((row) => row.state === "pending" || row.state === "retrying");
+  const rows = open === "cancel" ? cancellable : props.rows;
+  const tenants = [...new Set(rows.map((row) => row.tenant ?? "–"))];
+  const act = async () => {
+    const waiting = [...rows];
+    const failed: string[] = [];
+    let done = 0;
+    const work = async () => {
+      for (let row = waiting.shift(); row; row = waiting.shift()) {
+        try {
+          await ask<Intervention>("POST", `/v1/deliveries/{id}/${open}`, { path: { id: row.id } });
+          done += 1;
+        } catch (error) {
+          failed.push(`${row.id}: ${problemTexts(asProblem(error)).detail}`);
+        }
+        setProgress({ done, failed: [...failed] });
+      }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, work));
+    if (failed.length > 0) throw new Error(`${t.bulk.failed(failed.length)} ${failed.slice(0, 5).join("; ")}`);
+    props.done();
+  };
+  return (
+    <>
+      <Button kind="small" onClick={() => setOpen("retry")}>
+        {t.bulk.retry(props.rows.length)}
+      </Button>
+      {cancellable.length > 0 ? (
+        <Button kind="small" onClick={() => setOpen("cancel")}>
+          {t.bulk.cancel(cancellable.length)}
+        </Button>
+      ) : null}
+      {open !== "" ? (
+        <Confirm title={open === "retry" ? t.bulk.retry(rows.length) : t.bulk.cancel(rows.length)} label={open === "retry" ? t.actions.retry : t.actions.cancelDelivery} danger={open === "cancel"} close={() => setOpen("")} act={act}>
+          <p>{open === "retry" ? t.bulk.retryWhat(rows.length) : t.bulk.cancelWhat(rows.length)}</p>
+          {isOperator() ? <p>{t.bulk.tenants(tenants.slice(0, 5).join(", ") + (tenants.length > 5 ? "…" : ""))}</p> : null}
+          {progress.done > 0 ? <p role="status">{t.bulk.progress(progress.done, rows.length)}</p> : null}
+        </Confirm>
+      ) : null}
+    </>
+  );
+}
+
+/** What the list's filters and time come to: over time, and by what came of it. The counts know no single event and no reason. */
+function DeliveriesOverTime() {
+  const { query } = place.use();
+  const filters = filtersOf(query, DELIVERY_FILTERS);
+  const [open, setOpen] = useState(false);
+  const range = rangeOf(query, Date.now());
+  const asked = {
+    since: utcText(range.since),
+    until: range.until === null ? null : utcText(range.until),
+    subscription: filters["subscription"],
+    tenant: filters["tenant"],
+    event_type: filters["event_type"],
+    host: filters["host"],
+    status: filters["status"],
+  };
+  const fits = !filters["event"] && !filters["reason"];
+  const load = useLoad(open && fits ? `deliveries over time ${query.toString()}` : null, (signal) => statistics(asked, signal));
+  if (!fits) return null;
+  return (
+    <details class="fold" open={open} onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>{t.chart.overTime}</summary>
+      {open ? (
+        <Panel title={t.chart.attempts} load={load}>
+          {(answer) => (
+            <>
+              <Knowledge as_of={answer.as_of} gaps={answer.gaps} at={load.at} />
+              <ClassChart answer={answer} />
+              <Breakdown answer={answer} />
+            </>
+          )}
+        </Panel>
+      ) : null}
+    </details>
+  );
+}
+
+/** Attempts by class, stacked. */
+export function ClassChart(props: { answer: Statistics; height?: number }) {
+  const times = stepTimes(props.answer);
+  const all = props.answer.series[0];
+  const text = (value: number) => countText(Math.round(value), language);
+  return (
+    <Chart
+      title={t.chart.attempts}
+      times={times}
+      stacked
+      text={text}
+      {...(props.height ? { height: props.height } : {})}
+      lines={[
+        { name: t.states.delivered, colour: "good", values: values(all, times, (each) => each.delivered) },
+        { name: "4xx", colour: "warn", values: values(all, times, (each) => each.failures["4xx"] ?? 0) },
+        { name: "5xx", colour: "bad", values: values(all, times, (each) => each.failures["5xx"] ?? 0) },
+        { name: t.chart.noAnswer, colour: "violet", values: values(all, times, (each) => ["timeout", "connect", "dns", "tls"].reduce((sum, name) => sum + (each.failures[name] ?? 0), 0)) },
+        { name: t.chart.other, colour: "calm", values: values(all, times, (each) => (each.failures["3xx"] ?? 0) + (each.failures["other"] ?? 0)) },
+      ]}
+    />
+  );
+}
+
+const STATUS_FILTERS = new Set<string>(["3xx", "4xx", "5xx"]);
+
+function Breakdown(props: { answer: Statistics }) {
+  const { totals } = props.answer;
+  if (totals.failed === 0) return null;
+  return (
+    <ul class="breakdown" aria-label={t.chart.byClass}>
+      {FAILURE_CLASSES.filter((name) => (totals.failures[name] ?? 0) > 0).map((name) => (
+        <li key={name}>
+          {STATUS_FILTERS.has(name) ? <a href={changed({ status: name, cursor: null })}>{name}</a> : name} {countText(totals.failures[name]!, language)}{" "}
+          <span class="faint">{percentText(totals.failures[name]! / totals.attempts, language)}</span>
+        </li>
+      ))}
+    </ul>
+  );
+}
+

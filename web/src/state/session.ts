@@ -1,0 +1,212 @@
+// Who looks at the page, and what they may do. The API decides; the page only leaves out what would be refused.
+
+import { ask, credentials, Problem, whenUnauthenticated } from "../api/client";
+import type { Capability } from "../api/types";
+import { API_ROOT, APP } from "./place";
+import { store } from "./store";
+
+export interface Principal {
+  id: string | null;
+  name: string | null;
+  scope: "operator" | "tenant";
+  tenant: string | null;
+  capabilities: Capability[];
+  read_only: boolean;
+  by: "open" | "key" | "cookie" | "proxy" | "portal";
+}
+
+export interface Colours {
+  accent?: string | null;
+  background?: string | null;
+  surface?: string | null;
+  text?: string | null;
+}
+
+export interface Portal {
+  session: string;
+  expires_at: string;
+  next: string | null;
+  navigation: boolean;
+  gutters: boolean;
+  branding: { name?: string | null; colors?: { light?: Colours | null; dark?: Colours | null } | null; font?: string | null; logo?: string | null; favicon?: string | null } | null;
+  hidden_event_types: string[];
+  back_url: string | null;
+  refresh_url: string | null;
+  parents: string[];
+}
+
+/** `GET /v1/session`. */
+export interface SessionAnswer {
+  version: string;
+  environment: { name: string; color: string | null } | null;
+  history: boolean;
+  replica: string;
+  principal: Principal | null;
+  expires_at: string | null;
+  csrf: string | null;
+  portal: Portal | null;
+}
+
+export type Session = SessionAnswer & { principal: Principal };
+
+export type SessionState =
+  | { is: "asking" }
+  | { is: "in"; session: Session }
+  | { is: "out"; expired: boolean; answer: SessionAnswer | null }
+  | { is: "failed"; problem: Problem };
+
+export const session = store<SessionState>({ is: "asking" });
+
+/** The session in force. Only pages call it, and they are drawn with a session only. */
+export function current(): Session {
+  const state = session.get();
+  if (state.is !== "in") throw new Error("there is no session");
+  return state.session;
+}
+
+export function isOperator(): boolean {
+  return current().principal.scope === "operator";
+}
+
+/** Whether the caller may do what takes this capability. */
+export function may(capability: Capability | "operator"): boolean {
+  const { scope, read_only, capabilities } = current().principal;
+  if (capability === "operator") return scope === "operator" && !read_only;
+  return capabilities.includes(capability) || (scope === "operator" && !read_only);
+}
+
+let renewal: ReturnType<typeof setInterval> | undefined;
+
+function take(answer: SessionAnswer): void {
+  credentials.csrf = answer.csrf;
+  if (answer.principal === null) {
+    session.set({ is: "out", expired: false, answer });
+    return;
+  }
+  if (answer.portal) {
+    parents = answer.portal.parents;
+    renewal ??= setInterval(() => void renew(), RENEWAL);
+  }
+  session.set({ is: "in", session: { ...answer, principal: answer.principal } });
+}
+
+/** Ask who we are. */
+export async function look(): Promise<void> {
+  try {
+    take((await ask<SessionAnswer>("GET", "/v1/session", { quiet: true })).value);
+  } catch (error) {
+    const problem = error instanceof Problem ? error : new Problem(0, "unreachable", "", String(error));
+    if (problem.status === 401) lost();
+    else session.set({ is: "failed", problem });
+  }
+}
+
+/** Enter with a key; the daemon keeps the session in a cookie that no script can read. */
+export async function enter(key: string): Promise<Problem | null> {
+  try {
+    take((await ask<SessionAnswer>("POST", "/v1/session", { body: { key }, quiet: true })).value);
+    return null;
+  } catch (error) {
+    return error instanceof Problem ? error : new Problem(0, "unreachable", "", String(error));
+  }
+}
+
+export async function leave(): Promise<void> {
+  await ask("DELETE", "/v1/session", { quiet: true }).catch(() => undefined);
+  credentials.bearer = credentials.csrf = null;
+  await look();
+}
+
+function lost(): void {
+  clearInterval(renewal);
+  renewal = undefined;
+  const expired = session.get().is === "in" || credentials.bearer !== null;
+  credentials.bearer = credentials.csrf = null;
+  session.set({ is: "out", expired, answer: null });
+  tellHost({ type: "dispatcher:renew" });
+}
+
+whenUnauthenticated(() => {
+  if (session.get().is === "in") lost();
+});
+
+// The portal's token comes in the fragment of the link, or from the page around the iframe. It is kept in memory only.
+
+const RENEWAL = 600_000; // a token lives for 15 minutes
+let parents: string[] = [];
+
+function tellHost(message: object): void {
+  if (window.parent === window) return;
+  for (const origin of parents) window.parent.postMessage(message, origin);
+}
+
+async function renew(): Promise<void> {
+  try {
+    credentials.bearer = (await ask<{ token: string }>("POST", "/v1/portal-sessions/renew", { quiet: true })).value.token;
+  } catch (error) {
+    if (error instanceof Problem && error.status === 401) lost();
+  }
+}
+
+/** Take the token out of the address before anything else sees it. */
+export function takeToken(): void {
+  if (APP !== "portal" || location.hash.length < 2) return;
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  history.replaceState(history.state, "", location.pathname + location.search);
+  if (token) credentials.bearer = token;
+}
+
+/** Follow the page around the iframe: a new token, and how high the content is. */
+export function followHost(): void {
+  if (APP !== "portal" || window.parent === window) return;
+  addEventListener("message", (event) => {
+    if (event.source !== window.parent || !parents.includes(event.origin)) return;
+    const data = event.data as { type?: unknown; token?: unknown } | null;
+    if (data?.type !== "dispatcher:token" || typeof data.token !== "string") return;
+    credentials.bearer = data.token;
+    void look();
+  });
+  let told = 0;
+  new ResizeObserver(() => {
+    const height = document.documentElement.scrollHeight;
+    if (height === told) return;
+    told = height;
+    tellHost({ type: "dispatcher:height", height });
+  }).observe(document.body);
+}
+
+const COLOUR = /^#[0-9a-fA-F]{6}$/;
+
+/** Put the colours, the font and the sign of a portal in place. */
+export function showBranding(): void {
+  const state = session.get();
+  const portal = state.is === "in" ? state.session.portal : null;
+  if (!portal) return;
+  const root = document.documentElement;
+  const pair = (name: keyof Colours): [string, string] | null => {
+    const light = portal.branding?.colors?.light?.[name];
+    const dark = portal.branding?.colors?.dark?.[name];
+    return light && dark && COLOUR.test(light) && COLOUR.test(dark) ? [light, dark] : null;
+  };
+  for (const [name, variable] of [["accent", "--accent"], ["background", "--ground"], ["surface", "--surface"], ["text", "--ink"]] as const) {
+    const found = pair(name);
+    if (found) root.style.setProperty(variable, `light-dark(${found[0]}, ${found[1]})`);
+  }
+  const accent = pair("accent");
+  if (accent) root.style.setProperty("--on-accent", `light-dark(${inkOn(accent[0])}, ${inkOn(accent[1])})`);
+  const font = portal.branding?.font;
+  if (font && /^[\w ,-]{1,100}$/.test(font)) root.style.setProperty("--font", `${font}, system-ui, sans-serif`);
+  if (!portal.gutters) root.dataset["gutters"] = "none";
+  const sign = portal.branding?.favicon;
+  const link = document.querySelector<HTMLLinkElement>("link[rel=icon]");
+  if (sign && link) link.href = new URL(sign, API_ROOT).href;
+}
+
+/** Black or white, whichever can be read on the colour (WCAG's relative luminance). */
+export function inkOn(colour: string): string {
+  const [r, g, b] = [1, 3, 5].map((at) => {
+    const share = Number.parseInt(colour.slice(at, at + 2), 16) / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  }) as [number, number, number];
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
+}

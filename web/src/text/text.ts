@@ -1,0 +1,24 @@
+// The texts in force. Each language is one catalogue; the type of the English one is the type of all.
+
+import { preferences, type Language } from "../state/preferences";
+import { de } from "./de";
+import { en, type Texts } from "./en";
+
+const CATALOGUES: Record<Language, Texts> = { en, de };
+export const LANGUAGES: [Language, string][] = [
+  ["en", "English"],
+  ["de", "Deutsch"],
+];
+
+export let t: Texts = CATALOGUES[preferences.get().language];
+export let language: Language = preferences.get().language;
+
+preferences.follow((chosen) => {
+  language = chosen.language;
+  t = CATALOGUES[language];
+});
+
+/** The text for a word of the API; a word that is newer than this page is shown as it is. */
+export function word(of: Readonly<Record<string, string>>, name: string): string {
+  return Object.hasOwn(of, name) ? of[name]! : name;
+}

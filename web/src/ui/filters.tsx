@@ -1,0 +1,99 @@
+// The filters of a list: what is in the address, as fields; and each that is set, as a link that takes it out.
+
+import { useState } from "preact/hooks";
+import { filtersOf } from "../state/filters";
+import { changed, go, place } from "../state/place";
+import { t, word } from "../text/text";
+import { Button } from "./bits";
+import { Input, Select } from "./form";
+
+export interface FilterField {
+  name: string;
+  label: string;
+  options?: readonly (readonly [string, string])[];
+  help?: string;
+  list?: readonly string[];
+}
+
+export function Filters(props: { fields: FilterField[] }) {
+  const { query } = place.use();
+  const names = props.fields.map((field) => field.name);
+  const set = filtersOf(query, names);
+  const key = JSON.stringify(set);
+  const [open, setOpen] = useState(false);
+  return (
+    <div class="filters">
+      <div class="chips">
+        <Button kind="small" aria-expanded={open} onClick={() => setOpen(!open)}>
+          {t.filters.title}
+        </Button>
+        {Object.entries(set).map(([name, value]) => {
+          const field = props.fields.find((each) => each.name === name)!;
+          const shown = field.options?.find(([each]) => each === value)?.[1] ?? value;
+          return (
+            <a key={name} class="chip" href={changed({ [name]: null, cursor: null })} title={t.filters.remove} aria-label={`${t.filters.remove}: ${field.label} ${shown}`}>
+              {field.label}: <strong class="break">{shown}</strong> ✕
+            </a>
+          );
+        })}
+        {Object.keys(set).length > 1 ? (
+          <a class="chip plain" href={changed({ ...Object.fromEntries(names.map((name) => [name, null])), cursor: null })}>
+            {t.filters.clear}
+          </a>
+        ) : null}
+      </div>
+      {open ? <FilterForm key={key} fields={props.fields} set={set} close={() => setOpen(false)} /> : null}
+    </div>
+  );
+}
+
+function FilterForm(props: { fields: FilterField[]; set: Record<string, string>; close: () => void }) {
+  const [values, setValues] = useState<Record<string, string>>(props.set);
+  const put = (name: string) => (value: string) => setValues((old) => ({ ...old, [name]: value }));
+  return (
+    <form
+      class="filter-form"
+      onSubmit={(event) => {
+        event.preventDefault();
+        go(changed({ ...Object.fromEntries(props.fields.map((field) => [field.name, values[field.name]?.trim() || null])), cursor: null }));
+        props.close();
+      }}
+    >
+      {props.fields.map((field) =>
+        field.options ? (
+          <Select key={field.name} label={field.label} value={values[field.name] ?? ""} set={put(field.name)} options={[["", t.filters.any], ...field.options]} help={field.help} />
+        ) : (
+          <Input key={field.name} label={field.label} value={values[field.name] ?? ""} set={put(field.name)} help={field.help} />
+        ),
+      )}
+      <div class="actions end">
+        <Button onClick={props.close}>{t.cancel}</Button>
+        <Button type="submit" kind="main">
+          {t.apply}
+        </Button>
+      </div>
+    </form>
+  );
+}
+
+export function stateOptions(): [string, string][] {
+  return [["failed", t.states.failed], ...(["pending", "retrying", "delivered", "dead", "dropped"] as const).map((state): [string, string] => [state, word(t.states, state)])];
+}
+
+/** The way to the next page, and back to the first. */
+export function Pager(props: { next: string | null; shown: number; more?: string }) {
+  const { query } = place.use();
+  const paged = query.has("cursor");
+  return (
+    <nav class="pager" aria-label={t.pager.title}>
+      {paged ? <a class="button small" href={changed({ cursor: null })}>{t.pager.first}</a> : null}
+      {props.next !== null ? (
+        <a class="button small" data-next href={changed({ cursor: props.next })}>
+          {props.shown === 0 ? t.pager.lookOn : t.pager.next}
+        </a>
+      ) : (
+        <span class="faint small">{t.pager.end}</span>
+      )}
+    </nav>
+  );
+}
