@@ -109,7 +109,7 @@ def test_no_source_makes_markup_of_text() -> None:
     )
     wrong = [
         f"{path.name}: {found[0]}"
-        for path in WEB.rglob("src/**/*.ts*")
+        for path in (WEB / "src").rglob("*.ts*")
         if path.name != "schema.d.ts"
         for found in ways.finditer(path.read_text())
     ]
