@@ -71,8 +71,12 @@ class Outcomes:
         elif type(result) is Failure and result.reason is Reason.CANCELLED:
             delivery.lane.release(delivery.share)
             # Stopping. Whether it has arrived is not known, so it is sent again.
+            decision = self._parking.left_as(delivery)
+            reason = "shutdown" if decision == PARKED else None
+            if decision == LEFT_TO_ANOTHER:
+                self._metrics.left_to_another += 1
             if self._attempts.failures:
-                self._attempts.note(delivery, result, PARKED, now, self._wall(), None, "shutdown")
+                self._attempts.note(delivery, result, decision, now, self._wall(), None, reason)
             delivery.attempt -= 1
             self._parking.leave_behind(delivery, noted=True)
         else:
@@ -162,6 +166,10 @@ class Outcomes:
                 metrics.attempts["status", f"{result.status // 100}xx"] += 1
             else:
                 metrics.attempts[result.reason.value, "none"] += 1
+            if decision == RETRY:
+                metrics.retried += 1
+            elif decision == LEFT_TO_ANOTHER:
+                metrics.left_to_another += 1
             self._endpoints.attribute_failure(delivery, result, described, now, unix)
             if self._attempts.failures:
                 self._attempts.note(delivery, result, decision, now, unix, due, reason)

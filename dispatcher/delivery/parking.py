@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from dispatcher.core.attempt.outcome import PARKED
+from dispatcher.core.attempt.outcome import LEFT_TO_ANOTHER, PARKED
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.subscription.model import Status, Subscription
 from dispatcher.delivery.attempt_log import AttemptLog
@@ -151,6 +151,14 @@ class Parking:
         """Write those at once that are about to be."""
         while self._soon:
             self._next()
+
+    def left_as(self, delivery: Delivery) -> str:
+        """What comes of it by `leave_behind`, as a decision."""
+        if delivery.tracker.lost:
+            return LEFT_TO_ANOTHER
+        if delivery.event_source is None or isinstance(delivery.tracker, ParkedTracker):
+            return PARKED
+        return LEFT_TO_ANOTHER  # it stands in its tier as before, and whoever has the partition then reads it
 
     def leave_behind(self, delivery: Delivery, *, noted: bool = False) -> None:
         """Park it, since this process ends. What came out of a topic of ours still stands there. `noted` as in `park`."""

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from dispatcher.__about__ import __version__
+from dispatcher.core.attempt.outcome import DEAD, DELIVERED, DROPPED, LEFT_TO_ANOTHER, PARKED, RETRY
 from dispatcher.core.commit.parked import REASONS
 from dispatcher.core.request.results import Reason
 
@@ -92,6 +93,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         "Records that owe nothing: tombstones, those read again after a rebalance or by the next owner, and offsets given up with `dispatcher topics skip` (unreadable).",
     ),
     "deliveries_total": (("outcome",), "Deliveries settled, by how they ended."),
+    "decisions_total": (
+        ("decision", "reason"),
+        "What was decided of deliveries, in the words of the attempt log: delivered, retry, parked, dead, dropped, left_to_another; and why, where there is a why.",
+    ),
     "attempts_total": (
         ("outcome", "code_class"),
         "HTTP attempts: delivered, status (any other answer), or why there was no answer.",
@@ -147,6 +152,28 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
 }
 
+_DEAD: Final = (
+    "exhausted",
+    "gone",
+    "disabled",
+    "failing",
+    "unsendable",
+    "body_expired",
+    "body_unreadable",
+)
+_DROPPED: Final = (
+    "deleted",
+    "disabled",
+    "expired_while_paused",
+    "paused",
+    "pending",
+    "record_gone",
+)
+_NO_DELIVERY: Final = "invalid"
+"""The reason of a dead letter that is a record, and no delivery."""
+
+_PARKED: Final = tuple(reason for reason in REASONS if reason != "other")
+
 # Every value that the labels of a counter can have. Each exists with 0 from the start: Prometheus can't see the increase of a
 # series whose first sample is 250, and an alarm on it stays silent for the first burst. What depends on the settings (topics,
 # levels) is added by `Metrics.expect`.
@@ -156,39 +183,25 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
         for reason in ("json", "type", "id", "tenant", "headers", "cloudevent", "content_type", "unreadable")
     ),
     "events_skipped_total": (("seen",), ("tombstone",), ("unreadable",)),
-    "deliveries_total": tuple(
-        (outcome,)
-        for outcome in (
-            "delivered",
-            "dead_lettered",
-            "dropped_deleted",
-            "dropped_disabled",
-            "dropped_expired_while_paused",
-            "dropped_paused",
-            "dropped_pending",
-            "dropped_record_gone",
-        )
+    "deliveries_total": (
+        ("delivered",),
+        ("dead_lettered",),
+        *((f"dropped_{reason}",) for reason in _DROPPED),
+    ),
+    "decisions_total": (
+        *((decision, "") for decision in (DELIVERED, RETRY, LEFT_TO_ANOTHER)),
+        *((PARKED, reason) for reason in _PARKED),
+        *((DEAD, reason) for reason in _DEAD),
+        *((DROPPED, reason) for reason in _DROPPED),
     ),
     "attempts_total": (
         ("delivered", "2xx"),
         *(("status", code_class) for code_class in ("1xx", "2xx", "3xx", "4xx", "5xx")),
         *((reason.value, "none") for reason in Reason),
     ),
-    "deliveries_parked_total": tuple((reason,) for reason in REASONS if reason != "other"),
+    "deliveries_parked_total": tuple((reason,) for reason in _PARKED),
     "retries_due_total": (("memory",), ("parked",)),
-    "dead_letters_total": tuple(
-        (reason,)
-        for reason in (
-            "exhausted",
-            "gone",
-            "disabled",
-            "failing",
-            "unsendable",
-            "invalid",
-            "body_expired",
-            "body_unreadable",
-        )
-    ),
+    "dead_letters_total": tuple((reason,) for reason in (*_DEAD, _NO_DELIVERY)),
     "attempt_records_total": (("written",), ("dropped",)),
     "commits_total": (("ok",), ("refused",), ("failed",)),
     "position_jumps_total": (("retention",), ("expired",), ("made_anew",), ("cut",)),
@@ -279,6 +292,8 @@ class Metrics:
         self.invalid: defaultdict[str, int] = defaultdict(int)
         self.deliveries: defaultdict[str, int] = defaultdict(int)  # all outcomes but delivered
         self.attempts: defaultdict[Labels, int] = defaultdict(int)  # all but (delivered, 2xx)
+        self.retried = 0
+        self.left_to_another = 0
         self.retries_due: defaultdict[str, int] = defaultdict(int)
         self.parked: defaultdict[str, int] = defaultdict(int)
         self.dead_letters: defaultdict[str, int] = defaultdict(int)
@@ -303,6 +318,7 @@ class Metrics:
             "validations_total": lambda: _by_word(self.validations),
             "events_skipped_total": lambda: _by_word(self.skipped),
             "deliveries_total": lambda: _by_word({**self.deliveries, "delivered": self.delivered}),
+            "decisions_total": self._decisions,
             "attempts_total": lambda: {**self.attempts, ("delivered", "2xx"): self.delivered},
             "deliveries_parked_total": lambda: _by_word(self.parked),
             "retries_due_total": lambda: _by_word(self.retries_due),
@@ -359,6 +375,24 @@ class Metrics:
         build = GaugeMetricFamily("dispatcher_build_info", "Always 1.", labels=("version", "python"))
         build.add_metric((__version__, platform.python_version()), 1)
         yield build
+
+    def _decisions(self) -> Reading:
+        found: dict[Labels, float] = {
+            (DELIVERED, ""): self.delivered,
+            (RETRY, ""): self.retried,
+            (LEFT_TO_ANOTHER, ""): self.left_to_another,
+        }
+        found |= {(PARKED, reason): count for reason, count in self.parked.items()}
+        found |= {
+            (DEAD, reason): count for reason, count in self.dead_letters.items() if reason != _NO_DELIVERY
+        }
+        dropped = f"{DROPPED}_"
+        found |= {
+            (DROPPED, outcome.removeprefix(dropped)): count
+            for outcome, count in self.deliveries.items()
+            if outcome.startswith(dropped)
+        }
+        return found
 
     def _values(self, name: str) -> Iterator[tuple[Labels, float]]:
         expected = self._expected.get(name, ())

@@ -19,6 +19,7 @@ from dispatcher.core.subscription.model import Status
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import AttemptsSettings
+from tests.delivery.test_retry_reader import waiting
 from tests.fakes import FixedRegistry, subscription
 from tests.world import World, event, running, until
 
@@ -324,9 +325,30 @@ async def test_an_attempt_that_a_shutdown_cuts_off_is_a_record_once() -> None:
     await world.engine.stop(0)
     (record,) = logged(world)
     assert (record["decision"], record["reason"], record["failure"]) == ("parked", "shutdown", "shutdown")
+    assert world.value("decisions_total", decision="parked", reason="shutdown") == 1
     assert record["attempt"] == 1
     assert "total_ms" in record
     assert world.committed == 1
+
+
+async def test_an_attempt_of_a_retry_that_a_shutdown_cuts_off_is_left_to_whoever_reads_its_topic_next() -> (
+    None
+):
+    world = World(FixedRegistry(subscription("sub_1")))
+    world.engine.start()
+    world.transport.answer = lambda *_: (1000.0, Response(200))
+    waiting(world.broker, 1, due=1.0)
+    await until(lambda: len(world.transport.sent) == 1)
+    await world.engine.stop(0)
+    (record,) = logged(world)
+    assert (record["decision"], record.get("reason"), record["failure"]) == (
+        "left_to_another",
+        None,
+        "shutdown",
+    )
+    assert world.parked() == [], "nothing was written: it stands in its tier as before"
+    assert world.value("decisions_total", decision="left_to_another", reason="") == 1
+    assert world.value("decisions_total", decision="parked", reason="shutdown") == 0
 
 
 async def test_with_the_log_off_no_end_is_recorded() -> None:

@@ -19,6 +19,7 @@ PROMISED: dict[str, set[str]] = {
     "events_unmatched_total": set(),
     "events_invalid_total": {"reason"},
     "deliveries_total": {"outcome"},
+    "decisions_total": {"decision", "reason"},
     "attempts_total": {"outcome", "code_class"},
     "attempt_duration_seconds": set(),
     "delivery_latency_seconds": set(),

@@ -7,11 +7,12 @@ from hypothesis import given, strategies as st
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.telemetry.metrics import _COUNTERS, Histogram, Metrics
+from dispatcher.core.attempt.outcome import DECISIONS
+from dispatcher.telemetry.metrics import _COUNTERS, _VALUES, Histogram, Metrics
 
 # Names that dashboards and alerts stand on.
 NAMED = {
-    "events_consumed_total", "events_unmatched_total", "events_invalid_total", "deliveries_total",
+    "events_consumed_total", "events_unmatched_total", "events_invalid_total", "deliveries_total", "decisions_total",
     "attempts_total", "attempt_duration_seconds", "delivery_latency_seconds", "deliveries_in_flight",
     "deliveries_queued", "deliveries_held", "deliveries_parked_total", "retries_due_total", "retry_lateness_seconds",
     "dead_letters_total", "lanes", "connections", "connections_opened_total", "partition_lag",
@@ -50,6 +51,33 @@ def test_what_was_counted_is_shown() -> None:
         "dispatcher_lanes 8.0",
     ):
         assert line in text.splitlines()
+
+
+def test_each_decision_is_counted_by_the_words_of_the_attempt_log_beside_the_old_names() -> None:
+    metrics = Metrics()
+    metrics.delivered = 7
+    metrics.retried = 6
+    metrics.left_to_another = 5
+    metrics.parked["breaker"] += 4
+    metrics.dead_letters["exhausted"] += 3
+    metrics.dead_letters["invalid"] += 9  # a record that is no event is no delivery
+    metrics.deliveries["dead_lettered"] += 3
+    metrics.deliveries["dropped_deleted"] += 2
+    counted = {
+        line
+        for line in scrape(metrics).splitlines()
+        if line.startswith("dispatcher_decisions_total") and not line.endswith(" 0.0")
+    }
+    assert counted == {
+        'dispatcher_decisions_total{decision="delivered",reason=""} 7.0',
+        'dispatcher_decisions_total{decision="retry",reason=""} 6.0',
+        'dispatcher_decisions_total{decision="left_to_another",reason=""} 5.0',
+        'dispatcher_decisions_total{decision="parked",reason="breaker"} 4.0',
+        'dispatcher_decisions_total{decision="dead",reason="exhausted"} 3.0',
+        'dispatcher_decisions_total{decision="dropped",reason="deleted"} 2.0',
+    }
+    assert {labels[0] for labels in _VALUES["decisions_total"]} == set(DECISIONS)
+    assert metrics.unexpected() == {}
 
 
 def test_a_histogram_is_cumulative_and_its_bounds_belong_to_their_bucket() -> None:

@@ -24,7 +24,7 @@ DROPPED: Final = "dropped"
 """It is owed to nobody any more. An end, without a dead letter."""
 
 LEFT_TO_ANOTHER: Final = "left_to_another"
-"""Its partition went to another replica meanwhile, which delivers it."""
+"""Its partition went to another replica, or is about to go to the next process, which delivers it."""
 
 DECISIONS: Final = (DELIVERED, RETRY, PARKED, DEAD, DROPPED, LEFT_TO_ANOTHER)
 
