@@ -81,6 +81,30 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("core/commit/test_note.py::test_a_note_of_another_commit_tells_nothing",),
     ),
     Mutant(
+        "note_is_forgotten_with_its_offset",
+        "where retention has passed a commit, what its note says is done is sent again",
+        (
+            Edit(
+                "return Start(committed, Why.RETENTION if committed.offset < earliest else None)",
+                "return Start(Position(max(earliest, committed.offset)), Why.RETENTION if committed.offset < earliest else None)",
+            ),
+        ),
+        (
+            "broker/test_assignment.py::test_a_commit_that_retention_has_passed_is_taken_up_with_its_metadata_and_read_from_what_is_left",
+        ),
+    ),
+    Mutant(
+        "topic_made_anew_is_read_on",
+        "a topic that was made anew while nothing was heard of it is read on as if it were the old one, and once more then",
+        (
+            Edit("if fetched and self.in_doubt:", "if False:"),
+            Edit("if self._fetching.in_doubt:", "if False:"),
+        ),
+        (
+            "broker/kafka/test_fetching.py::test_of_a_topic_that_was_made_anew_during_a_silence_nothing_is_handed_out_before_it_is_taken_anew",
+        ),
+    ),
+    Mutant(
         "note_forgets_who_was_served",
         "the note names no subscription that has already got an event which others still wait for",
         (Edit("self._served[offset] = [subscription_id]", "self._served[offset] = []"),),

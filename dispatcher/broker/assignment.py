@@ -15,6 +15,9 @@ partition has none. Deciding again at every assignment would lose what came in b
    to its decision about partitions of others, should they come to it without a commit.
 3. A remembered partition without a commit has lost it: the log and `/readyz` say so (`Why.EXPIRED`).
 4. A topic with another id than the remembered one was made anew: its commits are about another topic.
+5. A commit that retention has passed stays the start, with its note: reading begins at the first record that is left
+   (`Plan.reads`), and what the note says is done there stays done. The member's owner learns from `Consumer.passed` that nothing is
+   to be read before.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Start(NamedTuple):
 
     position: Position
     why: Why | None = None
-    """Set where it isn't where the group had come to."""
+    """Set where reading doesn't go on where the group had come to."""
 
 
 def start_of(
@@ -71,7 +74,7 @@ def start_of(
     anew: bool = False,
     cut: bool = False,
 ) -> Start:
-    """Where reading a partition starts that holds the offsets from `earliest` to before `end`.
+    """Where reading a partition starts that holds the offsets from `earliest` to before `end`; what is below `earliest` is passed over.
 
     `from_latest`: where there is no commit, at the end. `known`: the group has read it before. `anew`, `cut`: what was
     committed is about a former topic of that name, or beyond where the partition was cut.
@@ -82,10 +85,10 @@ def start_of(
         if known:
             return Start(Position(earliest), Why.EXPIRED)
         return Start(Position(end if from_latest else earliest))
-    if earliest <= committed.offset <= end:
-        return Start(committed)
-    # Everything that is there is unread, and what was noted of that offset holds no more.
-    return Start(Position(earliest), Why.RETENTION if committed.offset < earliest else Why.CUT)
+    if committed.offset > end:
+        # Everything that is there is unread, and what was noted of that offset holds no more.
+        return Start(Position(earliest), Why.CUT)
+    return Start(committed, Why.RETENTION if committed.offset < earliest else None)
 
 
 class Extent(NamedTuple):
@@ -100,6 +103,8 @@ class Plan(NamedTuple):
 
     starts: dict[TopicPartition, Position]
     """Of every partition of the topics."""
+    reads: dict[TopicPartition, int]
+    """The first offset of each that is read: that of its start, or what retention has left behind it."""
     commits: dict[TopicPartition, Position]
     """Those of them that aren't committed yet."""
     jumps: list[Jump]
@@ -120,7 +125,7 @@ def plan(
 
     `past` are the topics that the group has read before. `from_latest` is for a group that has never run (rule 2).
     """
-    result = Plan({}, {}, [], {key: extent.end for key, extent in extents.items()})
+    result = Plan({}, {}, {}, [], {key: extent.end for key, extent in extents.items()})
     for key, (earliest, end) in extents.items():
         topic = topics[key.topic]
         before = past.get(key.topic)
@@ -131,11 +136,11 @@ def plan(
             kept, earliest, end, from_latest=from_latest, known=known, anew=anew, cut=key in cut
         )
         result.starts[key] = start
+        result.reads[key] = max(start.offset, earliest)
         if start != kept:
             result.commits[key] = start
         if why is not None:
-            expected = None if kept is None else kept.offset
-            result.jumps.append(Jump(key, why, expected, start.offset, "" if kept is None else kept.metadata))
+            result.jumps.append(Jump(key, why, None if kept is None else kept.offset, result.reads[key]))
     return result
 
 

@@ -272,15 +272,15 @@ class Jump(NamedTuple):
     why: Why
     expected: int | None
     to: int
-    metadata: str = ""
-    """The text beside the commit of `expected`, where that was a commit."""
 
 
 class AssignmentListener(Protocol):
     """Told of every change of assignment, before `poll()` returns anything of it."""
 
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
-        """`partitions` are all that the member has now, each with where reading starts."""
+        """`partitions` are all that the member has now, each with where reading starts. Of what retention has deleted there,
+        `Consumer.passed` tells.
+        """
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """The member is about to lose these; commits made in here still count."""

@@ -7,7 +7,6 @@ Whatever the reason, events may have been lost, or come again; nobody looks at a
 from __future__ import annotations
 
 from dispatcher.broker.base import Jump, Why
-from dispatcher.core.commit.note import read_note
 from dispatcher.telemetry.metrics import Metrics
 
 _SENTENCES = {
@@ -32,14 +31,10 @@ class Jumps:
         self._skipped: dict[tuple[str, Why], int] = {}
         self._partitions: dict[tuple[str, Why], set[int]] = {}
 
-    def note(self, jump: Jump) -> None:
-        """One more."""
-        (topic, partition), why, expected, to, metadata = jump
-        skipped = 0
-        if why is Why.RETENTION and expected is not None:
-            skipped = to - expected
-            for first, end in read_note(topic, partition, expected, metadata).done:
-                skipped -= max(0, min(end, to) - first)
+    def note(self, jump: Jump, skipped: int = 0) -> None:
+        """One more. `skipped`: the offsets that retention deleted, and that were neither read nor done before."""
+        (topic, partition), why, *_ = jump
+        if why is Why.RETENTION:
             self._metrics.offsets_skipped[topic] += skipped
         self._metrics.jumps[str(why)] += 1
         key = (topic, why)

@@ -118,6 +118,7 @@ class Membership:
         self._failing = False  # the last commit has not gone through
         self._sending = asyncio.Lock()
         self.jumps = Jumps(group, metrics)
+        self._jumped: list[Jump] = []  # since the last assignment
         for topic in topics:
             metrics.offsets_skipped[topic] += 0
         for why in Why:
@@ -295,8 +296,18 @@ class Membership:
             self.trackers.pop(partition, None)
 
     def on_jump(self, jump: Jump) -> None:
-        """Count it, and have it said."""
-        self.jumps.note(jump)
+        """Count it, and have it said; between two assignments when the trackers and the notes are there that tell what was done."""
+        if self._moving or jump.partition not in self.trackers:
+            self._jumped.append(jump)
+        else:
+            self._note_jump(jump)
+
+    def _note_jump(self, jump: Jump) -> None:
+        tracker = self.trackers.get(jump.partition)
+        if tracker is None or jump.why is not Why.RETENTION or jump.expected is None:
+            self.jumps.note(jump)
+        else:
+            self.jumps.note(jump, tracker.unread(jump.expected, jump.to))
 
     async def on_assigned(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Keep the trackers of partitions that came back; give up those that went elsewhere."""
@@ -317,6 +328,9 @@ class Membership:
                     tracker.lost = True
                 tracker = self.trackers[partition] = self._tracker(*partition, offset, done)
             tracker.committed, tracker.noted = offset, metadata
+        jumped, self._jumped = self._jumped, []
+        for jump in jumped:
+            self._note_jump(jump)
         self._moving = self._failing = False
         if self._reserves:
             await self._reserve()

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from dispatcher.broker.assignment import GuardedListener, Start, start_of
-from dispatcher.broker.base import BrokerError, Jump, Position, TopicPartition, Why
+from dispatcher.broker.assignment import Extent, GuardedListener, Start, plan, start_of
+from dispatcher.broker.base import BrokerError, Jump, Position, Remembered, TopicPartition, Why
 
 
 @pytest.mark.parametrize(("from_latest", "offset"), [(False, 10), (True, 20)])
@@ -19,11 +19,35 @@ def test_a_commit_within_the_partition_is_taken_up_with_its_metadata(offset: int
     assert start_of(committed, 10, 20, from_latest=True) == Start(committed)
 
 
-@pytest.mark.parametrize(("offset", "why"), [(9, Why.RETENTION), (21, Why.CUT)])
-def test_a_commit_outside_of_the_partition_gives_the_earliest_record_without_its_metadata(
-    offset: int, why: Why
-) -> None:
-    assert start_of(Position(offset, "noted"), 10, 20, from_latest=True) == Start(Position(10), why)
+def test_a_commit_beyond_the_end_gives_the_earliest_record_without_its_metadata() -> None:
+    assert start_of(Position(21, "noted"), 10, 20, from_latest=True) == Start(Position(10), Why.CUT)
+
+
+def test_a_commit_that_retention_has_passed_is_taken_up_with_its_metadata_and_read_from_what_is_left() -> (
+    None
+):
+    partition = TopicPartition("t", 0)
+    committed = Position(9, "noted")
+    assert start_of(committed, 10, 20, from_latest=True) == Start(committed, Why.RETENTION)
+    topics = {"t": Remembered("id", 1)}
+    found = plan(topics, {partition: committed}, {partition: Extent(10, 20)}, topics, from_latest=True)
+    assert (found.starts, found.reads) == ({partition: committed}, {partition: 10})
+    assert found.commits == {}, "who has the partition commits what comes of it"
+    assert found.jumps == [Jump(partition, Why.RETENTION, 9, 10)]
+
+
+@pytest.mark.parametrize("earliest", [5, 12])
+def test_of_a_topic_made_anew_no_former_note_is_believed_wherever_it_begins(earliest: int) -> None:
+    partition = TopicPartition("t", 0)
+    found = plan(
+        {"t": Remembered("new", 1)},
+        {partition: Position(9, "noted")},
+        {partition: Extent(earliest, 20)},
+        {"t": Remembered("old", 1)},
+        from_latest=False,
+    )
+    assert found.starts == found.commits == {partition: Position(earliest)}
+    assert found.reads == {partition: earliest}
 
 
 class Failing:

@@ -310,7 +310,12 @@ async def test_what_retention_took_before_the_start_is_told(backend: Backend) ->
     await backend.delete_before(broker, partition, 6)
     member = Member(broker, [topic], group)
     await member.consumer.start()
-    assert member.listener.jumps == [Jump(partition, Why.RETENTION, 2, 6, "noted")]
+    assert member.listener.jumps == [Jump(partition, Why.RETENTION, 2, 6)]
+    assert member.listener.starts[partition] == Position(2, "noted"), "what was done beyond is still done"
+    assert member.consumer.passed()[partition] == (2, 6)
+    await member.poll_for(4)
+    assert [record.offset for record in member.all] == [6, 7, 8, 9]
+    await member.consumer.commit({partition: Position(6)})
     await member.consumer.stop()
     member = Member(broker, [topic], group)
     await member.consumer.start()

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 from dispatcher.broker.base import Jump, TopicPartition, Why
-from dispatcher.core.commit.note import pack
 from dispatcher.delivery.jumps import Jumps
 from dispatcher.telemetry.metrics import Metrics
 
 
-def test_what_retention_took_is_counted_without_what_was_done_before() -> None:
+def test_what_retention_took_is_counted_and_said() -> None:
     metrics = Metrics()
     jumps = Jumps("g", metrics)
-    jumps.note(
-        Jump(TopicPartition("t", 0), Why.RETENTION, 10, 30, pack("t", 0, 10, [(12, 17), (25, 40)], {}).text)
-    )
-    jumps.note(Jump(TopicPartition("t", 1), Why.RETENTION, 0, 7))
+    jumps.note(Jump(TopicPartition("t", 0), Why.RETENTION, 10, 30), 10)
+    jumps.note(Jump(TopicPartition("t", 1), Why.RETENTION, 0, 7), 7)
     assert metrics.offsets_skipped == {"t": 10 + 7}
     assert metrics.jumps == {"retention": 2}
     (sentence,) = jumps.warnings()
@@ -22,7 +19,7 @@ def test_what_retention_took_is_counted_without_what_was_done_before() -> None:
 def test_what_had_all_been_delivered_is_no_loss() -> None:
     metrics = Metrics()
     jumps = Jumps("g", metrics)
-    jumps.note(Jump(TopicPartition("t", 0), Why.RETENTION, 10, 12, pack("t", 0, 10, [(10, 12)], {}).text))
+    jumps.note(Jump(TopicPartition("t", 0), Why.RETENTION, 10, 12), 0)
     assert jumps.warnings() == []
     assert metrics.offsets_skipped == {"t": 0}
 

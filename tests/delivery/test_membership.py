@@ -9,8 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from dispatcher.broker.base import Broker, CommitRefused, Position, TopicPartition
-from dispatcher.core.commit.note import Pointer, pointing, read_note
+from dispatcher.broker.base import (
+    Broker,
+    CommitRefused,
+    Jump,
+    Position,
+    StoredRecord,
+    TopicPartition,
+    Why,
+)
+from dispatcher.core.commit.note import RECORD_LIMIT, Pointer, Who, checksum_of, pack, pointing, read_note
 from dispatcher.delivery.membership import Membership
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.telemetry.metrics import Metrics
@@ -103,6 +111,75 @@ async def test_notes_that_can_not_be_read_delay_an_assignment_by_no_more_than_th
     await membership.on_assigned({HERE: Position(7, text)})
     assert clock() - began == pytest.approx(1.5)
     assert membership.trackers[HERE].committable == 7
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["beside the commit", "in a record"])
+async def test_what_a_note_says_is_done_stays_done_when_retention_has_passed_its_commit(
+    monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Committed is 15; 17 to 19 and 26 to 29 are done, 24 for a; the first that is left is 24."""
+    done, partly = [(17, 20), (26, 30)], {Who(owed=False, ids=("a",)): [(24, 25)]}
+    packed = pack(*HERE, 15, done, partly, 10 if whole else 4096, record=RECORD_LIMIT)
+    assert (packed.whole is not None) is whole
+    broker = Notes()
+    text = packed.text
+    if packed.whole is not None:
+        record = StoredRecord(0, 0, None, packed.whole)
+        text = pointing(*HERE, 15, packed.text, Pointer(0, 0, checksum_of(packed.whole)))
+
+        async def read(partition: TopicPartition, offset: int) -> StoredRecord:
+            return record
+
+        monkeypatch.setattr(broker, "read", read)
+    metrics = Metrics()
+    topic = "dispatcher.progress" if whole else None
+    membership = Membership(cast("Broker", broker), ["events"], "group", Host(), metrics, notes_topic=topic)
+    membership.on_jump(Jump(HERE, Why.RETENTION, 15, 24))
+    await membership.on_assigned({HERE: Position(15, text)})
+    tracker = membership.trackers[HERE]
+    assert metrics.offsets_skipped["events"] == 24 - 15 - 3, "what had been delivered before is no loss"
+
+    monkeypatch.setattr(broker.made, "passed", lambda: {HERE: (15, 24)})
+    await membership.commit()
+    (committed,) = broker.made.commits
+    assert committed[HERE].offset == 24
+    assert read_note(*HERE, *committed[HERE]).done == ((26, 30),), "the next owner learns it too"
+    assert [offset for offset in range(24, 32) if not tracker.seen(offset)] == [24, 25, 30, 31]
+
+
+async def test_a_note_beside_an_offset_that_somebody_has_moved_is_not_believed_where_retention_has_passed_it() -> (
+    None
+):
+    metrics = Metrics()
+    membership = Membership(cast("Broker", Notes()), ["events"], "group", Host(), metrics)
+    membership.on_jump(Jump(HERE, Why.RETENTION, 10, 24))
+    await membership.on_assigned({HERE: Position(10, pack(*HERE, 15, [(17, 20), (26, 30)]).text)})
+    assert metrics.offsets_skipped["events"] == 24 - 10
+    assert not any(membership.trackers[HERE].seen(offset) for offset in range(24, 30))
+
+
+async def test_what_this_process_has_taken_up_of_what_retention_deleted_is_delivered_and_no_loss() -> None:
+    metrics = Metrics()
+    broker = Notes()
+    membership = Membership(cast("Broker", broker), ["events"], "group", Host(), metrics)
+    await membership.on_assigned({HERE: Position(0)})
+    tracker = membership.trackers[HERE]
+    for offset in range(20):
+        tracker.track(offset, 1)
+    await membership.on_revoked([HERE])
+    membership.on_jump(Jump(HERE, Why.RETENTION, 0, 24))
+    await membership.on_assigned({HERE: Position(tracker.committed, tracker.noted)})
+    assert membership.trackers[HERE] is tracker
+    assert not tracker.lost
+    assert metrics.offsets_skipped["events"] == 24 - 20, "only what was not read"
+
+
+async def test_a_live_member_that_retention_passes_counts_only_what_was_not_done_before() -> None:
+    metrics = Metrics()
+    membership = Membership(cast("Broker", Notes()), ["events"], "group", Host(), metrics)
+    await membership.on_assigned({HERE: Position(15, pack(*HERE, 15, [(17, 20)]).text)})
+    membership.on_jump(Jump(HERE, Why.RETENTION, 15, 24))
+    assert metrics.offsets_skipped["events"] == 24 - 15 - 3
 
 
 async def test_what_is_taken_up_is_reserved_before_and_for_all_partitions_at_once() -> None:

@@ -11,7 +11,7 @@ What the library leaves to its caller, and how it is met here:
   which Kafka accepts for partitions that belong to another member by then. Commits under way are
   cut off when their partitions are given up.
 - `committed()` hides the metadata, and a committed offset may point to what retention deleted, so
-  starting positions are read, checked and committed here, once per assignment (`starts.py`).
+  starting positions are read and checked here, once per assignment, and committed where there were none (`starts.py`).
 - With `auto_offset_reset` the library goes on after what retention deleted, or from the beginning of a topic that was made
   anew, and tells nobody. Without it the library raises, and what was skipped is counted here.
 - It looks for new partitions every five minutes, and never whether a topic is another one than before. `_watch` does.
@@ -80,7 +80,9 @@ log = structlog.get_logger(__name__)
 kafka_records.install()
 
 _OWN_FETCH_WAIT = 0.1  # seconds
-_LOOK_LIMIT = 2.0  # seconds that a revocation waits to learn which topics are still there
+_LOOK_LIMIT = (
+    2.0  # seconds that a revocation, or what is in doubt, waits to learn which topics are still there
+)
 
 
 class ConsumerCluster(GroupCluster, Protocol):
@@ -153,7 +155,7 @@ class KafkaConsumer:
         self._tasks = Tasks()
         self._consumer: AIOKafkaConsumer | None = None
         self._bridge: _Bridge | None = None
-        self._fetching = Fetching(settings.max_poll_records)
+        self._fetching = Fetching(settings.max_poll_records, self._settings.fetch_max_wait)
         self._ends: Mapping[TopicPartition, int] = {}
         self._watching = False
         self._rejoining = Backoff(longest=settings.session_timeout / 4)
@@ -320,8 +322,7 @@ class KafkaConsumer:
         self._fetching.interrupt()
         if self._fetching.mine:
             with contextlib.suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(_LOOK_LIMIT):
-                    self._see(await self._starts.survey())
+                await self._look()
             self._starts.given_up(self._fetching.mine)
             await self._owner.revoked(self._fetching.mine)
         self._drop()
@@ -361,7 +362,7 @@ class KafkaConsumer:
             consumer.seek(KafkaPartition(*partition), 0)
             consumer.pause(KafkaPartition(*partition))
         starts = taken.starts
-        self._fetching.take(consumer, {partition: at.offset for partition, at in starts.items()})
+        self._fetching.take(consumer, {partition: at.offset for partition, at in starts.items()}, taken.reads)
         self._ends = taken.ends
         self._owner.gone(taken.gone)
         for jump in taken.jumps:
@@ -389,8 +390,7 @@ class KafkaConsumer:
 
     async def _look_around(self) -> None:
         """See which topics there are, and whether what could not be started can be by now."""
-        seen = await self._starts.survey()
-        self._see(seen)
+        seen = await self._look()
         consumer = self._consumer
         if (
             consumer is not None
@@ -399,6 +399,15 @@ class KafkaConsumer:
             and self._fetching.is_open
         ):
             consumer._coordinator.request_rejoin()
+
+    async def _look(self) -> TopicsSeen:
+        """See which topics there are. Raises BrokerError and TimeoutError."""
+        doubts = self._fetching.doubts
+        async with asyncio.timeout(_LOOK_LIMIT):
+            seen = await self._starts.survey()
+        self._see(seen)
+        self._fetching.trust(doubts)
+        return seen
 
     def _see(self, seen: TopicsSeen) -> None:
         """Look whether these are the topics that it reads; have the group share them out anew if not."""
@@ -409,6 +418,7 @@ class KafkaConsumer:
         if others - self._starts.stale:
             log.warning("topics are gone or made anew", group=self.group, topics=sorted(others))
             self._starts.stale |= others
+            self._fetching.close()  # what comes of them by now is read when they are taken anew
             consumer._coordinator.request_rejoin()
         known = consumer._client.cluster.partitions_for_topic
         if others or any(len(known(name) or ()) != topic.partitions for name, topic in seen.there.items()):
@@ -480,7 +490,9 @@ class KafkaConsumer:
         self, left: float, limit: int
     ) -> Sequence[tuple[TopicPartition, Sequence[Record]]] | None:
         try:
-            batches = await self._fetching.fetch(left, limit)
+            if self._fetching.in_doubt:
+                await self._look()
+            batches = await self._fetching.fetch(left, limit) if self._fetching.is_open else None
         except PositionsCut as cut:
             self._begin_anew(cut.partitions)
         except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError) as lost:
@@ -490,7 +502,7 @@ class KafkaConsumer:
                 await self._fetch_failed(mapped(error, "looking for positions"), min(left, 1.0))
         except errors.TopicAuthorizationFailedError:
             pass  # those partitions stand still by now
-        except (errors.KafkaError, OSError) as error:
+        except (errors.KafkaError, OSError, BrokerError, TimeoutError) as error:
             await self._fetch_failed(mapped(error, "fetching"), min(left, 1.0))
         else:
             if batches is not None:

@@ -8,7 +8,10 @@ Rules:
 
 1. `mine` are the partitions that the listener has been told of and has not been told to lose. Nothing of others is handed out.
 2. `is_open` is true from the end of `on_assigned` to the beginning of `on_revoked`. Nothing is handed out otherwise.
-3. `positions` are behind the last record that was handed out.
+3. `positions` are behind the last record that was handed out, or the start where none was.
+4. A topic that is made anew goes on with the offsets of the one before, and the protocol's fetch knows topics by name only. So what comes
+   after a silence, or after a broker has said that a partition isn't there, is `in_doubt`: it is fetched again when its owner has
+   seen that the topics are the same (`trust`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from dispatcher.broker.kafka.unreadable import StuckPartitions
 from dispatcher.settings.groups import KafkaSettings
 
 _NEVER_MS = 2**31 - 1
+_SILENCE = 2.0  # seconds beyond the longest fetch, in which a topic may have been made anew unseen
+# What a broker answers of a partition that isn't there, or that another one has.
+_ABSENT = {errors.UnknownTopicOrPartitionError.errno, errors.NotLeaderForPartitionError.errno}
 
 
 class PositionsCut(Exception):
@@ -42,9 +48,10 @@ class PositionsCut(Exception):
 class Fetching:
     """What one member reads."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: records at a time."""
+    def __init__(self, most: int, longest: float) -> None:
+        """`most`: records at a time; `longest`: seconds that a broker may wait for records before it answers a fetch."""
         self._most = most
+        self._silence = longest + _SILENCE
         self._consumer: AIOKafkaConsumer | None = None
         self.mine: frozenset[TopicPartition] = frozenset()
         self.positions: dict[TopicPartition, int] = {}
@@ -55,19 +62,43 @@ class Fetching:
         self._wanted: tuple[KafkaPartition, ...] | None = ()
         self._wake = asyncio.Event()
         self._waiting: asyncio.Timeout | None = None
+        self.doubts = 0
+        """How often there was a reason to doubt that the topics are the same."""
+        self._settled = 0  # of these, those before the last look at the topics
+        self._looked = 0.0  # when that was
+        self._heard: dict[Any, float] = {}  # when each broker has answered a fetch last
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the topics may be others than those that were assigned."""
+        return self.doubts != self._settled
+
+    def trust(self, doubts: int) -> None:
+        """The topics are the same, or are about to be taken anew: they were looked at after so many doubts."""
+        self._settled = max(self._settled, doubts)
+        self._looked = asyncio.get_running_loop().time()
 
     @property
     def has_work(self) -> bool:
         """Whether there is anything to fetch."""
         return self.is_open and self._wanted is not None
 
-    def take(self, consumer: AIOKafkaConsumer, starts: Mapping[TopicPartition, int]) -> None:
-        """These are its partitions, and where each of them starts; nothing is handed out before `open`."""
+    def take(
+        self,
+        consumer: AIOKafkaConsumer,
+        starts: Mapping[TopicPartition, int],
+        reads: Mapping[TopicPartition, int],
+    ) -> None:
+        """These are its partitions, and where each of them starts; nothing is handed out before `open`.
+
+        `reads`: where reading begins, of those where that is behind the start.
+        """
         for partition, offset in starts.items():
-            consumer.seek(KafkaPartition(*partition), offset)
+            consumer.seek(KafkaPartition(*partition), reads.get(partition, offset))
         self._consumer = consumer
         self.mine = frozenset(starts)
         self.positions = dict(starts)
+        self.trust(self.doubts)
 
     def open(self) -> None:
         """The listener knows of all that was taken."""
@@ -101,6 +132,10 @@ class Fetching:
         if self.stuck:
             self.stuck.try_again(consumer, asyncio.get_running_loop().time())
         fetched = await self._getmany(consumer, wanted, timeout, min(limit, self._most))
+        if fetched and self.in_doubt:
+            for partition, records in fetched.items():
+                consumer.seek(partition, records[0].offset)
+            return None
         return self._accept(consumer, fetched) if fetched else None
 
     async def _getmany(
@@ -157,11 +192,16 @@ class Fetching:
             response = await send(node_id, request, **options)
             if isinstance(request, FetchRequest):
                 stuck = self.stuck
+                current = self._consumer is consumer
+                if current:
+                    self._hear(node_id)
                 for topic, partitions in response.topics:
                     for number, code, *_ in partitions:
+                        if current and code in _ABSENT:
+                            self.doubts += 1
                         if stuck.unreadable(code) or (not code and stuck):
                             partition = TopicPartition(topic, number)
-                            position = self.positions.get(partition) if self._consumer is consumer else None
+                            position = self.positions.get(partition) if current else None
                             stuck.fetched(consumer, partition, position, code)
             elif isinstance(request, OffsetFetchRequest) and (code := getattr(response, "error_code", 0)):
                 # It is not the coordinator any more, or not yet. Believed, everything would be begun anew.
@@ -170,6 +210,13 @@ class Fetching:
             return response
 
         return watched
+
+    def _hear(self, node: Any) -> None:
+        """A broker has answered a fetch."""
+        now = asyncio.get_running_loop().time()
+        if now - max(self._heard.get(node, 0.0), self._looked) > self._silence:
+            self.doubts += 1
+        self._heard[node] = now
 
     async def idle(self, timeout: float) -> None:
         """Wait until there may be something to fetch."""

@@ -53,6 +53,8 @@ class Taken(NamedTuple):
     """What a member reads after an assignment."""
 
     starts: dict[TopicPartition, Position]
+    reads: dict[TopicPartition, int]
+    """Where reading begins, of those where that isn't at the start: retention has deleted what is between."""
     waiting: frozenset[TopicPartition]
     """Assigned, and not to be read yet."""
     gone: set[TopicPartition]
@@ -154,8 +156,9 @@ class GroupStarts:
         self._had, self.cut, self._moved, self.stale = frozenset(), set(), set(), set()
         self.unstarted = partitions.difference(starts)
         self._say_absent(seen)
+        reads = {key: found.reads[key] for key, at in starts.items() if found.reads.get(key, 0) > at.offset}
         ends = {key: found.ends[key] for key in starts if key in found.ends}
-        return Taken(starts, self.unstarted, gone, found.jumps, ends)
+        return Taken(starts, reads, self.unstarted, gone, found.jumps, ends)
 
     async def ready(self, consumer: AIOKafkaConsumer, seen: TopicsSeen) -> bool:
         """Whether some of `unstarted` can be started by now. Raises KafkaError."""
@@ -201,7 +204,7 @@ class GroupStarts:
             for number in range(topic.partitions)
         ]
         if not every:
-            return Plan({}, {}, [], {})
+            return Plan({}, {}, {}, [], {})
         found: Mapping[Any, Any] = await consumer._coordinator.fetch_committed_offsets(
             [KafkaPartition(*key) for key in every]
         )
@@ -232,7 +235,7 @@ class GroupStarts:
                 if before is None or not is_another(before, topics[key.topic]):
                     starts[key] = committed[key]
         jumps = [jump for jump in result.jumps if jump.partition in mine and jump.partition in starts]
-        return Plan(starts, commits, jumps, result.ends)
+        return Plan(starts, result.reads, commits, jumps, result.ends)
 
     async def _not_committed(
         self, consumer: AIOKafkaConsumer, starts: Mapping[TopicPartition, Position]

@@ -273,7 +273,9 @@ class SqliteConsumer:
         self._owner = GuardedListener(group, listener)
         self._mine: dict[TopicPartition, Partition] = {}
         self._positions: dict[TopicPartition, int] = {}
-        self._handed: dict[TopicPartition, int] = {}  # behind the last record that was given out
+        self._handed: dict[
+            TopicPartition, int
+        ] = {}  # behind the last record that was given out, or the start
         self._ends: dict[TopicPartition, int] = {}  # where they ended when they were assigned
         self._paused: set[TopicPartition] = set()
         self._open = False
@@ -337,8 +339,8 @@ class SqliteConsumer:
             return
         self.drop()
         self._mine = {partition.key: partition for partition in starts}
-        self._positions = {partition.key: position.offset for partition, position in starts.items()}
-        self._handed = dict(self._positions)
+        self._positions = {partition.key: plan.reads[partition.key] for partition in starts}
+        self._handed = {partition.key: position.offset for partition, position in starts.items()}
         self._ends = {partition.key: partition.end for partition in starts}
         for jump in plan.jumps:
             self._owner.jump(jump)

@@ -181,6 +181,14 @@ class PartitionTracker:
             end = max(end, ahead.popleft()[1])
         self._next = end
 
+    def unread(self, first: int, end: int) -> int:
+        """How many offsets from `first` to before `end` were neither read nor done before."""
+        first = max(first, self._next)
+        count = max(0, end - first)
+        for begin, past in self._ahead:
+            count -= max(0, min(past, end) - max(begin, first))
+        return count
+
     @property
     def committable(self) -> int:
         """The position to commit: the lowest offset that owes a delivery, else the next to be read."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import errors
 from aiokafka.protocol.commit import OffsetFetchRequest, OffsetFetchResponse_v2, OffsetFetchResponse_v3
+from aiokafka.protocol.fetch import FetchRequest
 
 from dispatcher.broker.base import StoredRecord, TopicPartition
 from dispatcher.broker.kafka.consumer import KafkaConsumer
@@ -38,8 +40,8 @@ async def test_a_coordinator_that_does_not_tell_the_offsets_is_not_a_group_witho
 
 
 async def opened() -> tuple[Fetching, Polled]:
-    fetching, library = Fetching(100), Polled(2)
-    fetching.take(library, {TopicPartition(*ZERO): 5, TopicPartition(*ONE): 0})
+    fetching, library = Fetching(100, 0.5), Polled(2)
+    fetching.take(library, {TopicPartition(*ZERO): 5, TopicPartition(*ONE): 0}, {})
     fetching.open()
     return fetching, library
 
@@ -50,6 +52,13 @@ class Polled(Library):
     def __init__(self, partitions: int) -> None:
         super().__init__(partitions)
         self.fetched: dict[Any, list[Any]] = {}
+        self.sought: list[tuple[Any, int]] = []
+        self._fetcher = self
+        self._fetch_task = self._coordination_task = asyncio.get_running_loop().create_future()
+
+    def seek(self, key: Any, offset: int) -> None:
+        super().seek(key, offset)
+        self.sought.append((key, offset))
 
     async def getmany(self, *partitions: Any, timeout_ms: float, max_records: int) -> dict[Any, list[Any]]:
         wanted = partitions or (ZERO, ONE)
@@ -99,3 +108,100 @@ async def test_nothing_of_what_was_lost_is_handed_out_or_counted() -> None:
     fetching.drop()
     assert await fetching.fetch(0.0, 10) is None
     assert (fetching.mine, fetching.lag(), fetching.passed()) == (frozenset(), {}, {})
+
+
+# Topics that may have been made anew.
+
+
+def answering(fetching: Fetching, library: Polled) -> Any:
+    """Have the broker answer a fetch with this error code for partition 0."""
+    code = 0
+
+    async def send(node: Any, request: Any, **options: Any) -> Any:
+        return SimpleNamespace(topics=[("events", [(0, code, 0)])])
+
+    watched = fetching.watched(library, send)
+
+    async def answer(with_code: int = 0) -> None:
+        nonlocal code
+        code = with_code
+        await watched(1, FetchRequest.__new__(FetchRequest))
+
+    return answer
+
+
+@pytest.mark.parametrize("code", [3, 6])
+async def test_what_comes_of_a_partition_that_was_not_there_waits_for_a_look_at_the_topics(code: int) -> None:
+    fetching, library = await opened()
+    answer = answering(fetching, library)
+    await answer()
+    assert fetching.doubts == 0
+    await answer(code)
+    await answer()
+    assert fetching.in_doubt, "it is there again, or another one of its name"
+    library.fetched = {ZERO: records(5, 6)}
+    library.sought.clear()
+    assert await fetching.fetch(0.0, 10) is None
+    assert library.sought == [(ZERO, 5)], "it is fetched again"
+    assert fetching.positions[TopicPartition(*ZERO)] == 5
+
+    before = fetching.doubts
+    await answer(code)
+    fetching.trust(before)
+    assert fetching.in_doubt, "that was after the look"
+    fetching.trust(fetching.doubts)
+    (batch,) = await fetching.fetch(0.0, 10) or ()
+    assert batch == (ZERO, library.fetched[ZERO])
+
+
+async def test_a_silence_longer_than_a_fetch_takes_is_a_reason_to_look_at_the_topics() -> None:
+    fetching, library = await opened()
+    answer = answering(fetching, library)
+    for _ in range(10):
+        await asyncio.sleep(1.0)
+        await answer()
+        assert not fetching.in_doubt
+    await asyncio.sleep(3.0)
+    await answer()
+    assert fetching.in_doubt
+    fetching.trust(fetching.doubts)
+    await asyncio.sleep(1.0)
+    await answer()
+    assert not fetching.in_doubt
+
+
+async def test_of_a_topic_that_was_made_anew_during_a_silence_nothing_is_handed_out_before_it_is_taken_anew() -> (
+    None
+):
+    cluster, library, listener = Cluster(2), Polled(2), Listener()
+    member = KafkaConsumer(cluster, ["events"], "group", listener)
+    member._consumer = library
+    await member.take([ZERO, ONE])
+    library.fetched = {ZERO: records(0, 1)}
+    assert await member.poll(0.0, 10) == [(ZERO, library.fetched[ZERO])]
+    answer = answering(member._fetching, library)
+    await answer()
+    await asyncio.sleep(10.0)
+    cluster.ids["events"] = "another"
+    library.fetched = {ONE: records(0)}
+    await answer()
+    assert await member.poll(0.0, 10) == ()
+    assert library.rejoins == 1
+    assert await member.poll(5.0, 10) == (), "nothing of it while the group shares it out"
+    await member.revoke()
+    await member.take([ZERO, ONE])
+    assert listener.gone == {ZERO, ONE}
+    assert await member.poll(0.0, 10) == [(ONE, library.fetched[ONE])]
+
+
+async def test_the_same_topics_are_read_on_after_a_silence_and_only_a_look_is_waited_for() -> None:
+    cluster, library = Cluster(2), Polled(2)
+    member = KafkaConsumer(cluster, ["events"], "group", Listener())
+    member._consumer = library
+    await member.take([ZERO, ONE])
+    answer = answering(member._fetching, library)
+    await asyncio.sleep(10.0)
+    await answer()
+    library.fetched = {ZERO: records(0, 1)}
+    assert await member.poll(0.0, 10) == [(ZERO, library.fetched[ZERO])]
+    assert library.rejoins == 0

@@ -347,3 +347,14 @@ def test_a_stretch_without_records_meets_what_was_done_before() -> None:
     assert not partition.seen(12)
     partition.track(12, 1)
     assert partition.completed() == [(20, 21)]
+
+
+def test_what_was_neither_read_nor_done_before_is_counted() -> None:
+    partition = PartitionTracker("t", 0, 10, Note(((12, 17), (25, 40)), ()))
+    assert partition.unread(10, 30) == 20 - 5 - 5
+    assert partition.unread(12, 17) == 0
+    partition.track(10, 1)
+    partition.track(11, 0)
+    partition.track(17, 0)
+    assert partition.unread(10, 30) == 30 - 18 - 5
+    assert partition.unread(0, 18) == 0
