@@ -7,7 +7,7 @@ import "./styles/tokens.css";
 import "./styles/base.css";
 import "./styles/parts.css";
 import { startStream, stopStream } from "./state/live";
-import { go, place, to } from "./state/place";
+import { CAME_TO_NONE, go, place, to } from "./state/place";
 import { preferences, showTheme } from "./state/preferences";
 import { followHost, look, session, showBranding, takeToken } from "./state/session";
 import { t } from "./text/text";
@@ -66,8 +66,8 @@ function App() {
     return stopStream;
   }, [state.is]);
   useEffect(() => {
-    const next = state.is === "in" ? state.session.portal?.next : null;
-    if (next && page === "overview" && location.search === "" && history.length <= 1 && Object.hasOwn(PAGES, next.split("?")[0]!)) go(next, { replace: true });
+    const next = state.is === "in" ? (state.session.portal?.next ?? "").replace(/^\/+/, "") : "";
+    if (CAME_TO_NONE && next !== "" && Object.hasOwn(PAGES, next.split("?")[0]!)) go(next, { replace: true });
   }, [state.is]);
   if (state.is === "asking") return <Skeleton lines={4} />;
   if (state.is === "failed") {

@@ -79,7 +79,7 @@ export function DeadLetters() {
                 )}
               />
             )}
-            <Pager next={page.next_cursor} shown={page.dead_letters.length} />
+            <Pager end={t.pager.all} next={page.next_cursor} shown={page.dead_letters.length} />
           </>
         )}
       </Panel>

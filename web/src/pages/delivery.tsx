@@ -13,6 +13,7 @@ import { isOperator, may } from "../state/session";
 import { verdict } from "../state/verdict";
 import { t, word } from "../text/text";
 import { A, Badge, Button, Bytes, Copy, Distance, Duration, Fact, Facts, Id, Note, StateBadge, Time, type Tone } from "../ui/bits";
+import { Done } from "../ui/audit";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Knowledge, Panel, problemTexts } from "../ui/panel";
 import { loadPayload, PayloadView, Text } from "../ui/payload";
@@ -57,6 +58,7 @@ export function DeliveryPage() {
         {(detail) => <Attempts detail={detail} />}
       </Panel>
       {row ? <Payload row={row} /> : null}
+      <Done id={id} />
     </>
   );
 }
@@ -74,12 +76,13 @@ function Standing(props: { row: Delivery; detail: DeliveryDetail }) {
             <dd class="break">{found.why}</dd>
             <dt>{t.verdict.nextTitle}</dt>
             <dd>
-              {found.next}{" "}
-              {found.when !== null ? (
+              {found.when === null ? (
+                found.next
+              ) : (
                 <>
-                  <Distance at={found.when} /> (<Time at={found.when} />)
+                  {found.next.replace(/\.$/, "")}, <Distance at={found.when} />: <Time at={found.when} />.
                 </>
-              ) : null}
+              )}
             </dd>
             <dt>{t.verdict.todoTitle}</dt>
             <dd>
@@ -191,8 +194,8 @@ function Coming(props: { row: Delivery }) {
   );
 }
 
-function Bar(props: { attempt: Attempt; longest: number }) {
-  const phases = phasesOf(props.attempt);
+function Bar(props: { attempt: Attempt; longest: number; only?: string }) {
+  const phases = phasesOf(props.attempt).filter((phase) => props.only === undefined || phase.name === props.only);
   const set = (phase: { start: number; length: number }) => (element: SVGRectElement | null) => {
     if (!element) return;
     element.setAttribute("x", String((phase.start / props.longest) * 1000));
@@ -251,7 +254,7 @@ function AttemptView(props: { attempt: Attempt; row: Delivery }) {
                 </th>
                 <td class="right">{durationText(phase.length)}</td>
                 <td class="bar">
-                  <Bar attempt={{ ...attempt }} longest={(attempt.queue_ms ?? 0) + (attempt.total_ms ?? 0)} />
+                  <Bar attempt={attempt} longest={Math.max(1, (attempt.queue_ms ?? 0) + (attempt.total_ms ?? 0))} only={phase.name} />
                 </td>
               </tr>
             ))}

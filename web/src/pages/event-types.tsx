@@ -6,9 +6,11 @@ import { parseTree } from "../api/json";
 import type { EventType } from "../api/types";
 import { useLoad } from "../state/load";
 import { changed, go, place, to } from "../state/place";
+import { matches } from "../state/patterns";
 import { current, may } from "../state/session";
 import { t } from "../text/text";
 import { A, Badge, Button, Copy, Empty, Fact, Facts, Note, Time } from "../ui/bits";
+import { Done } from "../ui/audit";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Area, Check, Input } from "../ui/form";
 import { Panel, ProblemNote, Section } from "../ui/panel";
@@ -41,7 +43,7 @@ export function EventTypes() {
       ) : null}
       <Panel title={t.list.title} load={load} lines={6}>
         {(answer) => {
-          const rows = answer.event_types.filter((each) => !hidden.includes(each.name) && (each.name.toLowerCase().includes(wanted) || each.description.toLowerCase().includes(wanted)));
+          const rows = answer.event_types.filter((each) => !hidden.some((pattern) => matches(pattern, each.name)) && (each.name.toLowerCase().includes(wanted) || each.description.toLowerCase().includes(wanted)));
           return (
             <>
               {answer.event_types.length > 10 ? <Input label={t.filters.find} value={text} set={setText} /> : null}
@@ -133,6 +135,7 @@ export function EventTypePage() {
           )
         }
       </Panel>
+      <Done id={name} />
     </>
   );
 }

@@ -12,13 +12,13 @@ import { isOperator, may } from "../state/session";
 import { language, t, word } from "../text/text";
 import { A, Badge, Button, Distance, Empty, Fact, Facts, Id, Note, Time, type Tone } from "../ui/bits";
 import { asProblem, Confirm } from "../ui/dialog";
+import { Done } from "../ui/audit";
 import { Pager } from "../ui/filters";
 import { Input, Select } from "../ui/form";
 import { Panel, ProblemNote, Section } from "../ui/panel";
 import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
 import type { Problem } from "../api/client";
-import { Done } from "./subscription";
 
 const TONES: Record<string, Tone> = { planned: "info", running: "info", paused: "warn", done: "good", cancelled: "calm", failed: "bad" };
 
@@ -62,7 +62,7 @@ export function Replays() {
                 ]}
               />
             )}
-            <Pager next={page.next_cursor} shown={page.replays.length} />
+            <Pager end={t.pager.all} next={page.next_cursor} shown={page.replays.length} />
           </>
         )}
       </Panel>

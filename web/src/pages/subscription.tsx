@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import { statistics, type AuditRecord, type Statistics } from "../api/coming";
+import { statistics, type Statistics } from "../api/coming";
 import type { Ping, Subscription, SubscriptionDetail } from "../api/types";
 import { countText, percentText } from "../format/numbers";
 import { durationText, readDuration, utcText } from "../format/time";
@@ -13,6 +13,7 @@ import { go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { language, t, word } from "../text/text";
 import { A, Badge, Button, Copy, Duration, Fact, Facts, Id, Note, StatusBadge, Time } from "../ui/bits";
+import { Done } from "../ui/audit";
 import { Chart } from "../ui/chart";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { Confirm, Dialog } from "../ui/dialog";
@@ -75,12 +76,6 @@ function Standing(props: { row: SubscriptionDetail }) {
         <Fact name={t.columns.status}>
           <StatusBadge status={row.status} />
         </Fact>
-        <Fact name={t.columns.url} wide>
-          <span class="id">
-            <span class="break">{row.url}</span>
-            <Copy text={row.url} />
-          </span>
-        </Fact>
         <Fact name={t.subscription.successRate}>{health.success_rate === null ? "–" : percentText(health.success_rate, language)}</Fact>
         <Fact name={t.subscription.latency}>
           <Duration ms={health.latency_mean === null ? null : health.latency_mean * 1000} /> / <Duration ms={health.latency_p95 === null ? null : health.latency_p95 * 1000} />
@@ -89,14 +84,20 @@ function Standing(props: { row: SubscriptionDetail }) {
         <Fact name={t.subscription.queued}>
           {countText(health.queued, language)} / {countText(health.in_flight, language)}
         </Fact>
-        {health.last_failure ? (
-          <Fact name={t.subscription.lastFailure} wide>
-            <span class="break">{health.last_failure}</span> <Time at={health.last_failure_at} />
-          </Fact>
-        ) : null}
         <Fact name={t.columns.replica}>
           <span class="break">{health.replica}</span>
         </Fact>
+        <Fact name={t.columns.url} wide>
+          <span class="id">
+            <span class="break">{row.url}</span>
+            <Copy text={row.url} />
+          </span>
+        </Fact>
+        {health.last_failure ? (
+          <Fact name={t.subscription.lastFailure} wide>
+            <span class="break">{health.last_failure}</span> · <Time at={health.last_failure_at} />
+          </Fact>
+        ) : null}
       </Facts>
     </>
   );
@@ -426,41 +427,7 @@ function Recent(props: { id: string }) {
   const load = useLoad(`recent ${props.id}`, (signal) => get("/v1/deliveries", { query: { subscription: props.id, limit: 10 }, signal }));
   return (
     <Panel title={t.subscription.recent} load={load} actions={<A page="deliveries" query={{ subscription: props.id }} class="button small">{t.all}</A>}>
-      {(page) => (page.deliveries.length === 0 ? <p class="faint">{t.list.none}</p> : <DeliveryTable caption={t.subscription.recent} rows={page.deliveries} columns={columnsOf({ subscription: false })} />)}
+      {(page) => (page.deliveries.length === 0 ? <p class="faint">{t.list.none}</p> : <DeliveryTable caption={t.subscription.recent} rows={page.deliveries} columns={columnsOf({ subscription: false })} here />)}
     </Panel>
   );
 }
-
-/** Who did what to it. */
-export function Done(props: { id: string }) {
-  const [open, setOpen] = useState(false);
-  const load = useLoad(open ? `audit ${props.id}` : null, async (signal) => (await ask<{ records: AuditRecord[] }>("GET", "/v1/audit", { query: { subject: props.id, limit: 50 }, signal })).value);
-  if (!isOperator()) return null;
-  return (
-    <details class="fold" onToggle={(event) => setOpen(event.currentTarget.open)}>
-      <summary>{t.audit.title}</summary>
-      {open ? (
-        <Panel title={t.audit.title} load={load}>
-          {(answer) =>
-            answer.records.length === 0 ? (
-              <p class="faint">{t.audit.none}</p>
-            ) : (
-              <Table
-                caption={t.audit.title}
-                rows={answer.records}
-                id={(row) => `${row.at} ${row.action}`}
-                columns={[
-                  { name: t.columns.time, cell: (row) => <Time at={row.at} /> },
-                  { name: t.audit.action, cell: (row) => row.action },
-                  { name: t.audit.by, cell: (row) => row.by ?? "–" },
-                  { name: t.event.outcome, cell: (row) => row.outcome ?? "–" },
-                ]}
-              />
-            )
-          }
-        </Panel>
-      ) : null}
-    </details>
-  );
-}
-

@@ -90,7 +90,7 @@ export function Subscriptions() {
                 under={(row) => (row.status === "active" ? null : <span class="why">{word(t.statusWhy, row.status)} {row.reason_text ?? (row.reason ? word(t.disabledReasons, row.reason) : "")}</span>)}
               />
             )}
-            <Pager next={page.next_cursor} shown={page.subscriptions.length} />
+            <Pager end={t.pager.all} next={page.next_cursor} shown={page.subscriptions.length} />
           </>
         )}
       </Panel>

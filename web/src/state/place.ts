@@ -10,6 +10,9 @@ const DIRECTORY = new URL(".", document.baseURI).pathname;
 export const API_ROOT = new URL("../", location.origin + DIRECTORY).href;
 export const APP: "console" | "portal" = /\/portal\/$/.test(DIRECTORY) ? "portal" : "console";
 
+/** Whether the reader came to the application itself, and to no page of it. */
+export const CAME_TO_NONE = location.pathname.slice(DIRECTORY.length) === "";
+
 export interface Place {
   page: string;
   query: URLSearchParams;

@@ -25,7 +25,7 @@ export interface Colours {
 export interface Portal {
   session: string;
   expires_at: string;
-  next: string | null;
+  next: string;
   navigation: boolean;
   gutters: boolean;
   branding: { name?: string | null; colors?: { light?: Colours | null; dark?: Colours | null } | null; font?: string | null; logo?: string | null; favicon?: string | null } | null;
@@ -68,11 +68,14 @@ export function isOperator(): boolean {
   return current().principal.scope === "operator";
 }
 
+const ALL: readonly Capability[] = ["publish", "read", "write", "secrets", "resend"];
+
 /** Whether the caller may do what takes this capability. */
 export function may(capability: Capability | "operator"): boolean {
-  const { scope, read_only, capabilities } = current().principal;
-  if (capability === "operator") return scope === "operator" && !read_only;
-  return capabilities.includes(capability) || (scope === "operator" && !read_only);
+  const { scope, capabilities } = current().principal;
+  // What only operators may change takes all capabilities of an operator.
+  if (capability === "operator") return scope === "operator" && ALL.every((each) => capabilities.includes(each));
+  return capabilities.includes(capability);
 }
 
 let renewal: ReturnType<typeof setInterval> | undefined;

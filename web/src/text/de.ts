@@ -224,7 +224,7 @@ export const de: Texts = {
     reasonHelp: "exhausted, timeout, paused …",
     typeHelp: "Ein Typ, oder sein Anfang vor *",
   },
-  pager: { title: "Weitere Seiten", first: "Neueste", next: "Ältere", lookOn: "Weitersuchen", end: "Das ist alles aus dieser Zeit." },
+  pager: { title: "Weitere Seiten", first: "Neueste", next: "Ältere", lookOn: "Weitersuchen", end: "Das ist alles aus dieser Zeit.", all: "Das ist alles." },
   list: {
     title: "Liste",
     none: "Keine Zustellungen",

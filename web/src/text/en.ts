@@ -234,7 +234,7 @@ export const en = {
     reasonHelp: "exhausted, timeout, paused …",
     typeHelp: "A type, or its beginning before *",
   },
-  pager: { title: "More pages", first: "Newest", next: "Older", lookOn: "Look on", end: "That is all of this time." },
+  pager: { title: "More pages", first: "Newest", next: "Older", lookOn: "Look on", end: "That is all of this time.", all: "That is all." },
   list: {
     title: "List",
     none: "No deliveries",

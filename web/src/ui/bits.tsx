@@ -110,8 +110,16 @@ export function Copy(props: { text: string | (() => string | Promise<string>); l
   const label = done === "done" ? t.copied : done === "failed" ? t.copyFailed : (props.label ?? t.copy);
   return (
     <button type="button" class={props.label ? "button small" : "copy"} aria-label={props.label ? undefined : label} title={label} onClick={() => void copy()}>
-      {props.label ? label : done === "done" ? "✓" : done === "failed" ? "✕" : "⧉"}
+      {props.label ? label : done === "done" ? "✓" : done === "failed" ? "✕" : <CopySign />}
     </button>
+  );
+}
+
+function CopySign() {
+  return (
+    <svg class="sign" viewBox="0 0 16 16" aria-hidden="true">
+      <path d="M5.5 5.5v-3h8v8h-3M2.5 5.5h8v8h-8z" />
+    </svg>
   );
 }
 

@@ -45,12 +45,23 @@ export function columnsOf(options: { event?: boolean; subscription?: boolean } =
 }
 
 /** Under a row that isn't delivered: why, what comes next, when, and the one thing to do. */
-export function Under(props: { row: Delivery }) {
+export function Under(props: { row: Delivery; here?: boolean | undefined }) {
   const found = verdict(props.row, t);
   if (found === null) return null;
   return (
     <span class="why">
-      <span class="break">{found.why}</span> <span class="faint">{found.next}</span> {found.when !== null ? <Distance at={found.when} /> : null} <Todo row={props.row} found={found} />
+      <span class="break">{found.why}</span> <Next found={found} /> {props.here && found.remedy !== "retry" && found.remedy !== "publish" ? <span class="faint">{found.todo}</span> : <Todo row={props.row} found={found} />}
+    </span>
+  );
+}
+
+/** What comes next, and in how long. */
+export function Next(props: { found: Verdict }) {
+  const { next, when } = props.found;
+  if (when === null) return <span class="faint">{next}</span>;
+  return (
+    <span class="faint">
+      {next.replace(/\.$/, "")}, <Distance at={when} />.
     </span>
   );
 }
@@ -84,7 +95,7 @@ export function Todo(props: { row: Delivery; found: Verdict }) {
   }
 }
 
-export function DeliveryTable(props: { rows: readonly Delivery[]; caption: string; columns: Column<Delivery>[]; pick?: (row: Delivery) => preact.ComponentChildren; pickAll?: preact.ComponentChildren }) {
+export function DeliveryTable(props: { rows: readonly Delivery[]; caption: string; columns: Column<Delivery>[]; here?: boolean; pick?: (row: Delivery) => preact.ComponentChildren; pickAll?: preact.ComponentChildren }) {
   return (
     <Table
       caption={props.caption}
@@ -93,7 +104,7 @@ export function DeliveryTable(props: { rows: readonly Delivery[]; caption: strin
       id={(row) => row.id}
       href={(row) => to("delivery", { id: row.id })}
       name={(row) => `${row.event_type}, ${t.states[row.state] ?? row.state}, ${row.id}`}
-      under={(row) => (row.state === "delivered" ? null : <Under row={row} />)}
+      under={(row) => (row.state === "delivered" ? null : <Under row={row} here={props.here} />)}
       {...(props.pick ? { pick: props.pick, pickAll: props.pickAll } : {})}
     />
   );

@@ -81,7 +81,7 @@ export function stateOptions(): [string, string][] {
 }
 
 /** The way to the next page, and back to the first. */
-export function Pager(props: { next: string | null; shown: number; more?: string }) {
+export function Pager(props: { next: string | null; shown: number; end?: string }) {
   const { query } = place.use();
   const paged = query.has("cursor");
   return (
@@ -92,7 +92,7 @@ export function Pager(props: { next: string | null; shown: number; more?: string
           {props.shown === 0 ? t.pager.lookOn : t.pager.next}
         </a>
       ) : (
-        <span class="faint small">{t.pager.end}</span>
+        <span class="faint small">{props.end ?? t.pager.end}</span>
       )}
     </nav>
   );

@@ -8,7 +8,7 @@ export function Schedule(props: { waits: readonly string[] }) {
   if (lengths.some(Number.isNaN)) return <p class="wrong-text">{t.noDuration}</p>;
   let at = 0;
   const times = [0, ...lengths.map((length) => (at += length))];
-  const place = (ms: number) => 20 + (960 * Math.log1p(ms / 1000)) / Math.max(1, Math.log1p(at / 1000));
+  const place = (ms: number) => 20 + (960 * Math.log1p(ms / 1000)) / Math.max(1e-9, Math.log1p(at / 1000));
   return (
     <figure class="schedule">
       <svg viewBox="0 0 1000 30" role="img" aria-label={t.edit.scheduleSummary(times.length, durationText(at))}>
