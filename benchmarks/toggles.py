@@ -187,7 +187,7 @@ TOGGLES: Final = (
         "key and head of a request are one piece of memory (`Template.ready`)",
         "subscriptions",
         (
-            Edit("core/request/build.py", '"padded", "ready"', '"padded", "pads", "ready"'),
+            Edit("core/request/build.py", '"path", "ready"', '"pads", "path", "ready"'),
             Edit(
                 "core/request/build.py",
                 "        self.ready = pads + head\n",
@@ -198,11 +198,11 @@ TOGGLES: Final = (
         ),
     ),
     Toggle(
-        "times are put together of ready parts (`build._rfc3339`)",
+        "times are put together of ready parts (`moment.rfc3339`)",
         "plain",
         (
             Edit(
-                "core/request/build.py",
+                "core/event/moment.py",
                 "    seconds = moment // 1000\n    minute",
                 '    text = (_EPOCH + timedelta(milliseconds=moment)).isoformat(timespec="milliseconds")\n'
                 '    return text[:-6].encode("ascii") + b"Z"\n    seconds = moment // 1000\n    minute',

@@ -104,7 +104,21 @@ class EventRecord(Protocol):
 class Event:
     """One event. Treated as immutable; plain slots, since one is made for every record."""
 
-    __slots__ = ("_occurred", "_time", "body", "head", "id", "tenant", "timestamp_ms", "type", "wire_id")
+    __slots__ = (
+        "_occurred",
+        "_time",
+        "body",
+        "head",
+        "id",
+        "lines",
+        "tenant",
+        "timestamp_ms",
+        "type",
+        "wire_id",
+    )
+
+    lines: bytes | None
+    """Type and time as header lines, made with the first request (`core/request/build.py`)."""
 
     def __init__(
         self,
@@ -130,6 +144,7 @@ class Event:
         self._time = time
         self._occurred = timestamp_ms
         self.wire_id = wire_id
+        self.lines = None
 
     def __repr__(self) -> str:
         return f"<Event {self.id} {self.type} tenant={self.tenant!r} {len(self.body)} bytes>"

@@ -29,7 +29,6 @@ import re
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -37,6 +36,7 @@ from orjson import dumps
 
 from dispatcher.__about__ import __version__
 from dispatcher.core.event.decode import JSON_HEAD, Event, wire_text
+from dispatcher.core.event.moment import LAST_MS, rfc3339
 from dispatcher.core.request.signing import PADS, Signers, v1_line
 from dispatcher.core.request.urls import Target
 
@@ -75,10 +75,6 @@ _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
 
 _PATH_CAP: Final = 1024
 _END: Final = b"\r\n\r\n"  # one for all without headers of their own
-_LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SECONDS: Final = tuple([b":%02d." % number for number in range(60)])
-_MILLISECONDS: Final = tuple([b"%03dZ" % number for number in range(1000)])
 
 
 class Template:
@@ -150,7 +146,10 @@ def build(subscription: Templated, event: Event, now: int) -> bytes:
     event_id = event.wire_id
     if event_id is None:
         event_id = event.id.encode("ascii")
-    timestamp = _decimal(now)
+    lines = event.lines
+    if lines is None:
+        lines = event.lines = _type_line(event.type) + _time_line(event.occurred_ms)
+    timestamp = b"%d" % now
     first = ready = parts.ready
     if parts.padded:
         first = ready[PADS:]
@@ -161,8 +160,7 @@ def build(subscription: Templated, event: Event, now: int) -> bytes:
         (
             first,
             head,
-            _type_line(event.type),
-            _time_line(event.occurred_ms),
+            lines,
             event_id,
             b"\r\nwebhook-timestamp: ",
             timestamp,
@@ -226,45 +224,23 @@ def _check_authorization(value: str) -> None:
             raise ValueError("Authorization must be Basic or Bearer")
 
 
-# The same few types, and of a busy dispatcher many events of one millisecond: two look-ups for each request.
 @lru_cache(maxsize=4096)
 def _type_line(type: str) -> bytes:  # noqa: A002 - the field's name
     return b"webhook-event-type: %b\r\n" % wire_text(type)
 
 
-@lru_cache(maxsize=1024)
 def _time_line(moment: int) -> bytes:
     """Unix milliseconds as RFC 3339, and the name of the field that follows; only that where nobody can write the time."""
-    if not 0 <= moment <= _LAST_MS:  # Kafka knows records without a timestamp (-1)
+    if not 0 <= moment <= LAST_MS:  # Kafka knows records without a timestamp (-1)
         return b"webhook-id: "
-    return b"webhook-event-time: %b\r\nwebhook-id: " % _rfc3339(moment)
-
-
-def _rfc3339(moment: int) -> bytes:
-    # Put together of what is ready: in a backlog nearly every event has a time of its own, and `datetime` takes six times as long.
-    seconds = moment // 1000
-    minute = seconds // 60
-    return b"".join(
-        (_minute(minute), _SECONDS[seconds - minute * 60], _MILLISECONDS[moment - seconds * 1000])
-    )
-
-
-@lru_cache(maxsize=64)
-def _minute(minute: int) -> bytes:
-    return (_EPOCH + timedelta(minutes=minute)).isoformat()[:16].encode("ascii")
-
-
-@lru_cache(maxsize=4)
-def _decimal(now: int) -> bytes:
-    # The same second is asked for thousands of times.
-    return b"%d" % now
+    return b"webhook-event-time: %b\r\nwebhook-id: " % rfc3339(moment)
 
 
 def _thin_body(event: Event, now: int) -> bytes:
     moment = event.occurred_ms
-    if not 0 <= moment <= _LAST_MS:  # Kafka knows records without a timestamp (-1)
+    if not 0 <= moment <= LAST_MS:  # Kafka knows records without a timestamp (-1)
         moment = now * 1000
-    return dumps({"id": event.id, "type": event.type, "timestamp": _rfc3339(moment).decode()})
+    return dumps({"id": event.id, "type": event.type, "timestamp": rfc3339(moment).decode()})
 
 
 def _thin_head(head: bytes) -> bytes:
