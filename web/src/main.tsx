@@ -77,7 +77,7 @@ function App() {
       </div>
     );
   }
-  if (state.is === "out") return <Login expired={state.expired} answer={state.answer} />;
+  if (state.is === "out") return <Login expired={state.expired} answer={state.answer} refresh={state.refresh} />;
   const Page = Object.hasOwn(PAGES, page) ? PAGES[page]! : Missing;
   // A page about one thing is drawn anew for another thing; a list keeps its parts when its filters change.
   const key = `${chosen.language} ${page} ${query.get("id") ?? ""}`;

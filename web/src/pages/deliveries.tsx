@@ -13,14 +13,16 @@ import { useLoad } from "../state/load";
 import { changed, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { language, t } from "../text/text";
-import { Button, Copy, Empty, Note } from "../ui/bits";
+import { Button, Copy, Duration, Empty, Note } from "../ui/bits";
 import { Chart } from "../ui/chart";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Filters, Pager, stateOptions, type FilterField } from "../ui/filters";
-import { Knowledge, Panel, problemTexts } from "../ui/panel";
+import { Select } from "../ui/form";
+import { Knowledge, Panel, ProblemNote, problemTexts } from "../ui/panel";
 import { RangePicker } from "../ui/range";
 import { Head } from "../ui/shell";
+import { Table } from "../ui/table";
 
 export function deliveryFields(): FilterField[] {
   const fields: FilterField[] = [
@@ -231,6 +233,7 @@ function DeliveriesOverTime() {
               <Knowledge as_of={answer.as_of} gaps={answer.gaps} at={load.at} />
               <ClassChart answer={answer} />
               <Breakdown answer={answer} />
+              <Groups asked={asked} />
             </>
           )}
         </Panel>
@@ -260,6 +263,46 @@ export function ClassChart(props: { answer: Statistics; height?: number }) {
       ]}
     />
   );
+}
+
+const GROUPS = ["status", "event_type", "subscription", "host", "tenant"] as const;
+
+/** The same by what it was, the busiest first. Each row is a filter of the list. */
+function Groups(props: { asked: Record<string, string | null | undefined> }) {
+  const [group, setGroup] = useState<(typeof GROUPS)[number]>("status");
+  const load = useLoad(`groups ${group} ${JSON.stringify(props.asked)}`, (signal) => statistics({ ...props.asked, group, step: "day", limit: 50 }, signal));
+  const names: Record<(typeof GROUPS)[number], string> = { status: t.columns.answer, event_type: t.columns.eventType, subscription: t.columns.subscription, host: t.columns.host, tenant: t.columns.tenant };
+  return (
+    <>
+      <div class="inline">
+        <Select label={t.chart.by} value={group} set={(value) => setGroup(value as "status")} options={GROUPS.filter((each) => each !== "tenant" || isOperator()).map((each) => [each, names[each]])} />
+      </div>
+      {load.problem ? <ProblemNote problem={load.problem} again={load.reload} /> : null}
+      {load.value ? (
+        <Table
+          caption={t.chart.by}
+          rows={load.value.series}
+          id={(row) => String(row.group[group])}
+          href={(row) => filterOf(group, row.group[group] ?? null)}
+          columns={[
+            { name: names[group], cell: (row) => <span class="break">{row.group[group] ?? t.chart.noRequest}</span> },
+            { name: t.columns.attempts, cell: (row) => countText(row.totals.attempts, language), right: true },
+            { name: t.numbers.failed, cell: (row) => countText(row.totals.failed, language), right: true },
+            { name: t.numbers.dead, cell: (row) => countText(row.totals.dead, language), right: true },
+            { name: "p99", cell: (row) => <Duration ms={row.totals.p99_ms} />, right: true },
+          ]}
+        />
+      ) : null}
+      {load.value?.cut ? <p class="faint small">{t.chart.cut}</p> : null}
+    </>
+  );
+}
+
+function filterOf(group: (typeof GROUPS)[number], value: string | number | null): string | null {
+  if (value === null) return null;
+  // A word stands for an attempt without an answer: the list has it as a reason.
+  if (group === "status" && typeof value === "string" && !/^\d+$/.test(value)) return changed({ reason: value, cursor: null });
+  return changed({ [group]: value, cursor: null });
 }
 
 const STATUS_FILTERS = new Set<string>(["3xx", "4xx", "5xx"]);

@@ -4,14 +4,14 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, get } from "../api/client";
 import type { Intervention } from "../api/coming";
 import type { Attempt, Delivery, DeliveryDetail } from "../api/types";
-import { durationText, instant } from "../format/time";
+import { instant } from "../format/time";
 import { curl, headerLines, phasesOf } from "../state/attempts";
 import { useStream, type StreamRow } from "../state/live";
 import { useLoad } from "../state/load";
 import { changed, go, place } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { verdict } from "../state/verdict";
-import { t, word } from "../text/text";
+import { span, t, word } from "../text/text";
 import { A, Badge, Button, Bytes, Copy, Distance, Duration, Fact, Facts, Id, Note, StateBadge, Time, type Tone } from "../ui/bits";
 import { Done } from "../ui/audit";
 import { asProblem, Confirm } from "../ui/dialog";
@@ -80,7 +80,7 @@ function Standing(props: { row: Delivery; detail: DeliveryDetail }) {
                 found.next
               ) : (
                 <>
-                  {found.next.replace(/\.$/, "")}, <Distance at={found.when} />: <Time at={found.when} />.
+                  {found.next.replace(/\.$/, "")}, <Distance at={found.when} coming />: <Time at={found.when} />.
                 </>
               )}
             </dd>
@@ -148,13 +148,13 @@ function Attempts(props: { detail: DeliveryDetail }) {
                 <Time at={each.time_ms} precision="millisecond" />
               </span>
               <span class="what">
-                <Badge tone={DECISION_TONES[each.decision] ?? "calm"}>{word(t.decisions, each.decision)}</Badge> {each.total_ms === undefined ? null : t.delivery.attempt(each.attempt)}{" "}
+                <Badge tone={DECISION_TONES[each.decision] ?? "calm"}>{word(t.decisions, each.decision)}</Badge> {each.total_ms === undefined ? null : `${t.delivery.attempt(each.attempt)}:`}{" "}
                 <span class="break">{outcomeOf(each)}</span>
               </span>
               <span class="bar">
                 <Bar attempt={each} longest={longest} />
               </span>
-              <span class="length">{each.total_ms === undefined ? "" : durationText(each.total_ms)}</span>
+              <span class="length">{each.total_ms === undefined ? "" : span(each.total_ms)}</span>
             </a>
           </li>
         ))}
@@ -187,7 +187,7 @@ function Coming(props: { row: Delivery }) {
           <Time at={row.next_attempt_at} />
         </span>
         <span class="what faint">
-          {t.delivery.attempt(row.attempts + 1)} <Distance at={row.next_attempt_at} />
+          {t.delivery.attempt(row.attempts + 1)} <Distance at={row.next_attempt_at} coming />
         </span>
       </span>
     </li>
@@ -203,7 +203,7 @@ function Bar(props: { attempt: Attempt; longest: number; only?: string }) {
   };
   if (phases.length === 0) return null;
   return (
-    <svg viewBox="0 0 1000 12" preserveAspectRatio="none" role="img" aria-label={phases.map((phase) => `${t.phases[phase.name]} ${durationText(phase.length)}`).join(", ")}>
+    <svg viewBox="0 0 1000 12" preserveAspectRatio="none" role="img" aria-label={phases.map((phase) => `${t.phases[phase.name]} ${span(phase.length)}`).join(", ")}>
       {phases.map((phase) => (
         <rect key={phase.name} class={phase.name} y="0" height="12" ref={set(phase)} />
       ))}
@@ -252,7 +252,7 @@ function AttemptView(props: { attempt: Attempt; row: Delivery }) {
                   <i class={`swatch ${phase.name}`} />
                   {t.phases[phase.name]}
                 </th>
-                <td class="right">{durationText(phase.length)}</td>
+                <td class="right">{span(phase.length)}</td>
                 <td class="bar">
                   <Bar attempt={attempt} longest={Math.max(1, (attempt.queue_ms ?? 0) + (attempt.total_ms ?? 0))} only={phase.name} />
                 </td>

@@ -63,7 +63,7 @@ export function FailingTable(props: { answer: FailingAnswer; most?: number }) {
           <span class="why">
             {row.next_attempt_at ? (
               <>
-                {t.failing.next} <Distance at={row.next_attempt_at} />.{" "}
+                {t.failing.next} <Distance at={row.next_attempt_at} coming />.{" "}
               </>
             ) : null}
             {row.oldest_waiting_since ? (

@@ -9,7 +9,7 @@ import { Button, Note } from "../ui/bits";
 import { Input } from "../ui/form";
 import { ProblemNote } from "../ui/panel";
 
-export function Login(props: { expired: boolean; answer: SessionAnswer | null }) {
+export function Login(props: { expired: boolean; answer: SessionAnswer | null; refresh: string | null }) {
   const [key, setKey] = useState("");
   const [problem, setProblem] = useState<Problem | null>(null);
   const [busy, setBusy] = useState(false);
@@ -18,8 +18,13 @@ export function Login(props: { expired: boolean; answer: SessionAnswer | null })
       <main class="gate">
         <h1>{t.portalName}</h1>
         <Note tone="warn" title={props.expired ? t.login.expired : t.login.noLink}>
-          {t.login.askForLink}
+          {props.refresh ? null : t.login.askForLink}
         </Note>
+        {props.refresh ? (
+          <a class="button main" href={props.refresh} data-leave rel="noreferrer">
+            {t.login.refresh}
+          </a>
+        ) : null}
       </main>
     );
   }

@@ -4,14 +4,14 @@ import { useState } from "preact/hooks";
 import { get } from "../api/client";
 import { cluster, statistics, type Statistics } from "../api/coming";
 import { countText, rateText } from "../format/numbers";
-import { durationText, utcText } from "../format/time";
+import { utcText } from "../format/time";
 import { rangeOf } from "../state/filters";
-import { secondsOf } from "../state/figures";
+import { lagOf, secondsOf } from "../state/figures";
 import { useStream } from "../state/live";
 import { useLoad } from "../state/load";
 import { API_ROOT, APP, place } from "../state/place";
 import { current, isOperator, may } from "../state/session";
-import { language, t } from "../text/text";
+import { language, span, t } from "../text/text";
 import { A, Button, Copy, Note } from "../ui/bits";
 import { Knowledge, Panel } from "../ui/panel";
 import { RangePicker } from "../ui/range";
@@ -83,8 +83,7 @@ function Now(props: { answer: Statistics }) {
   if (!load.value) return null;
   const replicas = load.value.replicas;
   const add = (of: (each: (typeof replicas)[number]) => number) => replicas.reduce((total, each) => total + of(each), 0);
-  const values = (found: Record<string, number>) => Object.values(found).reduce((total, each) => total + each, 0);
-  const lag = add((each) => values(each.lag));
+  const lag = add((each) => lagOf(each.lag));
   const parked = new Map<string, number>();
   for (const each of replicas) for (const [name, count] of Object.entries(each.parked)) parked.set(name, (parked.get(name) ?? 0) + count);
   const waiting = [...parked.values()].reduce((total, each) => total + each, 0);
@@ -102,7 +101,7 @@ function Now(props: { answer: Statistics }) {
         <Figure name={t.overview.deliveriesPerSecond} value={rateText(props.answer.totals.delivered / seconds, language)} under={t.overview.delivered} />
         <Figure name={t.replicas.lag} value={countText(lag, language)} under={t.overview.lag} />
         <Figure name={t.overview.parked} value={countText(waiting, language)} under={[...parked].filter(([, count]) => count > 0).map(([name, count]) => `${name} ${countText(count, language)}`).join(", ") || t.overview.nothingParked} href="deliveries?state=pending" />
-        <Figure name={t.replicas.history} value={durationText(behind)} under={t.overview.behind} tone={behind > 60_000 ? "warn" : undefined} />
+        <Figure name={t.replicas.history} value={span(behind)} under={t.overview.behind} tone={behind > 60_000 ? "warn" : undefined} />
         <Figure name={t.pages.replicas} value={countText(replicas.length, language)} under={replicas.some((each) => each.warnings.length > 0) ? t.overview.warnings : t.overview.noWarnings} href="replicas" tone={replicas.some((each) => each.warnings.length > 0) ? "warn" : undefined} />
       </div>
     </>

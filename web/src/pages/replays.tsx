@@ -4,12 +4,12 @@ import { useState } from "preact/hooks";
 import { ask } from "../api/client";
 import type { Plan, Replay } from "../api/coming";
 import { countText, percentText, rateText } from "../format/numbers";
-import { durationText, readTime, timeText, utcText } from "../format/time";
+import { readTime, timeText, utcText } from "../format/time";
 import { useLoad } from "../state/load";
 import { changed, go, place, to } from "../state/place";
 import { zoneName } from "../state/preferences";
 import { isOperator, may } from "../state/session";
-import { language, t, word } from "../text/text";
+import { language, span, t, word } from "../text/text";
 import { A, Badge, Button, Distance, Empty, Fact, Facts, Id, Note, Time, type Tone } from "../ui/bits";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Done } from "../ui/audit";
@@ -177,7 +177,7 @@ function PlanView(props: { plan: Plan; tenant: string }) {
   const { plan } = props;
   return (
     <Note tone={plan.deliveries > 0 ? "info" : "warn"} live title={t.replay.planned(plan.exact ? countText(plan.deliveries, language) : t.atLeast(countText(plan.deliveries, language)))}>
-      {plan.seconds !== null ? t.replay.takes(durationText(plan.seconds * 1000)) : null} {props.tenant ? `${t.columns.tenant}: ${props.tenant}.` : null}
+      {plan.seconds !== null ? t.replay.takes(span(plan.seconds * 1000)) : null} {props.tenant ? `${t.columns.tenant}: ${props.tenant}.` : null}
       <ul>
         <li>
           <Time at={plan.first_at} /> – <Time at={plan.last_at} />

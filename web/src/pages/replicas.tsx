@@ -2,14 +2,13 @@
 
 import { cluster, type Replica } from "../api/coming";
 import { countText } from "../format/numbers";
-import { durationText } from "../format/time";
+
+import { lagOf } from "../state/figures";
 import { useLoad } from "../state/load";
-import { language, t, word } from "../text/text";
+import { language, span, t, word } from "../text/text";
 import { Badge, Button, Distance, Empty, Fact, Facts, Note, Time } from "../ui/bits";
 import { Panel } from "../ui/panel";
 import { Head } from "../ui/shell";
-
-const sum = (of: Record<string, number>) => Object.values(of).reduce((total, each) => total + each, 0);
 
 export function Replicas() {
   const load = useLoad("cluster", cluster, { every: 5000 });
@@ -55,7 +54,7 @@ function One(props: { replica: Replica }) {
         <Fact name={t.replicas.heard}>
           <Distance at={replica.reported_at} />
         </Fact>
-        <Fact name={t.replicas.lag}>{Object.keys(replica.lag).length === 0 ? "–" : countText(sum(replica.lag), language)}</Fact>
+        <Fact name={t.replicas.lag}>{Object.keys(replica.lag).length === 0 ? "–" : countText(lagOf(replica.lag), language)}</Fact>
         <Fact name={t.replicas.inFlight}>
           {countText(replica.queued, language)} / {countText(replica.in_flight, language)} / {countText(replica.held, language)}
         </Fact>
@@ -63,7 +62,7 @@ function One(props: { replica: Replica }) {
         <Fact name={t.replicas.breakers}>{breakers.length === 0 ? "0" : breakers.map(([name, count]) => `${word(t.replicas.scopes, name)} ${countText(count, language)}`).join(", ")}</Fact>
         {replica.history ? (
           <Fact name={t.replicas.history}>
-            {replica.history.as_of ? durationText(Math.max(0, Date.parse(replica.reported_at ?? "") - Date.parse(replica.history.as_of))) : "–"} · {countText(replica.history.behind_records, language)}
+            {replica.history.as_of ? span(Math.max(0, Date.parse(replica.reported_at ?? "") - Date.parse(replica.history.as_of))) : "–"} · {countText(replica.history.behind_records, language)}
           </Fact>
         ) : null}
         <Fact name={t.replicas.partitions} wide>

@@ -5,13 +5,13 @@ import { ask, get } from "../api/client";
 import { statistics, type Statistics } from "../api/coming";
 import type { Ping, Subscription, SubscriptionDetail } from "../api/types";
 import { countText, percentText } from "../format/numbers";
-import { durationText, readDuration, utcText } from "../format/time";
+import { readDuration, utcText } from "../format/time";
 import { rangeOf } from "../state/filters";
 import { secondsOf, stepTimes, values } from "../state/figures";
 import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
-import { language, t, word } from "../text/text";
+import { language, span, t, word } from "../text/text";
 import { A, Badge, Button, Copy, Duration, Fact, Facts, Id, Note, StatusBadge, Time } from "../ui/bits";
 import { Done } from "../ui/audit";
 import { Chart } from "../ui/chart";
@@ -267,7 +267,7 @@ function PingView(props: { ping: Ping; close: () => void }) {
   return (
     <Dialog title={t.subscription.pingAnswer} close={props.close}>
       <Note tone={ping.delivered ? "good" : "bad"} live title={ping.delivered ? t.subscription.pingGood : t.subscription.pingBad}>
-        {ping.status !== null ? `HTTP ${ping.status}` : null} {ping.reason ? word(Object.fromEntries(Object.entries(t.failures).map(([name, text]) => [name, text.why])), ping.reason) : null} {ping.detail} {durationText(ping.duration * 1000)}
+        {ping.status !== null ? `HTTP ${ping.status}` : null} {ping.reason ? word(Object.fromEntries(Object.entries(t.failures).map(([name, text]) => [name, text.why])), ping.reason) : null} {ping.detail} {span(ping.duration * 1000)}
       </Note>
       <Facts>
         <Fact name={t.columns.event}>
@@ -328,8 +328,8 @@ export function LatencyChart(props: { answer: Statistics }) {
     <Chart
       title={t.chart.latency}
       times={times}
-      text={(value) => durationText(value)}
-      axis={(value) => durationText(value)}
+      text={(value) => span(value)}
+      axis={(value) => span(value)}
       lines={[
         { name: "p50", colour: "info", values: values(all, times, (each) => each.p50_ms, null) },
         { name: "p95", colour: "accent", values: values(all, times, (each) => each.p95_ms, null) },
@@ -349,7 +349,7 @@ export function Totals(props: { answer: Statistics; query: Record<string, string
       <Figure name={t.numbers.success} value={totals.attempts === 0 ? "–" : percentText(totals.delivered / totals.attempts, language)} tone={totals.attempts > 0 && totals.delivered / totals.attempts < 0.95 ? "bad" : undefined} under={t.numbers.ofAttempts} />
       <Figure name={t.numbers.failed} value={countText(totals.failed, language)} href={to("deliveries", { ...props.query, state: "failed" })} under={t.numbers.failedAttempts} />
       <Figure name={t.numbers.dead} value={countText(totals.dead, language)} tone={totals.dead > 0 ? "bad" : undefined} href={to("deliveries", { ...props.query, state: "dead" })} under={t.numbers.given} />
-      <Figure name="p50 / p99" value={totals.p50_ms === null ? "–" : `${durationText(totals.p50_ms)} / ${totals.p99_ms === null ? "–" : durationText(totals.p99_ms)}`} under={t.numbers.perAttempt} />
+      <Figure name="p50 / p99" value={totals.p50_ms === null ? "–" : `${span(totals.p50_ms)} / ${totals.p99_ms === null ? "–" : span(totals.p99_ms)}`} under={t.numbers.perAttempt} />
     </div>
   );
 }

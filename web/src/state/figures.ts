@@ -28,4 +28,9 @@ export function secondsOf(answer: Pick<Statistics, "since" | "until">, now: numb
   return Math.max(1, (Math.min(now, Date.parse(answer.until)) - Date.parse(answer.since)) / 1000);
 }
 
+/** Records of the event topics that are not taken up yet. What lies in retry topics waits for its time or its endpoint. */
+export function lagOf(lag: Readonly<Record<string, number>>): number {
+  return Object.entries(lag).reduce((sum, [topic, records]) => (/\.retry\.[^.]+$|\.replay$/.test(topic) ? sum : sum + records), 0);
+}
+
 export const FAILURE_CLASSES = ["3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "other"] as const;

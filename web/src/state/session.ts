@@ -1,8 +1,10 @@
 // Who looks at the page, and what they may do. The API decides; the page only leaves out what would be refused.
 
+import { inkOn } from "../format/colours";
 import { ask, credentials, Problem, whenUnauthenticated } from "../api/client";
 import type { Capability } from "../api/types";
 import { API_ROOT, APP } from "./place";
+import { originAllowed } from "./origins";
 import { store } from "./store";
 
 export interface Principal {
@@ -52,7 +54,7 @@ export type Session = SessionAnswer & { principal: Principal };
 export type SessionState =
   | { is: "asking" }
   | { is: "in"; session: Session }
-  | { is: "out"; expired: boolean; answer: SessionAnswer | null }
+  | { is: "out"; expired: boolean; answer: SessionAnswer | null; refresh: string | null }
   | { is: "failed"; problem: Problem };
 
 export const session = store<SessionState>({ is: "asking" });
@@ -83,7 +85,7 @@ let renewal: ReturnType<typeof setInterval> | undefined;
 function take(answer: SessionAnswer): void {
   credentials.csrf = answer.csrf;
   if (answer.principal === null) {
-    session.set({ is: "out", expired: false, answer });
+    session.set({ is: "out", expired: false, answer, refresh: null });
     return;
   }
   if (answer.portal) {
@@ -123,9 +125,10 @@ export async function leave(): Promise<void> {
 function lost(): void {
   clearInterval(renewal);
   renewal = undefined;
-  const expired = session.get().is === "in" || credentials.bearer !== null;
+  const before = session.get();
+  const expired = before.is === "in" || credentials.bearer !== null;
   credentials.bearer = credentials.csrf = null;
-  session.set({ is: "out", expired, answer: null });
+  session.set({ is: "out", expired, answer: null, refresh: before.is === "in" ? (before.session.portal?.refresh_url ?? null) : null });
   tellHost({ type: "dispatcher:renew" });
 }
 
@@ -138,9 +141,21 @@ whenUnauthenticated(() => {
 const RENEWAL = 600_000; // a token lives for 15 minutes
 let parents: string[] = [];
 
+// The parent's origin, where the browser or the parent itself has told it.
+let parent = location.ancestorOrigins?.[0] ?? originOf(document.referrer);
+
+function originOf(address: string): string {
+  try {
+    return new URL(address).origin;
+  } catch {
+    return "";
+  }
+}
+
 function tellHost(message: object): void {
   if (window.parent === window) return;
-  for (const origin of parents) window.parent.postMessage(message, origin);
+  if (originAllowed(parents, parent)) window.parent.postMessage(message, parent);
+  else for (const origin of parents) if (!origin.includes("*")) window.parent.postMessage(message, origin);
 }
 
 async function renew(): Promise<void> {
@@ -163,7 +178,8 @@ export function takeToken(): void {
 export function followHost(): void {
   if (APP !== "portal" || window.parent === window) return;
   addEventListener("message", (event) => {
-    if (event.source !== window.parent || !parents.includes(event.origin)) return;
+    if (event.source !== window.parent || !originAllowed(parents, event.origin)) return;
+    parent = event.origin;
     const data = event.data as { type?: unknown; token?: unknown } | null;
     if (data?.type !== "dispatcher:token" || typeof data.token !== "string") return;
     credentials.bearer = data.token;
@@ -203,13 +219,4 @@ export function showBranding(): void {
   const sign = portal.branding?.favicon;
   const link = document.querySelector<HTMLLinkElement>("link[rel=icon]");
   if (sign && link) link.href = new URL(sign, API_ROOT).href;
-}
-
-/** Black or white, whichever can be read on the colour (WCAG's relative luminance). */
-export function inkOn(colour: string): string {
-  const [r, g, b] = [1, 3, 5].map((at) => {
-    const share = Number.parseInt(colour.slice(at, at + 2), 16) / 255;
-    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
-  }) as [number, number, number];
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
 }

@@ -9,6 +9,7 @@ export const de: Texts = {
   again: "Noch einmal",
   all: "Alle",
   apply: "Anwenden",
+  back: "Zurück",
   atLeast: (count) => `mindestens ${count}`,
   cancel: "Abbrechen",
   close: "Schließen",
@@ -30,7 +31,7 @@ export const de: Texts = {
   skip: "Zum Inhalt",
   yes: "ja",
 
-  time: { now: "jetzt", in: (size) => `in ${size}`, ago: (size) => `vor ${size}` },
+  time: { now: "jetzt", due: "jeden Augenblick", in: (size) => `in ${size}`, ago: (size) => `vor ${size}` },
 
   pages: {
     overview: "Übersicht",
@@ -251,7 +252,10 @@ export const de: Texts = {
     latency: "Dauer der Versuche",
     noAnswer: "keine Antwort",
     other: "andere",
+    by: "Versuche nach",
     byClass: "Fehler nach Klasse",
+    cut: "Es gibt mehr, als hier stehen.",
+    noRequest: "ohne Anfrage",
     table: "Als Tabelle",
     empty: "Nichts in dieser Zeit.",
     summary: (name, least, most, last) => `${name} von ${least} bis ${most}, zuletzt ${last}`,
@@ -589,6 +593,7 @@ export const de: Texts = {
     enter: "Anmelden",
     wrong: "Dieser Schlüssel ist nicht bekannt.",
     expired: "Die Sitzung ist zu Ende.",
+    refresh: "Neuen Link holen",
     noLink: "Öffnen Sie den Link, den Sie bekommen haben.",
     askForLink: "Diese Seite wird mit einem Link geöffnet. Fragen Sie den Dienst, der Ihnen Webhooks sendet, nach einem neuen.",
   },

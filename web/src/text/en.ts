@@ -19,6 +19,7 @@ export const en = {
   again: "Try again",
   all: "All",
   apply: "Apply",
+  back: "Back",
   atLeast: (count: string) => `at least ${count}`,
   cancel: "Cancel",
   close: "Close",
@@ -40,7 +41,7 @@ export const en = {
   skip: "Skip to the content",
   yes: "yes",
 
-  time: { now: "now", in: (size: string) => `in ${size}`, ago: (size: string) => `${size} ago` },
+  time: { now: "now", due: "at any moment", in: (size: string) => `in ${size}`, ago: (size: string) => `${size} ago` },
 
   pages: {
     overview: "Overview",
@@ -261,7 +262,10 @@ export const en = {
     latency: "Duration of attempts",
     noAnswer: "no answer",
     other: "other",
+    by: "Attempts by",
     byClass: "Failures by class",
+    cut: "There are more than are shown.",
+    noRequest: "without a request",
     table: "As a table",
     empty: "Nothing in this time.",
     summary: (name: string, least: string, most: string, last: string) => `${name} from ${least} to ${most}, last ${last}`,
@@ -599,6 +603,7 @@ export const en = {
     enter: "Sign in",
     wrong: "This key is not known.",
     expired: "The session has ended.",
+    refresh: "Get a new link",
     noLink: "Open the link that you were given.",
     askForLink: "This page is opened by a link. Ask the service that sends you webhooks for a new one.",
   },

@@ -1,5 +1,6 @@
 // The texts in force. Each language is one catalogue; the type of the English one is the type of all.
 
+import { durationText } from "../format/time";
 import { preferences, type Language } from "../state/preferences";
 import { de } from "./de";
 import { en, type Texts } from "./en";
@@ -17,6 +18,12 @@ preferences.follow((chosen) => {
   language = chosen.language;
   t = CATALOGUES[language];
 });
+
+/** A duration in the language in force. */
+export function span(ms: number): string {
+  const text = durationText(ms);
+  return language === "de" ? text.replace(".", ",") : text;
+}
 
 /** The text for a word of the API; a word that is newer than this page is shown as it is. */
 export function word(of: Readonly<Record<string, string>>, name: string): string {

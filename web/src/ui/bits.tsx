@@ -4,11 +4,11 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { DeliveryState } from "../api/types";
 import { bytesText, countText } from "../format/numbers";
-import { durationText, instant, timeText, utcText, type Precision } from "../format/time";
+import { instant, timeText, utcText, type Precision } from "../format/time";
 import { useNow } from "../state/load";
 import { to } from "../state/place";
 import { zoneName } from "../state/preferences";
-import { language, t, word } from "../text/text";
+import { language, span, t, word } from "../text/text";
 
 export function A(props: { page: string; query?: Record<string, string | number | null | undefined>; children: ComponentChildren; class?: string | undefined; title?: string }) {
   return (
@@ -29,18 +29,18 @@ export function Time(props: { at: string | number | null | undefined; precision?
   );
 }
 
-/** How long until or since an instant, counted on. */
-export function Distance(props: { at: string | number | null | undefined }) {
+/** How long until or since an instant, counted on. What is to come and is due already comes at any moment. */
+export function Distance(props: { at: string | number | null | undefined; coming?: boolean }) {
   const now = useNow();
   const ms = typeof props.at === "number" ? props.at : instant(props.at);
   if (ms === null) return null;
-  return <span title={`${timeText(ms, zoneName())} · ${utcText(ms)}`}>{distanceText(ms, now)}</span>;
+  return <span title={`${timeText(ms, zoneName())} · ${utcText(ms)}`}>{props.coming && ms <= now ? t.time.due : distanceText(ms, now)}</span>;
 }
 
 export function distanceText(ms: number, now: number): string {
   const distance = Math.round((ms - now) / 1000) * 1000;
   if (distance === 0) return t.time.now;
-  const size = durationText(Math.abs(distance));
+  const size = span(Math.abs(distance));
   return distance > 0 ? t.time.in(size) : t.time.ago(size);
 }
 
@@ -53,7 +53,7 @@ export function Bytes(props: { of: number }) {
 }
 
 export function Duration(props: { ms: number | null | undefined }) {
-  return props.ms === null || props.ms === undefined ? <span class="faint">–</span> : <>{durationText(props.ms)}</>;
+  return props.ms === null || props.ms === undefined ? <span class="faint">–</span> : <>{span(props.ms)}</>;
 }
 
 export type Tone = "good" | "bad" | "warn" | "info" | "calm";

@@ -61,7 +61,7 @@ export function Next(props: { found: Verdict }) {
   if (when === null) return <span class="faint">{next}</span>;
   return (
     <span class="faint">
-      {next.replace(/\.$/, "")}, <Distance at={when} />.
+      {next.replace(/\.$/, "")}, <Distance at={when} coming />.
     </span>
   );
 }

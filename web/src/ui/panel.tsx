@@ -4,10 +4,10 @@ import { Component, type ComponentChildren } from "preact";
 import { Problem } from "../api/client";
 import type { Gap } from "../api/types";
 import { countText } from "../format/numbers";
-import { durationText, instant, timeText } from "../format/time";
+import { instant, timeText } from "../format/time";
 import { useNow, type Loading } from "../state/load";
 import { zoneName } from "../state/preferences";
-import { language, t, word } from "../text/text";
+import { language, span, t, word } from "../text/text";
 import { Button, Note, Time } from "./bits";
 
 /** What a problem says, and what to do. */
@@ -128,7 +128,7 @@ export function Knowledge(props: { as_of: string | null | undefined; gaps?: Gap[
   const late = asOf === null ? 0 : props.at - asOf;
   return (
     <>
-      {asOf === null ? <Note tone="warn">{t.history.nothing}</Note> : late > LATE ? <Note tone="warn">{t.history.behind(durationText(late), timeText(asOf, zoneName()))}</Note> : null}
+      {asOf === null ? <Note tone="warn">{t.history.nothing}</Note> : late > LATE ? <Note tone="warn">{t.history.behind(span(late), timeText(asOf, zoneName()))}</Note> : null}
       {gaps.length > 0 ? (
         <Note tone="warn" title={t.history.gaps(gaps.length)}>
           <ul>
@@ -153,5 +153,5 @@ export function Knowledge(props: { as_of: string | null | undefined; gaps?: Gap[
 /** Says for how long nothing has been heard. */
 export function Since(props: { at: number }) {
   const now = useNow();
-  return <>{durationText(Math.max(0, now - props.at))}</>;
+  return <>{span(Math.max(0, now - props.at))}</>;
 }

@@ -1,11 +1,11 @@
 // The time range of a page. It is absolute in the address, so that a link shows the same rows to everybody.
 
 import { useState } from "preact/hooks";
-import { durationText, readTime, timeText, utcText } from "../format/time";
+import { readTime, timeText, utcText } from "../format/time";
 import { rangeOf } from "../state/filters";
 import { changed, go, place } from "../state/place";
 import { zoneName } from "../state/preferences";
-import { t } from "../text/text";
+import { span, t } from "../text/text";
 import { Button, Time } from "./bits";
 import { Dialog } from "./dialog";
 import { Input } from "./form";
@@ -65,7 +65,7 @@ function RangeDialog(props: { close: () => void; since: number; until: number | 
               props.close();
             }}
           >
-            {t.range.last(durationText(length))}
+            {t.range.last(span(length))}
           </Button>
         ))}
       </div>

@@ -4,7 +4,8 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { API_ROOT, APP, place } from "../state/place";
 import { prefer, preferences, zoneExists, zoneName, type Theme } from "../state/preferences";
-import { current, inkOn, isOperator, leave, may } from "../state/session";
+import { inkOn } from "../format/colours";
+import { current, isOperator, leave, may } from "../state/session";
 import { streamState } from "../state/live";
 import { language, LANGUAGES, t } from "../text/text";
 import { A, Button } from "./bits";
@@ -70,6 +71,11 @@ export function Shell(props: { children: ComponentChildren }) {
           <span>{name}</span>
         </a>
         <Environment />
+        {session.portal?.back_url ? (
+          <a class="button small" href={session.portal.back_url} data-leave rel="noreferrer">
+            ← {t.back}
+          </a>
+        ) : null}
         <button type="button" class="search" onClick={() => openPalette()}>
           <span>{t.palette.open}</span>
           <kbd>/</kbd>
