@@ -2,7 +2,6 @@
 
 import { cluster, type Replica } from "../api/coming";
 import { countText } from "../format/numbers";
-
 import { lagOf } from "../state/figures";
 import { useLoad } from "../state/load";
 import { language, span, t, word } from "../text/text";
