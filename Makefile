@@ -23,7 +23,7 @@ $(VENV)/.dev-stamp: requirements-dev.txt $(VENV)/.run-stamp
 	@touch $@
 
 demo: $(VENV)/.run-stamp ## deliver events from the embedded broker to local endpoints, and check every one
-	$(BIN)/dispatcher demo
+	$(BIN)/dispatcher demo $(ARGS)
 
 test: $(VENV)/.dev-stamp ## every test, on a real Apache Kafka where Java and Maven are there
 	$(BIN)/python -m pytest $(ARGS)

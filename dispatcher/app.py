@@ -26,6 +26,7 @@ from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.broker.open import open_broker
 from dispatcher.control.history import HistoryReader
+from dispatcher.control.live import Live
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
 from dispatcher.core.request.netguard import Guard
@@ -89,6 +90,9 @@ class App:
         self._started = False
         self._history_problem: str | None = None
         self._history = history = self._make_history()
+        self._live = live = Live(history, complete=not shares_history(settings))
+        if history is not None:
+            history.on_indexed = live.indexed
         self.plane = ControlPlane(
             settings,
             self.broker,
@@ -114,7 +118,13 @@ class App:
                 catalogue=self.plane.catalogue,
                 publisher=self.plane.publisher,
                 access=self.plane.access,
+                audit=self.plane.audit,
                 history=HistoryReader(None if history is None else history.store, history),
+                sessions=self.plane.sessions,
+                portal=self.plane.portal,
+                live=live,
+                console=settings.console,
+                pages=settings.portal,
                 egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
             ),
             warnings=self.warnings,

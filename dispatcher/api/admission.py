@@ -246,6 +246,9 @@ class Admission:
 
 GUARD: Final = web.AppKey("guard", Admission)
 """Where an application has its guard."""
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+CALLER: Final = web.RequestKey("caller", str)
+"""The address of the caller, behind trusted proxies too."""
 
 
 def _refusal(detail: str) -> bytes:

@@ -1,30 +1,21 @@
 """The way of every request to the API, from the bytes that came to the bytes that go.
 
-The checks come in this order, and the first that fails answers: where the request comes from (`refuse_foreign`), who
-asks, whether they may, its address, its query, its body. Then the handler runs. So a caller without a key learns
-nothing else, a body is read only for a caller whom it may serve, and nothing is changed before all of the request is
-known to be right in form.
-
-A browser is the one client that lets strangers write requests. That matters while the API is open (no keys, loopback
-only): a page on the web could post to 127.0.0.1, or rebind its own name to it. So a request then has to be addressed
-to this machine by a loopback name (`Host`), and where it has an `Origin`, that has to be a page of ours. With keys it
-doesn't matter: browsers send none by themselves, and there are no cookies.
+The checks come in this order, and the first that fails answers: where the request comes from, who asks and whether they may
+(`callers.py`), its address, its query, its body. Then the handler runs. So a caller without a key learns nothing else, a body is
+read only for a caller whom it may serve, and nothing is changed before all of the request is known to be right in form.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import orjson
 import structlog
@@ -32,17 +23,19 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from dispatcher.api import problems
-from dispatcher.api.admission import GUARD
+from dispatcher.api.admission import CALLER, GUARD, REQUEST_ID
+from dispatcher.api.callers import Callers, refused
 from dispatcher.api.event_body import parse_events
 from dispatcher.api.limits import BODY
 from dispatcher.api.payload import parse_json, read_body
-from dispatcher.api.problems import Kind, Problem
-from dispatcher.api.route import BODY_LIMIT, NDJSON, Audience, Call, Reply, Route, Services
+from dispatcher.api.problems import Kind, Problem, retry_after
+from dispatcher.api.route import BODY_LIMIT, NDJSON, Call, Reply, Route, Services
+from dispatcher.api.site import refuse_other_sites, site_of
 from dispatcher.api.subscriptions import SubscriptionPatch, SubscriptionReply
 from dispatcher.control import errors
 from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
+from dispatcher.control.audit import AuditTrail
 from dispatcher.control.history import HistoryOff
-from dispatcher.core.control.keys import CAPABILITIES, Capability
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.yaml_document import did_you_mean, explain
 
@@ -55,12 +48,10 @@ _OF_ONE: Final = BODIES // 4  # of one tenant's key
 _LARGE: Final = 64 << 10  # bytes of JSON
 _SLICE: Final = 50  # events that are checked at a stretch: about 1 ms
 _MAX_FLAWS: Final = 100  # that are told; explaining hundreds of thousands would take minutes
+STREAM_TIMEOUT: Final = 30.0
 HANDLER_TIMEOUT: Final = 90.0
 """Seconds; the operations have bounds of their own, this is for one that forgets."""
 
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-CALLER: Final = web.RequestKey("caller", str)
-"""The address of the caller, behind trusted proxies too."""
 _HEALTH: Final = ("/healthz", "/readyz")  # asked by whatever would restart this process if it got no answer
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -69,6 +60,7 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 PARAMETERS: Final = {
     ("subscriptions", "id"): r"^[A-Za-z0-9_-]{1,64}$",
     ("keys", "id"): r"^[a-z0-9]{8,32}$",
+    ("portal", "id"): r"^([0-9a-f]{16}|[0-9a-f]{32})$",
     ("events", "id"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("deliveries", "id"): r"^dlv_[0-9a-f]{24}$",
     ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
@@ -82,7 +74,7 @@ _ELSEWHERE: Final[Mapping[tuple[type[BaseModel], str | int], str]] = {
 }
 
 # Fields whose values no message quotes.
-_CREDENTIALS: Final = frozenset({"secrets", "secret", "headers", "url"})
+_CREDENTIALS: Final = frozenset({"secrets", "secret", "headers", "url", "key", "data"})
 
 _KINDS: Final[Mapping[type[errors.ControlError], Kind]] = {
     errors.NotFound: Kind.NOT_FOUND,
@@ -170,6 +162,7 @@ class Frame:
 
     def __init__(self, services: Services, *, events_limit: int) -> None:
         """`events_limit` is how many bytes a request with events may have."""
+        self.callers = Callers(services.access, services.sessions)
         self._services = services
         self._events_limit = events_limit
         self._large = asyncio.Semaphore(1)  # for whoever parses a large body
@@ -182,20 +175,25 @@ class Frame:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
                 return await self._serve(route, request)
+            except (Unauthenticated, TooManyWrongKeys) as error:
+                raise refused(error, request, shown=True) from error
             except (errors.ControlError, TimeoutError) as error:
                 raise _problem(error) from error
 
         return handle
 
     async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
-        principal = self.admit(route.allowed, request, route.needs)
+        admitted = self.callers.admit(route.allowed, request, route.needs)
+        principal = None if admitted is None else admitted.principal
+        if route.from_page:
+            refuse_other_sites(request, request.app[GUARD].proxies)
         path = _path(route, request)
         query = _query(route, request)
         with self._room(route, principal) as take:
             body, model = await self._body(route, request, take)
             call = Call(
                 services=self._services,
-                principal=principal,
+                admitted=admitted,
                 path=path,
                 query=query,
                 body=body,
@@ -203,7 +201,10 @@ class Frame:
                 if_match=request.headers.get("If-Match") if route.if_match else None,
                 only_new=_only_new(request) if route.only_new else False,
                 idempotency_key=_idempotency_key(request) if route.idempotent else None,
-                audit=_auditor(request, principal),
+                audit=_auditor(request, principal, self._services.audit),
+                site_of=lambda: site_of(request, request.app[GUARD].proxies),
+                source=request[CALLER],
+                still_admitted=partial(self._still_admitted, route, request),
             )
             try:
                 async with asyncio.timeout(HANDLER_TIMEOUT):
@@ -214,7 +215,14 @@ class Frame:
                     subject = next(iter(path.values()), "")
                     call.audit(route.operation, subject, outcome="unknown")
                 raise
-        return _response(reply)
+        return _response(reply) if reply.stream is None else await _streamed(reply, reply.stream, request)
+
+    def _still_admitted(self, route: Route, request: web.Request) -> bool:
+        """Whether the caller would be let in now, with what it came with."""
+        try:
+            return self.callers.admit(route.allowed, request, route.needs) is not None
+        except (Problem, errors.ControlError):
+            return False
 
     @contextmanager
     def _room(self, route: Route, principal: Principal | None) -> Iterator[Callable[[int], None]]:
@@ -241,7 +249,7 @@ class Frame:
                 raise Problem(
                     Kind.OVERLOADED,
                     "too many bytes of events are under way: send it again soon",
-                    headers={**_retry_after(1.0), "Connection": "close"},
+                    headers={**retry_after(1.0), "Connection": "close"},
                 )
             taken += size
             self._bodies += size
@@ -256,44 +264,6 @@ class Frame:
                 self._of_tenants[tenant] -= taken
                 if not self._of_tenants[tenant]:
                     del self._of_tenants[tenant]
-
-    def admit(
-        self, allowed: Audience, request: web.Request, needs: Capability | None = None
-    ) -> Principal | None:
-        """The caller, if it may call; None on public routes. Raises Problem, and the errors of `Access`."""
-        access = self._services.access
-        if access.confined:
-            refuse_foreign(request)
-        if allowed is Audience.PUBLIC:
-            return None
-        authorization = request.headers.getall("Authorization", [])
-        if len(authorization) > 1:
-            raise Problem(Kind.MALFORMED, "there is more than one Authorization header")
-        source = request[CALLER]
-        try:
-            principal = access.authenticate(authorization[0] if authorization else None, source)
-        except Unauthenticated as error:
-            if authorization:
-                log.warning(
-                    "a request with a wrong key was refused", remote=source, request_id=request[REQUEST_ID]
-                )
-            raise Problem(
-                Kind.UNAUTHENTICATED, str(error), headers={"WWW-Authenticate": 'Bearer realm="dispatcher"'}
-            ) from error
-        except TooManyWrongKeys as error:
-            raise Problem(
-                Kind.TOO_MANY_WRONG_KEYS, str(error), headers=_retry_after(error.retry_after)
-            ) from error
-        request.app[GUARD].count_key(f"{principal.id} {principal.name}")
-        if allowed is Audience.OPERATOR and principal.scope != "operator":
-            raise Problem(Kind.FORBIDDEN, "this takes an operator's key; this one is a tenant's")
-        if needs is not None and needs not in principal.capabilities:
-            may = ", ".join(name for name in CAPABILITIES if name in principal.capabilities)
-            raise Problem(
-                Kind.FORBIDDEN,
-                f"this takes a key with the capability {needs}; this one has {may or 'none'}: ask an operator for another key",
-            )
-        return principal
 
     async def _body(self, route: Route, request: web.Request, take: Callable[[int], None]) -> tuple[Any, Any]:
         wanted = route.body
@@ -339,40 +309,6 @@ def _parsed_events(body: bytes, lines: int) -> Any:
     return found
 
 
-def refuse_foreign(request: web.Request) -> None:
-    """Raise Problem unless the request is addressed to this machine, and doesn't come from another site's page."""
-    host = request.headers.get("Host", "")
-    if not _is_loopback(urlsplit(f"//{host}").hostname if _plain(host) else None):
-        raise Problem(
-            Kind.FOREIGN_ORIGIN,
-            "the API is open because it has no keys, and so answers only to localhost or a loopback address in "
-            "`Host`; make a key (api.keys, or `dispatcher keys create`) to reach it by another name",
-        )
-    origin = request.headers.get("Origin")
-    if origin is not None and origin != f"http://{host}":
-        raise Problem(
-            Kind.FOREIGN_ORIGIN,
-            "the API is open because it has no keys, and so takes nothing from pages of other sites",
-        )
-    # To follow a link to a page of ours is harmless; everything else that another site's page asks for is not.
-    link = request.method in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Mode") == "navigate"
-    if not link and request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        raise Problem(Kind.FOREIGN_ORIGIN, "the request was made by a page of another site")
-
-
-def _plain(host: str) -> bool:
-    return bool(re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", host))
-
-
-def _is_loopback(name: str | None) -> bool:
-    if name is None:
-        return False
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
-
-
 def _problem(error: Exception) -> Problem:
     match error:
         case errors.Invalid():
@@ -380,17 +316,13 @@ def _problem(error: Exception) -> Problem:
         case errors.TooLarge():
             return Problem(Kind.TOO_LARGE, str(error), errors=error.flaws)
         case errors.Overloaded() | errors.Unavailable():
-            return Problem(_KINDS[type(error)], str(error), headers=_retry_after(error.retry_after))
+            return Problem(_KINDS[type(error)], str(error), headers=retry_after(error.retry_after))
         case errors.ControlError():
             kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), Kind.INTERNAL)
             return Problem(kind, str(error))
         case _:
             said = "it took too long, and may still take effect: look before you repeat it"
-            return Problem(Kind.UNAVAILABLE, said, headers=_retry_after(5))
-
-
-def _retry_after(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+            return Problem(Kind.UNAVAILABLE, said, headers=retry_after(5))
 
 
 def _path(route: Route, request: web.Request) -> Mapping[str, str]:
@@ -504,24 +436,53 @@ def _idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def _auditor(request: web.Request, principal: Principal | None) -> Callable[..., None]:
-    """Writes the audit log: one line for each change, with caller and subject, never with a value."""
+def _auditor(request: web.Request, principal: Principal | None, trail: AuditTrail) -> Callable[..., None]:
+    """Writes the audit log and the audit trail: a line and a record for each change, with caller and subject, never with a value."""
 
-    def audit(action: str, subject: str, **more: object) -> None:
+    def audit(action: str, subject: str, *, by: Principal | None = principal, **more: object) -> None:
+        """`by` is the caller, where only the handler has found out who that is."""
         log.info(
             "audit",
             action=action,
             subject=subject,
-            principal=None if principal is None else principal.id,
-            principal_name=None if principal is None else principal.name,
-            scope=None if principal is None else principal.scope,
-            tenant=None if principal is None else principal.tenant,
+            principal=None if by is None else by.id,
+            principal_name=None if by is None else by.name,
+            scope=None if by is None else by.scope,
+            tenant=None if by is None else by.tenant,
             remote=request[CALLER],
             request_id=request[REQUEST_ID],
             **more,
         )
+        if by is not None:
+            trail.note(action, subject, by, request[REQUEST_ID], dict(more))
 
     return audit
+
+
+async def _streamed(
+    reply: Reply, stream: AsyncGenerator[bytes, None], request: web.Request
+) -> web.StreamResponse:
+    """Send what the handler goes on saying. A reader that takes nothing for `STREAM_TIMEOUT` seconds is cut off."""
+    response = web.StreamResponse(status=reply.status, headers=dict(reply.headers))
+    response.content_type = reply.content_type
+    response.headers["Cache-Control"] = "no-store"
+    async with aclosing(stream) as chunks:
+        await response.prepare(request)
+        if request.method != "HEAD":
+            try:
+                async for chunk in chunks:
+                    async with asyncio.timeout(STREAM_TIMEOUT):
+                        await response.write(chunk)
+            except ConnectionError:
+                return response  # the reader has gone
+            except Exception as error:
+                if not isinstance(error, TimeoutError):
+                    log.exception("a stream failed", request_id=request[REQUEST_ID])
+                if request.transport is not None:
+                    request.transport.abort()
+                return response
+    await response.write_eof()
+    return response
 
 
 def _response(reply: Reply) -> web.Response:
@@ -531,7 +492,7 @@ def _response(reply: Reply) -> web.Response:
         body = reply.body
         if not isinstance(body, bytes):
             body = body.model_dump_json(by_alias=True).encode()
-        response = web.Response(body=body, status=reply.status, content_type="application/json")
+        response = web.Response(body=body, status=reply.status, content_type=reply.content_type)
     response.headers.update(reply.headers)
     response.headers["Cache-Control"] = "no-store"
     return response

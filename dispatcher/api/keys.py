@@ -30,7 +30,7 @@ class KeyCreate(RequestModel):
     ]
     scope: Annotated[
         Literal["operator", "tenant"],
-        Field(description="operator: everything. tenant: only its tenant's subscriptions and events."),
+        Field(description="operator: of all tenants. tenant: only its tenant's subscriptions and events."),
     ]
     tenant: Annotated[Tenant, Field(description="Of which tenant; for the scope `tenant` only.")] | None = (
         None
@@ -41,7 +41,8 @@ class KeyCreate(RequestModel):
             Field(
                 min_length=1,
                 max_length=len(CAPABILITIES),
-                description="What a tenant's key may do; all but `publish` if left out. publish: publish events. read: see. "
+                description="What it may do. Left out, a tenant's key may all but `publish`, and an operator's everything; an operator's with `read` "
+                "alone sees everything and changes nothing. publish: publish events. read: see. "
                 "write: change subscriptions and ask their endpoints. secrets: rotate secrets. resend: have deliveries "
                 "sent again.",
             ),
@@ -59,9 +60,7 @@ class KeyReply(ReplyModel):
     name: str
     scope: Literal["operator", "tenant"]
     tenant: str | None
-    capabilities: Annotated[
-        list[Capability], Field(description="What it may do; an operator's key everything.")
-    ]
+    capabilities: Annotated[list[Capability], Field(description="What it may do.")]
     created_at: Time
     created_by: str
 

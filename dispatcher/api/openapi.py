@@ -20,13 +20,13 @@ from dispatcher.api import problems
 from dispatcher.api.frame import PARAMETERS
 from dispatcher.api.models import ProblemDocument
 from dispatcher.api.problems import Kind
-from dispatcher.api.route import MERGE_PATCH, NDJSON, Audience, Body, Route
+from dispatcher.api.route import MERGE_PATCH, NDJSON, Audience, Body, Route, RouteAnswer
 from dispatcher.api.table import ROUTES
 
 _DESCRIPTION: Final = """\
 Webhooks: who gets which events, and publishing them.
 
-**Keys.** Send yours as `Authorization: Bearer <key>`. An operator's key may do everything; a tenant's key sees and changes
+**Keys.** Send yours as `Authorization: Bearer <key>`. An operator's key may do everything, or only see (`read`); a tenant's key sees and changes
 what is its tenant's, as far as its capabilities go (`publish`, `read`, `write`, `secrets`, `resend`), and of the rest not even that it exists. Without any operator's key, in the settings or made here, the
 API answers to this machine only, and needs none.
 
@@ -41,6 +41,8 @@ _TAGS: Final = {
     "events": "Publishing over HTTP, and verifying what was published.",
     "deliveries": "What became of each event, from the history.",
     "keys": "Who may use the API.",
+    "sessions": "The session of whoever looks at the console or the portal.",
+    "portal": "Links that let a tenant's own people into the portal.",
     "deployment": "About this installation.",
 }
 _HEADERS: Final = {
@@ -48,9 +50,14 @@ _HEADERS: Final = {
     "Location": "Its address.",
     "X-Request-Id": "Names the request in the log; the caller's own, if it sent one.",
     "Retry-After": "Seconds to wait.",
+    "Set-Cookie": "The session, for a browser.",
     "WWW-Authenticate": "How to send a key.",
 }
 _ETAGS: Final = r'^(\*|[0-9]{1,18}|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
+_SECURITY: Final[Mapping[Audience, list[dict[str, list[str]]]]] = {
+    Audience.PUBLIC: [],
+    Audience.ANYBODY: [{}, {"key": []}],
+}
 _COMPONENTS: Final = "#/components/schemas/{model}"
 
 
@@ -149,7 +156,7 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
         "tags": [route.tag],
         "summary": route.summary,
         "description": " ".join(filter(None, (route.description, _scope(route)))),
-        "security": [] if route.allowed is Audience.PUBLIC else [{"key": []}],
+        "security": _SECURITY.get(route.allowed, [{"key": []}]),
     }
     if parameters := [*_path(route), *_query(route), *_headers(route)]:
         operation["parameters"] = parameters
@@ -163,11 +170,7 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
             str(status): {
                 "description": answer.description,
                 "headers": _described(("X-Request-Id", *answer.headers)),
-                **(
-                    {}
-                    if answer.model is None
-                    else _json("application/json", references[answer.model, "serialization"])
-                ),
+                **_answered(answer, references),
             }
             for status, answer in route.answers.items()
         },
@@ -176,12 +179,25 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
     return operation
 
 
+def _answered(answer: RouteAnswer, references: dict[_Reference, Any]) -> dict[str, Any]:
+    """What an answer's body is."""
+    if answer.model is not None:
+        return _json("application/json", references[answer.model, "serialization"])
+    return {} if answer.media is None else _json(answer.media, {"type": "string"})
+
+
 def _scope(route: Route) -> str:
     match route.allowed:
         case Audience.PUBLIC:
             return "Needs no key."
+        case Audience.ANYBODY:
+            return "Needs no key; one that is sent has to be right."
+        case Audience.TENANT if route.needs is None:
+            return "Takes any key, or a portal session's token."
         case Audience.TENANT:
             return f"Takes an operator's key, or a tenant's with the capability `{route.needs}`."
+        case Audience.OPERATOR if route.method == "GET":
+            return "Takes an operator's key, also one that has the capability `read` alone."
         case Audience.OPERATOR:
             return "Takes an operator's key."
 

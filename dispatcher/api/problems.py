@@ -6,6 +6,7 @@ field that is wrong. No document holds values of credentials, tracebacks, or nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -97,6 +98,11 @@ class Problem(Exception):
 def _sayable(text: str) -> str:
     """With an escape for each surrogate that is no half of a pair: names in JSON may have some, and no UTF-8 has."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to come again."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def invalid(flaws: Sequence[Flaw]) -> Problem:

@@ -8,7 +8,7 @@ another model than the one that checks it.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -17,17 +17,23 @@ from pydantic import BaseModel
 
 from dispatcher.api.models import QueryModel
 from dispatcher.api.problems import Kind, Problem
+from dispatcher.api.site import Site
 from dispatcher.control.access import Access, Principal
+from dispatcher.control.audit import AuditTrail
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.creation import Creation
 from dispatcher.control.endpoint_checks import EndpointChecks
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import Listing
+from dispatcher.control.live import Live
+from dispatcher.control.portal import PortalSessions
 from dispatcher.control.publishing import Publisher
+from dispatcher.control.sessions import Admitted, Sessions
 from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.views import Views
 from dispatcher.core.control.keys import Capability
 from dispatcher.core.flaws import Flaw
+from dispatcher.settings.groups import ConsoleSettings, PortalSettings
 
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -45,6 +51,7 @@ class Audience(Enum):
     """The callers that a route takes."""
 
     PUBLIC = "public"  # without a key
+    ANYBODY = "anybody"  # with or without one; one that is shown has to be right
     TENANT = "tenant"  # with any key; a tenant's reaches what is its own
     OPERATOR = "operator"
 
@@ -61,7 +68,13 @@ class Services:
     catalogue: Catalogue
     publisher: Publisher
     access: Access
+    audit: AuditTrail
     history: HistoryReader
+    sessions: Sessions
+    portal: PortalSessions
+    live: Live
+    console: ConsoleSettings
+    pages: PortalSettings
     egress: tuple[str, ...]
 
 
@@ -70,7 +83,7 @@ class Call:
     """One request, read and checked."""
 
     services: Services
-    principal: Principal | None  # None on public routes
+    admitted: Admitted | None  # the caller, and how it came in; None where nothing had to be shown
     path: Mapping[str, str]
     query: Any  # an instance of the route's query model
     body: Any  # the parsed JSON, of which the route's model found nothing wrong; None without a body
@@ -79,12 +92,15 @@ class Call:
     only_new: bool
     idempotency_key: str | None
     audit: Callable[..., None]
+    site_of: Callable[[], Site]  # as the browser knows it
+    source: str  # the caller's address
+    still_admitted: Callable[[], bool]  # whether the caller would be let in now
 
     @property
     def caller(self) -> Principal:
         """The caller."""
-        assert self.principal is not None  # noqa: S101 - only public routes have none
-        return self.principal
+        assert self.admitted is not None  # noqa: S101 - only public routes have none
+        return self.admitted.principal
 
     @property
     def tenant(self) -> str | None:
@@ -115,9 +131,13 @@ class Call:
 class Reply:
     """The answer of a handler."""
 
-    body: BaseModel | bytes | None = None  # bytes are JSON, written already
+    body: BaseModel | bytes | None = None  # bytes are written already
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = JSON
+    stream: AsyncGenerator[bytes, None] | None = (
+        None  # in the place of a body: sent as it comes, for as long as it goes on
+    )
 
 
 def etag(version: int) -> Mapping[str, str]:
@@ -142,6 +162,7 @@ class RouteAnswer:
     description: str
     model: type[BaseModel] | None = None
     headers: tuple[str, ...] = ()
+    media: str | None = None  # of a body that isn't JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +185,4 @@ class Route:
     if_match: bool = False
     only_new: bool = False  # takes If-None-Match: *
     idempotent: bool = False  # takes an Idempotency-Key
+    from_page: bool = False  # a browser's page has to ask, one of ours

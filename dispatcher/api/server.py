@@ -24,12 +24,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 
 from dispatcher.__about__ import __version__
-from dispatcher.api.admission import GUARD, REFUSALS, Admission
+from dispatcher.api.admission import GUARD, REFUSALS, REQUEST_ID, Admission
 from dispatcher.api.docs import Docs
-from dispatcher.api.frame import REQUEST_ID, Frame, Handler, json_response, problem_documents
+from dispatcher.api.frame import Frame, Handler, json_response, problem_documents
 from dispatcher.api.limits import ApiLimits, ConnectionLimit, RequestLimit, TrustedProxies, connections_within
+from dispatcher.api.pages import Pages
+from dispatcher.api.problems import Kind, Problem, retry_after
 from dispatcher.api.route import Audience, Services
 from dispatcher.api.table import ROUTES
+from dispatcher.control.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +129,7 @@ class ApiServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._scrape)
         if self._services is not None:
-            _add_api(app, Frame(self._services, events_limit=self._events_limit))
+            _add_api(app, Frame(self._services, events_limit=self._events_limit), self._services)
         app.on_response_prepare.append(_complete)
         logger = logging.getLogger("dispatcher.api")
         logger.addFilter(_NOT_THEIRS)
@@ -166,7 +169,9 @@ class ApiServer:
         return dict.fromkeys(REFUSALS, 0) if self._guard is None else self._guard.refused
 
     async def stop(self) -> None:
-        """Stop listening; answers under way are finished."""
+        """Stop listening; answers under way are finished, and streams are ended."""
+        if self._services is not None:
+            self._services.live.close()
         if self._listening is not None:
             self._listening.close()
             self._listening = None
@@ -199,27 +204,48 @@ class ApiServer:
         return web.Response(body=encode(self._metrics), headers={"Content-Type": content_type})
 
 
-def _add_api(app: web.Application, frame: Frame) -> None:
+def _add_api(app: web.Application, frame: Frame, services: Services) -> None:
     for route in ROUTES:
         path = route.path.replace("{name}", "{name:[^/]+}")  # braces too, in the name of an event type
         if route.method == "GET":
             app.router.add_get(path, frame.serve(route))
         else:
             app.router.add_route(route.method, path, frame.serve(route))
-    app.router.add_get("/", _public(frame, _to_docs))
     docs = Docs()
-    for path, show in (("/docs", docs.page), ("/docs/{name}", docs.asset), ("/openapi.json", docs.document)):
+    shown = {"/docs": docs.page, "/docs/{name}": docs.asset, "/openapi.json": docs.document}
+    pages = Pages(services.portal, services.pages.frame_ancestors)
+    if services.console.enabled:
+        shown |= {
+            "/console/assets/{name}": pages.asset,
+            "/console": pages.console,
+            "/console/{rest:.*}": pages.console,
+        }
+    if services.pages.enabled:
+        shown |= {
+            "/portal/assets/{name}": pages.asset,
+            "/portal/images/{name}": pages.image,
+            "/portal": pages.portal,
+            "/portal/{rest:.*}": pages.portal,
+        }
+    home = "console" if services.console.enabled else "docs"
+    app.router.add_get("/", _public(frame, lambda request: _home(request, home)))
+    for path, show in shown.items():
         app.router.add_get(path, _public(frame, show))
 
 
-def _to_docs(_request: web.Request) -> web.Response:
-    return web.Response(status=302, headers={"Location": "docs"})
+def _home(request: web.Request, home: str) -> web.Response:
+    """People are led to the console, programs to what describes the API."""
+    to_people = "text/html" in request.headers.get("Accept", "")
+    return web.Response(status=302, headers={"Location": home if to_people else "docs", "Vary": "Accept"})
 
 
 def _public(frame: Frame, show: Callable[[web.Request], web.Response]) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        frame.admit(Audience.PUBLIC, request)
-        return show(request)
+    async def handle(request: web.Request) -> web.StreamResponse:
+        frame.callers.admit(Audience.PUBLIC, request)
+        try:
+            return show(request)
+        except Unavailable as error:
+            raise Problem(Kind.UNAVAILABLE, str(error), headers=retry_after(error.retry_after)) from error
 
     return handle
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from dispatcher.api import (
+    audit,
     deliveries,
     deployment,
     event_types,
     events,
     history_events,
     keys,
+    portal,
+    sessions,
+    stream,
     subscription_verbs,
     subscriptions,
 )
@@ -24,5 +28,9 @@ ROUTES: Final[tuple[Route, ...]] = (
     *history_events.ROUTES,
     *deliveries.ROUTES,
     *keys.ROUTES,
+    *sessions.ROUTES,
+    *portal.ROUTES,
+    *audit.ROUTES,
+    *stream.ROUTES,
     *deployment.ROUTES,
 )

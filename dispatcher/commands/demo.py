@@ -35,6 +35,7 @@ from rich.table import Table
 from dispatcher.api.server import CannotListen
 from dispatcher.app import App
 from dispatcher.broker.base import BrokerError, Message, TopicPartition
+from dispatcher.commands.demo_tour import DemoTour
 from dispatcher.commands.group import ConfigError
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.receiver import (
@@ -207,12 +208,18 @@ def _orders_of_acme(event: DemoEvent) -> bool:
     type=click.IntRange(1, 1_000_000),
     help="How many to publish.",
 )
+@click.option(
+    "--keep-running",
+    is_flag=True,
+    help="Go on afterwards, with live traffic and a console to look around in, until Ctrl-C.",
+)
 @settings_options
-def demo(events: int, config: Path | None, overrides: dict[str, Any]) -> None:
+def demo(events: int, keep_running: bool, config: Path | None, overrides: dict[str, Any]) -> None:
     """Deliver events to local endpoints, one of them flaky, one dead, and account for every one.
 
     Runs on an embedded broker in a temporary directory, or on --broker (DISPATCHER_BROKER) with topics of
-    its own. Exits 0 only if everything that was owed arrived.
+    its own. Exits 0 only if everything that was owed arrived. With --keep-running the dispatcher then serves its
+    console at http://127.0.0.1:8080/console (or at a free port), over what the demo has made.
     """
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="dispatcher-demo-") as directory:
@@ -221,7 +228,7 @@ def demo(events: int, config: Path | None, overrides: dict[str, Any]) -> None:
         configure(settings.log)
         # What keeps it from Kafka is told in the demo's own sentences.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-        raise SystemExit(run(Demo(settings, cast, events, console).run()))
+        raise SystemExit(run(Demo(settings, cast, events, console, keep_running=keep_running).run()))
 
 
 def demo_settings(config: Path | None, overrides: dict[str, Any], directory: Path) -> Settings:
@@ -260,8 +267,12 @@ class Demo:
         events: int,
         console: Console,
         patience: float = _STALLED,
+        *,
+        keep_running: bool = False,
     ) -> None:
         """`patience` is for how many seconds nothing may move."""
+        self._keep_running = keep_running
+        self._over = asyncio.Event()
         self._settings = settings
         self._cast = cast
         self._events = [DemoEvent(number) for number in range(events)]
@@ -293,15 +304,33 @@ class Demo:
             finally:
                 await tasks.stop()
                 await app.stop()
-        if self._interrupted:
-            return 130
-        if app.failure is not None:
-            raise click.ClickException(f"the dispatcher stopped by itself: {app.failure}")
-        uncommitted = await self._read_back()
-        self._console.print(self._table())
-        return self._judge(uncommitted, took)
+            if self._interrupted:
+                return 130
+            if app.failure is not None:
+                raise click.ClickException(f"the dispatcher stopped by itself: {app.failure}")
+            uncommitted = await self._read_back()
+            self._console.print(self._table())
+            code = self._judge(uncommitted, took)
+            if self._keep_running:
+                await self._tour()
+        return code
+
+    async def _tour(self) -> None:
+        first = len(self._events)
+        tour = DemoTour(
+            self._settings,
+            self._console,
+            lambda number: DemoEvent(number).message(self._topic),
+            first,
+            self._over,
+        )
+        try:
+            await tour.run()
+        except (BrokerError, CannotListen, SubscriptionsError) as error:
+            raise click.ClickException(str(error)) from error
 
     def _interrupt(self) -> None:
+        self._over.set()
         if not self._interrupted:
             self._interrupted = True
             self._console.print("Interrupted: ending what is under way.")
@@ -480,6 +509,11 @@ class Demo:
             style="green",
             soft_wrap=True,
         )
+        if not self._keep_running:
+            self._console.print(
+                "To look around in it: `dispatcher demo --keep-running` (`make demo ARGS=--keep-running`).",
+                soft_wrap=True,
+            )
         if not self._settings.embedded:
             self._console.print(
                 f"The topics {self._settings.topics.prefix}* can be deleted now.", soft_wrap=True

@@ -22,14 +22,14 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--operator", is_flag=True, help="It may do everything.")
+@click.option("--operator", is_flag=True, help="It may do everything, unless --may says less.")
 @click.option("--tenant", help="It sees and changes only what is this tenant's.")
 @click.option(
     "--may",
     "capabilities",
     multiple=True,
     type=click.Choice(CAPABILITIES),
-    help="What a tenant's key may do; once for each [default: all but publish].",
+    help="What it may do; once for each [default: a tenant's key all but publish, an operator's everything].",
 )
 @api_options
 def create(
@@ -67,7 +67,9 @@ def list_(api: Api, *, as_json: bool) -> None:
                     each["name"],
                     each["scope"],
                     each["tenant"],
-                    "everything" if each["scope"] == "operator" else each["capabilities"],
+                    "everything"
+                    if each["scope"] == "operator" and len(each["capabilities"]) == len(CAPABILITIES)
+                    else each["capabilities"],
                     each["created_at"],
                     each["created_by"],
                 )

@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
 from dispatcher.control.table import Row
@@ -76,6 +76,21 @@ class Principal:
     capabilities: frozenset[Capability] = ALL_CAPABILITIES
 
 
+class Holder(NamedTuple):
+    """A key that was found: whose it is, a name of it that tells nothing, and what changes when the key does."""
+
+    principal: Principal
+    mark: str
+    digest: str
+
+
+class Tokens(Protocol):
+    """Tokens that are no keys: those of portal sessions."""
+
+    def principal(self, token: str) -> Principal | None:
+        """The caller; None for what is no token of ours. Raises Unauthenticated for one that has ended, and Unavailable."""
+
+
 class Keys(Protocol):
     """The table of keys that the API made."""
 
@@ -94,13 +109,16 @@ class Access:
         keys: Keys,
         loaded: Callable[[], bool],
         *,
+        tokens: Tokens | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`loaded` says whether all keys are there; `wall` gives Unix seconds."""
         self._loaded = loaded
         self._configured = [sha256(key.get_secret_value().encode()).digest() for key in settings.api.keys]
-        self._loopback = settings.http.loopback
+        # Where a proxy says who asks, whoever it doesn't name is nobody.
+        self._loopback = settings.http.loopback and settings.console.trusted_header is None
+        self._tokens = tokens
         self._keys = keys
         self._wall = wall
         self._failures = _Failures(settings.api.wrong_keys_per_minute, monotonic)
@@ -124,7 +142,8 @@ class Access:
     def _has_operator(self) -> bool:
         self._ready()
         rows = (self._keys.get(name) for name in self._keys.names())
-        return any(row is not None and row.value.scope == "operator" for row in rows)
+        # One that may only see closes nothing: nobody could open it again.
+        return any(row is not None and row.value.full for row in rows)
 
     def authenticate(self, authorization: str | None, source: str) -> Principal:
         """The caller that sent this `Authorization` header from the address `source`.
@@ -139,26 +158,44 @@ class Access:
         scheme, _, sent = authorization.partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
             raise Unauthenticated("send the key as `Authorization: Bearer <key>`")
-        found = self._find(sent.strip())
+        sent = sent.strip()
+        if self._tokens is not None and (principal := self._tokens.principal(sent)) is not None:
+            return principal
+        return self._held(sent, source).principal
+
+    def holder(self, sent: str, source: str) -> Holder:
+        """The holder of a key that came from the address `source`. Raises Unauthenticated, TooManyWrongKeys, Unavailable."""
+        self._failures.check(source)
+        return self._held(sent, source)
+
+    def _held(self, sent: str, source: str) -> Holder:
+        found = self._find(sent)
         if found is None:
             self._failures.note(source)
             raise Unauthenticated("this key is not valid: it is mistyped, or was revoked")
         return found
 
-    def _find(self, sent: str) -> Principal | None:
+    def _find(self, sent: str) -> Holder | None:
         digest = sha256(sent.encode(errors="surrogateescape")).digest()
-        found: Principal | None = None
+        found: Holder | None = None
         for number, configured in enumerate(self._configured, 1):
             if hmac.compare_digest(digest, configured):
-                found = Principal("settings", f"key {number} of the settings", "operator")
+                found = _configured(number, configured)
         if found is not None or (name := id_of(sent)) is None:
             return found
         self._ready()
         row = self._keys.get(name)
         key = None if row is None else row.value
-        if not is_key(sent, key) or key is None:
-            return None
-        return Principal(key.id, key.name, key.scope, key.tenant, key.capabilities)
+        return _of_key(key) if is_key(sent, key) and key is not None else None
+
+    def marked(self, mark: str) -> Holder | None:
+        """The holder of the key with this mark, while the key is there. Raises Unavailable."""
+        for number, configured in enumerate(self._configured, 1):
+            if (found := _configured(number, configured)).mark == mark:
+                return found
+        self._ready()
+        row = self._keys.get(mark)
+        return None if row is None else _of_key(row.value)
 
     def list(self) -> list[Key]:
         """The keys that the API made, oldest first. Raises Unavailable."""
@@ -179,7 +216,7 @@ class Access:
     ) -> tuple[Key, str]:
         """A new key, and its secret for the only time. Raises Invalid, Unavailable.
 
-        `capabilities` are a tenant's key's; None are those of `OF_NEW_TENANT_KEYS`.
+        Without `capabilities` an operator's key has all, and a tenant's those of `OF_NEW_TENANT_KEYS`.
         """
         flaws = []
         if not name.isprintable() or not name.strip():
@@ -190,14 +227,13 @@ class Access:
             flaws.append(Flaw(("tenant",), "has no effect with the scope operator: leave it out"))
         elif tenant is not None and not valid_tenant(tenant):
             flaws.append(Flaw(("tenant",), "must be 1 to 256 printable characters, and no *"))
-        if capabilities is not None and scope == "operator":
-            flaws.append(Flaw(("capabilities",), "has no effect with the scope operator: leave it out"))
-        elif capabilities is not None and not capabilities:
+        if capabilities is not None and not capabilities:
             flaws.append(Flaw(("capabilities",), f"must name some of {', '.join(CAPABILITIES)}"))
         if flaws:
             raise Invalid(flaws)
         self._ready()
-        may = ALL_CAPABILITIES if scope == "operator" else frozenset(capabilities or OF_NEW_TENANT_KEYS)
+        default = ALL_CAPABILITIES if scope == "operator" else OF_NEW_TENANT_KEYS
+        may = default if capabilities is None else frozenset(capabilities)
         id = secrets.token_hex(8)  # noqa: A001 - the field's name
         secret = make_secret(id, secrets.token_bytes(SECRET_BYTES))
         key = Key(id, name, scope, tenant, hash_of(secret), round(self._wall() * 1000), by.id, may)
@@ -212,6 +248,16 @@ class Access:
             raise NotFound(f"there is no key {id}")
         await self._keys.delete(id, base=row.version)
         return row.value
+
+
+def _configured(number: int, digest: bytes) -> Holder:
+    principal = Principal("settings", f"key {number} of the settings", "operator")
+    return Holder(principal, f"settings-{sha256(digest).hexdigest()[:16]}", digest.hex())
+
+
+def _of_key(key: Key) -> Holder:
+    principal = Principal(key.id, key.name, key.scope, key.tenant, key.capabilities)
+    return Holder(principal, key.id, key.hash.hex())
 
 
 class _Failures:

@@ -87,6 +87,11 @@ class HistoryReader:
         self._progress = progress
         self._clock = clock
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is a history to ask."""
+        return self._store is not None
+
     def range_of(self, since_ms: int | None, until_ms: int | None) -> tuple[int, int]:
         """The time that is asked about; the last day where nothing is said."""
         now = int(self._clock() * 1000)

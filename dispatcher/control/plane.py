@@ -14,6 +14,7 @@ from typing import Final
 
 from dispatcher.broker.base import Broker, GroupMemory
 from dispatcher.control.access import Access
+from dispatcher.control.audit import AuditTrail, audit_topic
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.checker import Checker
 from dispatcher.control.creation import Creation
@@ -21,8 +22,10 @@ from dispatcher.control.endpoint_checks import EndpointChecks, HealthSource
 from dispatcher.control.groups import StoredMemory
 from dispatcher.control.listing import Listing
 from dispatcher.control.operational_events import DISABLED, EXHAUSTED, Announcer
+from dispatcher.control.portal import PortalSessions
 from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
+from dispatcher.control.sessions import Sessions, make_signer
 from dispatcher.control.store import ControlStore
 from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.validation import Validator
@@ -38,6 +41,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
 
+_LAST_RECORDS: Final = 2.0  # seconds for the end of the audit trail
 _REMEDIES: Final = {
     "invalid": "the settings refuse them (the log names each): change the settings back, or the subscriptions",
     "sealed": "no key opens their secrets: put the key back into api.secrets_keys",
@@ -70,7 +74,22 @@ class ControlPlane:
             if store is not None
             else ControlStore(settings, broker, registry, guard, wall=wall, on_failure=on_failure)
         )
-        self.access = Access(settings, self.store.keys, lambda: self.store.loaded, wall=wall)
+        signer = make_signer(settings)
+        self.portal = PortalSessions(
+            self.store.portal_sessions,
+            self.store.portal_images,
+            lambda: self.store.loaded,
+            signer,
+            enabled=settings.portal.enabled,
+            wall=wall,
+            chance=chance,
+        )
+        self.access = Access(
+            settings, self.store.keys, lambda: self.store.loaded, tokens=self.portal, wall=wall
+        )
+        self.audit = AuditTrail(audit_topic(settings), broker, wall=wall)
+        self._audits = "api" in settings.roles
+        self.sessions = Sessions(settings, self.access, signer, wall=wall)
         self.announcer = Announcer(broker.produce, topic, metrics, wall, enabled=api.operational_events)
         probes = Probes(transport, guard, api.origin or socket.getfqdn(), wall)
         self._validator = Validator(self.store, registry, probes, self.announcer, metrics, chance)
@@ -100,11 +119,15 @@ class ControlPlane:
         await self.store.wait_loaded()
         self._tasks.start(self._validator.run(), "validation")
         self._tasks.start(self.announcer.run(), "operational events")
+        if self._audits:
+            self._tasks.start(self.portal.run(), "portal sessions")
+            self.audit.start(self._tasks)
 
     async def stop(self) -> None:
         """End everything; what waits for the broker ends with Unavailable."""
         self._registry.on_disabled = None
         await self._tasks.stop()
+        await self.audit.finish(_LAST_RECORDS)
         await self.store.stop()
 
     def memory(self, group: str) -> GroupMemory:
@@ -121,7 +144,7 @@ class ControlPlane:
 
     def warnings(self) -> list[str]:
         """Troubles that don't stop the control plane, a sentence each."""
-        found = [] if self.store.warning is None else [self.store.warning]
+        found = [warning for warning in (self.store.warning, self.audit.warning) if warning is not None]
         return found + [
             f"{count} {'subscription is' if count == 1 else 'subscriptions are'} not delivered to, reason {reason}: {_REMEDIES[reason]};"
             " what matches meanwhile is kept for subscription.pause_keeps"

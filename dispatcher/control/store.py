@@ -10,6 +10,7 @@ What is kept under which key:
 - `status:<id>`: what has become of a subscription at run time, one of the file too.
 - `key:<id>`, `event-type:<name>`: API keys and the catalogue.
 - `group:<name>`: which topics a consumer group has begun to read (`groups.py`).
+- `portal-session:<id>`, `portal-image:<id>`: who is let into the portal, and what it shows (`portal.py`).
 - `skip:<partition>:<offset>:<topic>:<id>`: a batch that an operator has given up reading (`core/control/skips.py`). It has no version
   and is kept for ever.
 
@@ -37,6 +38,7 @@ from dispatcher.control.managed import ManagedSubscriptions
 from dispatcher.control.statuses import Statuses
 from dispatcher.control.table import Kinds, Table
 from dispatcher.core.control.keys import Key
+from dispatcher.core.control.portal import PortalImage, PortalSession
 from dispatcher.core.control.sealing import Sealer, read_key
 from dispatcher.core.control.skips import KIND as SKIP, Skip, read_skip
 from dispatcher.core.event.catalogued import EventType
@@ -95,6 +97,12 @@ class ControlStore:
         self.groups: Table[groups.Topics] = Table(
             self._log, "group", groups.to_document, groups.from_document
         )
+        self.portal_sessions: Table[PortalSession] = Table(
+            self._log, "portal-session", PortalSession.to_document, PortalSession.from_document
+        )
+        self.portal_images: Table[PortalImage] = Table(
+            self._log, "portal-image", PortalImage.to_document, PortalImage.from_document
+        )
         self.skips: set[Skip] = set()
         """All batches that operators have given up reading."""
         # The one list of kinds.
@@ -103,6 +111,8 @@ class ControlStore:
         kinds.add(self.keys.kind)
         kinds.add(self.event_types.kind)
         kinds.add(self.groups.kind)
+        kinds.add(self.portal_sessions.kind)
+        kinds.add(self.portal_images.kind)
         kinds.add_bare(SKIP, self._take_skip)
 
     def _take_skip(self, key: bytes) -> bool:

@@ -74,6 +74,8 @@ class Indexer:
         """
         self.store = store
         self.sizes = Sizes(0, 0)
+        self.on_indexed: Callable[[Sequence[LogBatch]], None] | None = None
+        """Told what is in the store now, after each round that brought something."""
         self._broker = broker
         self._topics = dict(topics)
         self._max_behind_ms = round(max_behind * 1000)
@@ -230,6 +232,8 @@ class Indexer:
             self._counter.indexed += len(batch.attempts) + len(batch.events) + len(batch.dead)
             if batch.gap is not None:
                 self._tell(batch.gap)
+        if self.on_indexed is not None:
+            self.on_indexed(batches)
 
     def _tell(self, gap: Gap) -> None:
         self._counter.skipped += gap.next - gap.first

@@ -27,16 +27,23 @@ from dispatcher.settings.broker_url import BrokerAddress, SqliteFile, parse_brok
 from dispatcher.settings.values import (
     Address,
     ApiKeyText,
+    BodyPaths,
     BrokerUrl,
+    Color,
     Durations,
+    FrameAncestors,
+    HeaderName,
     HistoryStoreName,
     HostName,
     Int,
+    Label,
     Listed,
     NameServer,
     Networks,
     NotEmpty,
     OriginName,
+    PageUrl,
+    PersonNames,
     Ports,
     ProxyUrl,
     ProxyUsername,
@@ -143,7 +150,8 @@ class TopicsSettings(SettingsGroup):
         for topic in self.events:
             name = topic.removeprefix(self.prefix)
             if topic.startswith(self.prefix) and (
-                name in {"subscriptions", "attempts", "dead", "progress"} or name.startswith("retry.")
+                name in {"subscriptions", "attempts", "dead", "progress", "audit"}
+                or name.startswith("retry.")
             ):
                 yield (
                     ("events", "prefix"),
@@ -183,6 +191,7 @@ class ApiSettings(SettingsGroup):
     max_event_bytes: Annotated[Size, size_between("1KiB", "64MiB")] = 1 << 20
     operational_events: bool = True
     secrets_keys: Annotated[tuple[SecretsKeyText, ...], Listed, Unique] = ()
+    audit_retention: Annotated[Duration, duration_between("1h", "3650d")] = 90 * 86400.0
 
 
 class DeliverySettings(SettingsGroup):
@@ -296,6 +305,32 @@ class HistorySettings(SettingsGroup):
             yield ("directory", "store"), "has no effect: history.store must be sqlite"
 
 
+class ConsoleSettings(SettingsGroup):
+    enabled: bool = True
+    name: Label | None = None
+    color: Color | None = None
+    trusted_header: HeaderName | None = None
+    trusted_operators: Annotated[PersonNames, Unique] = ()
+
+    def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.color is not None and self.name is None:
+            yield ("color", "name"), "has no effect without console.name"
+        if self.trusted_operators and self.trusted_header is None:
+            yield ("trusted_operators", "trusted_header"), "has no effect without console.trusted_header"
+        if self.trusted_header is not None and not self.enabled:
+            yield ("trusted_header", "enabled"), "has no effect: console.enabled must be true"
+
+
+class PortalSettings(SettingsGroup):
+    enabled: bool = True
+    url: PageUrl | None = None
+    frame_ancestors: Annotated[FrameAncestors, Unique] = ()
+
+
+class PayloadSettings(SettingsGroup):
+    mask: Annotated[BodyPaths, Unique] = ()
+
+
 class ShutdownSettings(SettingsGroup):
     drain: Annotated[Duration, duration_between("0s", "1h")] = 20.0
 
@@ -335,6 +370,9 @@ class Settings(SettingsGroup):
     retry: RetrySettings = RetrySettings()
     attempts: AttemptsSettings = AttemptsSettings()
     history: HistorySettings = HistorySettings()
+    console: ConsoleSettings = ConsoleSettings()
+    portal: PortalSettings = PortalSettings()
+    payload: PayloadSettings = PayloadSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
 
@@ -360,6 +398,11 @@ class Settings(SettingsGroup):
             yield (
                 ("api.keys", "http.host"),
                 f"is required where http.host ({self.http.host}) is not loopback (DISPATCHER_API__KEYS): the API would be open to all",
+            )
+        if self.console.trusted_header is not None and not self.http.trusted_proxies:
+            yield (
+                ("console.trusted_header", "http.trusted_proxies"),
+                "needs http.trusted_proxies: anybody could send the header",
             )
         history = self.history
         if (

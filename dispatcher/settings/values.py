@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from dispatcher.core.control.sealing import read_key
+from dispatcher.core.event.payload_mask import read_path
 from dispatcher.core.text import yaml_document as document
 from dispatcher.core.text.units import Duration, duration_between
 from dispatcher.core.text.yaml_document import DocumentError
@@ -132,6 +133,54 @@ def _origin(value: str) -> str:
     return value
 
 
+_LOOPBACK_NAME = r"localhost|127\.0\.0\.1|\[::1\]"
+
+
+def _frame_ancestor(value: str) -> str:
+    # Goes into a Content-Security-Policy, so nothing else may be in it.
+    name = r"(?:\*\.)?[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?"
+    if not re.fullmatch(rf"(?:https://{name}|http://(?:{_LOOPBACK_NAME}))(?::[0-9]{{1,5}})?", value):
+        raise ValueError(
+            "must be an origin such as https://app.example.com or https://*.example.com, without a path"
+        )
+    return value
+
+
+def _page_url(value: str) -> str:
+    if not re.fullmatch(
+        rf"(?:https://[A-Za-z0-9.-]{{1,253}}|http://(?:{_LOOPBACK_NAME}))(?::[0-9]{{1,5}})?(?:/[A-Za-z0-9._~/-]*)?",
+        value,
+    ):
+        raise ValueError("must be an address such as https://webhooks.example.com/portal, without a query")
+    return value.rstrip("/")
+
+
+def _label(value: str) -> str:
+    if not 0 < len(value) <= 40 or not value.isprintable():
+        raise ValueError("must be 1 to 40 printable characters")
+    return value
+
+
+def _color(value: str) -> str:
+    if not re.fullmatch(r"#[0-9A-Fa-f]{6}", value):
+        raise ValueError("must be a colour such as '#b3261e', in quotes")
+    return value.lower()
+
+
+def _header_name(value: str) -> str:
+    # Of ASCII letters, digits and dashes: an underscore is a dash to some proxies, which then let both through.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,63}", value):
+        raise ValueError("must be the name of a header, of letters, digits and dashes")
+    if value.lower() in {"authorization", "cookie", "host", "origin", "x-forwarded-for", "x-dispatcher-csrf"}:
+        raise ValueError("must not be a header that has a meaning of its own")
+    return value
+
+
+def _body_path(value: str) -> str:
+    read_path(value)
+    return value
+
+
 def _api_key(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[\x21-\x7e]{16,512}", value.get_secret_value()):
         raise ValueError(
@@ -210,5 +259,12 @@ BrokerUrl = Annotated[str, AfterValidator(_broker)]
 ApiKeyText = Annotated[SecretStr, AfterValidator(_api_key)]
 HistoryStoreName = Annotated[str, BeforeValidator(_history_store)]
 SecretsKeyText = Annotated[SecretStr, AfterValidator(_secrets_key)]
+FrameAncestors = Annotated[tuple[Annotated[str, AfterValidator(_frame_ancestor)], ...], Listed]
+PageUrl = Annotated[str, AfterValidator(_page_url)]
+Label = Annotated[str, AfterValidator(_label)]
+Color = Annotated[str, AfterValidator(_color)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+PersonNames = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Listed]
+BodyPaths = Annotated[tuple[Annotated[str, AfterValidator(_body_path)], ...], Listed]
 NotEmpty = AfterValidator(_not_empty)
 Unique = AfterValidator(_unique)

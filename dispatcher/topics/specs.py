@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from dispatcher.broker.base import TopicSpec, creation_command
+from dispatcher.control.audit import audit_topic
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
@@ -17,6 +18,7 @@ _RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS: Final = 30 * 24 * 3600 * 1000
 _NOTES_LAG_MS: Final = 600 * 1000
 _NOTES_SEGMENT: Final = 32 << 20  # bytes; the newest segment is never compacted
+_AUDIT_BYTES: Final = 64 << 20  # some hundred thousand changes
 _COMPACTION_LAG_MS: Final = 3600 * 1000  # `core/control/ledger.py` says why
 
 
@@ -94,6 +96,18 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
                 },
             )
         )
+    specs.append(
+        TopicSpec(
+            audit_topic(settings),
+            1,
+            topics.replication,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": str(round(settings.api.audit_retention * 1000)),
+                "retention.bytes": str(_AUDIT_BYTES),
+            },
+        )
+    )
     return specs
 
 
@@ -124,6 +138,9 @@ def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
             settings.topics.events, ("READ",)
         )
         rights = {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
+        del rights[audit_topic(settings)]
+    if "api" in settings.roles:
+        rights[audit_topic(settings)] = ("READ", "WRITE")
     for name in followed_names(settings) if "history" in settings.roles else ():
         rights[name] = tuple(sorted({*rights.get(name, ()), "READ"}))
     return rights

@@ -6,10 +6,11 @@ It keeps the signatures and the rules that the HTTP side depends on; the end-to-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dispatcher.api.route import Services
-from dispatcher.control.access import Access
+from dispatcher.control.access import Access, Principal
+from dispatcher.control.audit import AuditRecord, AuditTrail, read_audit
 from dispatcher.control.catalogue import Catalogue, EventTypeView
 from dispatcher.control.creation import Created, Creation
 from dispatcher.control.endpoint_checks import EndpointChecks, PingResult, SubscriptionHealth
@@ -23,38 +24,48 @@ from dispatcher.control.errors import (
 )
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import PAGE, Listing, Page
+from dispatcher.control.live import Live
+from dispatcher.control.portal import PortalSessions
 from dispatcher.control.publishing import Published, Publisher
 from dispatcher.control.secrets import OVERLAP
+from dispatcher.control.sessions import Sessions, make_signer
 from dispatcher.control.subscriptions import Rotated, Subscriptions
 from dispatcher.control.table import Row
 from dispatcher.control.views import SecretView, View, Views
 from dispatcher.core.control.keys import Key
+from dispatcher.core.control.portal import PortalImage, PortalSession
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw
 from dispatcher.settings.groups import Settings
+from tests.fakes import MemoryBroker
 
+T = TypeVar("T")
 NOW = 1_760_000_000_000
 
 
-class MemoryKeys:
-    """A table of keys."""
+class RowsByName(Generic[T]):
+    """A table."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, Row[Key]] = {}
+        self.rows: dict[str, Row[T]] = {}
         self.loaded = True
 
-    def get(self, name: str) -> Row[Key] | None:
+    def get(self, name: str) -> Row[T] | None:
         return self.rows.get(name)
 
     def names(self) -> Sequence[str]:
         return sorted(self.rows)
 
-    async def put(self, name: str, value: Key, *, base: int) -> Row[Key]:
+    async def put(self, name: str, value: T, *, base: int) -> Row[T]:
         self.rows[name] = Row(name, base + 1, value, NOW)
         return self.rows[name]
 
     async def delete(self, name: str, *, base: int) -> None:
         del self.rows[name]
+
+
+class MemoryKeys(RowsByName[Key]):
+    """A table of keys."""
 
 
 class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointChecks):
@@ -266,6 +277,21 @@ class MemoryPublisher(Publisher):
         return [Published(event.get("id", f"evt_{number}")) for number, event in enumerate(events)]
 
 
+class MemoryTrail(AuditTrail):
+    """Keeps what is noted, as if it had been written and read back."""
+
+    def __init__(self) -> None:
+        super().__init__("audit", MemoryBroker())
+
+    def note(
+        self, action: str, subject: str, by: Principal, request_id: str, details: dict[str, Any]
+    ) -> None:
+        record = AuditRecord(NOW, action, subject, by.id, by.name, by.scope, by.tenant, request_id, details)
+        read = read_audit(record.to_bytes())
+        assert read is not None
+        self._records.append(read)
+
+
 class Plane:
     """All of it, and the services that an `ApiServer` takes."""
 
@@ -275,8 +301,21 @@ class Plane:
         self.catalogue = MemoryCatalogue()
         self.publisher = MemoryPublisher()
         self.now = 0.0
+        self.wall = 1_760_000_000.0
+        settings = settings or Settings()
+        signer = make_signer(settings)
+        self.portal = PortalSessions(
+            RowsByName[PortalSession](),
+            RowsByName[PortalImage](),
+            lambda: self.keys.loaded,
+            signer,
+            enabled=settings.portal.enabled,
+            wall=lambda: self.wall,
+        )
+        self.audit = MemoryTrail()
+        self.live = Live(None, complete=True)
         self.access = Access(
-            settings or Settings(), self.keys, lambda: self.keys.loaded, monotonic=lambda: self.now
+            settings, self.keys, lambda: self.keys.loaded, tokens=self.portal, monotonic=lambda: self.now
         )
         self.services = Services(
             views=self.subscriptions,
@@ -287,6 +326,12 @@ class Plane:
             catalogue=self.catalogue,
             publisher=self.publisher,
             access=self.access,
+            audit=self.audit,
             history=HistoryReader(None, None),
+            sessions=Sessions(settings, self.access, signer, wall=lambda: self.wall),
+            portal=self.portal,
+            live=self.live,
+            console=settings.console,
+            pages=settings.portal,
             egress=("192.0.2.7/32",),
         )

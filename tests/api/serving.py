@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from yarl import URL
 
+from dispatcher.api.limits import ApiLimits
 from dispatcher.api.route import Route
 from dispatcher.api.server import ApiServer
 from dispatcher.settings.groups import ApiSettings, Settings
@@ -55,11 +56,17 @@ class Client:
 
 @asynccontextmanager
 async def serving(
-    *keys: str, problems: Sequence[str] = (), plane: Plane | None = None, **options: Any
+    *keys: str,
+    problems: Sequence[str] = (),
+    plane: Plane | None = None,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[Client, Plane]]:
     """A server on a port of its own, a client with the first key, and what is behind it."""
-    settings = Settings.model_validate({"api": ApiSettings.model_validate({"keys": keys})})
-    plane = plane or Plane(settings)
+    api = ApiSettings.model_validate({"keys": keys})
+    made = Settings.model_validate({"api": api, **(settings or {})})
+    plane = plane or Plane(made)
+    options.setdefault("limits", ApiLimits(trusted_proxies=made.http.trusted_proxies))
     server = ApiServer("127.0.0.1", 0, Metrics().registry, lambda: problems, plane.services, **options)
     port = await server.start()
     try:
@@ -71,7 +78,9 @@ async def serving(
 
 def address(route: Route) -> str:
     """An address of the route that leads to something."""
-    id_ = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24}.get(route.tag, "sub_1")
+    id_ = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24, "portal": "0" * 16}.get(
+        route.tag, "sub_1"
+    )
     return route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
 
 

@@ -16,6 +16,7 @@ NEEDED = (
     *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h", "parked")),
     "dispatcher.dead",
     "dispatcher.attempts",
+    "dispatcher.audit",
 )
 
 

@@ -180,10 +180,10 @@ async def test_a_key_that_makes_no_sense_is_not_made(name: str, scope: Any, tena
     assert not table.rows
 
 
-async def test_only_a_tenants_key_has_capabilities_and_it_has_some() -> None:
+async def test_a_key_has_some_capabilities() -> None:
     found, _, _ = access()
     wrong: list[tuple[Scope, str | None, list[Capability]]] = [
-        ("operator", None, ["read"]),
+        ("operator", None, []),
         ("tenant", "acme", []),
     ]
     for scope, tenant, capabilities in wrong:
@@ -208,3 +208,20 @@ async def test_only_a_tenants_key_has_capabilities_and_it_has_some() -> None:
 )
 def test_whoever_has_an_address_has_all_of_its_network(address: str, counted: str) -> None:
     assert counted_as(address) == counted
+
+
+async def test_an_operators_key_may_everything_unless_it_says_less() -> None:
+    found, _, _ = access(KEY)
+    full, _ = await found.create("ops", "operator", None, by=OPERATOR)
+    eyes, secret = await found.create("eyes", "operator", None, by=OPERATOR, capabilities=["read"])
+    assert (full.full, eyes.full) == (True, False)
+    principal = found.authenticate(f"Bearer {secret}", "::1")
+    assert (principal.scope, set(principal.capabilities)) == ("operator", {"read"})
+    with pytest.raises(Invalid, match="must name some of"):
+        await found.create("none", "operator", None, by=OPERATOR, capabilities=[])
+
+
+async def test_a_key_that_only_sees_closes_no_api() -> None:
+    found, _, _ = access()
+    await found.create("eyes", "operator", None, by=OPERATOR, capabilities=["read"])
+    assert found.is_open()

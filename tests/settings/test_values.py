@@ -33,6 +33,19 @@ from tests.settings.test_load import mistakes
             "network.proxy: is required with proxy_username",
         ),
         ("network: {proxy: 'http://p:1', proxy_password: x}", "is required with proxy_password"),
+        ("console: {color: red, name: a}", "console.color: must be a colour such as '#b3261e'"),
+        ("console: {name: 'a\tb'}", "console.name: must be 1 to 40 printable characters"),
+        ("console: {trusted_header: X_User}", "console.trusted_header: must be the name of a header"),
+        (
+            "console: {trusted_header: Cookie}",
+            "console.trusted_header: must not be a header that has a meaning",
+        ),
+        ("portal: {frame_ancestors: ['*']}", "portal.frame_ancestors[0]: must be an origin such as"),
+        ("portal: {frame_ancestors: ['https://a.example/x']}", "must be an origin such as"),
+        ('portal: {frame_ancestors: ["https://a.example; script-src *"]}', "must be an origin such as"),
+        ("portal: {frame_ancestors: ['http://a.example']}", "must be an origin such as"),
+        ("portal: {url: 'https://a.example/portal?x=1'}", "portal.url: must be an address such as"),
+        ("payload: {mask: [card]}", "payload.mask[0]: must be a path such as /data/card/number"),
         ("network: {bind: eth0}", "network.bind: must be an IP address, not 'eth0'"),
         (
             "network: {dns_servers: [dns.example]}",
@@ -60,6 +73,13 @@ from tests.settings.test_load import mistakes
         ("retry: {hold_limit: 20s}", ":1: retry.horizon: must not exceed retry.hold_limit (20s)"),
         ("topics: {events: [dispatcher.dead]}", "must not contain dispatcher.dead"),
         ("network: {dns_ttl_min: 10m}", "network.dns_ttl_min: must not exceed"),
+        ("console: {color: '#b3261e'}", "console.color: has no effect without console.name"),
+        ("console: {trusted_operators: [ada]}", "console.trusted_operators: has no effect without"),
+        ("console: {trusted_header: X-User}", "console.trusted_header: needs http.trusted_proxies"),
+        (
+            "{console: {enabled: false, trusted_header: X-User}, http: {trusted_proxies: [10.0.0.1]}}",
+            "console.trusted_header: has no effect: console.enabled must be true",
+        ),
         ("http: {host: 0.0.0.0}", ":1: api.keys: is required where http.host (0.0.0.0) is not loopback"),
     ],
 )

@@ -20,8 +20,8 @@ SECRET_BYTES: Final = 32
 
 Scope = Literal["operator", "tenant"]
 Capability = Literal["publish", "read", "write", "secrets", "resend"]
-"""What a tenant's key may do: publish events; see; change subscriptions and ask their endpoints; rotate secrets; have
-deliveries sent again. Each by itself: `write` is not `read`."""
+"""What a key may do: publish events; see; change subscriptions and ask their endpoints; rotate secrets; have
+deliveries sent again. Each by itself: `write` is not `read`. An operator's key usually has all of them; one with `read` alone only sees."""
 
 CAPABILITIES: Final[tuple[Capability, ...]] = ("publish", "read", "write", "secrets", "resend")
 ALL_CAPABILITIES: Final = frozenset(CAPABILITIES)
@@ -51,6 +51,11 @@ class Key:
             raise ValueError("a key's id must be 8 to 32 of the characters a-z 0-9")
         if (self.scope == "tenant") != (self.tenant is not None):
             raise ValueError("a key of scope tenant needs a tenant, and no other has one")
+
+    @property
+    def full(self) -> bool:
+        """Whether it may do everything."""
+        return self.scope == "operator" and self.capabilities == ALL_CAPABILITIES
 
     def to_document(self) -> dict[str, Any]:
         """As it is kept."""
