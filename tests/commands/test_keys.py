@@ -28,4 +28,9 @@ def test_a_key_is_made_for_what_it_may(api: Api) -> None:
     assert "publish" in api("keys", "list").stdout
     secret = made.stdout.strip()
     one_line(api("subscriptions", "delete", "sub_a", "--yes", DISPATCHER_API_KEY=secret), "capability write")
-    one_line(api("keys", "create", "a", "--operator", "--may", "read"), "capabilities", code=2)
+    eyes = api("keys", "create", "eyes", "--operator", "--may", "read")
+    assert eyes.exit_code == 0, eyes.output
+    assert "everything" not in api("keys", "list").stdout
+    seen = {"DISPATCHER_API_KEY": eyes.stdout.strip()}
+    assert api("keys", "list", **seen).exit_code == 0
+    one_line(api("subscriptions", "delete", "sub_a", "--yes", **seen), "capability write")

@@ -13,6 +13,7 @@ from dispatcher.control.errors import NotFound, Unavailable, VersionMismatch
 from dispatcher.control.store import ControlStore
 from dispatcher.control.table import Row, Table
 from dispatcher.core.control.keys import Key
+from dispatcher.core.control.portal import PortalImage, PortalSession
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
@@ -66,6 +67,8 @@ class MemoryStore(ControlStore):
         self.reader = SpecReader(guard, timeout=15.0, retry=RetryPolicy((5.0,), 0.0), accepted=True)
         self.keys: Table[Key] = MemoryTable()
         self.event_types: Table[EventType] = MemoryTable()
+        self.portal_sessions: MemoryTable[PortalSession] = MemoryTable()
+        self.portal_images: MemoryTable[PortalImage] = MemoryTable()
         self.before_write: Callable[[], None] | None = None
         self.away = False
         self.reading = False
