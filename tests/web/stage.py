@@ -218,7 +218,7 @@ class Stage:
                 "type": "invoice.paid",
                 "id": "evt_mebibyte",
                 "data": {
-                    "text": "x" * 200_000,
+                    "text": "x" * 350_000,
                     "rows": [{"n": n, "name": f"row {n}"} for n in range(15_000)],
                 },
             },

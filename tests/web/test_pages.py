@@ -5,6 +5,7 @@ Screenshots of all of them are left in the folder that DISPATCHER_TEST_SCREENSHO
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -169,6 +170,22 @@ def test_64_bit_numbers_are_shown_exactly(stage: Stage, window: Browser) -> None
         settled(page)
         expect(page.get_by_text("9223372036854775807").first).to_be_visible()
         expect(page.get_by_text("as published")).to_be_visible()
+        watch.check()
+
+
+def test_a_large_body_is_drawn_in_parts_and_downloaded_whole(stage: Stage, window: Browser) -> None:
+    sha256 = stage.call("GET", "/v1/events/evt_mebibyte")["events"][0]["sha256"]
+    with opened(window, f"{stage.url}/console/event?id=evt_mebibyte") as (page, watch):
+        settled(page)
+        expect(page.get_by_text("as published")).to_be_visible()
+        page.locator(".tree summary", has_text='"rows"').click()
+        expect(page.get_by_role("button", name="Show more")).not_to_have_count(0)
+        assert page.evaluate("() => document.querySelectorAll('*').length") < 4000
+        with page.expect_download() as downloading:
+            page.get_by_role("button", name="Download").click()
+        assert hashlib.sha256(downloading.value.path().read_bytes()).hexdigest() == sha256
+        page.get_by_role("button", name="Bytes").click()
+        expect(page.locator("pre.hex")).to_contain_text("00000000  ")
         watch.check()
 
 
