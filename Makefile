@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench compiled format openapi web manifests lock image clean
+.PHONY: help demo test check bench compiled format openapi web manifests site lock image clean
 
 help: ## what can be done here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ web: web/node_modules/.stamp ## build console and portal into dispatcher/web, af
 
 manifests: $(VENV)/.dev-stamp ## write config/kubernetes anew, after a change of the Helm chart; needs Go
 	$(BIN)/python -m tests.helm.render
+
+site: $(VENV)/.dev-stamp ## the documentation as pages with a search, in dist/site
+	$(BIN)/python docs/site/build.py dist/site
 
 lock: ## pin requirements*.txt anew, with hashes
 	./requirements-lock.sh
