@@ -21,8 +21,10 @@ from dispatcher.cli import main as dispatcher
 
 ROOT: Final = Path(__file__).parents[2]
 
+_HOME: Final = "start"  # where the README goes
+
 CONTENTS: Final = {
-    "Start": ["start"],
+    "Start": [_HOME],
     "How to": ["receivers", "api", "console", "portal", "deploying", "operations"],
     "Concepts": ["architecture", "history"],
     "Reference": ["settings", "commands", "routes", "metrics", "attempts"],
@@ -45,7 +47,7 @@ class Site:
     def write(self) -> None:
         """All pages."""
         for page in sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]):
-            name = "start" if page.name == "README.md" else page.stem
+            name = _HOME if page.name == "README.md" else page.stem
             self._page(name, self._linked(page.read_text(), page.parent))
         self._page("settings", self._settings())
         self._page("commands", "\n".join(_commands()))
@@ -65,14 +67,14 @@ class Site:
         def onward(match: re.Match[str]) -> str:
             target = (folder / match[1]).resolve().relative_to(ROOT)
             if target.suffix == ".md":
-                name = "start" if target == Path("README.md") else target.stem
+                name = _HOME if target == Path("README.md") else target.stem
                 return f"]({name}.md{match[2] or ''})"
             if target.suffix in {".png", ".svg"}:
                 copy = self._folder / target.name
                 copy.write_bytes((ROOT / target).read_bytes())
                 return f"]({target.name})"
             if (ROOT / target).is_dir():
-                return f"](start.md) (`{target}`)"
+                return f"]({_HOME}.md) (`{target}`)"
             self._files.add(target)
             return f"](files/{_flat(target)}.md)"
 
