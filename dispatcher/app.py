@@ -21,6 +21,7 @@ from prometheus_client import ProcessCollector
 
 from dispatcher.__about__ import __version__
 from dispatcher.api.limits import ApiLimits
+from dispatcher.api.loop_budget import LoopBudget
 from dispatcher.api.route import Services
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
@@ -102,6 +103,7 @@ class App:
             self.metrics,
             on_failure=self._failed,
         )
+        self._budget = budget = LoopBudget(settings.api.loop_share, self._behind)
         self._api = ApiServer(
             settings.http.host,
             settings.http.port,
@@ -125,6 +127,7 @@ class App:
                 live=live,
                 console=settings.console,
                 pages=settings.portal,
+                quotas=self.plane.quotas,
                 egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
             ),
             warnings=self.warnings,
@@ -136,6 +139,7 @@ class App:
                 settings.api.requests_per_second,
                 settings.http.trusted_proxies,
             ),
+            budget=budget,
             listener=None if place is None else place.open_listener(),
             others=Siblings(place.ports) if place is not None and place.number == 1 else None,
         )
@@ -179,6 +183,9 @@ class App:
         if self._history is not None:
             self._history.start()
         self._started = True
+
+    def _behind(self) -> bool:
+        return self._engine is not None and self._engine.behind()
 
     def _deliver(self) -> None:
         self._engine = Engine(
@@ -338,6 +345,8 @@ class App:
         reads = self.metrics.reads
         reads("ready", lambda: not self.problems())
         reads("api_refused_total", lambda: _by_word(self._api.refused))
+        reads("api_loop_seconds_total", lambda: self._budget.spent)
+        reads("api_waits_total", lambda: _by_word(self._budget.waits))
         reads("connections", lambda: _by_word(transport.connections()))
         reads("connections_opened_total", lambda: transport.connections_opened)
         reads("subscriptions", lambda: _by_word(registry.counts()))

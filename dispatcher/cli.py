@@ -33,6 +33,7 @@ from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.publish import publish
 from dispatcher.commands.signals import handle_signals
 from dispatcher.commands.subscriptions import subscriptions
+from dispatcher.commands.tenants import tenants
 from dispatcher.commands.topics import topics
 from dispatcher.commands.workers import place_of, supervise
 from dispatcher.registry.file import SubscriptionsError
@@ -188,6 +189,7 @@ for command in (
     deliveries,
     event_types,
     keys,
+    tenants,
     backup,
     restore,
 ):

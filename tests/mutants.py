@@ -568,6 +568,18 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         (Edit("if needs is not None and needs not in principal.capabilities:", "if False:"),),
         ("api/test_authorization.py::test_a_tenants_key_may_what_its_capabilities_say_and_no_more",),
     ),
+    Mutant(
+        "quota_of_what_is_there",
+        "subscriptions that are being made don't count against a tenant's quota",
+        (Edit("creating.update(held)", "held = ()"),),
+        ("control/test_quotas.py::test_those_that_are_being_made_count",),
+    ),
+    Mutant(
+        "api_before_deliveries",
+        "requests of the API take as much of the loop as they like while deliveries are behind",
+        (Edit("return self._level < 0 and self._behind()", "return False"),),
+        ("api/test_loop_budget.py::test_while_deliveries_are_behind_requests_have_their_share_of_the_time",),
+    ),
 )
 
 

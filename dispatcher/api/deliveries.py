@@ -268,6 +268,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         description="`state=failed` is those that are retrying, dead or dropped.",
         query=DeliveryFilters,
         problems=(Kind.HISTORY_OFF,),
+        quota="queries",
     ),
     Route(
         "GET",
@@ -280,5 +281,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: RouteAnswer("The delivery.", DeliveryAttempts)},
         get_delivery,
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF),
+        quota="queries",
     ),
 )

@@ -122,5 +122,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         f"is wrong. An `id` (up to {MAX_ID} characters) makes it safe to send an event again.",
         body=Body(EventRequest, ("application/json", NDJSON), many=MAX_BATCH),
         problems=(Kind.OVERLOADED,),
+        quota="events_per_second",
     ),
 )

@@ -27,13 +27,14 @@ from dispatcher.api.admission import CALLER, GUARD, REQUEST_ID
 from dispatcher.api.callers import Callers, refused
 from dispatcher.api.event_body import parse_events
 from dispatcher.api.limits import BODY
+from dispatcher.api.loop_budget import BUDGET, METER, CallerKind, Meter
 from dispatcher.api.payload import parse_json, read_body
 from dispatcher.api.problems import Kind, Problem, retry_after
 from dispatcher.api.route import BODY_LIMIT, NDJSON, Call, Reply, Route, Services
 from dispatcher.api.site import refuse_other_sites, site_of
 from dispatcher.api.subscriptions import SubscriptionPatch, SubscriptionReply
 from dispatcher.control import errors
-from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated
+from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated, counted_as
 from dispatcher.control.audit import AuditTrail
 from dispatcher.control.history import HistoryOff
 from dispatcher.core.flaws import Flaw
@@ -63,6 +64,7 @@ PARAMETERS: Final = {
     ("portal", "id"): r"^([0-9a-f]{16}|[0-9a-f]{32})$",
     ("events", "id"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("deliveries", "id"): r"^dlv_[0-9a-f]{24}$",
+    ("tenants", "tenant"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
 }
 
@@ -122,9 +124,11 @@ async def problem_documents(request: web.Request, handler: Handler) -> web.Strea
     guard = request.app[GUARD]
     guard.began(request)
     try:
-        if request.path not in _HEALTH:
-            guard.count_request(request[CALLER])
-        return await handler(request)
+        if request.path in _HEALTH:
+            return await handler(request)
+        guard.count_request(request[CALLER])
+        request[METER] = meter = Meter(request.app[BUDGET], counted_as(request[CALLER]))
+        return await meter.drive(handler(request))
     except Problem as problem:
         return answer(problem, request[REQUEST_ID])
     except web.HTTPException as error:
@@ -187,9 +191,11 @@ class Frame:
         principal = None if admitted is None else admitted.principal
         if route.from_page:
             refuse_other_sites(request, request.app[GUARD].proxies)
+        await take_turn(request, principal)
         path = _path(route, request)
         query = _query(route, request)
-        with self._room(route, principal) as take:
+        tenant = None if principal is None else principal.tenant
+        with self._services.quotas.admitted(tenant, route.quota), self._room(route, principal) as take:
             body, model = await self._body(route, request, take)
             call = Call(
                 services=self._services,
@@ -281,7 +287,7 @@ class Frame:
         if len(body) > _LARGE:
             # Beside the loop, and one after the other: each holds the interpreter's lock while it is at it.
             async with self._large:
-                parsed = await asyncio.to_thread(parse)
+                parsed = await request[METER].beside(parse)
         else:
             parsed = parse()
         if wanted.many and isinstance(parsed, list):
@@ -301,6 +307,17 @@ class Frame:
         return parsed, _checked(wanted.model, parsed)
 
 
+async def take_turn(request: web.Request, principal: Principal | None) -> None:
+    """Wait until the loop has time for this caller; at once while deliveries have all that they need. Raises Problem."""
+    meter = request[METER]
+    if principal is None:
+        await meter.turn(CallerKind.NOBODY, counted_as(request[CALLER]))
+    elif principal.tenant is None:
+        await meter.turn(CallerKind.OPERATOR, f"{principal.id} {principal.name}")
+    else:
+        await meter.turn(CallerKind.TENANT, principal.tenant)
+
+
 def _parsed_events(body: bytes, lines: int) -> Any:
     """The events of a body; with `lines` NDJSON of at most so many. Raises Problem."""
     found = parse_events(body, lines)
@@ -315,6 +332,10 @@ def _problem(error: Exception) -> Problem:
             return problems.invalid(error.flaws)
         case errors.TooLarge():
             return Problem(Kind.TOO_LARGE, str(error), errors=error.flaws)
+        case errors.QuotaExceeded():
+            wait = error.retry_after
+            headers = None if wait is None else retry_after(wait)
+            return Problem(Kind.QUOTA_EXCEEDED, str(error), headers=headers, quota=error.quota)
         case errors.Overloaded() | errors.Unavailable():
             return Problem(_KINDS[type(error)], str(error), headers=retry_after(error.retry_after))
         case errors.ControlError():

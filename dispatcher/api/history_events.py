@@ -174,6 +174,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         list_events,
         query=EventFilters,
         problems=(Kind.HISTORY_OFF,),
+        quota="queries",
     ),
     Route(
         "GET",
@@ -192,5 +193,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         description="Tells a receiver whether this installation has published an event: compare type and SHA-256 with what came. A tenant's key"
         " sees its own events; others are not found.",
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF),
+        quota="queries",
     ),
 )

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from dispatcher.core.event.decode import MAX_TYPE, valid_type
 from dispatcher.core.subscription.patterns import check_pattern
-from dispatcher.core.text.units import format_duration, parse_duration, parse_rate
+from dispatcher.core.text.units import format_duration, parse_duration, parse_rate, parse_size
 
 _ID: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _TYPE: Final = r"^[^\u0000-\u001f\u007f-\u009f]+$"
@@ -26,6 +26,7 @@ _DURATION: Final = (
     r"^([0-9]{1,12}(\.[0-9]{1,9})?d)?([0-9]{1,12}(\.[0-9]{1,9})?h)?([0-9]{1,12}(\.[0-9]{1,9})?m)?"
     r"([0-9]{1,12}(\.[0-9]{1,9})?s)?([0-9]{1,12}(\.[0-9]{1,9})?ms)?$"
 )
+_SIZE: Final = r"^[0-9]{1,15}(\.[0-9]{1,3})? ?(B|KiB|MiB|GiB|TiB)$"
 _RATE: Final = r"^[0-9]{1,9}(\.[0-9]{1,3})?/[smh]$"
 
 
@@ -55,6 +56,7 @@ _valid_id, _id_schema = _text(_check_id, _ID, 1, 64)
 _valid_type, _type_schema = _text(_check_type, _TYPE, 1, MAX_TYPE)
 _valid_pattern, _pattern_schema = _text(check_pattern, _PATTERN, 1, MAX_TYPE)
 _valid_duration, _duration_schema = _text(parse_duration, _DURATION, 2, 64)
+_valid_size, _size_schema = _text(parse_size, _SIZE, 2, 32)
 _valid_rate, _rate_schema = _text(parse_rate, _RATE, 3, 32)
 SubscriptionId = Annotated[
     str,
@@ -89,6 +91,11 @@ Duration = Annotated[
     str,
     _valid_duration,
     Field(json_schema_extra=_duration_schema, description="With its unit.", examples=["15s", "1h30m"]),
+]
+Size = Annotated[
+    str,
+    _valid_size,
+    Field(json_schema_extra=_size_schema, description="With its unit.", examples=["16MiB"]),
 ]
 RateLimit = Annotated[
     str,
@@ -157,6 +164,13 @@ class ProblemDocument(ReplyModel):
     detail: Annotated[str, Field(description="What is wrong with this request, and what to do.")]
     request_id: Annotated[str, Field(description="Also in the header X-Request-Id, and in the log.")]
     errors: Annotated[list[FieldError], Field(description="Every field that is wrong.")] = []
+    quota: Annotated[
+        str,
+        Field(
+            description="Of `quota-exceeded`: which quota.",
+            examples=["events_per_second"],
+        ),
+    ] = ""
 
 
 # --- subscriptions --------------------------------------------------------------------------------------------------

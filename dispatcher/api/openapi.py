@@ -289,6 +289,8 @@ def _problems(route: Route, references: dict[_Reference, Any]) -> dict[str, Any]
         *route.problems,
     }
     kinds.add(Kind.TOO_MANY_REQUESTS)
+    if route.quota is not None:
+        kinds.add(Kind.QUOTA_EXCEEDED)
     if route.allowed is not Audience.PUBLIC:
         kinds |= {Kind.UNAUTHENTICATED, Kind.TOO_MANY_WRONG_KEYS}
     if route.allowed is Audience.OPERATOR or route.needs is not None:

@@ -42,6 +42,7 @@ class Kind(Enum):
     INVALID = _Meaning(422, "Some fields are wrong")
     TOO_MANY_WRONG_KEYS = _Meaning(429, "Too many wrong keys")
     TOO_MANY_REQUESTS = _Meaning(429, "Too many requests")
+    QUOTA_EXCEEDED = _Meaning(429, "Your tenant has or takes as much as it may")
     OVERLOADED = _Meaning(429, "Too much at once")
     INTERNAL = _Meaning(500, "The dispatcher failed")
     UNAVAILABLE = _Meaning(503, "Not possible just now")
@@ -72,12 +73,14 @@ class Problem(Exception):
         *,
         errors: Sequence[Flaw] = (),
         headers: Mapping[str, str] | None = None,
+        quota: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+        self.quota = quota
 
     def document(self, request_id: str) -> dict[str, Any]:
         """The problem document."""
@@ -92,6 +95,8 @@ class Problem(Exception):
             document["errors"] = [
                 {"field": _sayable(flaw.field), "message": _sayable(flaw.message)} for flaw in self.errors
             ]
+        if self.quota is not None:
+            document["quota"] = self.quota
         return document
 
 

@@ -28,6 +28,7 @@ from dispatcher.control.listing import Listing
 from dispatcher.control.live import Live
 from dispatcher.control.portal import PortalSessions
 from dispatcher.control.publishing import Publisher
+from dispatcher.control.quotas import Gate, Quotas
 from dispatcher.control.sessions import Admitted, Sessions
 from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.views import Views
@@ -75,6 +76,7 @@ class Services:
     live: Live
     console: ConsoleSettings
     pages: PortalSettings
+    quotas: Quotas
     egress: tuple[str, ...]
 
 
@@ -186,3 +188,4 @@ class Route:
     only_new: bool = False  # takes If-None-Match: *
     idempotent: bool = False  # takes an Idempotency-Key
     from_page: bool = False  # a browser's page has to ask, one of ours
+    quota: Gate | None = None  # that a tenant's request is held against

@@ -3,7 +3,7 @@
 aiohttp serves it. Nothing here is on the delivery path; a scrape costs the loop one collection of plain integers,
 some milliseconds.
 
-The cost of a client is bounded: connections, requests and slow senders by `admission.py` and `limits.py`, a connection that sends
+The cost of a client is bounded: connections, requests and slow senders by `admission.py` and `limits.py`, the loop's time by `loop_budget.py`, a connection that sends
 nothing by `_IDLE`, a body's size by `frame.py`, the head's by aiohttp. Bodies are never decompressed.
 """
 
@@ -26,8 +26,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from dispatcher.__about__ import __version__
 from dispatcher.api.admission import GUARD, REFUSALS, REQUEST_ID, Admission
 from dispatcher.api.docs import Docs
-from dispatcher.api.frame import Frame, Handler, json_response, problem_documents
+from dispatcher.api.frame import Frame, Handler, json_response, problem_documents, take_turn
 from dispatcher.api.limits import ApiLimits, ConnectionLimit, RequestLimit, TrustedProxies, connections_within
+from dispatcher.api.loop_budget import BUDGET, METER, CallerKind, LoopBudget
 from dispatcher.api.pages import Pages
 from dispatcher.api.problems import Kind, Problem, retry_after
 from dispatcher.api.route import Audience, Services
@@ -40,6 +41,8 @@ Problems = Callable[[], Sequence[str]]
 
 _SERVER = f"dispatcher/{__version__}"
 _BACKLOG: Final = 128
+_LATELY: Final = 10.0  # seconds for which metrics are shown again while the loop has no time for new ones
+_ENCODINGS: Final = 8  # of which metrics are kept
 _IDLE: Final = 75.0  # seconds; longer than the idle timeout of common reverse proxies
 
 
@@ -101,14 +104,17 @@ class ApiServer:
         warnings: Problems = tuple,
         events_limit: int = 4 << 20,
         limits: ApiLimits | None = None,
+        budget: LoopBudget | None = None,
         listener: socket.socket | None = None,
         others: Others | None = None,
     ) -> None:
         """Without `services` there is no API, only health and metrics. `events_limit` in bytes.
 
-        `listener`: a socket that listens already, in the place of `host` and `port`.
+        `budget`: of the loop's time; without it requests take what they need. `listener`: a socket that listens already, in the place of `host` and `port`.
         """
         self._limits = ApiLimits() if limits is None else limits
+        self._budget = LoopBudget(1.0, bool) if budget is None else budget
+        self._scraped: dict[str, tuple[float, bytes]] = {}  # by content type: when, and what
         self._guard: Admission | None = None
         self._listening: asyncio.Server | None = None
         self._listener = listener
@@ -135,6 +141,7 @@ class ApiServer:
         logger.addFilter(_NOT_THEIRS)
         self._guard = guard = _guard(self._limits)
         app[GUARD] = guard
+        app[BUDGET] = self._budget
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -180,6 +187,7 @@ class ApiServer:
             self._runner = None
         if self._guard is not None:
             self._guard.close()
+        self._budget.close()
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """The loop turns: that this answers at all is the answer."""
@@ -197,16 +205,33 @@ class ApiServer:
         return json_response({"status": "ready", **more})
 
     async def _scrape(self, request: web.Request) -> web.Response:
-        if self._others is not None:
-            text = await self._others.metrics(generate_latest(self._metrics).decode())
-            return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        """The metrics; while deliveries are behind and the API has had its share, those of a moment ago."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._metrics), headers={"Content-Type": content_type})
+        if self._others is not None:
+            encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+        meter = request[METER]
+        body = self._scraped_lately(content_type) if meter.short else None
+        if body is None:
+            await meter.turn(CallerKind.METRICS, "")
+            body = self._scraped_lately(content_type) if meter.short else None
+        if body is None:
+            body = encode(self._metrics)
+            if self._others is not None:
+                body = (await self._others.metrics(body.decode())).encode()
+            if len(self._scraped) >= _ENCODINGS:
+                self._scraped.clear()
+            self._scraped[content_type] = (asyncio.get_running_loop().time(), body)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _scraped_lately(self, content_type: str) -> bytes | None:
+        at, body = self._scraped.get(content_type, (-_LATELY, b""))
+        return body if asyncio.get_running_loop().time() - at < _LATELY else None
 
 
 def _add_api(app: web.Application, frame: Frame, services: Services) -> None:
     for route in ROUTES:
-        path = route.path.replace("{name}", "{name:[^/]+}")  # braces too, in the name of an event type
+        # Braces too, in the name of an event type or a tenant.
+        path = route.path.replace("{name}", "{name:[^/]+}").replace("{tenant}", "{tenant:[^/]+}")
         if route.method == "GET":
             app.router.add_get(path, frame.serve(route))
         else:
@@ -242,6 +267,7 @@ def _home(request: web.Request, home: str) -> web.Response:
 def _public(frame: Frame, show: Callable[[web.Request], web.Response]) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         frame.callers.admit(Audience.PUBLIC, request)
+        await take_turn(request, None)
         try:
             return show(request)
         except Unavailable as error:

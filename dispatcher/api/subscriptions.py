@@ -392,7 +392,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "within a second. The answer shows the secrets in full, for the only time. With an `Idempotency-Key`, the "
         "same request sent again within 24 hours makes no second one.",
         body=Body(SubscriptionCreate),
-        problems=(Kind.ALREADY_EXISTS,),
+        problems=(Kind.ALREADY_EXISTS, Kind.QUOTA_EXCEEDED),
         idempotent=True,
     ),
     Route(
@@ -434,7 +434,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         description="A JSON merge patch. Secrets are rotated and the status has operations of its own, so neither is a "
         "field here.",
         body=Body(SubscriptionPatch, (MERGE_PATCH, "application/json")),
-        problems=CHANGED,
+        problems=(*CHANGED, Kind.QUOTA_EXCEEDED),
         if_match=True,
     ),
     Route(

@@ -17,6 +17,7 @@ from dispatcher.api import (
     stream,
     subscription_verbs,
     subscriptions,
+    tenants,
 )
 from dispatcher.api.route import Route
 
@@ -32,5 +33,6 @@ ROUTES: Final[tuple[Route, ...]] = (
     *portal.ROUTES,
     *audit.ROUTES,
     *stream.ROUTES,
+    *tenants.ROUTES,
     *deployment.ROUTES,
 )

@@ -10,6 +10,7 @@ from dispatcher.control.errors import (
     Invalid,
 )
 from dispatcher.core.flaws import Flaw, FlawedError
+from dispatcher.core.subscription.model import Subscription
 from dispatcher.core.subscription.spec import SpecReader
 
 _REFUSED: Final = {
@@ -43,15 +44,16 @@ class Checker:
         flaws: list[Flaw],
         *,
         patterns: bool,
-    ) -> None:
-        """Raise Invalid with all that is wrong."""
+    ) -> Subscription:
+        """The subscription that these make; raises Invalid with all that is wrong."""
         status = fields.get("status")
         if status is not None and status not in _STATUSES:
             flaws.append(Flaw(("status",), "must be active or paused"))
         wrong = {flaw.path[:1] for flaw in flaws}
         raw = {name: value for name, value in fields.items() if (name,) not in wrong}
+        read: Subscription | None = None
         try:
-            self._reader.read({"id": id, **raw, "secrets": secrets})
+            read = self._reader.read({"id": id, **raw, "secrets": secrets})
         except FlawedError as error:
             flaws.extend(flaw for flaw in error.flaws if flaw.path[:1] not in wrong)
         wanted = fields.get("event_types")
@@ -62,8 +64,9 @@ class Checker:
                 for flaw in self._catalogue.check_patterns([str(one) for one in wanted])
                 if flaw.path not in known
             )
-        if flaws:
+        if flaws or read is None:
             raise Invalid(flaws)
+        return read
 
 
 def refused(fields: Mapping[str, Any]) -> list[Flaw]:

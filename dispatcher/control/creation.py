@@ -8,7 +8,7 @@ requests in, and the other request finds what the first has made.
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from secrets import token_urlsafe
@@ -25,6 +25,7 @@ from dispatcher.control.errors import (
     WrongState,
 )
 from dispatcher.control.operational_events import CREATED, Announcer
+from dispatcher.control.quotas import Quotas
 from dispatcher.control.secrets import made_secrets
 from dispatcher.control.store import ControlStore
 from dispatcher.control.validation import Validator
@@ -57,6 +58,7 @@ class Creation:
         announcer: Announcer,
         checker: Checker,
         views: Views,
+        quotas: Quotas,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -64,6 +66,7 @@ class Creation:
         self._announcer = announcer
         self._checker = checker
         self._views = views
+        self._quotas = quotas
         self._creating: set[tuple[str, str]] = set()
 
     async def create(
@@ -121,11 +124,24 @@ class Creation:
             del fields["id"]
         if tenant is not None:
             self._checker.require_validation(fields, flaws)
+            flaws += self._quotas.beyond(tenant, fields)
         given = fields.pop("secrets", None)
         secrets: Any = made_secrets(fields.get("signatures")) if given is None else given
         wanted = fields.pop("id", None)
         id_ = wanted if wanted is not None else _id_for(idempotency)
-        self._checker.check(id_, fields, secrets, flaws, patterns=True)
+        origin = self._checker.check(id_, fields, secrets, flaws, patterns=True).origin
+        with self._quotas.creating(tenant, origin):
+            return await self._put(id_, fields, secrets, idempotency, chosen=wanted is not None)
+
+    async def _put(
+        self,
+        id_: str,
+        fields: Mapping[str, Any],
+        secrets: Sequence[str],
+        idempotency: Idempotency | None,
+        *,
+        chosen: bool,
+    ) -> Created:
         while True:
             if self._registry.in_file(id_):
                 raise AlreadyExists(f"{id_} stands in the subscriptions file")
@@ -140,7 +156,7 @@ class Creation:
             except VersionMismatch:
                 if idempotency is not None and (made := self._made_before(idempotency)) is not None:
                     return made
-                if wanted is not None:
+                if chosen:
                     raise AlreadyExists(f"there is a subscription {id_} already") from None
                 id_ = _id_for(None)
                 continue

@@ -10,6 +10,7 @@ The HTTP side maps each to one status; nothing else leaves `dispatcher.control`:
     ├── VersionMismatch    412  somebody else has changed it meanwhile
     ├── TooLarge           413  beyond a limit of size
     ├── Invalid            422  `flaws` says which fields, and why
+    ├── QuotaExceeded      429  a tenant has or takes as much as it may; after `retry_after` seconds it may go on, where it says so
     ├── Overloaded         429  come again after `retry_after` seconds
     └── Unavailable        503  the broker is away, or what it holds isn't read yet; likewise
 """
@@ -67,6 +68,15 @@ class Invalid(ControlError):
     def __init__(self, flaws: Sequence[Flaw]) -> None:
         super().__init__("; ".join(map(str, flaws)))
         self.flaws = tuple(flaws)
+
+
+class QuotaExceeded(ControlError):
+    """A tenant has, or takes, as much as it may; `retry_after` in seconds, None where waiting alone doesn't help."""
+
+    def __init__(self, quota: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.quota = quota
+        self.retry_after = retry_after
 
 
 class Overloaded(ControlError):

@@ -31,8 +31,9 @@ DELETED: Final = "dispatcher.subscription.deleted"
 DISABLED: Final = "dispatcher.subscription.disabled"
 VALIDATED: Final = "dispatcher.subscription.validated"
 EXHAUSTED: Final = "dispatcher.delivery.exhausted"
+AT_QUOTA: Final = "dispatcher.tenant.at_quota"
 
-TYPES: Final = (CREATED, DELETED, DISABLED, VALIDATED, EXHAUSTED)
+TYPES: Final = (CREATED, DELETED, DISABLED, VALIDATED, EXHAUSTED, AT_QUOTA)
 
 _RATE: Final = 50.0  # a second
 _BURST: Final = 500.0
@@ -68,6 +69,13 @@ class Announcer:
 
     def announce(self, type: str, subscription_id: str, tenant: str | None, data: dict[str, Any]) -> None:  # noqa: A002 - the field's name
         """Publish it soon, unless there are too many."""
+        self._announce(type, subscription_id, tenant, {"subscription_id": subscription_id, **data})
+
+    def announce_tenant(self, type: str, tenant: str, data: dict[str, Any]) -> None:  # noqa: A002 - the field's name
+        """Likewise, of what happens to a tenant."""
+        self._announce(type, tenant, tenant, data)
+
+    def _announce(self, type: str, key: str, tenant: str | None, data: dict[str, Any]) -> None:  # noqa: A002 - the field's name
         if not self._enabled:
             return
         now = self._clock()
@@ -84,14 +92,14 @@ class Announcer:
         document: dict[str, Any] = {"id": event_id, "type": type, "created": round(self._wall(), 3)}
         if tenant is not None and tenant != EVERY_TENANT:
             document["tenant"] = tenant
-        document["data"] = {"subscription_id": subscription_id, **data}
+        document["data"] = data
         try:
             value = dumps(document)
         except JSONEncodeError:
             # The outbox calls this: a notice must not end what delivers.
             log.exception("an operational event could not be written", type=type)
             return
-        self._queue.append(Message(self._topic, value, subscription_id.encode()))
+        self._queue.append(Message(self._topic, value, key.encode()))
         self._some.set()
 
     def announce_subscription(self, type: str, subscription: Subscription) -> None:  # noqa: A002 - the field's name

@@ -25,9 +25,11 @@ from dispatcher.control.operational_events import DISABLED, EXHAUSTED, Announcer
 from dispatcher.control.portal import PortalSessions
 from dispatcher.control.probes import Carrier, Probes
 from dispatcher.control.publishing import Publisher
+from dispatcher.control.quotas import Quotas
 from dispatcher.control.sessions import Sessions, make_signer
 from dispatcher.control.store import ControlStore
 from dispatcher.control.subscriptions import Subscriptions
+from dispatcher.control.tenant_counts import TenantCounts
 from dispatcher.control.validation import Validator
 from dispatcher.control.views import Views
 from dispatcher.core.event.decode import RESERVED, Event
@@ -100,14 +102,24 @@ class ControlPlane:
         checker = Checker(reader, self.catalogue, require_validation=api.require_validation)
         self.views = Views(self.store, registry, self._validator.said)
         self.listing = Listing(self.store, registry, self.views)
-        self.creation = Creation(self.store, registry, self._validator, self.announcer, checker, self.views)
+        self.quotas = Quotas(
+            settings.quotas,
+            self.store.quotas,
+            self.views.ready,
+            TenantCounts(registry),
+            self.announcer,
+            metrics,
+        )
+        self.creation = Creation(
+            self.store, registry, self._validator, self.announcer, checker, self.views, self.quotas
+        )
         self.subscriptions = Subscriptions(
-            self.store, registry, self._validator, self.announcer, reader, checker, self.views
+            self.store, registry, self._validator, self.announcer, reader, checker, self.views, self.quotas
         )
         self.checks = EndpointChecks(
             self.views, registry, probes, self._validator, self.catalogue, wall, replica_name()
         )
-        self.publisher = Publisher(broker.produce, topic, self.catalogue, api, metrics, wall)
+        self.publisher = Publisher(broker.produce, topic, self.catalogue, api, metrics, wall, self.quotas)
         registry.on_disabled = self._disabled
 
     async def start(self) -> None:
@@ -126,6 +138,7 @@ class ControlPlane:
     async def stop(self) -> None:
         """End everything; what waits for the broker ends with Unavailable."""
         self._registry.on_disabled = None
+        self._registry.on_replaced = None
         await self._tasks.stop()
         await self.audit.finish(_LAST_RECORDS)
         await self.store.stop()

@@ -38,6 +38,7 @@ from dispatcher.broker.base import (
 )
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
+from dispatcher.control.quotas import Quotas
 from dispatcher.core.event.decode import RESERVED, InvalidEvent, decode
 from dispatcher.core.event.moment import valid_time
 from dispatcher.core.event.raw_json import RawJson
@@ -94,6 +95,12 @@ def batch_limit(settings: ApiSettings) -> int:
     return settings.max_event_bytes * _MAX_BATCH_BYTES
 
 
+def _size(event: object) -> int:
+    """Bytes of the event's data as it came; what isn't bytes of the request is refused, or small."""
+    data = event.get("data") if isinstance(event, Mapping) else None
+    return len(data) if isinstance(data, RawJson) else 0
+
+
 class Publisher:
     """Writes events of the API to the events topic."""
 
@@ -105,8 +112,10 @@ class Publisher:
         settings: ApiSettings,
         metrics: Metrics,
         wall: Callable[[], float],
+        quotas: Quotas,
     ) -> None:
         """`wall` gives Unix seconds."""
+        self._quotas = quotas
         self._produce = produce
         self._topic = topic
         self._catalogue = catalogue
@@ -132,6 +141,7 @@ class Publisher:
         batch = len(events) != 1 if batch is None else batch
         if len(events) > MAX_BATCH:
             raise TooLarge(f"a batch has at most {MAX_BATCH} events, and this one {len(events)}")
+        self._quotas.take_events(tenant, len(events), sum(map(_size, events)) if tenant is not None else 0)
         try:
             read = await self._read(events, tenant, batch=batch)
             await self._validate(read)

@@ -9,6 +9,7 @@ What is kept under which key:
 - `<id>`: a subscription of the API: the document as it is written, secrets, when and by which request it was created.
 - `status:<id>`: what has become of a subscription at run time, one of the file too.
 - `key:<id>`, `event-type:<name>`: API keys and the catalogue.
+- `quotas:<tenant>`: what an operator has given one tenant in the place of the settings' quotas.
 - `group:<name>`: which topics a consumer group has begun to read (`groups.py`).
 - `portal-session:<id>`, `portal-image:<id>`: who is let into the portal, and what it shows (`portal.py`).
 - `skip:<partition>:<offset>:<topic>:<id>`: a batch that an operator has given up reading (`core/control/skips.py`). It has no version
@@ -39,6 +40,7 @@ from dispatcher.control.statuses import Statuses
 from dispatcher.control.table import Kinds, Table
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.portal import PortalImage, PortalSession
+from dispatcher.core.control.quotas import Overrides, document_of, overrides_of
 from dispatcher.core.control.sealing import Sealer, read_key
 from dispatcher.core.control.skips import KIND as SKIP, Skip, read_skip
 from dispatcher.core.event.catalogued import EventType
@@ -94,6 +96,9 @@ class ControlStore:
         self._statuses = Statuses(self._log, registry)
         self.keys: Table[Key] = Table(self._log, "key", Key.to_document, Key.from_document)
         self.event_types: Table[EventType] = Table(self._log, "event-type", EventType.document, EventType.of)
+        self.quotas: Table[Overrides] = Table(
+            self._log, "quotas", document_of, lambda _, raw: overrides_of(raw)
+        )
         self.groups: Table[groups.Topics] = Table(
             self._log, "group", groups.to_document, groups.from_document
         )
@@ -110,6 +115,7 @@ class ControlStore:
         kinds.add(self._statuses.kind)
         kinds.add(self.keys.kind)
         kinds.add(self.event_types.kind)
+        kinds.add(self.quotas.kind)
         kinds.add(self.groups.kind)
         kinds.add(self.portal_sessions.kind)
         kinds.add(self.portal_images.kind)

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from dispatcher.control.errors import (
 )
 from dispatcher.control.masking import unmask_headers
 from dispatcher.control.operational_events import DELETED, Announcer
+from dispatcher.control.quotas import Quotas
 from dispatcher.control.secrets import MAX_OVERLAP, OVERLAP, live, rotated, successor
 from dispatcher.control.store import ControlStore
 from dispatcher.control.validation import Validator
@@ -67,6 +69,7 @@ class Subscriptions:
         reader: SpecReader,
         checker: Checker,
         views: Views,
+        quotas: Quotas,
     ) -> None:
         """`reader` checks what comes over the network."""
         self._store = store
@@ -76,6 +79,7 @@ class Subscriptions:
         self._reader = reader
         self._checker = checker
         self._views = views
+        self._quotas = quotas
 
     # Change.
 
@@ -94,8 +98,10 @@ class Subscriptions:
         if "id" in patch and patch["id"] != id:
             flaws.append(Flaw(("id",), "can't be changed"))
         changes = {name: value for name, value in patch.items() if name not in _OWN_FIELDS}
+        held = ExitStack()  # what the change needs of the tenant's quotas, until it is in force
 
         def change(stored: Stored) -> tuple[Mapping[str, Any], Sequence[StoredSecret]] | None:
+            held.close()
             wrong = list(flaws)
             if "tenant" in changes and changes["tenant"] != stored.document.get("tenant"):
                 wrong.append(
@@ -112,14 +118,19 @@ class Subscriptions:
                 view = self._views.get(id, tenant=tenant)
                 if view.reason == BY_OPERATOR:
                     raise _braked(view)
+            wrong += self._quotas.beyond(tenant, merged, stored.document)
             if merged.get("status") == Status.ACTIVE.value:
                 merged.pop("status")
             patterns = merged.get("event_types") != stored.document.get("event_types")
             secrets = [secret.secret for secret in live(stored.secrets, self._store.now_ms())]
-            self._checker.check(id, merged, secrets, wrong, patterns=patterns)
+            read = self._checker.check(id, merged, secrets, wrong, patterns=patterns)
+            before = self._registry.index.get(id)
+            if before is None or read.origin != before.origin:
+                held.enter_context(self._quotas.creating(tenant, read.origin, new=False))
             return None if merged == stored.document else (merged, stored.secrets)
 
-        return await self._change(id, tenant, if_match, change)
+        with held:
+            return await self._change(id, tenant, if_match, change)
 
     async def delete(self, id: str, *, tenant: str | None, if_match: int | None = None) -> None:  # noqa: A002
         """Delete it; what it is still owed is dropped."""

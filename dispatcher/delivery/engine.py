@@ -67,6 +67,7 @@ _LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the gro
 _LOG_LIMIT: Final = 2.0  # seconds for the end of the attempt log
 _MEASURE: Final = 0.5  # seconds between two measurements of how fast lanes are
 _LAG_INTERVAL: Final = 0.1
+_LATE: Final = 0.02  # seconds of lag beyond which the loop has more work than time
 
 
 # Long: it builds every room of the data path, in the order in which they need each other.
@@ -107,6 +108,7 @@ class Engine:
         self._tasks = Tasks(on_failure)
         self._consuming_tasks: list[asyncio.Task[None]] = []
         self._hold_limit = settings.retry.hold_limit
+        self._late = False  # the loop, at the last look
         self._stopping = False
         self._failed_itself = False
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
@@ -294,6 +296,10 @@ class Engine:
         """How deliveries to it go, as this process sees it; of one that it knows nothing of, nothing."""
         return self._endpoints.health(subscription_id)
 
+    def behind(self) -> bool:
+        """Whether deliveries wait: in their lanes, or for a loop that is late."""
+        return self._lanes.queued > 0 or (self._late and self._busy > 0)
+
     async def stop(self, drain: float) -> None:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""
         self._stopping = True
@@ -395,7 +401,9 @@ class Engine:
         while True:
             before = time.perf_counter()
             await asyncio.sleep(_LAG_INTERVAL)
-            lag.observe(max(0.0, time.perf_counter() - before - _LAG_INTERVAL))
+            late = max(0.0, time.perf_counter() - before - _LAG_INTERVAL)
+            lag.observe(late)
+            self._late = late > _LATE
 
 
 def _tracker(parked: str, topic: str, partition: int, start: int, ahead: Note) -> PartitionTracker:

@@ -78,10 +78,11 @@ def contents_of(file: Path) -> tuple[Mark, bytes]:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SubscriptionsError([f"{file}: must be a regular file, and is {_kind(status.st_mode)}"])
-            content = opened.read(MAX_FILE + 1)
+            # What says to be larger isn't read at all; what grows meanwhile is read no further.
+            content = b"" if status.st_size > MAX_FILE else opened.read(MAX_FILE + 1)
     except OSError as error:
         raise SubscriptionsError([f"{file}: can't be read: {error.strerror or error}"]) from error
-    if len(content) > MAX_FILE:
+    if max(status.st_size, len(content)) > MAX_FILE:
         raise SubscriptionsError(
             [
                 f"{file}: is larger than {MAX_FILE >> 20} MiB, the most that is read: subscriptions can be made by the API too"

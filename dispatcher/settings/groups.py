@@ -38,6 +38,7 @@ from dispatcher.settings.values import (
     Int,
     Label,
     Listed,
+    LoopShare,
     NameServer,
     Networks,
     NotEmpty,
@@ -182,6 +183,7 @@ class ApiSettings(SettingsGroup):
     keys: Annotated[tuple[ApiKeyText, ...], Listed, Unique] = ()
     wrong_keys_per_minute: Annotated[Int, Field(ge=1, le=1_000_000)] = 20
     requests_per_second: Annotated[Int, Field(ge=1, le=1_000_000)] = 1000
+    loop_share: LoopShare = 0.3
     egress_addresses: Networks = ()
     origin: OriginName | None = None
     event_types: Literal["open", "catalogued"] = "open"
@@ -192,6 +194,21 @@ class ApiSettings(SettingsGroup):
     operational_events: bool = True
     secrets_keys: Annotated[tuple[SecretsKeyText, ...], Listed, Unique] = ()
     audit_retention: Annotated[Duration, duration_between("1h", "3650d")] = 90 * 86400.0
+
+
+class QuotaSettings(SettingsGroup):
+    subscriptions: Annotated[Int, Field(ge=0, le=10_000_000)] = 1000
+    subscriptions_per_origin: Annotated[Int, Field(ge=0, le=10_000_000)] = 100
+    creations_per_minute: Annotated[Int, Field(ge=1, le=1_000_000)] = 60
+    events_per_second: Annotated[Int, Field(ge=1, le=10_000_000)] = 1000
+    bytes_per_second: Annotated[Size, size_between("1KiB", "1TiB")] = 16 << 20
+    replays: Annotated[Int, Field(ge=0, le=10_000)] = 2
+    queries: Annotated[Int, Field(ge=1, le=10_000)] = 4
+    max_timeout: Annotated[Duration, duration_between("10ms", "10m")] = 60.0
+    max_in_flight: Annotated[Int, Field(ge=1, le=10_000)] = 100
+    max_schedule: Annotated[Int, Field(ge=0, le=100)] = 20
+    max_headers: Annotated[Int, Field(ge=0, le=1000)] = 20
+    max_patterns: Annotated[Int, Field(ge=1, le=256)] = 100
 
 
 class DeliverySettings(SettingsGroup):
@@ -364,6 +381,7 @@ class Settings(SettingsGroup):
     topics: TopicsSettings = TopicsSettings()
     http: HttpSettings = HttpSettings()
     api: ApiSettings = ApiSettings()
+    quotas: QuotaSettings = QuotaSettings()
     delivery: DeliverySettings = DeliverySettings()
     network: NetworkSettings = NetworkSettings()
     subscription: SubscriptionSettings = SubscriptionSettings()

@@ -237,6 +237,7 @@ def _history_store(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+LoopShare = Annotated[float, Field(ge=0.05, le=1), BeforeValidator(_number)]
 Listed = BeforeValidator(_split)
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Listed]
 Ports = Annotated[

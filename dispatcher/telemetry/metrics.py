@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from dispatcher.__about__ import __version__
 from dispatcher.core.attempt.outcome import DEAD, DELIVERED, DROPPED, LEFT_TO_ANOTHER, PARKED, RETRY
 from dispatcher.core.commit.parked import REASONS
+from dispatcher.core.control.quotas import QUOTAS
 from dispatcher.core.request.results import Reason
 
 Labels = tuple[str, ...]
@@ -115,6 +116,15 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     "dead_letters_total": (("reason",), "Records written to the dead-letter topic."),
     "connections_opened_total": ((), "Connections to endpoints opened."),
     "api_refused_total": (("why",), "Callers of the API that were refused: the bound that they met."),
+    "api_loop_seconds_total": ((), "Seconds of the event loop's time that requests of the API took."),
+    "api_waits_total": (
+        ("result",),
+        "Requests that waited for their turn because deliveries were behind: served, refused (503).",
+    ),
+    "quota_exceeded_total": (
+        ("quota",),
+        "Requests of tenants that were refused because the tenant has, or takes, as much as it may: the quota.",
+    ),
     "attempt_records_total": (
         ("result",),
         "Records for the attempt log: written, or dropped because the broker did not take them in time.",
@@ -217,6 +227,8 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
         ("requests_of_address",),
         ("requests_of_key",),
     ),
+    "api_waits_total": (("served",), ("refused",)),
+    "quota_exceeded_total": tuple((quota,) for quota in QUOTAS if not quota.startswith("max_")),
 }
 
 _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
@@ -262,6 +274,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
         ("worker",),
         "With --workers only: 1 while the worker answers with its metrics; 0 while it is started anew or hangs.",
     ),
+    "tenants_at_quota": (
+        ("quota",),
+        "Tenants that live at a quota: one of a count refused them, or one of a rate for a minute, and again within the last ten minutes.",
+    ),
     "consumption_paused": ((), "1 while the in-flight caps keep new events from being consumed."),
 }
 
@@ -287,6 +303,7 @@ class Metrics:
         self.consumed: defaultdict[str, int] = defaultdict(int)
         self.published: defaultdict[str, int] = defaultdict(int)
         self.announcements: defaultdict[str, int] = defaultdict(int)
+        self.quota_exceeded: defaultdict[str, int] = defaultdict(int)
         self.validations: defaultdict[str, int] = defaultdict(int)
         self.skipped: defaultdict[str, int] = defaultdict(int)
         self.invalid: defaultdict[str, int] = defaultdict(int)
@@ -316,6 +333,7 @@ class Metrics:
             "events_published_total": lambda: _by_word(self.published),
             "operational_events_total": lambda: _by_word(self.announcements),
             "validations_total": lambda: _by_word(self.validations),
+            "quota_exceeded_total": lambda: _by_word(self.quota_exceeded),
             "events_skipped_total": lambda: _by_word(self.skipped),
             "deliveries_total": lambda: _by_word({**self.deliveries, "delivered": self.delivered}),
             "decisions_total": self._decisions,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from dispatcher.api.route import Services
+from dispatcher.broker.base import Message
 from dispatcher.control.access import Access, Principal
 from dispatcher.control.audit import AuditRecord, AuditTrail, read_audit
 from dispatcher.control.catalogue import Catalogue, EventTypeView
@@ -25,18 +26,25 @@ from dispatcher.control.errors import (
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import PAGE, Listing, Page
 from dispatcher.control.live import Live
+from dispatcher.control.operational_events import Announcer
 from dispatcher.control.portal import PortalSessions
 from dispatcher.control.publishing import Published, Publisher
+from dispatcher.control.quotas import Quotas
 from dispatcher.control.secrets import OVERLAP
 from dispatcher.control.sessions import Sessions, make_signer
 from dispatcher.control.subscriptions import Rotated, Subscriptions
-from dispatcher.control.table import Row
+from dispatcher.control.table import Row, Table
+from dispatcher.control.tenant_counts import TenantCounts
 from dispatcher.control.views import SecretView, View, Views
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.portal import PortalImage, PortalSession
+from dispatcher.core.control.quotas import Overrides
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw
-from dispatcher.settings.groups import Settings
+from dispatcher.core.request.urls import Origin
+from dispatcher.settings.groups import QuotaSettings, Settings
+from dispatcher.telemetry.metrics import Metrics
+from tests.control.memory import MemoryTable
 from tests.fakes import MemoryBroker
 
 T = TypeVar("T")
@@ -292,6 +300,29 @@ class MemoryTrail(AuditTrail):
         self._records.append(read)
 
 
+class NoCounts(TenantCounts):
+    """Tenants that have nothing yet."""
+
+    def __init__(self) -> None: ...
+
+    def all(self, tenant: str) -> int:
+        return 0
+
+    def to(self, tenant: str, origin: Origin) -> int:
+        return 0
+
+
+def memory_quotas(settings: QuotaSettings | None = None) -> Quotas:
+    """The real ones, on a table in memory and of tenants that have nothing."""
+
+    async def produce(_messages: Sequence[Message]) -> None: ...
+
+    metrics = Metrics()
+    announcer = Announcer(produce, "events", metrics, lambda: 0.0, enabled=False)
+    table: Table[Overrides] = MemoryTable()
+    return Quotas(settings or QuotaSettings(), table, lambda: None, NoCounts(), announcer, metrics)
+
+
 class Plane:
     """All of it, and the services that an `ApiServer` takes."""
 
@@ -300,6 +331,7 @@ class Plane:
         self.subscriptions = MemorySubscriptions()
         self.catalogue = MemoryCatalogue()
         self.publisher = MemoryPublisher()
+        self.quotas = memory_quotas(None if settings is None else settings.quotas)
         self.now = 0.0
         self.wall = 1_760_000_000.0
         settings = settings or Settings()
@@ -333,5 +365,6 @@ class Plane:
             live=self.live,
             console=settings.console,
             pages=settings.portal,
+            quotas=self.quotas,
             egress=("192.0.2.7/32",),
         )

@@ -81,7 +81,7 @@ def address(route: Route) -> str:
     id_ = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24, "portal": "0" * 16}.get(
         route.tag, "sub_1"
     )
-    return route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
+    return route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
 
 
 def problem(answer: Answer, status: int, kind: str) -> dict[str, Any]:

@@ -51,6 +51,8 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "createKey": (401, 401, 201, 403, 403),
     "listKeys": (401, 401, 200, 403, 403),
     "revokeKey": (401, 401, 204, 403, 403),
+    "getQuotas": (401, 401, 200, 200, 404),
+    "putQuotas": (401, 401, 200, 403, 403),
     "getEgress": (401, 401, 200, 200, 200),
     "getSession": (200, 401, 200, 200, 200),
     # Of pages: tests/api/test_sessions.py. Whoever sends a key needs no session.
@@ -79,6 +81,7 @@ BODIES: Final[dict[str, Any]] = {
     "logIn": {"key": KEY},
     "createPortalSession": {"tenant": "acme"},
     "createPortalImage": {"data": b64encode(b"GIF89a").decode()},
+    "putQuotas": {"subscriptions": 5000},
 }
 # What a request has to have besides.
 QUERIES: Final = {"revokePortalSessions": "?tenant=acme", "listChanges": "?subject=sub_acme"}
@@ -147,7 +150,7 @@ class World:
             id_ = DELIVERY
         if route.tag == "portal":
             id_ = self.image if "images" in route.path else self.portal
-        path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid")
+        path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
         path += QUERIES.get(route.operation, "")
         # A stream has no end that could be waited for: its head says who gets in.
         method = "HEAD" if route.operation == "followStream" else route.method

@@ -30,6 +30,7 @@ BODIES: dict[str, Any] = {
     "testSubscription": {"event_type": "invoice.paid"},
     "putEventType": {"description": "a"},
     "publishEvents": {"type": "ping"},
+    "putQuotas": {"subscriptions": 5000},
     "createKey": {"name": "a", "scope": "operator"},
     "createPortalSession": {"tenant": "acme"},
     "createPortalImage": {"data": b64encode(b"GIF89a").decode()},

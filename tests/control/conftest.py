@@ -17,7 +17,7 @@ from dispatcher.control.plane import ControlPlane
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import HandshakeResponse, Response, Result
 from dispatcher.registry.registry import Registry
-from dispatcher.settings.groups import ApiSettings, Settings
+from dispatcher.settings.groups import ApiSettings, QuotaSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.transport.base import Exchange
 from tests.control.memory import MemoryStore
@@ -73,7 +73,9 @@ class Endpoints:
 class Plane:
     """A control plane and everything around it."""
 
-    def __init__(self, registry: Registry, guard: Guard, **api: Any) -> None:
+    def __init__(
+        self, registry: Registry, guard: Guard, quotas: QuotaSettings | None = None, **api: Any
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.wall = lambda: 1_000_000_000.0 + loop.time()
         self.registry = registry
@@ -82,7 +84,7 @@ class Plane:
         self.metrics = Metrics()
         self.store = MemoryStore(registry, guard, self.wall)
         self.plane = ControlPlane(
-            Settings(api=ApiSettings(origin="dispatcher.example", **api)),
+            Settings(api=ApiSettings(origin="dispatcher.example", **api), quotas=quotas or QuotaSettings()),
             self.broker,
             registry,
             guard,
@@ -99,6 +101,7 @@ class Plane:
         self.checks = self.plane.checks
         self.catalogue = self.plane.catalogue
         self.publisher = self.plane.publisher
+        self.quotas = self.plane.quotas
 
     async def create(self, tenant: str | None = None, key: str | None = None, **fields: Any) -> Any:
         """Make one; of a tenant with an id of its own an operator makes it."""
@@ -125,7 +128,7 @@ Make = Callable[..., Awaitable[Plane]]
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """Makes planes: `file` are the entries of the subscriptions file, all else is for the group `api` of the settings."""
+    """Makes planes: `file` are the entries of the subscriptions file, `quotas` those of the settings, all else is for their group `api`."""
     made: list[Plane] = []
 
     async def make(file: Sequence[dict[str, Any]] = (), **api: Any) -> Plane:

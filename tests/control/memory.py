@@ -14,6 +14,7 @@ from dispatcher.control.store import ControlStore
 from dispatcher.control.table import Row, Table
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.portal import PortalImage, PortalSession
+from dispatcher.core.control.quotas import Overrides
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
@@ -69,6 +70,7 @@ class MemoryStore(ControlStore):
         self.event_types: Table[EventType] = MemoryTable()
         self.portal_sessions: MemoryTable[PortalSession] = MemoryTable()
         self.portal_images: MemoryTable[PortalImage] = MemoryTable()
+        self.quotas: Table[Overrides] = MemoryTable()
         self.before_write: Callable[[], None] | None = None
         self.away = False
         self.reading = False

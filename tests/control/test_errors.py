@@ -8,13 +8,14 @@ import pytest
 
 from dispatcher.api.frame import _problem
 from dispatcher.control import errors
-from dispatcher.control.errors import ControlError, FileManaged, Invalid, VersionMismatch
+from dispatcher.control.errors import ControlError, FileManaged, Invalid, QuotaExceeded, VersionMismatch
 from dispatcher.core.flaws import Flaw
 
 DRAWN = dict(re.findall(r"── (\w+) +([0-9]{3}) ", errors.__doc__ or ""))
 MADE: dict[str, ControlError] = {
     "FileManaged": FileManaged("sub_a"),
     "VersionMismatch": VersionMismatch(3),
+    "QuotaExceeded": QuotaExceeded("subscriptions", "said"),
     "Invalid": Invalid([Flaw(("url",), "is wrong")]),
 }
 

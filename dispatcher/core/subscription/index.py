@@ -39,7 +39,7 @@ from itertools import count, islice
 from typing import Any, Final, TypeVar
 
 from dispatcher.core.subscription.model import EVERY_TENANT, Subscription
-from dispatcher.core.subscription.patterns import Group, group_of, listed, regrouped, wanting
+from dispatcher.core.subscription.patterns import Group, group_of, ids_in, listed, regrouped, wanting
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -197,6 +197,11 @@ class Index:
     def ids_of(self, tenant: str) -> Sequence[str] | None:
         """The ids of one tenant's, in no order; None where there are so many that they aren't kept in a row."""
         return listed(self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant, ()))
+
+    def of_tenant(self, tenant: str) -> list[Subscription]:
+        """All subscriptions of one tenant, in no order; takes as long as it has many."""
+        group = self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant, ())
+        return [each for id_ in ids_in(group) if (each := self.get(id_)) is not None]
 
     def __len__(self) -> int:
         return self._length

@@ -210,3 +210,17 @@ def regrouped(group: Group, id: str, patterns: tuple[str, ...], *, present: bool
 def listed(group: Group) -> Sequence[str] | None:
     """The ids, in no order; None for a trie, which doesn't keep them in a row."""
     return None if isinstance(group, PatternNode) else group[::2]
+
+
+def ids_in(group: Group) -> Iterable[str]:
+    """The ids of a group of any size, each once, in no order."""
+    if not isinstance(group, PatternNode):
+        return group[::2]
+    found: dict[str, None] = {}
+    nodes = [group]
+    while nodes:
+        node = nodes.pop()
+        found.update(node.here)
+        found.update(node.rest)
+        nodes += node.children.values()
+    return found
