@@ -277,7 +277,7 @@ def test_a_subscription_is_made_and_a_test_event_arrives(stage: Stage, window: B
         page.get_by_label("URL").fill(f"{stage.endpoints.url}/well")
         page.get_by_role("button", name="Create").click()
         expect(page.get_by_role("alert").first).to_be_visible()  # it names no event types
-        page.get_by_label("order.shipped").check()
+        page.get_by_role("checkbox", name="order.shipped").check()
         page.get_by_role("button", name="Create").click()
         expect(page.get_by_text("Keep it now")).to_be_visible()
         expect(page.locator(".note code").first).to_contain_text("whsec_")

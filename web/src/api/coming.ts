@@ -193,13 +193,3 @@ export interface Replay {
   progress: { fraction: number | null; looked: number; written: number; sent: number; behind: number; skipped: Record<string, number> };
   estimate: { per_second: number | null; seconds_left: number | null; ends_at: string | null };
 }
-
-export interface AuditRecord {
-  at: string;
-  action: string;
-  subject: string;
-  by: string | null;
-  scope: string | null;
-  tenant: string | null;
-  outcome: string | null;
-}

@@ -255,8 +255,8 @@ function Types(props: { chosen: string[]; set: (types: string[]) => void; wrong:
       {chosen.length > 0 ? (
         <div class="chips">
           {chosen.map((name) => (
-            <button type="button" class="chip" key={name} aria-label={t.edit.removeType(name)} onClick={() => set(chosen.filter((each) => each !== name))}>
-              <code>{name}</code> ✕
+            <button type="button" class="chip" key={name} onClick={() => set(chosen.filter((each) => each !== name))}>
+              <span class="offscreen">{t.edit.removeType}</span> <code>{name}</code> <span aria-hidden="true">✕</span>
             </button>
           ))}
         </div>

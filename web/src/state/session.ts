@@ -1,5 +1,6 @@
 // Who looks at the page, and what they may do. The API decides; the page only leaves out what would be refused.
 
+import type { components } from "../api/schema";
 import { inkOn } from "../format/colours";
 import { ask, credentials, Problem, whenUnauthenticated } from "../api/client";
 import type { Capability } from "../api/types";
@@ -7,47 +8,11 @@ import { API_ROOT, APP } from "./place";
 import { originAllowed } from "./origins";
 import { store } from "./store";
 
-export interface Principal {
-  id: string | null;
-  name: string | null;
-  scope: "operator" | "tenant";
-  tenant: string | null;
-  capabilities: Capability[];
-  read_only: boolean;
-  by: "open" | "key" | "cookie" | "proxy" | "portal";
-}
-
-export interface Colours {
-  accent?: string | null;
-  background?: string | null;
-  surface?: string | null;
-  text?: string | null;
-}
-
-export interface Portal {
-  session: string;
-  expires_at: string;
-  next: string;
-  navigation: boolean;
-  gutters: boolean;
-  branding: { name?: string | null; colors?: { light?: Colours | null; dark?: Colours | null } | null; font?: string | null; logo?: string | null; favicon?: string | null } | null;
-  hidden_event_types: string[];
-  back_url: string | null;
-  refresh_url: string | null;
-  parents: string[];
-}
+type Schemas = components["schemas"];
 
 /** `GET /v1/session`. */
-export interface SessionAnswer {
-  version: string;
-  environment: { name: string; color: string | null } | null;
-  history: boolean;
-  replica: string;
-  principal: Principal | null;
-  expires_at: string | null;
-  csrf: string | null;
-  portal: Portal | null;
-}
+export type SessionAnswer = Schemas["Session"];
+export type Principal = Schemas["Principal"];
 
 export type Session = SessionAnswer & { principal: Principal };
 
@@ -202,7 +167,7 @@ export function showBranding(): void {
   const portal = state.is === "in" ? state.session.portal : null;
   if (!portal) return;
   const root = document.documentElement;
-  const pair = (name: keyof Colours): [string, string] | null => {
+  const pair = (name: "accent" | "background" | "surface" | "text"): [string, string] | null => {
     const light = portal.branding?.colors?.light?.[name];
     const dark = portal.branding?.colors?.dark?.[name];
     return light && dark && COLOUR.test(light) && COLOUR.test(dark) ? [light, dark] : null;

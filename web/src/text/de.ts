@@ -460,7 +460,7 @@ export const de: Texts = {
     everyType: "jeder Typ, außer denen des Dispatchers selbst",
     family: (name) => `alle, die mit ${name}. beginnen`,
     ownType: "Ein anderer Typ oder ein Muster",
-    removeType: (name) => `${name} entfernen`,
+    removeType: "Entfernen:",
   },
   failing: {
     what: "Abonnements, deren letzter Versuch scheiterte oder für die etwas zurückgestellt ist, auf allen Replikaten.",

@@ -470,7 +470,7 @@ export const en = {
     everyType: "every type, but the dispatcher's own",
     family: (name: string) => `all that begin with ${name}.`,
     ownType: "Another type or pattern",
-    removeType: (name: string) => `Remove ${name}`,
+    removeType: "Remove",
   },
   failing: {
     what: "Subscriptions whose last attempt failed, or for which something is set aside, on all replicas.",

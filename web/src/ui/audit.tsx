@@ -1,8 +1,7 @@
 // What people changed through the API, beside the thing that they changed.
 
 import { useState } from "preact/hooks";
-import { ask } from "../api/client";
-import type { AuditRecord } from "../api/coming";
+import { get } from "../api/client";
 import { useLoad } from "../state/load";
 import { t } from "../text/text";
 import { Time } from "./bits";
@@ -12,7 +11,7 @@ import { Table } from "./table";
 /** Who did what to it. */
 export function Done(props: { id: string }) {
   const [open, setOpen] = useState(false);
-  const load = useLoad(open ? `audit ${props.id}` : null, async (signal) => (await ask<{ records: AuditRecord[] }>("GET", "/v1/audit", { query: { subject: props.id, limit: 50 }, signal })).value);
+  const load = useLoad(open ? `audit ${props.id}` : null, (signal) => get("/v1/audit", { query: { subject: props.id, limit: 50 }, signal }));
   return (
     <details class="fold" onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>{t.audit.title}</summary>

@@ -1,7 +1,7 @@
 // Dialogs: the browser's own element, so that focus, Escape and the rest of the page behave.
 
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Problem } from "../api/client";
 import { t } from "../text/text";
 import { Button } from "./bits";
@@ -9,7 +9,8 @@ import { ProblemNote } from "./panel";
 
 export function Dialog(props: { title: string; close: () => void; children: ComponentChildren; wide?: boolean }) {
   const element = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  // At once, so that what is typed right after the key that opened it goes into it.
+  useLayoutEffect(() => {
     const dialog = element.current;
     if (dialog && !dialog.open) dialog.showModal();
   }, []);

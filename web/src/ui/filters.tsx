@@ -31,8 +31,8 @@ export function Filters(props: { fields: FilterField[] }) {
           const field = props.fields.find((each) => each.name === name)!;
           const shown = field.options?.find(([each]) => each === value)?.[1] ?? value;
           return (
-            <a key={name} class="chip" href={changed({ [name]: null, cursor: null })} title={t.filters.remove} aria-label={`${t.filters.remove}: ${field.label} ${shown}`}>
-              {field.label}: <strong class="break">{shown}</strong> ✕
+            <a key={name} class="chip" href={changed({ [name]: null, cursor: null })} title={t.filters.remove}>
+              <span class="offscreen">{t.filters.remove}</span> {field.label}: <strong class="break">{shown}</strong> <span aria-hidden="true">✕</span>
             </a>
           );
         })}

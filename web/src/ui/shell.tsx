@@ -156,8 +156,9 @@ function Choices() {
   const wrong = zoneExists(zone) && zone !== "" ? undefined : t.choices.noZone;
   return (
     <>
-      <button type="button" class="choices" aria-label={t.choices.title} title={`${t.choices.title} · ${zoneName()}`} onClick={() => setOpen(true)}>
-        <span class="zone">{chosen.zone === "local" ? zoneName() : chosen.zone}</span> ⚙
+      <button type="button" class="choices" title={`${t.choices.title} · ${zoneName()}`} onClick={() => setOpen(true)}>
+        <span class="zone">{chosen.zone === "local" ? zoneName() : chosen.zone}</span> <span aria-hidden="true">⚙</span>
+        <span class="offscreen">{t.choices.title}</span>
       </button>
       {open ? (
         <Dialog title={t.choices.title} close={() => setOpen(false)}>

@@ -33,8 +33,9 @@ class Row<T> extends Component<RowProps<T>> {
           {columns.map((column, at) => (
             <td key={column.name} data-label={column.name} class={`${column.right ? "right" : ""}${column.wide ? " wide" : ""}`}>
               {at === 0 && href !== null ? (
-                <a class="row-link" href={href} aria-label={name}>
+                <a class="row-link" href={href}>
                   {column.cell(row)}
+                  <span class="offscreen"> {name}</span>
                 </a>
               ) : (
                 column.cell(row)
