@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import chain
 from typing import Final
@@ -26,10 +27,15 @@ from dispatcher.api.route import Services
 from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.broker.open import open_broker
+from dispatcher.control.cluster import ClusterView
+from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.live import Live
+from dispatcher.control.payloads import Payloads
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
+from dispatcher.control.replicas import Replicas, SharedProgress, Sources, replicas_topic
+from dispatcher.control.statistics import StatisticsReader
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
@@ -38,6 +44,7 @@ from dispatcher.history.base import StoreRefused
 from dispatcher.history.following import Counter
 from dispatcher.history.indexer import Indexer
 from dispatcher.history.open import followed_topics, history_group, open_store, shares_history
+from dispatcher.history.versions import Origins, VersionKeeper
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.replica import replica_name
@@ -60,6 +67,7 @@ garbage. At Python's own thresholds, looking through them again and again costs 
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
 
 
+# Long: it is the one place that makes every part, in the order in which they need each other.
 class App:
     """One dispatcher: everything from the broker's connection to the endpoints' sockets."""
 
@@ -89,6 +97,7 @@ class App:
         )
         self._engine: Engine | None = None
         self._started = False
+        self._stopping = False
         self._history_problem: str | None = None
         self._history = history = self._make_history()
         self._live = live = Live(history, complete=not shares_history(settings))
@@ -104,6 +113,25 @@ class App:
             on_failure=self._failed,
         )
         self._budget = budget = LoopBudget(settings.api.loop_share, self._behind)
+        self._replicas = Replicas(
+            self.broker,
+            replicas_topic(settings),
+            replica_name(),
+            Sources(
+                settings.roles,
+                self.problems,
+                self.warnings,
+                lambda: None if self._engine is None else self._engine.report(),
+                history,
+            ),
+            wall=time.time,
+        )
+        reader = HistoryReader(
+            None if history is None else history.store,
+            None if history is None else SharedProgress(history, self._replicas),
+            metrics=self.metrics,
+        )
+        self.plane.checks.cluster = cluster = ClusterView(self._replicas, self.registry, reader)
         self._api = ApiServer(
             settings.http.host,
             settings.http.port,
@@ -121,13 +149,17 @@ class App:
                 publisher=self.plane.publisher,
                 access=self.plane.access,
                 audit=self.plane.audit,
-                history=HistoryReader(None if history is None else history.store, history),
                 sessions=self.plane.sessions,
                 portal=self.plane.portal,
                 live=live,
                 console=settings.console,
                 pages=settings.portal,
                 quotas=self.plane.quotas,
+                history=reader,
+                payloads=Payloads(reader, self.broker),
+                explanations=Explanations(reader, self.registry, keeps_all=settings.history.keep == "all"),
+                cluster=cluster,
+                statistics=StatisticsReader(reader, time.time),
                 egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
             ),
             warnings=self.warnings,
@@ -144,7 +176,6 @@ class App:
             others=Siblings(place.ports) if place is not None and place.number == 1 else None,
         )
         self._watch = TopicWatch(settings, self.broker, self.metrics)
-        self._stopping = False
         self._gc_threshold = gc.get_threshold()
         self._report_metrics()
         ProcessCollector(registry=self.metrics.registry)
@@ -182,10 +213,19 @@ class App:
             self._deliver()
         if self._history is not None:
             self._history.start()
+            if "history" in self.settings.roles:
+                keeper = VersionKeeper(self._history.store, self.registry, self._origins, clock=time.time)
+                self._history.start_beside(keeper.run(), "versions of subscriptions")
+        self._replicas.start()
         self._started = True
 
     def _behind(self) -> bool:
         return self._engine is not None and self._engine.behind()
+
+    def _origins(self, subscription_id: str) -> Origins:
+        """When a subscription of the API was made and changed."""
+        stored = None if self.registry.in_file(subscription_id) else self.plane.store.get(subscription_id)
+        return Origins(None, None) if stored is None else Origins(stored.created_ms, stored.updated_ms)
 
     def _deliver(self) -> None:
         self._engine = Engine(
@@ -308,9 +348,12 @@ class App:
         log.info("stopping", drain=self.settings.shutdown.drain)
         steps: list[tuple[str, Awaitable[None]]] = [("tasks", self._tasks.stop())]
         if self._history is not None:
-            steps.append(("history", self._history.stop()))
+            steps.append(("history", self._history.end()))
         if self._engine is not None:
             steps.append(("engine", self._engine.stop(self.settings.shutdown.drain)))
+        steps.append(("cluster view", self._replicas.stop()))
+        if self._history is not None:
+            steps.append(("history's store", self._history.close()))
         steps += [
             ("control plane", self.plane.stop()),
             ("transport", self._transport.close()),

@@ -21,6 +21,7 @@ from dispatcher.app import App
 from dispatcher.broker.base import BrokerError
 from dispatcher.commands.backup import backup, restore
 from dispatcher.commands.check_config import check_config
+from dispatcher.commands.cluster import cluster, failing
 from dispatcher.commands.deliveries import deliveries
 from dispatcher.commands.demo import demo
 from dispatcher.commands.event_types import event_types
@@ -187,6 +188,8 @@ for command in (
     subscriptions,
     events,
     deliveries,
+    failing,
+    cluster,
     event_types,
     keys,
     tenants,

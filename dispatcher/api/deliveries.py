@@ -269,6 +269,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         query=DeliveryFilters,
         problems=(Kind.HISTORY_OFF,),
         quota="queries",
+        exports="deliveries",
     ),
     Route(
         "GET",

@@ -26,6 +26,7 @@ from dispatcher.api import problems
 from dispatcher.api.admission import CALLER, GUARD, REQUEST_ID
 from dispatcher.api.callers import Callers, refused
 from dispatcher.api.event_body import parse_events
+from dispatcher.api.export import exported, wanted
 from dispatcher.api.limits import BODY
 from dispatcher.api.loop_budget import BUDGET, METER, CallerKind, Meter
 from dispatcher.api.payload import parse_json, read_body
@@ -80,6 +81,7 @@ _CREDENTIALS: Final = frozenset({"secrets", "secret", "headers", "url", "key", "
 
 _KINDS: Final[Mapping[type[errors.ControlError], Kind]] = {
     errors.NotFound: Kind.NOT_FOUND,
+    errors.Gone: Kind.GONE,
     errors.AlreadyExists: Kind.ALREADY_EXISTS,
     errors.FileManaged: Kind.FILE_MANAGED,
     errors.WrongState: Kind.WRONG_STATE,
@@ -213,8 +215,9 @@ class Frame:
                 still_admitted=partial(self._still_admitted, route, request),
             )
             try:
+                media = wanted(route, request.headers.getall("Accept", []))
                 async with asyncio.timeout(HANDLER_TIMEOUT):
-                    reply = await route.handler(call)
+                    reply = await (route.handler(call) if media is None else exported(route, call, media))
             except (errors.Unavailable, TimeoutError):
                 # It may have taken effect all the same, and no other line would tell.
                 if route.method != "GET" and route.tag != "events":
@@ -513,7 +516,8 @@ def _response(reply: Reply) -> web.Response:
         body = reply.body
         if not isinstance(body, bytes):
             body = body.model_dump_json(by_alias=True).encode()
-        response = web.Response(body=body, status=reply.status, content_type=reply.content_type)
+        response = web.Response(body=body, status=reply.status)
+        response.headers["Content-Type"] = reply.content_type
     response.headers.update(reply.headers)
     response.headers["Cache-Control"] = "no-store"
     return response

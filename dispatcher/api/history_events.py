@@ -20,9 +20,11 @@ from dispatcher.api.models import QueryModel, ReplyModel, Time
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import PAGE, FoundEvent
+from dispatcher.control.payloads import EventPlace
 from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import EventQuery, EventRow
 
+OCTETS: Final = "application/octet-stream"
 _EVENT: Final[dict[str, Any]] = {
     "id": "evt_19lV",
     "type": "invoice.paid",
@@ -155,6 +157,40 @@ async def list_events(call: Call) -> Reply:
     )
 
 
+class PayloadPlace(QueryModel):
+    """Which of the events of the id."""
+
+    source: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[A-Za-z0-9._-]{1,249}-[0-9]{1,9}-[0-9]{1,18}$",
+                description="Topic, partition and offset of the one that is meant, where an id was used twice; else the newest.",
+                examples=["events-3-42"],
+            ),
+        ]
+        | None
+    ) = None
+
+
+async def get_payload(call: Call) -> Reply:
+    query: PayloadPlace = call.query
+    place = None
+    if query.source is not None:
+        topic, partition, offset = query.source.rsplit("-", 2)
+        place = EventPlace(topic, int(partition), int(offset))
+    found = await call.services.payloads.payload(call.tenant, call.path["id"], place)
+    at = found.place
+    headers = {
+        # Somebody else wrote it, and a browser that is led here must not run it.
+        "Content-Disposition": "attachment",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "X-Event-Source": f"{at.topic}-{at.partition}-{at.offset}",
+    }
+    return Reply(found.body, headers=headers, content_type=found.content_type or OCTETS)
+
+
 async def get_event(call: Call) -> Reply:
     found = await call.services.history.event(call.tenant, call.path["id"])
     events = [_with_deliveries(each) for each in found.value]
@@ -175,6 +211,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         query=EventFilters,
         problems=(Kind.HISTORY_OFF,),
         quota="queries",
+        exports="events",
     ),
     Route(
         "GET",
@@ -194,5 +231,20 @@ ROUTES: Final[tuple[Route, ...]] = (
         " sees its own events; others are not found.",
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF),
         quota="queries",
+    ),
+    Route(
+        "GET",
+        "/v1/events/{id}/payload",
+        "getEventPayload",
+        "events",
+        "Read an event's body",
+        Audience.TENANT,
+        "read",
+        {200: RouteAnswer("The bytes as they were published.", headers=("X-Event-Source",), raw=True)},
+        get_payload,
+        description="With the content type with which the event is delivered; `application/octet-stream` where it has none. The body is read"
+        " from the broker. 410 where it isn't there any more: the answer says when retention took it.",
+        query=PayloadPlace,
+        problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF, Kind.GONE),
     ),
 )

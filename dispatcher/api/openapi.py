@@ -20,7 +20,7 @@ from dispatcher.api import problems
 from dispatcher.api.frame import PARAMETERS
 from dispatcher.api.models import ProblemDocument
 from dispatcher.api.problems import Kind
-from dispatcher.api.route import MERGE_PATCH, NDJSON, Audience, Body, Route, RouteAnswer
+from dispatcher.api.route import CSV, MERGE_PATCH, NDJSON, Audience, Body, Route, RouteAnswer
 from dispatcher.api.table import ROUTES
 
 _DESCRIPTION: Final = """\
@@ -40,6 +40,7 @@ _TAGS: Final = {
     "event types": "What may be subscribed to.",
     "events": "Publishing over HTTP, and verifying what was published.",
     "deliveries": "What became of each event, from the history.",
+    "statistics": "How deliveries go: figures over time, who is failing now, and the processes that deliver.",
     "keys": "Who may use the API.",
     "sessions": "The session of whoever looks at the console or the portal.",
     "portal": "Links that let a tenant's own people into the portal.",
@@ -51,6 +52,10 @@ _HEADERS: Final = {
     "X-Request-Id": "Names the request in the log; the caller's own, if it sent one.",
     "Retry-After": "Seconds to wait.",
     "Set-Cookie": "The session, for a browser.",
+    "X-Next-Cursor": "Of NDJSON and CSV: where the rest begins, if there is any.",
+    "X-As-Of": "Of NDJSON and CSV: `as_of`.",
+    "X-Gaps": "Of NDJSON and CSV: how many gaps the history has in this time.",
+    "X-Event-Source": "Where the event stands: topic, partition and offset.",
     "WWW-Authenticate": "How to send a key.",
 }
 _ETAGS: Final = r'^(\*|[0-9]{1,18}|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
@@ -170,7 +175,7 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
             str(status): {
                 "description": answer.description,
                 "headers": _described(("X-Request-Id", *answer.headers)),
-                **_answered(answer, references),
+                **_answered(answer, references, exports=route.exports is not None),
             }
             for status, answer in route.answers.items()
         },
@@ -179,11 +184,18 @@ def _operation(route: Route, references: dict[_Reference, Any]) -> dict[str, Any
     return operation
 
 
-def _answered(answer: RouteAnswer, references: dict[_Reference, Any]) -> dict[str, Any]:
+def _answered(answer: RouteAnswer, references: dict[_Reference, Any], *, exports: bool) -> dict[str, Any]:
     """What an answer's body is."""
-    if answer.model is not None:
-        return _json("application/json", references[answer.model, "serialization"])
-    return {} if answer.media is None else _json(answer.media, {"type": "string"})
+    if answer.raw:
+        return _json("*/*", {})
+    if answer.model is None:
+        return {} if answer.media is None else _json(answer.media, {"type": "string"})
+    found = _json("application/json", references[answer.model, "serialization"])
+    if exports:
+        text = {"type": "string", "description": "All pages, 10,000 rows at the most."}
+        found["content"] |= {media: {"schema": text} for media in (NDJSON, CSV)}
+        found["headers"] = _described(("X-Request-Id", *answer.headers, "X-Next-Cursor", "X-As-Of", "X-Gaps"))
+    return found
 
 
 def _scope(route: Route) -> str:

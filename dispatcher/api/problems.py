@@ -36,6 +36,7 @@ class Kind(Enum):
     FILE_MANAGED = _Meaning(409, "Managed by the subscriptions file")
     WRONG_STATE = _Meaning(409, "Not possible in its present state")
     HISTORY_OFF = _Meaning(409, "This installation keeps no history")
+    GONE = _Meaning(410, "It is there no more")
     VERSION_MISMATCH = _Meaning(412, "Changed by somebody else meanwhile")
     TOO_LARGE = _Meaning(413, "Too large")
     UNSUPPORTED_MEDIA_TYPE = _Meaning(415, "This address doesn't take that content type")

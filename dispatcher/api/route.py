@@ -21,15 +21,19 @@ from dispatcher.api.site import Site
 from dispatcher.control.access import Access, Principal
 from dispatcher.control.audit import AuditTrail
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.cluster import ClusterView
 from dispatcher.control.creation import Creation
 from dispatcher.control.endpoint_checks import EndpointChecks
+from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import Listing
 from dispatcher.control.live import Live
+from dispatcher.control.payloads import Payloads
 from dispatcher.control.portal import PortalSessions
 from dispatcher.control.publishing import Publisher
 from dispatcher.control.quotas import Gate, Quotas
 from dispatcher.control.sessions import Admitted, Sessions
+from dispatcher.control.statistics import StatisticsReader
 from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.views import Views
 from dispatcher.core.control.keys import Capability
@@ -39,6 +43,7 @@ from dispatcher.settings.groups import ConsoleSettings, PortalSettings
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 NDJSON: Final = "application/x-ndjson"
+CSV: Final = "text/csv"
 BODY_LIMIT: Final = 256 << 10
 """Bytes of a request's body, where a route doesn't say otherwise."""
 
@@ -77,6 +82,10 @@ class Services:
     console: ConsoleSettings
     pages: PortalSettings
     quotas: Quotas
+    payloads: Payloads
+    explanations: Explanations
+    cluster: ClusterView
+    statistics: StatisticsReader
     egress: tuple[str, ...]
 
 
@@ -133,7 +142,7 @@ class Call:
 class Reply:
     """The answer of a handler."""
 
-    body: BaseModel | bytes | None = None  # bytes are written already
+    body: BaseModel | bytes | None = None  # bytes are of `content_type`, written already
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = JSON
@@ -165,6 +174,7 @@ class RouteAnswer:
     model: type[BaseModel] | None = None
     headers: tuple[str, ...] = ()
     media: str | None = None  # of a body that isn't JSON
+    raw: bool = False  # bytes of any type, without a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +199,4 @@ class Route:
     idempotent: bool = False  # takes an Idempotency-Key
     from_page: bool = False  # a browser's page has to ask, one of ours
     quota: Gate | None = None  # that a tenant's request is held against
+    exports: str | None = None  # the list of its pages, which come as NDJSON and CSV too

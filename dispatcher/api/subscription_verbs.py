@@ -312,7 +312,11 @@ ROUTES: Final[tuple[Route, ...]] = (
         "How deliveries to it go",
         Audience.TENANT,
         "read",
-        {200: RouteAnswer("As this replica sees it.", DeliveryHealth)},
+        {
+            200: RouteAnswer(
+                "Of all replicas together, as far as each has something to say of it.", DeliveryHealth
+            )
+        },
         get_health,
         problems=(Kind.NOT_FOUND,),
     ),

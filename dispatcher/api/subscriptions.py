@@ -125,12 +125,31 @@ class RetryPolicyReply(ReplyModel):
     jitter: float | None = None
 
 
+class ReplicaSaysReply(ReplyModel):
+    """A replica that delivers, and whether it says anything of the subscription."""
+
+    model_config = ConfigDict(title="HealthOfReplica")
+
+    replica: str
+    in_trouble: Annotated[
+        bool | None,
+        Field(
+            description="false: nothing is the matter there, and its figures are not known here. null: so many are in trouble there that it"
+            " may not name this one."
+        ),
+    ]
+
+
 class DeliveryHealth(ReplyModel):
-    """How deliveries to it go, as one replica sees it: each has its own share of the events."""
+    """How deliveries to it go: in the replica that answers, and in each other one where it is in trouble."""
 
     replica: Annotated[
         str,
-        Field(description="Which replica says so: host name and process id.", examples=["dispatcher-0:1"]),
+        Field(description="Which replica answers: host name and process id.", examples=["dispatcher-0:1"]),
+    ]
+    replicas: Annotated[
+        list[ReplicaSaysReply],
+        Field(description="Those that deliver and were heard of in the last 35 seconds."),
     ]
     instance: Annotated[str, Field(deprecated=True, description="The host name alone: read `replica`.")]
     success_rate: Annotated[float | None, Field(description="Of the recent attempts.")]
@@ -296,6 +315,9 @@ def health_reply(health: SubscriptionHealth) -> DeliveryHealth:
     """The health of a subscription's deliveries."""
     return DeliveryHealth(
         replica=health.replica,
+        replicas=[
+            ReplicaSaysReply(replica=each.replica, in_trouble=each.in_trouble) for each in health.replicas
+        ],
         instance=health.replica.rpartition(":")[0],
         success_rate=_rounded(health.success_rate),
         latency_mean=_rounded(health.latency_mean),

@@ -53,6 +53,17 @@ class Api:
         """The answer's JSON. Parameters that are None are left out."""
         return self.call("GET", path, query=query).json
 
+    def read(self, path: str, **query: object) -> bytes:
+        """The bytes of an answer of whatever type. Parameters that are None are left out."""
+        return run(self._read(path, query))
+
+    async def _read(self, path: str, query: Mapping[str, object]) -> bytes:
+        status, content_type, body = await self._exchange("GET", path, None, query, {"Accept": "*/*"})
+        if 200 <= status < 300:
+            return body
+        self._judged(status, content_type, body)
+        raise click.ClickException(f"{self._url} answered {status}")
+
     def call(
         self,
         method: str,
@@ -73,6 +84,17 @@ class Api:
         query: Mapping[str, object],
         headers: Mapping[str, str],
     ) -> ApiAnswer:
+        return self._judged(*await self._exchange(method, path, body, query, headers))
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        query: Mapping[str, object],
+        headers: Mapping[str, str],
+    ) -> tuple[int, str, bytes]:
+        """Status, content type and body of an answer."""
         sent = {"User-Agent": f"dispatcher/{__version__}", "Accept": "application/json", **headers}
         if self._key is not None:
             sent["Authorization"] = f"Bearer {self._key}"
@@ -90,7 +112,7 @@ class Api:
                 ) as response,
             ):
                 text = await response.read()
-                return self._judged(response.status, response.content_type, text)
+                return response.status, response.content_type, text
         except TimeoutError as error:
             raise click.ClickException(
                 f"no answer from {self._url} within {_TIMEOUT:g} s; what was asked for may still happen"

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
+import orjson
 
-from dispatcher.commands.client import Api, api_options, part, print_json
+from dispatcher.commands.client import Api, api_options, part, print_json, shown
 from dispatcher.commands.group import Commands
 from dispatcher.commands.history_pages import (
+    FOLLOW,
     LIMIT,
     a_time,
+    follow as follow_list,
     listed,
     place,
     tell_there_is_more,
@@ -47,9 +50,23 @@ def deliveries() -> None:
 )
 @click.option("--until", callback=a_time, metavar="TIME", help="Begun before that.")
 @click.option("--limit", default=LIMIT, show_default=True, type=click.IntRange(1), help="At most so many.")
+@FOLLOW
 @api_options
-def list_(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None:
-    """List deliveries, the newest first."""
+def list_(api: Api, *, as_json: bool, limit: int, follow: bool, **filters: str | None) -> None:
+    """List deliveries, the newest first.
+
+    With --follow those that come from now on (or --since), and again when their state changes within five minutes; with --json as NDJSON.
+    """
+    if follow:
+        follow_list(
+            api,
+            "/v1/deliveries",
+            "deliveries",
+            filters,
+            lambda each: (each["id"], each["state"], each["generation"], each["attempts"]),
+            _json_line if as_json else _line,
+        )
+        return
     answer = listed(api, "/v1/deliveries", "deliveries", limit, filters)
     if as_json:
         print_json(answer)
@@ -60,6 +77,18 @@ def list_(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None
         click.echo("there are none like that in this time (--since, --until)", err=True)
     tell_there_is_more(answer, limit)
     tell_what_is_missing(answer)
+
+
+def _json_line(each: Mapping[str, Any]) -> str:
+    return orjson.dumps(each).decode()
+
+
+def _line(each: Mapping[str, Any]) -> str:
+    answer = _answer(each)
+    return shown(
+        f"{each['last_attempt_at']}  {each['id']}  {_state(each)}  {'-' if answer is None else answer}  attempt {each['attempts']}"
+        f"  {each['subscription_id']}  {each['tenant'] or '-'}  {each['event_type']}  {each['event_id']}"
+    )
 
 
 def print_deliveries(found: Iterable[Mapping[str, Any]]) -> None:

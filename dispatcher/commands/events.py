@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+import orjson
 
-from dispatcher.commands.client import Api, api_options, part, print_json
+from dispatcher.commands.client import Api, api_options, part, print_json, shown
 from dispatcher.commands.deliveries import print_deliveries
 from dispatcher.commands.group import Commands
 from dispatcher.commands.history_pages import (
+    FOLLOW,
     LIMIT,
     a_time,
+    follow as follow_list,
     listed,
     place,
     tell_there_is_more,
@@ -40,9 +43,25 @@ def events() -> None:
 )
 @click.option("--until", callback=a_time, metavar="TIME", help="Published before that.")
 @click.option("--limit", default=LIMIT, show_default=True, type=click.IntRange(1), help="At most so many.")
+@FOLLOW
 @api_options
-def list_(api: Api, *, as_json: bool, limit: int, type_: str | None, **filters: str | None) -> None:
-    """List events that were published, the newest first."""
+def list_(
+    api: Api, *, as_json: bool, limit: int, type_: str | None, follow: bool, **filters: str | None
+) -> None:
+    """List events that were published, the newest first.
+
+    With --follow those that come from now on (or --since), the oldest first; with --json as NDJSON.
+    """
+    if follow:
+        follow_list(
+            api,
+            "/v1/events",
+            "events",
+            {"type": type_, **filters},
+            lambda each: tuple(each["source"].values()),
+            _json_line if as_json else _line,
+        )
+        return
     answer = listed(api, "/v1/events", "events", limit, {"type": type_, **filters})
     if as_json:
         print_json(answer)
@@ -69,6 +88,16 @@ def list_(api: Api, *, as_json: bool, limit: int, type_: str | None, **filters: 
     tell_what_is_missing(answer)
 
 
+def _json_line(each: Mapping[str, Any]) -> str:
+    return orjson.dumps(each).decode()
+
+
+def _line(each: Mapping[str, Any]) -> str:
+    return shown(
+        f"{each['published_at']}  {each['type']}  {each['tenant'] or '-'}  {each['size']}  {place(each['source'])}  {each['id']}"
+    )
+
+
 @events.command()
 @click.argument("id_", metavar="ID")
 @api_options
@@ -85,6 +114,47 @@ def show(api: Api, id_: str, *, as_json: bool) -> None:
         if number:
             click.echo()
         _print(each)
+    tell_what_is_missing(answer)
+
+
+@events.command()
+@click.argument("id_", metavar="ID")
+@click.option(
+    "--source",
+    metavar="TOPIC-PARTITION-OFFSET",
+    help="Which one, where an id was used twice [default: the newest].",
+)
+@api_options
+def payload(api: Api, id_: str, *, as_json: bool, source: str | None) -> None:  # noqa: ARG001 - the bytes are what they are
+    """Write an event's body to standard output, as it was published.
+
+    Exits 1 where no event of that id is known, or retention has taken its record.
+    """
+    click.echo(api.read(f"/v1/events/{part(id_)}/payload", source=source), nl=False)
+
+
+@events.command()
+@click.argument("id_", metavar="ID")
+@click.option("--subscription", help="For this subscription only.")
+@api_options
+def explain(api: Api, id_: str, *, as_json: bool, subscription: str | None) -> None:
+    """Say in a sentence for each subscription why an event was delivered to it, or not."""
+    answer = api.get(f"/v1/events/{part(id_)}/explain", subscription=subscription)
+    if as_json:
+        print_json(answer)
+        return
+    for number, each in enumerate(answer["events"]):
+        if number:
+            click.echo()
+        click.echo(
+            shown(f"{each['id']}, {each['type']}, published {each['published_at']}, {place(each['source'])}:")
+        )
+        for explanation in each["explanations"]:
+            click.echo(shown(f"- {explanation['sentence']}"))
+        if not each["explanations"]:
+            click.echo("- There is no subscription that it might have been for.")
+        if each["cut"]:
+            click.echo("there are more subscriptions: --subscription ID asks about one", err=True)
     tell_what_is_missing(answer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,6 +16,15 @@ from dispatcher.core.text.units import parse_duration
 LIMIT: Final = 50
 """How many a list shows that doesn't say."""
 
+FOLLOW: Final = click.option(
+    "--follow", is_flag=True, help="Go on with what comes, one a line, until Ctrl-C."
+)
+
+_POLL: Final = 2.0  # seconds between two looks at what has come
+_OVERLAP: Final = (
+    300.0  # seconds: a delivery is listed by when it began, and known when its first attempt has ended
+)
+_FOLLOWED: Final = 10_000  # of one look, at the most
 _PAGE: Final = 200
 _LATE: Final = 60.0  # seconds behind that are worth a line
 
@@ -61,12 +70,52 @@ def listed(api: Api, path: str, name: str, limit: int, filters: Mapping[str, obj
             return {**whole, name: found, "next_cursor": cursor}
 
 
+def follow(
+    api: Api,
+    path: str,
+    name: str,
+    filters: Mapping[str, object],
+    key: Callable[[Mapping[str, Any]], tuple[Any, ...]],
+    line: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Print what is listed and has not been printed yet, the oldest first, until somebody interrupts.
+
+    What has the same `key` as something printed is not printed again. Without `since`, only what comes from now on.
+    """
+    since = str(filters.get("since") or rfc3339(time.time() * 1000))
+    begin = since
+    printed: dict[tuple[Any, ...], None] = {}
+    behind = False
+    try:
+        while True:
+            answer = listed(api, path, name, _FOLLOWED, {**filters, "since": since})
+            known = [key(each) for each in answer[name]]
+            for each in reversed(answer[name]):
+                if key(each) not in printed:
+                    click.echo(line(each))
+            printed = dict.fromkeys(known)
+            if _is_late(answer["as_of"]) and not behind:
+                tell_what_is_missing({**answer, "gaps": []})
+            behind = _is_late(answer["as_of"])
+            if answer["as_of"] is not None:
+                reached = datetime.fromisoformat(answer["as_of"]).timestamp() - _OVERLAP
+                later = rfc3339(reached * 1000) or begin
+                since = max(begin, later, key=datetime.fromisoformat)
+            time.sleep(_POLL)
+    except KeyboardInterrupt:
+        return
+
+
+def _is_late(as_of: str | None) -> bool:
+    return as_of is not None and time.time() - datetime.fromisoformat(as_of).timestamp() > _LATE
+
+
 def tell_what_is_missing(answer: Mapping[str, Any]) -> None:
     """On standard error: what the history doesn't know, so that nobody takes its silence for a no."""
     as_of = answer["as_of"]
     if as_of is None:
         click.echo("the history has read nothing yet: it has only begun", err=True)
-    elif time.time() - datetime.fromisoformat(as_of).timestamp() > _LATE:
+    elif _is_late(as_of):
         click.echo(f"as of {shown(as_of)}: the history is behind, and what came later is not in it", err=True)
     for gap in answer["gaps"]:
         since, until = gap["since"] or "the beginning", gap["until"] or "now"

@@ -11,6 +11,7 @@ from orjson import dumps
 
 from dispatcher.broker.base import StoredRecord
 from dispatcher.control.catalogue import Catalogue
+from dispatcher.control.cluster import ClusterView
 from dispatcher.control.errors import (
     Invalid,
     NotFound,
@@ -20,6 +21,8 @@ from dispatcher.control.errors import (
 from dispatcher.control.probes import Busy, Probes
 from dispatcher.control.validation import Validator
 from dispatcher.control.views import View, Views
+from dispatcher.core.cluster.merge import together
+from dispatcher.core.cluster.record import Trouble
 from dispatcher.core.event.decode import JSON_HEAD, Event, decode
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.request.handshake import Refused
@@ -42,8 +45,17 @@ class PingResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaSays:
+    """What a process contributes to the health of a subscription."""
+
+    replica: str
+    in_trouble: bool | None
+    """False: it says nothing of it, since nothing is the matter there, and its figures aren't known. None: it names only the worst."""
+
+
+@dataclass(frozen=True, slots=True)
 class SubscriptionHealth:
-    """Figures of one subscription's deliveries, as `replica` alone sees them: each replica has its own partitions."""
+    """Figures of one subscription's deliveries: of the process that is asked, `replica`, and of each where it is in trouble."""
 
     id: str
     replica: str  # host name and process id
@@ -58,6 +70,8 @@ class SubscriptionHealth:
     last_failure: str | None
     last_failure_ms: int | None
     failing_since_ms: int | None
+    replicas: tuple[ReplicaSays, ...] = ()
+    """The processes that this is made of."""
 
 
 class DeliveryFigures(Protocol):
@@ -71,6 +85,10 @@ class DeliveryFigures(Protocol):
     def latency_p95(self) -> float | None: ...
     @property
     def breaker(self) -> str | None: ...
+    @property
+    def attempts(self) -> int:
+        """How many the rate is of."""
+
     @property
     def queued(self) -> int: ...
     @property
@@ -112,6 +130,8 @@ class EndpointChecks:
         self._replica = replica
         self.source: HealthSource | None = None
         """Set when the engine is there."""
+        self.cluster: ClusterView | None = None
+        """Set when there is one: what the other processes say."""
 
     async def ping(self, id: str, *, tenant: str | None) -> PingResult:  # noqa: A002 - the field's name
         """Send a real signed `ping` event and wait for what comes of it; whatever the status."""
@@ -188,26 +208,68 @@ class EndpointChecks:
         return self._views.get(id, tenant=tenant)
 
     def health(self, id: str, *, tenant: str | None) -> SubscriptionHealth:  # noqa: A002 - the field's name
-        """How its deliveries go, as this replica sees it."""
+        """How its deliveries go: in this process, and in each other one where it is in trouble."""
         view = self._views.get(id, tenant=tenant)
-        seen = None if self.source is None else self.source.health(id)
-        failing = self._registry.failing(id)
-        at = None if seen is None else seen.last_failure_at
+        subscription = self._registry.index.get(id)
+        seen = (
+            () if self.cluster is None or subscription is None else self.cluster.of_subscription(subscription)
+        )
+        parts = [
+            (each.replica, each.trouble)
+            for each in seen
+            # Of itself this process knows more than its record says.
+            if each.trouble is not None and (self.source is None or each.replica != self._replica)
+        ]
+        own = None if self.source is None else self.source.health(id)
+        if own is not None and own.breaker is not None:
+            parts.append((self._replica, _as_trouble(id, own)))
+        found = together(parts)
+        noted = self._registry.failing(id)
+        since = [trouble.since_ms for _, trouble in parts if trouble.since_ms is not None]
+        if noted is not None:
+            since.append(round(noted * 1000))
         return SubscriptionHealth(
             id=id,
             replica=self._replica,
             status=view.status,
             reason=view.reason,
-            success_rate=None if seen is None else seen.success_rate,
-            latency_mean=None if seen is None else seen.latency_mean,
-            latency_p95=None if seen is None else seen.latency_p95,
-            breaker=None if seen is None else seen.breaker,
-            queued=0 if seen is None else seen.queued,
-            in_flight=0 if seen is None else seen.in_flight,
-            last_failure=None if seen is None else seen.last_failure,
-            last_failure_ms=None if at is None else round(at * 1000),
-            failing_since_ms=None if failing is None else round(failing * 1000),
+            success_rate=None if found is None or not found.attempts else found.succeeded / found.attempts,
+            latency_mean=None if found is None else _seconds(found.latency_mean_ms),
+            latency_p95=None if found is None else _seconds(found.latency_p95_ms),
+            breaker=None if found is None else found.breaker,
+            queued=0 if found is None else found.queued,
+            in_flight=0 if found is None else found.in_flight,
+            last_failure=None if found is None else found.last_result,
+            last_failure_ms=None if found is None else found.last_ms,
+            failing_since_ms=min(since, default=None),
+            replicas=tuple(
+                ReplicaSays(
+                    each.replica, None if each.trouble is None and each.cut else each.trouble is not None
+                )
+                for each in seen
+            ),
         )
+
+
+def _as_trouble(id_: str, own: DeliveryFigures) -> Trouble:
+    """What this process knows of it, as the others say it."""
+    at = own.last_failure_at
+    return Trouble(
+        subscription_id=id_,
+        attempts=own.attempts,
+        succeeded=round((own.success_rate or 0.0) * own.attempts),
+        latency_mean_ms=None if own.latency_mean is None else own.latency_mean * 1000,
+        latency_p95_ms=None if own.latency_p95 is None else own.latency_p95 * 1000,
+        breaker=own.breaker or "closed",
+        queued=own.queued,
+        in_flight=own.in_flight,
+        last_result=own.last_failure,
+        last_ms=None if at is None else round(at * 1000),
+    )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _is_2xx(result: Response) -> bool:

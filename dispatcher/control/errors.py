@@ -4,6 +4,7 @@ The HTTP side maps each to one status; nothing else leaves `dispatcher.control`:
 
     ControlError
     ├── NotFound           404  there is none of that name, or none that the caller may see
+    ├── Gone               410  it was there, and is known to be there no more
     ├── AlreadyExists      409  the id is taken
     ├── FileManaged        409  it stands in the subscriptions file: only the file changes it
     ├── WrongState         409  its status doesn't allow this just now
@@ -28,6 +29,10 @@ class ControlError(Exception):
 
 class NotFound(ControlError):
     """There is none of that name, or none that the caller may see."""
+
+
+class Gone(ControlError):
+    """It was there, and is known to be there no more."""
 
 
 class AlreadyExists(ControlError):

@@ -27,6 +27,7 @@ from dispatcher.history.base import (
     HistoryStore,
     QueryTooLong,
 )
+from dispatcher.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -34,6 +35,9 @@ MAX_PAGE: Final = 200
 PAGE: Final = 50
 DEFAULT_RANGE_MS: Final = 24 * 3600 * 1000
 """How far back a list looks that doesn't say."""
+
+SLOW: Final = 1.0
+"""Seconds after which an answer of the store is called slow."""
 
 _ANY_TIME: Final = 2**53
 _AHEAD_MS: Final = 2 * 3600 * 1000  # rows may be so far ahead by their clocks
@@ -82,7 +86,10 @@ class HistoryReader:
         progress: Progress | None,
         *,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics | None = None,
     ) -> None:
+        """`clock` gives Unix seconds; `metrics` count the questions."""
+        self._metrics = metrics or Metrics()
         self._store = store
         self._progress = progress
         self._clock = clock
@@ -106,29 +113,29 @@ class HistoryReader:
     ) -> Answered[Sequence[EventRow]]:
         """A page of events, newest first. `query.tenant` is an operator's filter."""
         if tenant is not None and query.tenant not in (None, tenant):
-            return await self._answered([], query.since_ms, query.until_ms)
+            return await self.answered([], query.since_ms, query.until_ms)
         after = None if cursor is None else _after(cursor, (int, str, str, int, int))
         asked = query._replace(tenant=tenant or query.tenant, after=after)
-        page = await self._ask(lambda store: store.events(asked))
-        return await self._answered(page.items, query.since_ms, query.until_ms, page.last)
+        page = await self.ask(lambda store: store.events(asked))
+        return await self.answered(page.items, query.since_ms, query.until_ms, page.last)
 
     async def deliveries(
         self, tenant: str | None, query: DeliveryQuery, cursor: str | None
     ) -> Answered[Sequence[DeliveryRow]]:
         """Likewise, of deliveries."""
         if tenant is not None and query.tenant not in (None, tenant):
-            return await self._answered([], query.since_ms, query.until_ms)
+            return await self.answered([], query.since_ms, query.until_ms)
         after = None if cursor is None else _after(cursor, (int, str))
         asked = query._replace(tenant=tenant or query.tenant, after=after)
-        page = await self._ask(lambda store: store.deliveries(asked))
-        return await self._answered(page.items, query.since_ms, query.until_ms, page.last)
+        page = await self.ask(lambda store: store.deliveries(asked))
+        return await self.answered(page.items, query.since_ms, query.until_ms, page.last)
 
     async def event(self, tenant: str | None, event_id: str) -> Answered[Sequence[FoundEvent]]:
         """Every event of that id, newest first: a producer may use one twice. Raises NotFound."""
         asked = EventQuery(0, _ANY_TIME, PAGE, tenant=tenant, event_id=event_id)
-        rows = (await self._ask(lambda store: store.events(asked))).items
+        rows = (await self.ask(lambda store: store.events(asked))).items
         wanted = DeliveryQuery(0, _ANY_TIME, _DELIVERIES_SHOWN, tenant=tenant, event_id=event_id)
-        deliveries = (await self._ask(lambda store: store.deliveries(wanted))).items
+        deliveries = (await self.ask(lambda store: store.deliveries(wanted))).items
         by_source: dict[tuple[str, int, int], list[DeliveryRow]] = {}
         for row in deliveries:
             by_source.setdefault((row.topic, row.partition, row.offset), []).append(row)
@@ -136,30 +143,41 @@ class HistoryReader:
         found += [FoundEvent(None, rest) for rest in by_source.values()]
         if not found:
             raise NotFound(f"there is no event {event_id}")
-        return await self._answered(found, 0, _ANY_TIME)
+        return await self.answered(found, 0, _ANY_TIME)
 
     async def delivery(self, tenant: str | None, delivery_id: str) -> Answered[DeliveryDetail]:
         """One delivery with its attempts. Raises NotFound."""
         bare = delivery_id.removeprefix("dlv_")
-        found = await self._ask(lambda store: store.delivery(bare))
+        found = await self.ask(lambda store: store.delivery(bare))
         if found is None or (tenant is not None and found.row.tenant != tenant):
             raise NotFound(f"there is no delivery {delivery_id}")
-        return await self._answered(found, found.row.created_ms, _ANY_TIME)
+        return await self.answered(found, found.row.created_ms, _ANY_TIME)
 
-    async def _ask(self, ask: Callable[[HistoryStore], Any]) -> Any:
+    async def ask(self, ask: Callable[[HistoryStore], Any]) -> Any:
+        """What the store answers. Raises HistoryOff, Invalid for what takes too long, Unavailable."""
         if self._store is None:
             raise HistoryOff
+        began = time.perf_counter()
+        result = "failed"
         try:
-            return await ask(self._store)
+            answer = await ask(self._store)
+            result = "slow" if time.perf_counter() - began > SLOW else "answered"
         except QueryTooLong as error:
+            result = "too_long"
             raise Invalid([Flaw(("since",), str(error))]) from error
         except HistoryError as error:
             raise Unavailable(f"the history can't be asked now: {error}", 5.0) from error
+        else:
+            return answer
+        finally:
+            self._metrics.history_queries[result] += 1
+            self._metrics.history_query.observe(time.perf_counter() - began)
 
-    async def _answered(
+    async def answered(
         self, value: T, since_ms: int, until_ms: int, last: tuple[int | str, ...] | None = None
     ) -> Answered[T]:
-        gaps = await self._ask(lambda store: store.gaps(since_ms, until_ms))
+        """The answer with what is to be known of it; `last` is where the next page goes on."""
+        gaps = await self.ask(lambda store: store.gaps(since_ms, until_ms))
         as_of = 0 if self._progress is None else self._progress.as_of_ms()
         cursor = None if last is None else urlsafe_b64encode(orjson.dumps(last)).decode().rstrip("=")
         return Answered(value, as_of, gaps, cursor)

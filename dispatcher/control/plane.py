@@ -138,7 +138,6 @@ class ControlPlane:
     async def stop(self) -> None:
         """End everything; what waits for the broker ends with Unavailable."""
         self._registry.on_disabled = None
-        self._registry.on_replaced = None
         await self._tasks.stop()
         await self.audit.finish(_LAST_RECORDS)
         await self.store.stop()

@@ -33,12 +33,12 @@ class _TenantTally:
 
 
 class TenantCounts:
-    """Counts, from the registry's snapshot. It alone sets `Registry.on_replaced`."""
+    """Counts, from the registry's snapshot. One of its watchers."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._kept: OrderedDict[str, _TenantTally] = OrderedDict()
-        registry.on_replaced = self._replaced
+        registry.watchers.append(self._replaced)
 
     def all(self, tenant: str) -> int:
         """How many subscriptions the tenant has."""

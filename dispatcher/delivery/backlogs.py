@@ -73,6 +73,7 @@ _MARK: Final = 1000  # records between two whose time is noted
 _READY: Final = "ready"
 
 
+# Long: when a backlog is looked at, and what comes of the look, go by one state (rule 3).
 class Backlogs:
     """Everything that is parked in the partitions that this process has."""
 
@@ -114,6 +115,10 @@ class Backlogs:
     def ages(self) -> dict[tuple[str, ...], float]:
         """For how many seconds the oldest waits that is parked in the partitions of this process, by why."""
         return oldest_ages((served.tracker for served in self._served.values()), self._wall())
+
+    def trackers(self) -> list[ParkedTracker]:
+        """Those of the partitions that this process has: who has what parked in them. Not to be changed."""
+        return [served.tracker for served in self._served.values()]
 
     def waiting(self) -> dict[tuple[str, ...], int]:
         """The same by topic and partition."""

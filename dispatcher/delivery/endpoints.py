@@ -52,6 +52,8 @@ class Endpoints:
         self._disable_after = settings.retry.disable_after or None
         self._patience = min(NOTED_AFTER, self._disable_after or NOTED_AFTER)
         self._open: dict[str, set[Limiter]] = {"subscription": set(), "host": set()}  # breakers, by scope
+        self.failing: dict[str, float] = {}
+        """Since when each subscription whose last attempt failed has nothing but failures, in the loop's time."""
         self._healths = HealthRegistry()
         self._aged = clock()
 
@@ -66,9 +68,11 @@ class Endpoints:
         known = subscription.health
         if not isinstance(known, EndpointHealth) or known.generation != self._healths.generation:
             known = subscription.health = self._healths.admit(subscription.id, subscription.tenant)
-        if known.succeeded(took, now) and self._registry.failing(subscription.id) is not None:
-            # Whoever noted that everything fails: that is over.
-            self._registry.note_recovered(subscription.id)
+        if known.succeeded(took, now):
+            self.failing.pop(subscription.id, None)
+            if self._registry.failing(subscription.id) is not None:
+                # Whoever noted that everything fails: that is over.
+                self._registry.note_recovered(subscription.id)
 
     def attribute_failure(
         self, delivery: Delivery, result: Result, described: str, now: float, unix: float
@@ -123,6 +127,7 @@ class Endpoints:
             self._patience,
             silence,
         )
+        self.failing[id_] = streak.since
         if streak.struck:
             registry.note_recovered(id_)
         if streak.worth_noting:

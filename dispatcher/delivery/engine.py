@@ -26,6 +26,7 @@ from typing import Final
 import structlog
 
 from dispatcher.broker.base import Broker, GroupMemory, NoMemory
+from dispatcher.core.cluster.record import MOST_TROUBLES
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
@@ -51,6 +52,7 @@ from dispatcher.delivery.returning import Returning
 from dispatcher.delivery.sending import Sending
 from dispatcher.delivery.settlement import GivenUp, Settlement
 from dispatcher.delivery.stuck import pass_over, sentence
+from dispatcher.delivery.troubles import DeliveryReport, Troubles
 from dispatcher.delivery.unmatched import Unmatched
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.tasks import Tasks
@@ -243,6 +245,18 @@ class Engine:
         )
         self._rebalancing.tell(self._events, self._events_assigned)
         self._rebalancing.tell(self._returning, self._retries.reassigned)
+        self._troubles = Troubles(
+            settlement=self._settlement,
+            lanes=self._lanes,
+            holding=self._holding,
+            endpoints=self._endpoints,
+            memberships=(self._events, self._returning),
+            retries=self._retries,
+            backlogs=self._backlogs,
+            registry=registry,
+            clock=clock,
+            wall=wall,
+        )
         report(
             metrics,
             settlement=self._settlement,
@@ -299,6 +313,10 @@ class Engine:
     def behind(self) -> bool:
         """Whether deliveries wait: in their lanes, or for a loop that is late."""
         return self._lanes.queued > 0 or (self._late and self._busy > 0)
+
+    async def report(self, most: int = MOST_TROUBLES) -> DeliveryReport:
+        """What this process's deliveries are like now, with at most so many subscriptions in trouble."""
+        return await self._troubles.report(most)
 
     async def stop(self, drain: float) -> None:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""

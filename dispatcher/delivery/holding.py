@@ -51,6 +51,10 @@ class Holding:
         """Deliveries that wait in memory for a near retry."""
         return len(self._held)
 
+    def all(self) -> list[Delivery]:
+        """Those that are held now."""
+        return list(self._held)
+
     def hold(self, delivery: Delivery) -> None:
         """Wake it when it is due."""
         self._held[delivery] = self._timers.at(delivery.due, delivery.wake)

@@ -33,12 +33,7 @@ def report(
     """Have the metrics read the state of these."""
 
     def lag() -> dict[Labels, float]:
-        """Records not taken up yet: of a retry topic also those that were read and wait for their time."""
-        lag = {labels: count for membership in memberships for labels, count in membership.lag().items()}
-        for waiting in (retries.waiting(), backlogs.waiting()):
-            for labels, count in waiting.items():
-                lag[labels] = lag.get(labels, 0.0) + count
-        return lag
+        return lag_of(memberships, retries, backlogs)
 
     def stuck() -> dict[Labels, float]:
         sources: tuple[StuckSource, ...] = (*(membership.consumer for membership in memberships), backlogs)
@@ -65,3 +60,12 @@ def report(
     reads("consumption_paused", lambda: settlement.full)
     reads("partition_lag", lag)
     reads("partition_held_seconds", held)
+
+
+def lag_of(memberships: Sequence[Membership], retries: Retries, backlogs: Backlogs) -> dict[Labels, float]:
+    """Records not taken up yet: of a retry topic also those that were read and wait for their time. By topic and partition."""
+    lag = {labels: count for membership in memberships for labels, count in membership.lag().items()}
+    for waiting in (retries.waiting(), backlogs.waiting()):
+        for labels, count in waiting.items():
+            lag[labels] = lag.get(labels, 0.0) + count
+    return lag

@@ -29,6 +29,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
+from dispatcher.core.request.results import Reason
 from dispatcher.history.logged import DAY_MS, LoggedAttempt
 
 T = TypeVar("T")
@@ -38,6 +39,12 @@ LOOKED_AT: Final = 20_000
 
 PAGE_LIMIT: Final = 1000
 """Rows of a page, at the most."""
+
+AWAITING_LOOKED_AT: Final = 2000
+"""Undelivered deliveries of a subscription that are looked at, to see what waits for its next attempt."""
+
+VERSIONS_LIMIT: Final = 20_000
+"""Versions of subscriptions in an answer, at the most."""
 
 GROUPS_LIMIT: Final = 10_000
 """Groups of statistics, at the most."""
@@ -183,6 +190,10 @@ class DeliveryDetail(NamedTuple):
     dead_letter: DeadRow | None
 
 
+DELETED: Final = "deleted"
+"""The status of a subscription that is there no more."""
+
+
 class SubscriptionVersion(NamedTuple):
     """What a subscription was from a time on, as the registry had it. Without secrets."""
 
@@ -263,10 +274,55 @@ class CountQuery(NamedTuple):
     tenant: str | None = None
     subscription_id: str | None = None
     event_type: str | None = None
+    """A type, or the beginning of one before `*`."""
+    host: str | None = None
+    status: tuple[int, int] | None = None
+    """From and to, inclusive; below 0 the failures of `FAILURE_CODES`."""
+    only: Sequence[tuple[str | int, ...]] | None = None
+    """Of these groups only, by their keys."""
+    busiest: int | None = None
+    """At most so many groups, those with most attempts first, without a look at when (`step_ms` is all of the time)."""
 
 
 DIMENSIONS: Final = ("tenant", "subscription_id", "event_type", "host", "status")
 """What counts can be grouped by."""
+
+FAILURE_CODES: Final[Mapping[str, int]] = {
+    reason.value: -code
+    for code, reason in enumerate(
+        (
+            Reason.TIMEOUT,
+            Reason.CONNECT_TIMEOUT,
+            Reason.CONNECT_REFUSED,
+            Reason.CONNECT_FAILED,
+            Reason.DNS_NOT_FOUND,
+            Reason.DNS_FAILED,
+            Reason.TLS_EXPIRED,
+            Reason.TLS_HOSTNAME,
+            Reason.TLS_UNTRUSTED,
+            Reason.TLS_FAILED,
+            Reason.CLOSED,
+            Reason.PROTOCOL_ERROR,
+            Reason.RESPONSE_TOO_LARGE,
+            Reason.BLOCKED,
+            Reason.PROXY_ERROR,
+            Reason.CANCELLED,
+        ),
+        1,
+    )
+}
+"""What stands for a status in counts where there was no answer. They are kept: a new one goes to the end."""
+
+FAILURE_CLASSES: Final[Mapping[str, tuple[int, int]]] = {
+    "3xx": (300, 399),
+    "4xx": (400, 499),
+    "5xx": (500, 599),
+    "timeout": (-2, -1),
+    "connect": (-4, -3),
+    "dns": (-6, -5),
+    "tls": (-10, -7),
+}
+"""Failures of counts by class: from and to, inclusive, of their statuses. What is in none of them is `other`."""
 
 COUNTED: Final = (
     "attempts",
@@ -286,7 +342,10 @@ BUCKETS: Final = tuple(f"b{number}" for number in range(len(LATENCY_BOUNDS_MS) +
 
 
 class CountKey(NamedTuple):
-    """What is counted together: a minute (Unix ms of its start), and what `DIMENSIONS` say. Status 0 is for no answer."""
+    """What is counted together: a minute (Unix ms of its start), and what `DIMENSIONS` say.
+
+    Status: of the answer; one of `FAILURE_CODES` where there was none; 0 for what ended or was parked without a request.
+    """
 
     minute_ms: int
     tenant: str
@@ -304,7 +363,19 @@ class CountRow(NamedTuple):
     key: tuple[str | int, ...]
     """The values of the dimensions that were asked for."""
     counts: Sequence[int]
-    """As `COUNTED`, then `BUCKETS`."""
+    """As `COUNTED`, then `BUCKETS`, then the failures of `FAILURE_CLASSES`."""
+
+
+class Awaiting(NamedTuple):
+    """Deliveries of a subscription that wait for their next attempt, in memory or in a tier. Times in Unix ms."""
+
+    waiting: int
+    at_least: bool
+    """There may be more: no more were looked at."""
+    oldest_ms: int | None
+    """When the oldest of them began."""
+    due_ms: int | None
+    """When the next one is due, as far as that is known."""
 
 
 class HistoryPage(NamedTuple, Generic[T]):
@@ -365,14 +436,26 @@ class HistoryStore(Protocol):
     async def restart(self, partitions: Sequence[LogPartition]) -> None:
         """Forget the positions of these: they are other logs now, and read from their beginnings."""
 
+    async def cut(self, partition: LogPartition, next_: int) -> None:
+        """Stand at `next_` where a later position is known: the log has lost its end, and other records will come at these offsets.
+
+        What the lost records said stays: it has happened.
+        """
+
     async def retain(self, now_ms: int) -> None:
         """Make room for the days to come, and let go of what is too old."""
 
     async def note_versions(self, versions: Sequence[SubscriptionVersion]) -> None:
         """Keep those that differ from what is known to have been before."""
 
-    async def versions(self, subscription_id: str) -> Sequence[SubscriptionVersion]:
-        """Oldest first."""
+    async def versions(self, subscription_ids: Collection[str]) -> Sequence[SubscriptionVersion]:
+        """Those of these subscriptions, by id and time, the oldest first; at most `VERSIONS_LIMIT`."""
+
+    async def present_subscriptions(self, after: str, limit: int) -> Sequence[SubscriptionVersion]:
+        """The last versions of subscriptions that aren't deleted, by id; those behind the id `after`."""
+
+    async def known_subscriptions(self, tenant: str | None, limit: int) -> Sequence[str]:
+        """The ids of subscriptions that were this tenant's at some time, by id."""
 
     async def deliveries(self, query: DeliveryQuery) -> HistoryPage[DeliveryRow]: ...
 
@@ -382,7 +465,10 @@ class HistoryStore(Protocol):
     async def events(self, query: EventQuery) -> HistoryPage[EventRow]: ...
 
     async def counts(self, query: CountQuery) -> Sequence[CountRow]:
-        """By time, at most `GROUPS_LIMIT`."""
+        """By time and group, or the busiest first; at most `GROUPS_LIMIT`."""
+
+    async def awaiting(self, subscription_ids: Collection[str]) -> Mapping[str, Awaiting]:
+        """What of these subscriptions is to be tried again. Of each the newest `AWAITING_LOOKED_AT` that aren't delivered are looked at."""
 
     async def gaps(self, since_ms: int, until_ms: int) -> Sequence[Gap]:
         """Those that touch the time, newest first, at most `PAGE_LIMIT`."""

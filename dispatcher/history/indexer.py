@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Final
 
 import structlog
 
@@ -53,6 +53,7 @@ _WARN_AT: Final = 0.1  # of the time that a topic keeps: what is left when the w
 _WARN_AFTER_MS: Final = 60_000  # behind, and kept at least
 
 
+# Long: what is followed, what is passed over and what is told of it go by the same partitions.
 class Indexer:
     """The history's task: which partitions are followed, and what becomes of what they say."""
 
@@ -124,13 +125,36 @@ class Indexer:
             )
         return found
 
+    @property
+    def partitions(self) -> int:
+        """How many this process indexes."""
+        return len(self._followed)
+
+    @property
+    def shared(self) -> bool:
+        """Whether others index into the same store, so that what this process knows is not all."""
+        return self.store.shared
+
     # The task.
 
     def start(self) -> None:
         self._tasks.start(self._run(), "history")
 
-    async def stop(self) -> None:
+    def start_beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run what else fills the store, until this ends. If it dies, deliveries go on likewise."""
+        self._tasks.start(work, name)
+
+    async def end(self) -> None:
+        """Read no more. What is known can be asked until `close`."""
         await self._tasks.stop()
+
+    async def stop(self) -> None:
+        """Both."""
+        await self.end()
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the store, which may take some seconds."""
         try:
             await self.store.close()
         except HistoryError as error:
@@ -291,8 +315,11 @@ class Indexer:
         standing = followed.standing
         now_ms = self._now_ms()
         if standing is not None and standing.next > ends.latest:
-            await self._made_anew(followed, ends.latest)
-            standing = None
+            if followed.partition.topic_id:
+                standing = await self._cut(followed, standing, ends.latest)
+            else:
+                await self._made_anew(followed, ends.latest)
+                standing = None
         begin = 0 if standing is None else standing.next
         if begin >= ends.latest:
             return
@@ -329,6 +356,20 @@ class Indexer:
                 f"retention will soon delete records of {followed.source.topic} that the history has not read: give the history more"
                 " (a process of its own), or the topic a longer retention"
             )
+
+    async def _cut(self, followed: Followed, standing: Standing, end: int) -> Standing:
+        """The topic is the same by its id, so its end is lost: an election has made a replica the leader that did not have it."""
+        log.warning(
+            "the log has lost its end; reading on from where it ends now",
+            topic=followed.source.topic,
+            partition=followed.source.partition,
+            position=standing.next,
+            end=end,
+        )
+        await self.store.cut(followed.partition, end)
+        standing = standing._replace(next=end)
+        followed.take(standing)
+        return standing
 
     async def _made_anew(self, followed: Followed, end: int) -> None:
         """The embedded broker's file is another one: its topics have no ids that would tell. What is known of the old one stays."""

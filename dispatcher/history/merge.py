@@ -22,6 +22,7 @@ from msgspec import UNSET, UnsetType
 from dispatcher.history.base import (
     BUCKETS,
     COUNTED,
+    FAILURE_CODES,
     LATENCY_BOUNDS_MS,
     AttemptRow,
     CountKey,
@@ -173,7 +174,7 @@ def _next(row: DeliveryRow, record: LoggedAttempt) -> DeliveryRow:
 
 def count(record: LoggedAttempt, kept_ms: int, counts: Counts) -> None:
     """Count it in its minute."""
-    status = 0 if record.status is UNSET else _small(record.status)
+    status = _counted_status(record)
     key = CountKey(
         kept_ms // 60_000 * 60_000,
         "" if record.tenant is None else storable(record.tenant, 256),
@@ -204,6 +205,12 @@ def count(record: LoggedAttempt, kept_ms: int, counts: Counts) -> None:
         row[4] += 1
     elif decision == "parked":
         row[5] += 1
+
+
+def _counted_status(record: LoggedAttempt) -> int:
+    if record.status is not UNSET:
+        return _small(record.status)
+    return 0 if record.failure is UNSET else FAILURE_CODES.get(record.failure, 0)
 
 
 def _reason(record: LoggedAttempt) -> str | None:

@@ -6,14 +6,17 @@ conditions is asked. Where that cut off something, the page has a cursor althoug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from dispatcher.history.base import (
     BUCKETS,
     COUNTED,
+    DELETED,
     DIMENSIONS,
+    FAILURE_CLASSES,
     CountQuery,
+    CountRow,
     DeliveryQuery,
     DeliveryRow,
     DeliveryState,
@@ -44,6 +47,15 @@ DEAD_COLUMNS: Final = (
 ATTEMPT_COLUMNS: Final = "delivery_id, generation, time_ms, attempt, detail"
 COUNT_KEY: Final = "minute_ms, tenant, subscription_id, event_type, host, status"
 COUNT_VALUES: Final = ", ".join((*COUNTED, *BUCKETS))
+_SUMS: Final = ", ".join(
+    (
+        *(f"sum({name})" for name in (*COUNTED, *BUCKETS)),
+        *(
+            f"sum(CASE WHEN status BETWEEN {first} AND {last} THEN failed ELSE 0 END)"
+            for first, last in FAILURE_CLASSES.values()
+        ),
+    )
+)
 DELIVERY_ORDER: Final = "created_ms DESC, delivery_id DESC"
 EVENT_ORDER: Final = "time_ms DESC, event_id DESC, topic DESC, partition DESC, source_offset DESC"
 
@@ -193,12 +205,58 @@ def counts(query: CountQuery, mark: Callable[[int], str], limit: int, within: st
         conditions.add("subscription_id = {}", query.subscription_id)
     if query.event_type is not None:
         _type_condition(conditions, query.event_type)
+    if query.host is not None:
+        conditions.add("host = {}", query.host)
+    if query.status is not None:
+        conditions.add("status BETWEEN {} AND {}", *query.status)
     by = [name for name in DIMENSIONS if name in query.by]
-    step = int(query.step_ms)
-    group = ", ".join([f"minute_ms / {step} * {step}", *by])
-    sums = ", ".join(f"sum({name})" for name in (*COUNTED, *BUCKETS))
-    text = (
-        f"SELECT {group}, {sums} FROM history_counts WHERE {conditions.take()}"
-        f" GROUP BY {group} ORDER BY {group} LIMIT {limit}"
-    )
+    if query.only is not None:
+        each = [
+            " AND ".join(f"{name} = {conditions.value(value)}" for name, value in zip(by, key, strict=True))
+            for key in query.only
+        ]
+        conditions.texts.append(f"({' OR '.join(f'({one})' for one in each) or '1 = 0'})")
+    if query.busiest is not None:
+        group = ", ".join(["0", *by])
+        grouped = f" GROUP BY {', '.join(by)}" if by else ""
+        order = ", ".join(["sum(attempts) DESC", *by])
+        limit = min(limit, query.busiest)
+    else:
+        step = int(query.step_ms)
+        group = order = ", ".join([f"minute_ms / {step} * {step}", *by])
+        grouped = f" GROUP BY {group}"
+    text = f"SELECT {group}, {_SUMS} FROM history_counts WHERE {conditions.take()}{grouped} ORDER BY {order} LIMIT {limit}"
     return text, conditions.arguments
+
+
+def awaiting(subscription: str, looked_at: int) -> str:
+    """How many of a subscription's are to be tried again, of how many that were looked at; the oldest's beginning and the next due time.
+
+    `subscription` is the place of its id.
+    """
+    inner = (
+        f"SELECT created_ms, due_ms, state FROM history_deliveries WHERE subscription_id = {subscription} AND state < 4"
+        f" ORDER BY {DELIVERY_ORDER} LIMIT {int(looked_at)}"
+    )
+    retrying = f"state = {int(DeliveryState.RETRYING)}"
+    return (
+        f"SELECT sum(CASE WHEN {retrying} THEN 1 ELSE 0 END) AS waiting, count(*) AS looked,"
+        f" min(CASE WHEN {retrying} THEN created_ms END) AS oldest, min(CASE WHEN {retrying} THEN due_ms END) AS due"
+        f" FROM ({inner}) AS looked"
+    )
+
+
+def present_subscriptions(table: str, after: str, limit: int, collation: str = "") -> str:
+    """The last version of each subscription that is not deleted; `after` is the place of the id behind which they begin."""
+    return (
+        f"SELECT subscription_id, since_ms, tenant, status, document FROM {table} AS present"
+        f" WHERE subscription_id{collation} > {after} AND status <> '{DELETED}'"
+        f" AND NOT EXISTS (SELECT 1 FROM {table} AS later WHERE later.subscription_id = present.subscription_id"
+        " AND later.since_ms > present.since_ms)"
+        f" ORDER BY subscription_id{collation} LIMIT {int(limit)}"
+    )
+
+
+def by_busiest(rows: Iterable[CountRow]) -> list[CountRow]:
+    """Those with most attempts first."""
+    return sorted(rows, key=lambda row: (-row.counts[0], row.key))

@@ -63,6 +63,9 @@ _PAUSE: Final = 0.004  # seconds that the reading thread leaves to the loop afte
 _LOGGED: Final = 20
 
 
+Watcher = Callable[[Subscription | None, Subscription | None], None]
+
+
 # Long: the one owner of the snapshot; each of its three sources changes it by a few methods.
 class Registry:
     """Owns the subscriptions. `reloads_ok` and `reloads_failed` count loads of the file."""
@@ -84,8 +87,8 @@ class Registry:
         """Called with the id of each subscription about which the registry has decided something; `runtime` says what."""
         self.on_disabled: Callable[[Subscription, str, str | None], None] | None = None
         """Called with each subscription that `disable` has disabled, and the reason."""
-        self.on_replaced: Callable[[Subscription | None, Subscription | None], None] | None = None
-        """Called with what was in force of an id and what is in its place; with None twice where all may have changed."""
+        self.watchers: list[Watcher] = []
+        """Each is called with what a subscription was before a change, and what it is; with None for both where all may be others."""
         self._settings = settings
         self._guard = guard
         self._environ = environ
@@ -270,15 +273,15 @@ class Registry:
         else:
             self._statuses[wanted.status] += 1
             self.index = self.index.replaced(wanted)
-        if self.on_replaced is not None:
-            self.on_replaced(old, wanted)
+        for watcher in self.watchers:
+            watcher(old, wanted)
 
     def _swap_index(self, built: Snapshot) -> list[object]:
         """Put a built snapshot in place. Returns the old one in pieces."""
         pieces = self.index.pieces()
         self.index, self._statuses = built
-        if self.on_replaced is not None:
-            self.on_replaced(None, None)
+        for watcher in self.watchers:
+            watcher(None, None)
         touched, self._touched = self._touched, None
         for id_ in touched or ():
             self._refresh(id_)

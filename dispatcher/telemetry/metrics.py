@@ -50,6 +50,7 @@ LATENCY_BUCKETS: Final = (
     86400,
 )
 LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 LATENESS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
 
@@ -156,6 +157,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         ("result",),
         "Records of the followed topics: indexed, refused (they say nothing that the history understands), skipped (a gap: passed over or deleted before they were read).",
     ),
+    "history_queries_total": (
+        ("result",),
+        "Questions to the history's store: answered, slow (answered after more than a second), too_long (given up at the time limit), failed.",
+    ),
     "validations_total": (
         ("result",),
         "Times an endpoint was asked whether it wants its events: passed, refused.",
@@ -219,6 +224,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     "events_published_total": (("published",), ("duplicate",), ("refused",), ("failed",)),
     "operational_events_total": (("published",), ("dropped",)),
     "history_records_total": (("indexed",), ("refused",), ("skipped",)),
+    "history_queries_total": (("answered",), ("slow",), ("too_long",), ("failed",)),
     "validations_total": (("passed",), ("refused",)),
     "api_refused_total": (
         ("connections",),
@@ -288,6 +294,10 @@ _HISTOGRAMS: Final[Mapping[str, tuple[tuple[float, ...], str]]] = {
     ),
     "delivery_latency_seconds": (LATENCY_BUCKETS, "From the record's timestamp to the acknowledgement."),
     "retry_lateness_seconds": (LATENESS_BUCKETS, "How much later than due a retry came out of the wheel."),
+    "history_query_seconds": (
+        QUERY_BUCKETS,
+        "What a question to the history's store took, those that failed too.",
+    ),
     "event_loop_lag_seconds": (LAG_BUCKETS, "How much later than asked the event loop woke up."),
 }
 
@@ -322,6 +332,8 @@ class Metrics:
         self.attempt_duration = Histogram(ATTEMPT_BUCKETS)
         self.delivery_latency = Histogram(LATENCY_BUCKETS)
         self.retry_lateness = Histogram(LATENESS_BUCKETS)
+        self.history_query = Histogram(QUERY_BUCKETS)
+        self.history_queries: defaultdict[str, int] = defaultdict(int)
         self.event_loop_lag = Histogram(LAG_BUCKETS)
         self._expected: dict[str, set[Labels]] = {
             name: set(_VALUES.get(name, ())) if labels else {()} for name, (labels, _) in _COUNTERS.items()
@@ -332,6 +344,7 @@ class Metrics:
             "events_invalid_total": lambda: _by_word(self.invalid),
             "events_published_total": lambda: _by_word(self.published),
             "operational_events_total": lambda: _by_word(self.announcements),
+            "history_queries_total": lambda: _by_word(self.history_queries),
             "validations_total": lambda: _by_word(self.validations),
             "quota_exceeded_total": lambda: _by_word(self.quota_exceeded),
             "events_skipped_total": lambda: _by_word(self.skipped),
@@ -351,6 +364,7 @@ class Metrics:
             "attempt_duration_seconds": self.attempt_duration,
             "delivery_latency_seconds": self.delivery_latency,
             "retry_lateness_seconds": self.retry_lateness,
+            "history_query_seconds": self.history_query,
             "event_loop_lag_seconds": self.event_loop_lag,
         }
         self.registry = registry if registry is not None else CollectorRegistry()

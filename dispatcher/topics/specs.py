@@ -7,6 +7,7 @@ from typing import Final
 
 from dispatcher.broker.base import TopicSpec, creation_command
 from dispatcher.control.audit import audit_topic
+from dispatcher.control.replicas import replicas_topic
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
@@ -19,6 +20,9 @@ _DEAD_RETENTION_MS: Final = 30 * 24 * 3600 * 1000
 _NOTES_LAG_MS: Final = 600 * 1000
 _NOTES_SEGMENT: Final = 32 << 20  # bytes; the newest segment is never compacted
 _AUDIT_BYTES: Final = 64 << 20  # some hundred thousand changes
+_REPLICAS_SEGMENT_MS: Final = (
+    600 * 1000
+)  # what is older than this can be compacted: a record says nothing after a minute
 _COMPACTION_LAG_MS: Final = 3600 * 1000  # `core/control/ledger.py` says why
 
 
@@ -33,6 +37,18 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             topics.replication,
             {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)},
             exact=True,
+        )
+    )
+    specs.append(
+        TopicSpec(
+            replicas_topic(settings),
+            1,
+            topics.replication,
+            {
+                "cleanup.policy": "compact",
+                "segment.ms": str(_REPLICAS_SEGMENT_MS),
+                "min.cleanable.dirty.ratio": "0.1",
+            },
         )
     )
     if (notes := notes_topic(settings)) is not None:
@@ -132,7 +148,10 @@ def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
     The API's right to publish is not asked for: many installations publish past it.
     """
     prefix = settings.topics.prefix
-    rights: dict[str, Sequence[str]] = {subscriptions_topic(settings): ("READ", "WRITE")}
+    rights: dict[str, Sequence[str]] = {
+        subscriptions_topic(settings): ("READ", "WRITE"),
+        replicas_topic(settings): ("READ", "WRITE"),
+    }
     if "deliver" in settings.roles:
         only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
             settings.topics.events, ("READ",)

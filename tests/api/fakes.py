@@ -13,6 +13,7 @@ from dispatcher.broker.base import Message
 from dispatcher.control.access import Access, Principal
 from dispatcher.control.audit import AuditRecord, AuditTrail, read_audit
 from dispatcher.control.catalogue import Catalogue, EventTypeView
+from dispatcher.control.cluster import ClusterView, FailingPage
 from dispatcher.control.creation import Created, Creation
 from dispatcher.control.endpoint_checks import EndpointChecks, PingResult, SubscriptionHealth
 from dispatcher.control.errors import (
@@ -23,19 +24,23 @@ from dispatcher.control.errors import (
     NotFound,
     VersionMismatch,
 )
+from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.listing import PAGE, Listing, Page
 from dispatcher.control.live import Live
 from dispatcher.control.operational_events import Announcer
+from dispatcher.control.payloads import Payloads
 from dispatcher.control.portal import PortalSessions
 from dispatcher.control.publishing import Published, Publisher
 from dispatcher.control.quotas import Quotas
 from dispatcher.control.secrets import OVERLAP
 from dispatcher.control.sessions import Sessions, make_signer
+from dispatcher.control.statistics import StatisticsReader
 from dispatcher.control.subscriptions import Rotated, Subscriptions
 from dispatcher.control.table import Row, Table
 from dispatcher.control.tenant_counts import TenantCounts
 from dispatcher.control.views import SecretView, View, Views
+from dispatcher.core.cluster.record import ReplicaRecord
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.portal import PortalImage, PortalSession
 from dispatcher.core.control.quotas import Overrides
@@ -323,6 +328,18 @@ def memory_quotas(settings: QuotaSettings | None = None) -> Quotas:
     return Quotas(settings or QuotaSettings(), table, lambda: None, NoCounts(), announcer, metrics)
 
 
+class MemoryCluster(ClusterView):
+    """One process, in which all is well."""
+
+    def __init__(self) -> None: ...
+
+    def replicas(self) -> Sequence[ReplicaRecord]:
+        return [ReplicaRecord(replica="host-1:1", version="1.0.0", started_ms=NOW, at_ms=NOW)]
+
+    async def failing(self, tenant: str | None, **_: Any) -> FailingPage:
+        return FailingPage([], 0, cut=False, replicas=["host-1:1"])
+
+
 class Plane:
     """All of it, and the services that an `ApiServer` takes."""
 
@@ -359,12 +376,16 @@ class Plane:
             publisher=self.publisher,
             access=self.access,
             audit=self.audit,
-            history=HistoryReader(None, None),
             sessions=Sessions(settings, self.access, signer, wall=lambda: self.wall),
             portal=self.portal,
             live=self.live,
             console=settings.console,
             pages=settings.portal,
             quotas=self.quotas,
+            history=(history := HistoryReader(None, None)),
+            payloads=Payloads(history, None),  # type: ignore[arg-type] # nothing is asked of it without a history
+            explanations=Explanations(history, None, keeps_all=True),  # type: ignore[arg-type] # likewise
+            statistics=StatisticsReader(history, lambda: NOW / 1000),
+            cluster=MemoryCluster(),
             egress=("192.0.2.7/32",),
         )

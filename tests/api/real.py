@@ -14,6 +14,7 @@ import aiohttp
 import yaml
 
 from dispatcher.app import App
+from dispatcher.broker.base import Message
 from dispatcher.history.base import HistoryStore, LogBatch, StoreUnavailable
 from dispatcher.settings.groups import Settings
 from tests.api.serving import Answer, Client
@@ -108,6 +109,11 @@ class InThread:
         assert self._app._history is not None
         keeping = keep(self._app._history.store, *batches)
         asyncio.run_coroutine_threadsafe(keeping, self._loop).result(60)
+
+    def produce(self, *messages: Message) -> None:
+        """Write these to the broker."""
+        writing = self._app.broker.produce(messages)
+        asyncio.run_coroutine_threadsafe(writing, self._loop).result(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._done.set)

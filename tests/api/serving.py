@@ -48,9 +48,8 @@ class Client:
         url = URL(self.base + path, encoded=True)
         async with self.session.request(method, url, json=json, headers=headers, **more) as response:
             body = await response.read()
-            parsed = (
-                await response.json(content_type=None) if "json" in response.content_type and body else None
-            )
+            one = "json" in response.content_type and "ndjson" not in response.content_type
+            parsed = await response.json(content_type=None) if one and body else None
             return Answer(response.status, response.headers, parsed, body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from base64 import b64encode
@@ -15,6 +16,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.api.route import Audience, Route
 from dispatcher.api.table import ROUTES
+from dispatcher.broker.base import Message
 from dispatcher.core.control.keys import CAPABILITIES, Capability
 from dispatcher.history.base import LogPartition
 from tests.api.real import InThread
@@ -46,6 +48,11 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "publishEvents": (401, 401, 202, 202, 202),
     "listEvents": (401, 401, 200, 200, 200),
     "getEvent": (401, 401, 200, 200, 404),
+    "getEventPayload": (401, 401, 200, 200, 404),
+    "explainEvent": (401, 401, 200, 200, 404),
+    "getStatistics": (401, 401, 200, 200, 200),
+    "listFailing": (401, 401, 200, 200, 200),
+    "getCluster": (401, 401, 200, 403, 403),
     "listDeliveries": (401, 401, 200, 200, 200),
     "getDelivery": (401, 401, 200, 200, 404),
     "createKey": (401, 401, 201, 403, 403),
@@ -85,7 +92,16 @@ BODIES: Final[dict[str, Any]] = {
 }
 # What a request has to have besides.
 QUERIES: Final = {"revokePortalSessions": "?tenant=acme", "listChanges": "?subject=sub_acme"}
-# What the history knows: of acme an event by the id of the address, delivered; of globex another one.
+# What the history knows: of acme an event by the id of the address, delivered; of globex another one. They are in the broker, too.
+PUBLISHED: Final = [
+    Message(
+        "events",
+        b'{"id": "%b", "type": "invoice.paid", "tenant": "%b"}' % (id_, tenant),
+        partition=0,
+    )
+    for id_, tenant in ((b"sub_acme", b"acme"), (b"evt_globex", b"globex"))
+]
+SHA_256: Final = [hashlib.sha256(message.value or b"").hexdigest() for message in PUBLISHED]
 _NOW: Final = int(time.time() * 1000)
 _SEED: Final = LogPartition("seed", "", 0)
 _RECORDS: Final = [
@@ -100,8 +116,8 @@ HISTORY: Final = [
         2,
         partition=_SEED._replace(partition=1),
         events=[
-            event(0, event_id="sub_acme", time_ms=_NOW),
-            event(1, event_id="evt_globex", tenant="globex", time_ms=_NOW),
+            event(0, event_id="sub_acme", time_ms=_NOW, sha256=SHA_256[0]),
+            event(1, event_id="evt_globex", tenant="globex", time_ms=_NOW, sha256=SHA_256[1]),
         ],
     ),
 ]
@@ -125,6 +141,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
     made = InThread(tmp_path_factory.mktemp("dispatcher"), KEY, api={"wrong_keys_per_minute": 10_000})
     with capture_logs():
         made.start()
+        made.produce(*PUBLISHED)
         made.remember(*HISTORY)
         yield made
         made.stop()
@@ -333,6 +350,40 @@ async def test_a_tenant_learns_nothing_of_anothers_history(world: World) -> None
     assert deliveries.json["deliveries"] == []
     deliveries = await acme("GET", "/v1/deliveries?event=evt_globex")
     assert deliveries.json["deliveries"] == []
+
+
+async def test_a_tenant_learns_nothing_of_anothers_payloads_explanations_and_figures(world: World) -> None:
+    acme, globex = world.caller("acme"), world.caller("globex")
+    for path in ("payload", "explain"):
+        assert (await globex("GET", f"/v1/events/evt_globex/{path}")).status == 200
+        hidden = await acme("GET", f"/v1/events/evt_globex/{path}")
+        nothing = await acme("GET", f"/v1/events/evt_none/{path}")
+        assert hidden.status == nothing.status == 404
+        assert _without(hidden.json, "evt_globex") == _without(nothing.json, "evt_none")
+    payload = await acme("GET", "/v1/events/sub_acme/payload")
+    assert payload.body == PUBLISHED[0].value
+    assert payload.headers["Content-Type"] == "application/json"
+    # Another's event by its place, under an id of one's own.
+    assert (await acme("GET", "/v1/events/sub_acme/payload?source=events-0-1")).status == 404
+    assert (await acme("GET", "/v1/events/sub_acme/payload?source=events-0-0")).status == 200
+    await world.add("sub_other", "globex")
+    explained = (await acme("GET", "/v1/events/sub_acme/explain")).json["events"]
+    ids = {each["subscription_id"] for event in explained for each in event["explanations"]}
+    assert "sub_acme" in ids
+    assert not ids & {"sub_other", "sub_globex"}
+    hidden = await acme("GET", "/v1/events/sub_acme/explain?subscription=sub_other")
+    nothing = await acme("GET", "/v1/events/sub_acme/explain?subscription=sub_none")
+    assert hidden.status == nothing.status == 404
+    assert _without(hidden.json, "sub_other") == _without(nothing.json, "sub_none")
+    for group in ("tenant", "subscription", "event_type,host", "status"):
+        for caller, tenant, other in ((acme, "acme", "globex"), (globex, "globex", "acme")):
+            found = (await caller("GET", f"/v1/statistics?group={group}")).json
+            assert found["totals"]["attempts"] > 0
+            assert {series["group"]["tenant"] for series in found["series"]} <= {None, tenant}
+            assert f"sub_{other}" not in {series["group"]["subscription"] for series in found["series"]}
+    for asked in ("tenant=globex", "subscription=sub_globex"):
+        found = (await acme("GET", f"/v1/statistics?{asked}")).json
+        assert (found["series"], found["totals"]["attempts"]) == ([], 0)
 
 
 def _without(document: dict[str, Any], id_: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from dispatcher.broker.base import Message
 from tests.commands.calling import Api, HistoryApi, one_line
 from tests.history.records import EVENTS, attempt, batch, event
 
@@ -69,6 +70,33 @@ def test_an_id_that_was_used_twice_shows_both(history_api: HistoryApi) -> None:
     shown = history_api("events", "show", "evt_twice").stdout
     assert "offset 3" in shown
     assert "offset 2" in shown
+
+
+def test_a_payload_is_written_as_it_was_published(history_api: HistoryApi) -> None:
+    body = b'{"id": "evt_real", "type": "invoice.paid", "data": "\xc3\xa4"}'
+    history_api.produce(Message("events", body, partition=0))
+    deadline = time.monotonic() + 60
+    while (ended := history_api("events", "payload", "evt_real")).exit_code and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (ended.exit_code, ended.stdout_bytes) == (0, body)
+    one_line(history_api("events", "payload", "evt_0"), "another record stands where the event was")
+    one_line(
+        history_api("events", "payload", "evt_twice"), "the body is gone: events-0 has no offset 3 any more"
+    )
+    one_line(history_api("events", "payload", "evt_none"), "there is no event evt_none")
+    one_line(history_api("events", "payload", "evt_real", "--source", "here"), "source", code=2)
+
+
+def test_an_event_is_explained_in_a_sentence_for_each_subscription(history_api: HistoryApi) -> None:
+    shown = history_api("events", "explain", "evt_0")
+    assert shown.exit_code == 0, shown.output
+    first, *sentences = shown.stdout.splitlines()
+    assert first.startswith("evt_0, invoice.paid, published ")
+    assert any("It was delivered to sub_a at " in sentence for sentence in sentences)
+    (found,) = history_api.json("events", "explain", "evt_0", "--subscription", "sub_a")["events"]
+    assert [each["outcome"] for each in found["explanations"]] == ["delivered"]
+    assert "There is no subscription" in history_api("events", "explain", ODD).stdout
+    one_line(history_api("events", "explain", "evt_none"), "there is no event evt_none")
 
 
 def test_what_is_wrong_is_one_line(history_api: HistoryApi) -> None:

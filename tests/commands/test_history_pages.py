@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from dispatcher.commands.history_pages import a_time, listed, tell_what_is_missing
+from dispatcher.commands.history_pages import a_time, follow, listed, tell_what_is_missing
 from dispatcher.core.text.times import rfc3339
 
 GAP = {
@@ -94,3 +94,75 @@ def test_a_time_that_no_calendar_has_is_none() -> None:
     assert rfc3339(2**53) is None
     assert rfc3339(-1) is None
     assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
+
+
+class Growing:
+    """An API whose list grows with each look; after the last one somebody interrupts."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *looks: list[dict[str, Any]], as_of: list[float]
+    ) -> None:
+        self.looks = looks
+        self.as_of = as_of
+        self.asked: list[dict[str, Any]] = []
+        self.slept = 0
+        monkeypatch.setattr("dispatcher.commands.history_pages.time.sleep", self.sleep)
+
+    def sleep(self, _seconds: float) -> None:
+        self.slept += 1
+        if self.slept == len(self.looks):
+            raise KeyboardInterrupt
+
+    def get(self, path: str, **query: Any) -> Any:
+        self.asked.append(query)
+        as_of = rfc3339(self.as_of[self.slept] * 1000)
+        return {"found": self.looks[self.slept], "next_cursor": None, "as_of": as_of, "gaps": []}
+
+
+def followed(api: Any, **filters: Any) -> None:
+    follow(
+        api,
+        "/",
+        "found",
+        filters,
+        lambda each: (each["id"], each["state"]),
+        lambda each: f"{each['id']} {each['state']}",
+    )
+
+
+def test_what_comes_is_printed_once_the_oldest_first_and_again_when_its_state_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = time.time()
+
+    def each(id_: int, state: str = "retrying") -> dict[str, Any]:
+        return {"id": id_, "state": state}
+
+    api = Growing(
+        monkeypatch,
+        [each(2), each(1)],
+        [each(3), each(2, "delivered"), each(1)],
+        [each(3), each(2, "delivered"), each(1)],
+        as_of=[now, now + 1, now + 2],
+    )
+    followed(api, tenant="acme")
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["1 retrying", "2 retrying", "2 delivered", "3 retrying"]
+    assert captured.err == ""
+    assert {query["tenant"] for query in api.asked} == {"acme"}
+    assert len({query["since"] for query in api.asked}) == 1
+
+
+def test_what_is_long_known_is_not_asked_for_again_and_a_history_that_is_behind_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = time.time()
+    api = Growing(monkeypatch, [], [], [], as_of=[now - 4000, now - 3000, now])
+    since = rfc3339((now - 7200) * 1000)
+    followed(api, since=since)
+    assert [query["since"] for query in api.asked] == [
+        since,
+        rfc3339((now - 4300) * 1000),
+        rfc3339((now - 3300) * 1000),
+    ]
+    assert capsys.readouterr().err.count("the history is behind") == 1

@@ -13,6 +13,7 @@ from tests.kafka.server import Cluster
 NEEDED = (
     "events",
     "dispatcher.subscriptions",
+    "dispatcher.replicas",
     *(f"dispatcher.retry.{delay}" for delay in ("30s", "2m", "10m", "1h", "6h", "parked")),
     "dispatcher.dead",
     "dispatcher.attempts",
@@ -66,7 +67,7 @@ def test_the_first_command_on_a_fresh_broker_makes_the_topics(
 ) -> None:
     """It has no coordinator for any group yet, and makes the topic of offsets when it is asked for one."""
     url = f"kafka://{kafka_cluster().bootstrap}"
-    needed = [*NEEDED[:2], "dispatcher.progress", *NEEDED[2:]]
+    needed = [*NEEDED[:3], "dispatcher.progress", *NEEDED[3:]]
     for expected in ("".join(f"created {name}\n" for name in needed), ""):
         made = console.dispatcher("topics", "--create", "--broker", url, cwd=tmp_path)
         assert (made.returncode, made.stderr) == (0, expected)

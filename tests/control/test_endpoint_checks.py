@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from orjson import loads
 
+from dispatcher.control.cluster import ClusterView, Seen
 from dispatcher.control.errors import (
     NotFound,
     Overloaded,
 )
+from dispatcher.core.cluster.record import Trouble
 from dispatcher.core.request.results import Failure, Reason, Response
+from dispatcher.core.subscription.model import Subscription
 from tests.control.conftest import Plane, flaws
 
 pytestmark = [pytest.mark.looptime]
@@ -49,7 +53,7 @@ async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Pla
 
     class Engine:
         success_rate, latency_mean, latency_p95 = 0.5, 0.1, 0.2
-        breaker, queued, in_flight = "open", 3, 1
+        breaker, queued, in_flight, attempts = "open", 3, 1, 4
         last_failure, last_failure_at = "status 500", 1234.5
 
         def health(self, _id: str) -> Engine:
@@ -88,3 +92,61 @@ async def test_a_test_event_that_could_not_be_published_is_refused(plane: Plane)
     with pytest.raises(NotFound):
         await plane.checks.test("sub_a", "bare", tenant="globex", data={})
     assert plane.endpoints.asked == []
+
+
+async def test_health_is_of_all_replicas_that_have_something_to_say(plane: Plane) -> None:
+    id_ = (await plane.create(tenant="acme")).view.id
+    trouble = Trouble(
+        subscription_id=id_,
+        tenant="acme",
+        since_ms=5000,
+        attempts=4,
+        succeeded=1,
+        latency_mean_ms=300.0,
+        latency_p95_ms=400.0,
+        breaker="open",
+        queued=7,
+        last_result="status 503",
+        last_ms=2_000_000,
+    )
+    others = [
+        Seen("one:1", trouble, cut=False),
+        Seen("two:1", None, cut=False),
+        Seen("three:1", None, cut=True),
+    ]
+
+    class Cluster(ClusterView):
+        def __init__(self) -> None: ...
+
+        def of_subscription(self, subscription: Subscription) -> Sequence[Seen]:
+            assert subscription.id == id_
+            return others
+
+    plane.checks.cluster = Cluster()
+    health = plane.checks.health(id_, tenant="acme")
+    assert (health.success_rate, health.latency_mean, health.latency_p95) == (0.25, 0.3, 0.4)
+    assert (health.breaker, health.queued, health.failing_since_ms) == ("open", 7, 5000)
+    assert (health.last_failure, health.last_failure_ms) == ("status 503", 2_000_000)
+    assert [(each.replica, each.in_trouble) for each in health.replicas] == [
+        ("one:1", True),
+        ("two:1", False),
+        ("three:1", None),
+    ]
+
+    class Engine:
+        success_rate, latency_mean, latency_p95 = 1.0, 0.1, 0.2
+        breaker, queued, in_flight, attempts = "closed", 3, 1, 12
+        last_failure, last_failure_at = "status 500", 1234.5
+
+        def health(self, _id: str) -> Engine:
+            return self
+
+    plane.plane.attach(Engine())
+    # What this process says in the topic is a little old: it is told what it knows itself.
+    others.append(Seen(health.replica, trouble, cut=False))
+    plane.registry.note_failing(id_, 3.0)
+    health = plane.checks.health(id_, tenant="acme")
+    assert health.success_rate == 13 / 16
+    assert health.latency_mean == pytest.approx((0.3 + 12 * 0.1) / 13)
+    assert (health.queued, health.in_flight, health.breaker) == (10, 1, "open")
+    assert (health.last_failure, health.failing_since_ms) == ("status 503", 3000)

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from structlog.testing import capture_logs
 
 from dispatcher.broker.base import (
     Broker,
     BrokerUnavailable,
     Message,
+    Remembered,
     TopicPartition,
     TopicSpec,
     UnreadableBatch,
@@ -329,6 +331,53 @@ async def test_a_log_that_was_made_anew_is_read_from_its_beginning(tmp_path: Pat
     async with bench.running() as indexer:
         await until(lambda: rows_are(indexer.store, [0, 1, 2, 3, 4, 9]))
     await bench.broker.close()
+
+
+class Named:
+    """The broker, but its topics have ids, as Kafka's do."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
+        found = await self._broker.look(topics)
+        return {name: remembered._replace(id=f"id of {name}") for name, remembered in found.items()}
+
+
+async def test_a_log_that_lost_its_end_is_read_on_and_not_from_its_beginning(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.open()
+    now = now_ms()
+    body = json.dumps({"id": "evt_x", "type": "invoice.paid"}).encode()
+    events = [Message(EVENTS, body, b"k", (), 0)] * 5
+    await bench.attempts(*(value(offset, time_ms=now) for offset in range(5)))
+    await bench.broker.produce(events)
+    named: Any = Named(bench.broker)
+    async with bench.running(broker=named) as indexer:
+        await caught_up(bench, indexer, 10)
+    await bench.broker.close()
+    for file in tmp_path.glob("log.db*"):
+        file.unlink()
+    bench = Bench(tmp_path)
+    await bench.open()
+    # A replica that had only three of each is the leader now.
+    await bench.attempts(*(value(offset, time_ms=now) for offset in range(3)))
+    await bench.broker.produce(events[:3])
+    named = Named(bench.broker)
+    with capture_logs() as logs:
+        async with bench.running(broker=named) as indexer:
+            await until(lambda: "the log has lost its end; reading on from where it ends now" in _said(logs))
+            await bench.attempts(value(9, time_ms=now))
+            await until(lambda: rows_are(indexer.store, [0, 1, 2, 3, 4, 9]))
+            assert len((await indexer.store.events(EventQuery(0, EVER, 100))).items) == 5
+    await bench.broker.close()
+
+
+def _said(logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [line["event"] for line in logs]
 
 
 class Odd:

@@ -21,6 +21,7 @@ def test_each_topic_is_there_once() -> None:
     assert {
         "events",
         "dispatcher.subscriptions",
+        "dispatcher.replicas",
         "dispatcher.progress",
         "dispatcher.dead",
         "dispatcher.attempts",
@@ -83,12 +84,13 @@ def test_missing_topics_are_named_with_what_makes_each() -> None:
 def test_a_process_asks_for_the_topics_of_its_roles() -> None:
     api = Settings(broker=ON_KAFKA, roles=("api",))
     both = ("READ", "WRITE")
-    assert [spec.name for spec in needed_specs(api)] == ["dispatcher.subscriptions", "dispatcher.audit"]
-    assert needed_rights(api) == {"dispatcher.subscriptions": both, "dispatcher.audit": both}
+    always = {"dispatcher.subscriptions": both, "dispatcher.replicas": both}
+    assert [spec.name for spec in needed_specs(api)] == [*always, "dispatcher.audit"]
+    assert needed_rights(api) == {**always, "dispatcher.audit": both}
     history = Settings(broker=ON_KAFKA, roles=("history",))
     read = ("READ",)
     logs = {"events": read, "dispatcher.attempts": read, "dispatcher.dead": read}
-    assert needed_rights(history) == {"dispatcher.subscriptions": ("READ", "WRITE"), **logs}
+    assert needed_rights(history) == {**always, **logs}
     assert needed_groups(history) == {}
     shared = HistorySettings(store="postgresql://dispatcher@db/dispatcher", events=False)
     assert needed_groups(Settings(broker=ON_KAFKA, roles=("history",), history=shared)) == {

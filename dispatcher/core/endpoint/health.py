@@ -55,8 +55,9 @@ class Health(NamedTuple):
     in_flight: int = 0
     last_failure: str | None = None
     last_failure_at: float | None = (
-        None  # of the same clock as the attempts; `Deliveries.health` makes Unix seconds of it
+        None  # of the same clock as the attempts; `Endpoints.health` makes Unix seconds of it
     )
+    attempts: int = 0  # the last ones, that all of this is of
 
 
 class Streak(NamedTuple):
@@ -204,6 +205,7 @@ class EndpointHealth:
             in_flight=in_flight,
             last_failure=self.last_failure,
             last_failure_at=self.last_failure_at if self.last_failure is not None else None,
+            attempts=total,
         )
 
 

@@ -194,7 +194,7 @@ class Index:
         """The subscription of this id."""
         return self._by_id[hash(id) & (len(self._by_id) - 1)].get(id)
 
-    def ids_of(self, tenant: str) -> Sequence[str] | None:
+    def ids_of(self, tenant: str | None) -> Sequence[str] | None:
         """The ids of one tenant's, in no order; None where there are so many that they aren't kept in a row."""
         return listed(self._groups[hash(tenant) & (len(self._groups) - 1)].get(tenant, ()))
 

@@ -72,6 +72,9 @@ MIGRATIONS: Final = (
                PRIMARY KEY (minute_ms, tenant, subscription_id, event_type, host, status, day)) PARTITION BY RANGE (day)""",
         ),
     ),
+    Migration(
+        2, 1, ("CREATE INDEX history_versions_by_tenant ON history_versions (tenant, subscription_id)",)
+    ),
 )
 
 CURRENT: Final = MIGRATIONS[-1].number

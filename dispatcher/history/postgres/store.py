@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -23,9 +23,12 @@ import structlog
 
 from dispatcher.history import questions
 from dispatcher.history.base import (
+    AWAITING_LOOKED_AT,
     GROUPS_LIMIT,
     LOOKED_AT,
     PAGE_LIMIT,
+    VERSIONS_LIMIT,
+    Awaiting,
     CountQuery,
     CountRow,
     DeadRow,
@@ -186,6 +189,9 @@ class PostgresHistory:
     async def restart(self, partitions: Sequence[LogPartition]) -> None:
         await self._writer.restart(partitions)
 
+    async def cut(self, partition: LogPartition, next_: int) -> None:
+        await self._writer.cut(partition, next_)
+
     async def note_versions(self, versions: Sequence[SubscriptionVersion]) -> None:
         await self._writer.note_versions(versions)
 
@@ -253,11 +259,37 @@ class PostgresHistory:
             for row in map(tuple, await self._fetch(text, arguments))
         ]
 
-    async def versions(self, subscription_id: str) -> Sequence[SubscriptionVersion]:
-        query = "SELECT subscription_id, since_ms, tenant, status, document FROM history_versions WHERE subscription_id = $1 ORDER BY since_ms"
-        return [
-            SubscriptionVersion(*row) for row in await self._fetch(query, [storable(subscription_id, 64)])
-        ]
+    async def versions(self, subscription_ids: Collection[str]) -> Sequence[SubscriptionVersion]:
+        query = (
+            "SELECT subscription_id, since_ms, tenant, status, document FROM history_versions WHERE subscription_id = ANY($1)"
+            f' ORDER BY subscription_id COLLATE "C", since_ms LIMIT {VERSIONS_LIMIT}'
+        )
+        asked = sorted({storable(id_, 64) for id_ in subscription_ids})
+        return [SubscriptionVersion(*row) for row in await self._fetch(query, [asked])]
+
+    async def present_subscriptions(self, after: str, limit: int) -> Sequence[SubscriptionVersion]:
+        query = questions.present_subscriptions("history_versions", "$1", limit, ' COLLATE "C"')
+        return [SubscriptionVersion(*row) for row in await self._fetch(query, [storable(after, 64)])]
+
+    async def known_subscriptions(self, tenant: str | None, limit: int) -> Sequence[str]:
+        condition = "tenant IS NULL" if tenant is None else "tenant = $1"
+        query = (
+            'SELECT id FROM (SELECT DISTINCT subscription_id COLLATE "C" AS id FROM history_versions'
+            f" WHERE {condition}) AS known ORDER BY id LIMIT {int(limit)}"
+        )
+        asked = [] if tenant is None else [storable(tenant, 256)]
+        return [id_ for (id_,) in await self._fetch(query, asked)]
+
+    async def awaiting(self, subscription_ids: Collection[str]) -> Mapping[str, Awaiting]:
+        query = (
+            "SELECT wanted.id, found.* FROM unnest($1::text[]) AS wanted(id),"
+            f" LATERAL ({questions.awaiting('wanted.id', AWAITING_LOOKED_AT)}) AS found"
+        )
+        asked = {storable(id_, 64): id_ for id_ in subscription_ids}
+        return {
+            asked[id_]: Awaiting(int(count or 0), looked >= AWAITING_LOOKED_AT, oldest, due)
+            for id_, count, looked, oldest, due in await self._fetch(query, [list(asked)])
+        }
 
     async def gaps(self, since_ms: int, until_ms: int) -> Sequence[Gap]:
         query = (

@@ -221,6 +221,15 @@ class PostgresWriter:
                 partitions,
             )
 
+    async def cut(self, partition: LogPartition, next_: int) -> None:
+        async with self._writing, self._connection() as connection, connection.transaction():
+            self._spans.forget()
+            await connection.execute(
+                "UPDATE history_positions SET next = $4 WHERE topic = $1 AND topic_id = $2 AND partition = $3 AND next > $4",
+                *partition,
+                next_,
+            )
+
     async def note_versions(self, versions: Sequence[SubscriptionVersion]) -> None:
         query = (
             "INSERT INTO history_versions (subscription_id, since_ms, tenant, status, document) SELECT $1, $2, $3, $4, $5"

@@ -231,6 +231,15 @@ class DayFile:
         for partition in partitions:
             self.positions.pop(partition, None)
 
+    def cut(self, partition: LogPartition, next_: int) -> None:
+        """Have nothing of this log from an offset on."""
+        if self.positions.get(partition, 0) > next_:
+            self._db.execute(
+                "UPDATE positions SET next = ?4 WHERE topic = ?1 AND topic_id = ?2 AND partition = ?3",
+                (*partition, next_),
+            )
+            self.positions[partition] = next_
+
     def drop_counts(self, before_ms: int) -> None:
         """Those of older minutes."""
         self._db.execute("DELETE FROM history_counts WHERE minute_ms < ?", (before_ms,))

@@ -49,6 +49,11 @@ CREATE TABLE subscription_versions (subscription_id TEXT NOT NULL, since_ms INTE
   document TEXT NOT NULL, PRIMARY KEY (subscription_id, since_ms)) WITHOUT ROWID;
 """
 
+# Beside the tables, also in a file of an earlier version, which works with it all the same.
+_ADDED: Final = (
+    "CREATE INDEX IF NOT EXISTS versions_by_tenant ON subscription_versions (tenant, subscription_id)"
+)
+
 
 class HistoryFiles:
     """All files of a directory."""
@@ -65,6 +70,7 @@ class HistoryFiles:
     def open(self) -> None:
         """Find the files there are."""
         self._main = open_database(self._directory / MAIN, _SCHEMA, self._connect)
+        self._main.execute(_ADDED)
         for path in self._directory.glob("*.new"):
             path.unlink()  # a file that was being made when the process ended
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
@@ -270,6 +276,15 @@ class HistoryFiles:
             self._main = None
             abandon(db)
             raise
+
+    def cut(self, partition: LogPartition, next_: int) -> None:
+        # As in `restart`, the position in `history.db` goes last.
+        for day in list(self._days):
+            self._day(day).cut(partition, next_)
+        self._db.execute(
+            "UPDATE positions SET next = ?4 WHERE topic = ?1 AND topic_id = ?2 AND partition = ?3 AND next > ?4",
+            (*partition, next_),
+        )
 
     def retain(self, now_ms: int) -> None:
         oldest = self._retention.oldest_day(now_ms)

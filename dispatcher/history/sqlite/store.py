@@ -16,16 +16,19 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from dispatcher.history import questions
 from dispatcher.history.base import (
+    AWAITING_LOOKED_AT,
     GROUPS_LIMIT,
     LOOKED_AT,
     PAGE_LIMIT,
+    VERSIONS_LIMIT,
+    Awaiting,
     CountQuery,
     CountRow,
     DeadRow,
@@ -49,7 +52,7 @@ from dispatcher.history.base import (
     storable,
 )
 from dispatcher.history.logged import DAY_MS
-from dispatcher.history.sqlite.day_file import STRIPPED, SUFFIX, Connect, rows_of
+from dispatcher.history.sqlite.day_file import STRIPPED, SUFFIX, Connect, chunks, rows_of
 from dispatcher.history.sqlite.files import MAIN, HistoryFiles, day_of
 
 T = TypeVar("T")
@@ -61,6 +64,7 @@ _CLOSED: Final = "closed"
 _INSTRUCTIONS: Final = 10_000  # of SQLite's machine between two looks at the clock
 
 
+# Long: the whole port, a few lines for each question.
 class SqliteHistory:
     """The history in the directory `directory`."""
 
@@ -164,6 +168,9 @@ class SqliteHistory:
     async def restart(self, partitions: Sequence[LogPartition]) -> None:
         await self._write(self._files.restart, partitions)
 
+    async def cut(self, partition: LogPartition, next_: int) -> None:
+        await self._write(self._files.cut, partition, next_)
+
     async def retain(self, now_ms: int) -> None:
         await self._write(self._files.retain, now_ms)
 
@@ -173,13 +180,28 @@ class SqliteHistory:
     async def sizes(self) -> Sizes:
         return await self._write(self._files.sizes)
 
-    async def versions(self, subscription_id: str) -> Sequence[SubscriptionVersion]:
-        query = (
-            "SELECT subscription_id, since_ms, tenant, status, document FROM subscription_versions WHERE subscription_id = ?"
-            " ORDER BY since_ms"
-        )
-        rows = await self._ask(self._ask_main, query, [storable(subscription_id, 64)])
+    async def versions(self, subscription_ids: Collection[str]) -> Sequence[SubscriptionVersion]:
+        found: list[SubscriptionVersion] = []
+        for some in chunks(sorted({storable(id_, 64) for id_ in subscription_ids})):
+            query = (
+                "SELECT subscription_id, since_ms, tenant, status, document FROM subscription_versions"
+                f" WHERE subscription_id IN ({', '.join('?' * len(some))}) ORDER BY subscription_id, since_ms LIMIT {VERSIONS_LIMIT}"
+            )
+            found += [SubscriptionVersion(*row) for row in await self._ask(self._ask_main, query, some)]
+        return found[:VERSIONS_LIMIT]
+
+    async def present_subscriptions(self, after: str, limit: int) -> Sequence[SubscriptionVersion]:
+        query = questions.present_subscriptions("subscription_versions", "?1", limit)
+        rows = await self._ask(self._ask_main, query, [storable(after, 64)])
         return [SubscriptionVersion(*row) for row in rows]
+
+    async def known_subscriptions(self, tenant: str | None, limit: int) -> Sequence[str]:
+        query = (
+            "SELECT DISTINCT subscription_id FROM subscription_versions WHERE tenant IS ? ORDER BY subscription_id"
+            f" LIMIT {int(limit)}"
+        )
+        asked = [None if tenant is None else storable(tenant, 256)]
+        return [id_ for (id_,) in await self._ask(self._ask_main, query, asked)]
 
     async def gaps(self, since_ms: int, until_ms: int) -> Sequence[Gap]:
         query = (
@@ -217,6 +239,9 @@ class SqliteHistory:
 
     async def counts(self, query: CountQuery) -> Sequence[CountRow]:
         return await self._ask(self._counts, query)
+
+    async def awaiting(self, subscription_ids: Collection[str]) -> Mapping[str, Awaiting]:
+        return await self._ask(self._awaiting, subscription_ids)
 
     # Questions: in their own thread, with connections of their own (rule 3).
 
@@ -318,11 +343,36 @@ class SqliteHistory:
                 return DeliveryDetail(row, (row.first, *attempts), dead)
         return None
 
+    def _awaiting(self, subscription_ids: Collection[str]) -> dict[str, Awaiting]:
+        deadline = self._deadline()
+        found = dict.fromkeys(subscription_ids, Awaiting(0, False, None, None))
+        left = dict.fromkeys(found, AWAITING_LOOKED_AT)
+        for _, path in self._days():
+            wanted = [id_ for id_, looked_at in left.items() if looked_at > 0]
+            if path.name.endswith(STRIPPED) or not wanted:
+                continue
+
+            def answer(db: sqlite3.Connection, wanted: list[str] = wanted) -> list[Any]:
+                return [
+                    rows_of(db, (questions.awaiting("?1", left[id_]), [storable(id_, 64)]))[0]
+                    for id_ in wanted
+                ]
+
+            nothing: list[Any] = []
+            for id_, (count, looked, oldest, due) in zip(
+                wanted, self._read(path, deadline, answer, nothing), strict=False
+            ):
+                left[id_] -= looked
+                found[id_] = _both(found[id_], Awaiting(count or 0, left[id_] <= 0, oldest, due))
+        return found
+
     def _counts(self, query: CountQuery) -> Sequence[CountRow]:
         deadline = self._deadline()
         width = 1 + len([name for name in query.by if name])
         sums: dict[tuple[Any, ...], list[int]] = {}
-        asked = questions.counts(query, _mark, GROUPS_LIMIT)
+        # Of a group that is busy on one day there may be little on another: which are the busiest is told of all days together.
+        of_a_day = query if query.busiest is None else query._replace(busiest=GROUPS_LIMIT)
+        asked = questions.counts(of_a_day, _mark, GROUPS_LIMIT)
         for day, path in self._days():
             # A retry is counted where its delivery is, some days before.
             if day > query.until_ms // DAY_MS:
@@ -334,12 +384,26 @@ class SqliteHistory:
                 sums[key] = (
                     list(values) if held is None else [a + b for a, b in zip(held, values, strict=True)]
                 )
-        ordered = sorted(sums.items())[:GROUPS_LIMIT]
-        return [CountRow(key[0], key[1:], values) for key, values in ordered]
+        found = [CountRow(key[0], key[1:], values) for key, values in sorted(sums.items())]
+        if query.busiest is not None:
+            return questions.by_busiest(found)[: min(query.busiest, GROUPS_LIMIT)]
+        return found[:GROUPS_LIMIT]
 
 
 def _mark(number: int) -> str:
     return f"?{number}"
+
+
+def _both(one: Awaiting, other: Awaiting) -> Awaiting:
+    def least(*times: int | None) -> int | None:
+        return min((time_ms for time_ms in times if time_ms is not None), default=None)
+
+    return Awaiting(
+        one.waiting + other.waiting,
+        one.at_least or other.at_least,
+        least(one.oldest_ms, other.oldest_ms),
+        least(one.due_ms, other.due_ms),
+    )
 
 
 def _quoted(path: Path) -> str:

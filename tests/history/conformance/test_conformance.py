@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from dispatcher.history.base import (
+    BUCKETS,
     COUNTED,
+    DELETED,
+    FAILURE_CLASSES,
     LATENCY_BOUNDS_MS,
+    Awaiting,
     CountQuery,
     DeliveryQuery,
     DeliveryState,
@@ -24,6 +28,8 @@ from dispatcher.history.base import (
     SubscriptionVersion,
 )
 from dispatcher.history.logged import DAY_MS
+from dispatcher.history.postgres import store as postgres_store
+from dispatcher.history.sqlite import store as sqlite_store
 from tests.history.conformance.backends import EVER, Backend, Crash, OnPostgres, dump
 from tests.history.records import (
     ATTEMPTS,
@@ -335,7 +341,7 @@ async def test_counts_add_up_by_minute_and_by_what_is_asked(backend: Backend) ->
     assert counted(rows[0], "attempts") == 3
     assert counted(rows[0], "failed") == 2
     assert rows[0].counts[len(COUNTED)] == 1
-    assert rows[1].counts[-1] == 1
+    assert rows[1].counts[len(COUNTED) + len(BUCKETS) - 1] == 1
     assert counted(rows[1], "late_count") == 1
     by_subscription = await store.counts(CountQuery(0, EVER, EVER, ("subscription_id",)))
     assert [(row.key, counted(row, "attempts")) for row in by_subscription] == [
@@ -343,11 +349,70 @@ async def test_counts_add_up_by_minute_and_by_what_is_asked(backend: Backend) ->
         (("sub_b",), 2),
     ]
     by_both = await store.counts(CountQuery(0, EVER, EVER, ("tenant", "status")))
-    assert [row.key for row in by_both] == [("", 503), ("acme", 0), ("acme", 200)]
+    assert [row.key for row in by_both] == [("", 503), ("acme", -1), ("acme", 200)]
     only = await store.counts(
         CountQuery(0, EVER, EVER, (), tenant="acme", subscription_id="sub_b", event_type="invoice.*")
     )
     assert [counted(row, "dropped") for row in only] == [1]
+
+
+async def test_failures_are_counted_by_why_and_in_classes(backend: Backend) -> None:
+    store = await backend.store()
+    failures = ["timeout", "connect_timeout", "dns_failed", "tls_expired", "closed", "a word of tomorrow"]
+    records = [
+        attempt(number, number, decision="retry", failure=failure, v=2)
+        for number, failure in enumerate(failures)
+    ]
+    for status in (301, 404, 500, 503):
+        records.append(attempt(len(records), len(records), decision="retry", status=status))
+    records += [
+        attempt(len(records), len(records)),
+        attempt(len(records) + 1, len(records) + 1, decision="dropped", reason="deleted", v=2),
+    ]
+    await store.apply([batch(records, None, len(records))], NOON)
+    (row,) = await store.counts(CountQuery(0, EVER, EVER))
+    by_class = dict(zip(FAILURE_CLASSES, row.counts[len(COUNTED) + len(BUCKETS) :], strict=True))
+    assert by_class == {"3xx": 1, "4xx": 1, "5xx": 2, "timeout": 2, "connect": 0, "dns": 1, "tls": 1}
+    assert counted(row, "failed") - sum(by_class.values()) == 2 + 1  # closed, unknown, and the one that ended
+    statuses = {row.key[0] for row in await store.counts(CountQuery(0, EVER, EVER, ("status",)))}
+    assert statuses == {-1, -2, -6, -7, -11, 0, 200, 301, 404, 500, 503}
+    timeouts = await store.counts(CountQuery(0, EVER, EVER, status=(-2, -1)))
+    assert [counted(row, "attempts") for row in timeouts] == [2]
+
+
+async def test_counts_are_found_by_host_and_of_the_busiest_groups(backend: Backend) -> None:
+    store = await backend.store()
+    records = [
+        attempt(at, at, f"sub_{name}", host=f"{name}.example", time_ms=NOON + day * DAY_MS)
+        for at, (name, day) in enumerate(
+            [("a", 0), ("b", 0), ("b", 1), ("c", 1), ("c", 1), ("c", 0), ("d", 2)]
+        )
+    ]
+    for at, record in enumerate(records):
+        await store.apply([batch([record], at or None, at + 1)], record.time_ms)
+    busiest = await store.counts(CountQuery(0, EVER, EVER, ("host",), busiest=2))
+    assert [(row.key, counted(row, "attempts")) for row in busiest] == [
+        (("c.example",), 3),
+        (("b.example",), 2),
+    ]
+    shown = [row.key for row in busiest]
+    rows = await store.counts(CountQuery(0, EVER, DAY_MS, ("host",), only=shown))
+    assert [(row.time_ms // DAY_MS - NOON // DAY_MS, row.key[0]) for row in rows] == [
+        (0, "b.example"),
+        (0, "c.example"),
+        (1, "b.example"),
+        (1, "c.example"),
+    ]
+    both = await store.counts(
+        CountQuery(
+            0, EVER, EVER, ("subscription_id", "host"), only=[("sub_a", "a.example"), ("sub_a", "b.example")]
+        )
+    )
+    assert [row.key for row in both] == [("sub_a", "a.example")]
+    (row,) = await store.counts(CountQuery(0, EVER, EVER, host="d.example"))
+    assert counted(row, "attempts") == 1
+    assert await store.counts(CountQuery(0, EVER, EVER, ("host",), only=[])) == []
+    assert await store.counts(CountQuery(0, 1, EVER, ("host",), busiest=5)) == []
 
 
 async def test_failures_only_keeps_the_counts_of_all(backend: Backend) -> None:
@@ -578,7 +643,7 @@ async def test_rebuilding_stands_where_it_is_told_and_has_nothing_else(backend: 
     assert await rows_of(store) == []
     assert await store.positions() == {ATTEMPTS: Standing(6, NOON)}
     assert await store.counts(CountQuery(0, EVER, EVER)) == []
-    assert list(await store.versions("sub_a")) == [version]
+    assert list(await store.versions(["sub_a"])) == [version]
 
 
 # Hostile input.
@@ -622,7 +687,11 @@ async def test_text_that_no_database_likes_is_kept_and_found_alike(backend: Back
         assert await rows_of(store, event_id=text) == []
         assert await rows_of(store, event_type=text + "*", tenant=text) == []
         assert await store.delivery(text) is None
-        assert list(await store.versions(text)) == []
+        assert list(await store.versions([text])) == []
+        assert list(await store.known_subscriptions(text, 10)) == []
+        assert list(await store.present_subscriptions(text, 10)) == []
+        assert dict(await store.awaiting([text])) == {text: Awaiting(0, False, None, None)}
+        assert await store.counts(CountQuery(0, EVER, EVER, ("host",), host=text, only=[(text,)])) == []
         assert (await store.events(EventQuery(0, EVER, 10, tenant=text, event_type=text))).items == []
 
 
@@ -741,11 +810,11 @@ async def test_versions_of_a_subscription_are_kept_where_they_differ(backend: Ba
         version(4, "active"),
         version(5, "active", '{"a": 1}'),
     ]
-    assert list(await store.versions("sub_a")) == expected
-    assert list(await store.versions("sub_b")) == []
+    assert list(await store.versions(["sub_a"])) == expected
+    assert list(await store.versions(["sub_b"])) == []
     # The last one from before what is kept still says what held then.
     await store.retain(NOON + 4 + 30 * DAY_MS)
-    assert list(await store.versions("sub_a")) == expected[2:]
+    assert list(await store.versions(["sub_a"])) == expected[2:]
 
 
 async def test_sizes_are_told(backend: Backend) -> None:
@@ -754,3 +823,91 @@ async def test_sizes_are_told(backend: Backend) -> None:
     sizes = await store.sizes()
     assert sizes.rows >= 0
     assert sizes.size > 0
+
+
+async def test_subscriptions_are_known_by_their_tenants_those_that_are_gone_too(backend: Backend) -> None:
+    store = await backend.store()
+
+    def version(id_: str, tenant: str | None, status: str = "active", since: int = 0) -> SubscriptionVersion:
+        return SubscriptionVersion(id_, NOON + since, tenant, status, "{}")
+
+    await store.note_versions(
+        [
+            version("sub_b", "acme"),
+            version("sub_a", "acme"),
+            version("sub_a", "acme", DELETED, 1),
+            version("sub_c", "acme"),
+            version("sub_c", "globex", since=1),
+            version("sub_n", None),
+            version("Sub_z", "acme", DELETED),
+        ]
+    )
+    assert list(await store.known_subscriptions("acme", 10)) == ["Sub_z", "sub_a", "sub_b", "sub_c"]
+    assert list(await store.known_subscriptions("acme", 2)) == ["Sub_z", "sub_a"]
+    assert list(await store.known_subscriptions("globex", 10)) == ["sub_c"]
+    assert list(await store.known_subscriptions(None, 10)) == ["sub_n"]
+    present = await store.present_subscriptions("", 2)
+    assert [(each.subscription_id, each.tenant) for each in present] == [
+        ("sub_b", "acme"),
+        ("sub_c", "globex"),
+    ]
+    assert [each.subscription_id for each in await store.present_subscriptions("sub_c", 2)] == ["sub_n"]
+    assert list(await store.present_subscriptions("sub_n", 2)) == []
+    both = await store.versions(["sub_c", "sub_a", "sub_none"])
+    assert [(each.subscription_id, each.since_ms - NOON) for each in both] == [
+        ("sub_a", 0),
+        ("sub_a", 1),
+        ("sub_c", 0),
+        ("sub_c", 1),
+    ]
+
+
+async def test_what_is_to_be_tried_again_is_told_of_several_subscriptions(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backend.store()
+    later = NOON + DAY_MS
+    records = [
+        attempt(0, 0, "sub_a", decision="retry", due_ms=later + 5),
+        attempt(1, 1, "sub_a", decision="retry", due_ms=later + 3, time_ms=later),
+        attempt(2, 2, "sub_a", decision="dead"),
+        attempt(3, 3, "sub_a"),
+        attempt(4, 4, "sub_b", decision="parked", reason="breaker", v=2),
+        attempt(5, 5, "sub_c", decision="retry"),
+    ]
+    await store.apply([batch(records, None, 6)], later)
+    assert dict(await store.awaiting(["sub_a", "sub_b", "sub_c", "sub_d"])) == {
+        "sub_a": Awaiting(2, False, NOON, later + 3),
+        "sub_b": Awaiting(0, False, None, None),
+        "sub_c": Awaiting(1, False, NOON, None),
+        "sub_d": Awaiting(0, False, None, None),
+    }
+    assert dict(await store.awaiting([])) == {}
+    for module in (sqlite_store, postgres_store):
+        monkeypatch.setattr(module, "AWAITING_LOOKED_AT", 1)
+    (newest,) = (await store.awaiting(["sub_a"])).values()
+    assert (newest.waiting, newest.at_least) == (1, True)
+
+
+async def test_a_log_that_has_lost_its_end_is_read_on_from_there_and_nothing_is_doubled(
+    backend: Backend,
+) -> None:
+    store = await backend.store()
+    records = [attempt(at, at) for at in range(5)]
+    await store.apply(
+        [batch(records, None, 5), batch([], None, 3, partition=EVENTS, events=[event(2)])], NOON
+    )
+    await store.cut(ATTEMPTS, 3)
+    await store.cut(EVENTS, 7)  # it was not so far
+    positions = await store.positions()
+    assert (positions[ATTEMPTS].next, positions[EVENTS].next) == (3, 3)
+    # Others come at these offsets; one of the lost ones is written again.
+    again = [attempt(3, 4), attempt(4, 9)]
+    await store.apply([batch(again, 3, 5)], NOON)
+    assert sorted(row.offset for row in await rows_of(store)) == [0, 1, 2, 3, 4, 9]
+    assert (await totals(store))["attempts"] == 6
+    assert len((await store.events(EventQuery(0, EVER, 10))).items) == 1
+    # Also for the next process.
+    await backend.close(store)
+    store = await backend.store()
+    assert (await store.positions())[ATTEMPTS].next == 5

@@ -1,0 +1,141 @@
+"""`dispatcher failing` and `dispatcher cluster`: who is failing now, and the processes of the installation, by way of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from dispatcher.commands.client import Api, api_options, print_json
+from dispatcher.commands.tables import print_rows
+
+LIMIT: Final = 100
+
+
+@click.command(short_help="Show who is failing now.")
+@click.option("--tenant", help="Of this tenant.")
+@click.option("--subscription", help="This one only.")
+@click.option("--host", help="With this host in the URL.")
+@click.option(
+    "--limit",
+    default=LIMIT,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="At most so many, the worst.",
+)
+@api_options
+def failing(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None:
+    """Show the subscriptions that are failing now, those that fail for longest first, of all replicas together.
+
+    What waits goes soon (queued, under way, or held in memory for a near retry), is parked until the endpoint takes something, or is to be
+    retried at its time, as the history has it. DISPATCHER_API_URL says where the API is, DISPATCHER_API_KEY holds the key.
+    """
+    answer = api.get("/v1/failing", limit=limit, **filters)
+    if as_json:
+        print_json(answer)
+        return
+    if answer["failing"]:
+        print_rows(
+            (
+                "subscription",
+                "tenant",
+                "host",
+                "failing since",
+                "last result",
+                "success",
+                "breaker",
+                "waiting",
+                "oldest",
+                "next attempt",
+            ),
+            (
+                (
+                    each["subscription_id"],
+                    each["tenant"],
+                    each["host"],
+                    each["failing_since"],
+                    each["last_result"] or each["reason"],
+                    None if each["success_rate"] is None else f"{each['success_rate']:.0%}",
+                    each["breaker"],
+                    _waiting(each["waiting"]),
+                    each["oldest_waiting_since"],
+                    each["next_attempt_at"],
+                )
+                for each in answer["failing"]
+            ),
+            folded=("tenant", "host", "failing since", "last result", "waiting", "oldest", "next attempt"),
+        )
+    else:
+        click.echo("nobody is failing", err=True)
+    if answer["cut"]:
+        click.echo("there are more, which are not shown: --limit, or --tenant", err=True)
+    if not answer["replicas"]:
+        click.echo(
+            "no process that delivers has said anything within 35 seconds: `dispatcher cluster`", err=True
+        )
+
+
+def _waiting(waiting: Mapping[str, Any]) -> str:
+    """How much waits where, with a plus where there is more than was counted."""
+    soon = waiting["queued"] + waiting["in_flight"] + waiting["held"]
+    parked = f"{waiting['parked']}{'+' if waiting['parked_at_least'] else ''}"
+    retrying = waiting["retrying"]
+    known = "?" if retrying is None else f"{retrying}{'+' if waiting['retrying_at_least'] else ''}"
+    return f"{soon} soon, {parked} parked, {known} retrying"
+
+
+@click.command(short_help="Show the processes of this installation.")
+@api_options
+def cluster(api: Api, *, as_json: bool) -> None:
+    """Show the processes that were heard of within 35 seconds, each as it says of itself. Takes an operator's key."""
+    answer = api.get("/v1/cluster")
+    if as_json:
+        print_json(answer)
+        return
+    replicas = answer["replicas"]
+    print_rows(
+        (
+            "replica",
+            "version",
+            "roles",
+            "started",
+            "ready",
+            "partitions",
+            "lag",
+            "under way",
+            "parked",
+            "breakers",
+            "in trouble",
+            "history",
+        ),
+        (
+            (
+                each["replica"],
+                each["version"],
+                each["roles"],
+                each["started_at"],
+                each["ready"],
+                sum(map(len, each["partitions"].values())),
+                sum(each["lag"].values()),
+                each["in_flight"],
+                sum(each["parked"].values()),
+                sum(each["breakers_open"].values()),
+                each["subscriptions_in_trouble"],
+                _history(each["history"]),
+            )
+            for each in replicas
+        ),
+        folded=("roles", "started", "history"),
+    )
+    for each in replicas:
+        for sentence in (*each["problems"], *each["warnings"]):
+            click.echo(f"{each['replica']}: {sentence}", err=True)
+
+
+def _history(history: Mapping[str, Any] | None) -> str | None:
+    if history is None:
+        return None
+    return (
+        f"as of {history['as_of']}, {history['behind_records']} behind" if history["as_of"] else "nothing yet"
+    )

@@ -1,0 +1,131 @@
+"""The bodies of events, read from the broker where the history says that they stand.
+
+A body is given out only where the record there is the event of the history's row: of its id, type, tenant and SHA-256. A topic that was
+made anew has somebody else's record at the old offset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, NamedTuple
+
+from dispatcher.broker.base import (
+    Broker,
+    BrokerError,
+    PartitionInfo,
+    TopicPartition,
+    UnreadableBatch,
+    UnreadableRecord,
+)
+from dispatcher.control.errors import Gone, NotFound, Unavailable
+from dispatcher.control.history import FoundEvent, HistoryReader
+from dispatcher.core.event.decode import Event, InvalidEvent, decode
+from dispatcher.core.text.times import rfc3339
+from dispatcher.core.text.units import format_duration
+from dispatcher.history.base import DeliveryRow, EventRow, storable
+from dispatcher.history.following import peek
+
+_CONTENT_TYPE: Final = b"Content-Type: "
+
+
+class EventPlace(NamedTuple):
+    """Where an event stands."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Payload(NamedTuple):
+    """A body as it was published."""
+
+    body: bytes
+    content_type: str | None
+    """As it is delivered; None for an event without a body's type."""
+    place: EventPlace
+
+
+class Payloads:
+    """Reads bodies. `tenant` None is an operator, who sees all."""
+
+    def __init__(self, history: HistoryReader, broker: Broker) -> None:
+        self._history = history
+        self._broker = broker
+
+    async def payload(self, tenant: str | None, event_id: str, place: EventPlace | None) -> Payload:
+        """The body of the event of this id, of several the newest, or the one at that place.
+
+        Raises NotFound, Gone (what the history knows isn't there any more) and Unavailable.
+        """
+        events = (await self._history.event(tenant, event_id)).value
+        found = next((each for each in events if place is None or place_of(each) == place), None)
+        if found is None:
+            raise NotFound(f"there is no event {event_id} at that place")
+        at = place_of(found)
+        try:
+            event = await self._read(found, at)
+        except UnreadableBatch as error:
+            raise Gone(f"the record of the event can't be unpacked any more: {error.reason}") from error
+        except BrokerError as error:
+            raise Unavailable(f"the broker can't be asked for the body now: {error}", 5.0) from error
+        return Payload(event.body, content_type(event), at)
+
+    async def _read(self, found: FoundEvent, place: EventPlace) -> Event:
+        partition = TopicPartition(place.topic, place.partition)
+        record = await self._broker.read(partition, place.offset)
+        if record is None:
+            raise await self._deleted(found, place)
+        if isinstance(record, UnreadableRecord):
+            raise Gone(f"the record of the event can't be unpacked any more: {record.problem}")
+        try:
+            event = decode(record, place.topic, place.partition)
+        except InvalidEvent:
+            event = None
+        if event is None or not _same(event, found):
+            raise Gone(
+                f"another record stands where the event was, in {place.topic}-{place.partition}: the topic was deleted and made anew"
+            )
+        return event
+
+    async def _deleted(self, found: FoundEvent, place: EventPlace) -> Gone:
+        """Why the record isn't there, with the time as far as the topic tells it."""
+        partition = TopicPartition(place.topic, place.partition)
+        said = f"the body is gone: {place.topic}-{place.partition} has no offset {place.offset} any more"
+        info: PartitionInfo | None = None
+        kept: str | None = None
+        for topic in await self._broker.topics(only=place.topic.__eq__):
+            info = next((each for each in topic.partitions if each.partition == place.partition), None)
+            kept = topic.config.get("retention.ms")
+        if info is None:
+            return Gone(f"the body is gone: there is no {place.topic}-{place.partition} any more")
+        if place.offset >= info.latest:
+            return Gone(f"{said}: the topic was deleted and made anew, or cut")
+        published_ms = None if found.event is None else found.event.time_ms
+        if kept is not None and kept.isdigit() and int(kept) > 0:
+            said += f"; the topic keeps records for {format_duration(int(kept) / 1000)}"
+            if published_ms is not None and (due := rfc3339(published_ms + int(kept))) is not None:
+                said += f", which were over for this one at {due}"
+        oldest = await peek(self._broker, partition, info.earliest)
+        if oldest is not None and (since := rfc3339(oldest.timestamp)) is not None:
+            said += f"; the oldest record there is of {since}"
+        return Gone(said)
+
+
+def place_of(found: FoundEvent) -> EventPlace:
+    """Where it stands."""
+    row: EventRow | DeliveryRow = found.deliveries[0] if found.event is None else found.event
+    return EventPlace(row.topic, row.partition, row.offset)
+
+
+def content_type(event: Event) -> str | None:
+    """As the event is delivered."""
+    line = next((line for line in event.head.split(b"\r\n") if line.startswith(_CONTENT_TYPE)), None)
+    return None if line is None else line.removeprefix(_CONTENT_TYPE).decode("ascii", "replace")
+
+
+def _same(event: Event, found: FoundEvent) -> bool:
+    row: EventRow | DeliveryRow = found.deliveries[0] if found.event is None else found.event
+    tenant = None if event.tenant is None else storable(event.tenant, 256)
+    if (storable(event.id), storable(event.type), tenant) != (row.event_id, row.event_type, row.tenant):
+        return False
+    return found.event is None or hashlib.sha256(event.body).hexdigest() == found.event.sha256

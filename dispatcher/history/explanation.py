@@ -1,0 +1,293 @@
+"""Why an event was delivered to a subscription or not, as one sentence that may be sent to the subscription's owner. Pure.
+
+What is said is known, and no more: where the history has a gap, or does not know what a subscription was at the time, the sentence says so.
+
+A subscription's versions (`SubscriptionVersion`) say what it was when the event was published. The document of a version is `VersionDocument`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from dispatcher.core.subscription.model import EVERY_TENANT
+from dispatcher.core.subscription.patterns import matches
+from dispatcher.core.text.times import rfc3339
+from dispatcher.history.base import DELETED, DeliveryRow, DeliveryState, SubscriptionVersion
+
+_PATTERNS: Final = 5  # that a sentence names
+
+_DEAD: Final[Mapping[str, str]] = {
+    "exhausted": "every attempt of its schedule had failed",
+    "gone": "the endpoint answered 410 (gone), which ends the subscription",
+    "disabled": "the subscription was disabled when the next attempt was due",
+    "failing": "the subscription was disabled, because everything to it had failed for days",
+    "operator": "an operator had disabled the subscription",
+    "unsendable": "no request can be made of the event for this subscription",
+    "body_expired": "the event's body had been deleted from its topic before the attempt",
+    "body_unreadable": "the event's record can't be unpacked any more",
+}
+_DROPPED: Final[Mapping[str, str]] = {
+    "deleted": "the subscription was deleted, or its id went to another tenant",
+    "cancelled": "somebody cancelled the delivery",
+    "purged": "somebody ended everything that was owed to the subscription",
+    "expired_while_paused": "it was kept while the subscription took nothing, for as long as pauses are kept (subscription.pause_keeps)",
+    "disabled": "the subscription was disabled",
+    "record_gone": "its record was deleted from the parked topic before it could be sent",
+}
+_PARKED: Final[Mapping[str, str]] = {
+    "breaker": "until the endpoint, at which nearly everything fails, takes something again",
+    "retry_after": "until the time for which the endpoint asked (Retry-After) is over",
+    "queue_wait": "behind other deliveries to the same slow endpoint",
+    "cap": "until there is room in memory",
+    "hold_limit": "until there is room in memory",
+    "shutdown": "until another process of the dispatcher takes it up",
+    "paused": "until the subscription is resumed",
+    "pending": "until the endpoint has agreed to be sent events",
+    "invalid": "until the settings allow the subscription again",
+    "sealed": "until the key that opens the subscription's secrets is back",
+}
+_DISABLED: Final[Mapping[str, str]] = {
+    "gone": "its endpoint had answered 410 (gone)",
+    "failing": "everything to it had failed for days",
+    "operator": "by an operator",
+    "invalid": "the settings refuse it",
+    "sealed": "no key opens its secrets",
+}
+
+
+class VersionDocument(msgspec.Struct, omit_defaults=True):
+    """What a version keeps of a subscription beside its tenant and status."""
+
+    event_types: tuple[str, ...] = ()
+    reason: str | None = None
+    """Why it is disabled."""
+    created_ms: int | None = None
+    """When it was made; None where that is not known (of the subscriptions file)."""
+
+
+class Subject(NamedTuple):
+    """An event and a subscription, and what is known of the two. Times in Unix ms."""
+
+    subscription_id: str
+    event_type: str
+    tenant: str | None
+    """The event's."""
+    time_ms: int
+    """When it was published."""
+    delivery: DeliveryRow | None
+    versions: Sequence[SubscriptionVersion]
+    """The subscription's, the oldest first."""
+    status: str | None
+    """What it is now; None where it isn't there any more."""
+    as_of_ms: int
+    """What the logs said before is known."""
+    gap: bool
+    """The history has a gap at the time of the event or later."""
+    keeps_all: bool
+    """First attempts that succeed are kept, too."""
+    schedule: Sequence[float] = ()
+    """The subscription's waits between attempts, in seconds."""
+
+
+class Explanation(NamedTuple):
+    """What became of an event for a subscription: a word for programs, and a sentence for people."""
+
+    outcome: str
+    sentence: str
+
+
+def explain(subject: Subject) -> Explanation:
+    """Why it was delivered, or not."""
+    if subject.delivery is not None:
+        return _of_delivery(subject, subject.delivery)
+    version = _at(subject)
+    if version is None:
+        return _before_all(subject)
+    return _unrecorded(subject, version)
+
+
+def document_of(version: SubscriptionVersion) -> VersionDocument:
+    """What is kept of it; nothing of a document that can't be read."""
+    try:
+        return msgspec.json.decode(version.document, type=VersionDocument)
+    except msgspec.MsgspecError:
+        return VersionDocument()
+
+
+def _of_delivery(subject: Subject, row: DeliveryRow) -> Explanation:
+    to = f"to {subject.subscription_id}"
+    answer = _answer(row)
+    match DeliveryState(row.state):
+        case DeliveryState.DELIVERED:
+            at = _time(row.last_ms + row.total_ms)
+            said = f"It was delivered {to} at {at}: attempt {row.last_attempt} was answered with {answer}."
+            return Explanation("delivered", said)
+        case DeliveryState.DEAD:
+            why = _DEAD.get(row.reason or "", f"of the reason {row.reason}")
+            return Explanation(
+                "dead", f"The delivery {to} was given up at {_time(row.last_ms)}, because {why}{_last(row)}."
+            )
+        case DeliveryState.DROPPED:
+            why = _DROPPED.get(row.reason or "", f"of the reason {row.reason}")
+            return Explanation(
+                "dropped", f"The delivery {to} was ended at {_time(row.last_ms)}, because {why}{_last(row)}."
+            )
+        case DeliveryState.RETRYING:
+            return _retrying(subject, row, to)
+        case DeliveryState.PENDING:
+            until = _PARKED.get(row.reason or "")
+            waits = "waits to be sent" if until is None else f"waits {until}"
+            return Explanation(
+                "pending",
+                f"The delivery {to} {waits}, since {_time(row.last_ms)}{_last(row)}{_now(subject)}.",
+            )
+
+
+def _retrying(subject: Subject, row: DeliveryRow, to: str) -> Explanation:
+    said = f"It is not delivered {to} yet: attempt {row.last_attempt} ended with {_answer(row)} at {_time(row.last_ms)}"
+    if subject.status == "disabled" or subject.status is None:
+        return Explanation("retrying", f"{said}{_now(subject)}.")
+    if row.due_ms is not None:
+        said += f", and the next one is due at {_time(row.due_ms)}"
+        rest = sum(subject.schedule[row.last_attempt :])
+        said += f"; the last one of its schedule at about {_time(row.due_ms + round(rest * 1000))}"
+    return Explanation("retrying", f"{said}{_now(subject)}.")
+
+
+def _now(subject: Subject) -> str:
+    """What the subscription's present status means for what is still owed to it."""
+    if subject.status is None:
+        return "; the subscription is deleted by now, so that the delivery will be dropped"
+    current = subject.versions[-1] if subject.versions else None
+    since = "" if current is None or current.status != subject.status else f" since {_time(current.since_ms)}"
+    match subject.status:
+        case "disabled":
+            return f"; the subscription is disabled{since}, so that the delivery will go to the dead letters when its next attempt is due"
+        case "paused":
+            return f"; the subscription is paused{since}, and the delivery is kept meanwhile"
+        case "pending":
+            return "; the subscription waits for its endpoint's agreement, and the delivery is kept meanwhile"
+        case _:
+            return ""
+
+
+def _before_all(subject: Subject) -> Explanation:
+    published = f"the event was published at {_time(subject.time_ms)}"
+    if not subject.versions:
+        return Explanation(
+            "unknown",
+            f"Nothing is known of what {subject.subscription_id} was when {published}, and no delivery to it is recorded{_as_of(subject)}.",
+        )
+    first = subject.versions[0]
+    made = document_of(first).created_ms
+    if made is not None and made > subject.time_ms:
+        return Explanation(
+            "made_later",
+            f"It was not owed to {subject.subscription_id}, which was made at {_time(made)}, after {published}.",
+        )
+    return Explanation(
+        "unknown",
+        f"No delivery to {subject.subscription_id} is recorded{_as_of(subject)}; what the subscription was before {_time(first.since_ms)} is not"
+        f" known, and {published}.",
+    )
+
+
+def _unrecorded(subject: Subject, version: SubscriptionVersion) -> Explanation:
+    """No delivery is known: because the event was not owed, or because nothing has been recorded yet."""
+    id_ = subject.subscription_id
+    document = document_of(version)
+    since = _time(version.since_ms)
+    if version.status == DELETED:
+        return Explanation("deleted", f"It was not owed to {id_}, which had been deleted at {since}.")
+    if version.tenant not in (subject.tenant, EVERY_TENANT):
+        return Explanation(
+            "no_match_tenant",
+            f"It was not owed to {id_}, which was another tenant's when the event was published.",
+        )
+    if not any(matches(pattern, subject.event_type) for pattern in document.event_types):
+        named = ", ".join(document.event_types[:_PATTERNS])
+        more = len(document.event_types) - _PATTERNS
+        wanted = f"{named} and {more} more" if more > 0 else named or "nothing"
+        return Explanation(
+            "no_match_type",
+            f"It was not owed to {id_}, which wanted {wanted} when the event was published: the type {subject.event_type} is not among that.",
+        )
+    match version.status:
+        case "paused":
+            return Explanation(
+                "paused",
+                f"It was not owed to {id_}, which was paused then, since {since}: what matches during a pause is not sent later by itself.",
+            )
+        case "pending":
+            return Explanation(
+                "pending_validation",
+                f"It was not owed to {id_}, whose endpoint had not agreed to be sent events by then (pending since {since}).",
+            )
+        case "disabled":
+            why = _DISABLED.get(document.reason or "")
+            because = "" if why is None else f" ({why})"
+            return Explanation(
+                "disabled", f"It was not owed to {id_}, which was disabled then, since {since}{because}."
+            )
+        case _:
+            return _matched(subject)
+
+
+def _matched(subject: Subject) -> Explanation:
+    id_ = subject.subscription_id
+    if subject.gap:
+        return Explanation(
+            "unknown",
+            f"It was owed to {id_}, and what became of it is not known: the history has a gap at that time.",
+        )
+    later = next(
+        (each for each in subject.versions if each.since_ms > subject.time_ms and each.status != "active"),
+        None,
+    )
+    changed = (
+        ""
+        if later is None
+        else f"; the subscription is {later.status} since {_time(later.since_ms)}, perhaps before it was read"
+    )
+    if not subject.keeps_all:
+        return Explanation(
+            "unknown",
+            f"It matched {id_}: it was delivered at the first attempt, of which this history keeps no row (history.keep), or no attempt has"
+            f" ended{_as_of(subject)}{changed}.",
+        )
+    return Explanation(
+        "pending", f"It is owed to {id_}, and no attempt has been recorded{_as_of(subject)}{changed}."
+    )
+
+
+def _at(subject: Subject) -> SubscriptionVersion | None:
+    """What it was when the event was published."""
+    found = None
+    for version in subject.versions:
+        if version.since_ms > subject.time_ms:
+            break
+        found = version
+    return found
+
+
+def _answer(row: DeliveryRow) -> str:
+    if row.status is not None:
+        return f"status {row.status}"
+    return "no answer" if row.failure is None else f"no answer ({row.failure})"
+
+
+def _last(row: DeliveryRow) -> str:
+    if not row.attempts or (row.status is None and row.failure is None):
+        return ""
+    return f"; the last attempt ended with {_answer(row)}"
+
+
+def _as_of(subject: Subject) -> str:
+    return f" as of {_time(subject.as_of_ms)}" if subject.as_of_ms else " yet"
+
+
+def _time(time_ms: int) -> str:
+    return rfc3339(time_ms) or "an unknown time"

@@ -1,0 +1,253 @@
+"""Each thing that can have become of an event, as one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from dispatcher.history.base import DELETED, DeliveryRow, DeliveryState, SubscriptionVersion
+from dispatcher.history.explanation import Explanation, Subject, VersionDocument, document_of, explain
+
+NOON = 1_760_000_000_000
+AT = "2025-10-09T08:53:20.000Z"
+LATER = "2025-10-09T08:53:21.000Z"
+BEFORE = "2025-10-09T08:53:19.000Z"
+
+
+def version(since: int = -1000, status: str = "active", tenant: str | None = "acme", **fields: Any) -> Any:
+    document = VersionDocument(**{"event_types": ("invoice.*",), "created_ms": NOON - 5000, **fields})
+    encoded = "{}" if status == DELETED else msgspec.json.encode(document).decode()
+    return SubscriptionVersion("sub_a", NOON + since, tenant, status, encoded)
+
+
+def delivery(state: DeliveryState, **fields: Any) -> DeliveryRow:
+    row = DeliveryRow(
+        "0" * 24,
+        NOON,
+        "evt_1",
+        "invoice.paid",
+        "acme",
+        "sub_a",
+        "events",
+        0,
+        7,
+        1,
+        int(state),
+        None,
+        2,
+        NOON + 900,
+        2,
+        503,
+        None,
+        100,
+        None,
+        "a.example",
+        "{}",
+    )
+    return row._replace(**fields)
+
+
+def told(row: DeliveryRow | None = None, *versions: SubscriptionVersion, **fields: Any) -> Explanation:
+    subject = Subject(
+        "sub_a",
+        "invoice.paid",
+        "acme",
+        NOON,
+        row,
+        versions,
+        "active",
+        NOON + 1000,
+        gap=False,
+        keeps_all=True,
+        schedule=(5.0, 60.0, 600.0),
+    )
+    return explain(subject._replace(**fields))
+
+
+# With a delivery.
+
+
+def test_delivered_with_what_answer() -> None:
+    found = told(delivery(DeliveryState.DELIVERED, status=204))
+    assert found == (
+        "delivered",
+        f"It was delivered to sub_a at {LATER}: attempt 2 was answered with status 204.",
+    )
+
+
+def test_retrying_until_when() -> None:
+    found = told(delivery(DeliveryState.RETRYING, due_ms=NOON + 1000))
+    assert found == (
+        "retrying",
+        (
+            "It is not delivered to sub_a yet: attempt 2 ended with status 503 at 2025-10-09T08:53:20.900Z, and the next one is due at"
+            f" {LATER}; the last one of its schedule at about 2025-10-09T09:03:21.000Z."
+        ),
+    )
+
+
+def test_retrying_without_an_answer_says_why_there_was_none() -> None:
+    found = told(delivery(DeliveryState.RETRYING, status=None, failure="timeout", due_ms=NOON))
+    assert "ended with no answer (timeout)" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (
+            "disabled",
+            f"the subscription is disabled since {LATER}, so that the delivery will go to the dead letters",
+        ),
+        ("paused", f"the subscription is paused since {LATER}, and the delivery is kept meanwhile"),
+        (None, "the subscription is deleted by now, so that the delivery will be dropped"),
+    ],
+)
+def test_what_is_owed_to_one_that_takes_nothing_now(status: str | None, said: str) -> None:
+    versions = [version(), version(1000, status or DELETED)]
+    found = told(delivery(DeliveryState.RETRYING, due_ms=NOON + 2000), *versions, status=status)
+    assert found.outcome == "retrying"
+    assert said in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("exhausted", "every attempt of its schedule had failed"),
+        ("gone", "410"),
+        ("disabled", "disabled"),
+        ("body_expired", "deleted from its topic"),
+        ("news", "of the reason news"),
+    ],
+)
+def test_dead_because(reason: str, said: str) -> None:
+    found = told(delivery(DeliveryState.DEAD, reason=reason))
+    assert found.outcome == "dead"
+    assert said in found.sentence
+    assert found.sentence.endswith("; the last attempt ended with status 503.")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("deleted", "the subscription was deleted"),
+        ("cancelled", "somebody cancelled"),
+        ("expired_while_paused", "subscription.pause_keeps"),
+    ],
+)
+def test_dropped_because(reason: str, said: str) -> None:
+    found = told(delivery(DeliveryState.DROPPED, reason=reason, attempts=0, status=None))
+    assert found.outcome == "dropped"
+    assert said in found.sentence
+    assert "the last attempt" not in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("breaker", "until the endpoint, at which nearly everything fails, takes something again"),
+        ("paused", "until the subscription is resumed"),
+        ("news", "waits to be sent"),
+        (None, "waits to be sent"),
+    ],
+)
+def test_pending_until(reason: str | None, said: str) -> None:
+    found = told(delivery(DeliveryState.PENDING, reason=reason, attempts=0, status=None))
+    assert found.outcome == "pending"
+    assert said in found.sentence
+
+
+# Without one.
+
+
+def test_a_type_that_it_did_not_want_then() -> None:
+    found = told(None, version(event_types=("order.*",)), version(1000))
+    assert found == (
+        "no_match_type",
+        "It was not owed to sub_a, which wanted order.* when the event was published: the type invoice.paid is not among that.",
+    )
+    found = told(None, version(event_types=tuple(f"a.{number}" for number in range(9))))
+    assert "a.3, a.4 and 4 more when" in found.sentence
+
+
+def test_another_tenants() -> None:
+    assert told(None, version(tenant="globex")).outcome == "no_match_tenant"
+    assert told(None, version(tenant=None)).outcome == "no_match_tenant"
+    assert told(None, version(tenant="*")).outcome == "pending"
+
+
+def test_made_later() -> None:
+    found = told(None, version(1000, created_ms=NOON + 1000))
+    assert found == (
+        "made_later",
+        f"It was not owed to sub_a, which was made at {LATER}, after the event was published at {AT}.",
+    )
+
+
+def test_known_only_from_later_on() -> None:
+    for created in (None, NOON - 5000):
+        found = told(None, version(1000, created_ms=created))
+        assert found.outcome == "unknown"
+        assert f"what the subscription was before {LATER} is not known" in found.sentence
+
+
+def test_nothing_known_of_it() -> None:
+    assert told(None).outcome == "unknown"
+
+
+def test_deleted_before() -> None:
+    found = told(None, version(-2000), version(-1000, DELETED))
+    assert found == ("deleted", f"It was not owed to sub_a, which had been deleted at {BEFORE}.")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "outcome", "said"),
+    [
+        ("paused", None, "paused", f"was paused then, since {BEFORE}"),
+        (
+            "pending",
+            None,
+            "pending_validation",
+            f"had not agreed to be sent events by then (pending since {BEFORE})",
+        ),
+        (
+            "disabled",
+            "failing",
+            "disabled",
+            f"was disabled then, since {BEFORE} (everything to it had failed for days)",
+        ),
+        ("disabled", "news", "disabled", f"was disabled then, since {BEFORE}."),
+    ],
+)
+def test_what_it_was_then_and_not_what_it_is_now(
+    status: str, reason: str | None, outcome: str, said: str
+) -> None:
+    found = told(None, version(-1000, status, reason=reason), version(1000))
+    assert found.outcome == outcome
+    assert said in found.sentence
+
+
+def test_owed_and_nothing_recorded_yet() -> None:
+    found = told(None, version())
+    assert found == ("pending", f"It is owed to sub_a, and no attempt has been recorded as of {LATER}.")
+    found = told(None, version(), version(500, "paused"), as_of_ms=0)
+    assert found.sentence == (
+        "It is owed to sub_a, and no attempt has been recorded yet; the subscription is paused since 2025-10-09T08:53:20.500Z, perhaps"
+        " before it was read."
+    )
+
+
+def test_a_gap_and_a_history_of_failures_only_are_no_reason_to_guess() -> None:
+    found = told(None, version(), gap=True)
+    assert found.outcome == "unknown"
+    assert "the history has a gap" in found.sentence
+    found = told(None, version(), keeps_all=False)
+    assert found.outcome == "unknown"
+    assert "delivered at the first attempt, of which this history keeps no row" in found.sentence
+
+
+def test_a_document_that_cannot_be_read_says_nothing() -> None:
+    broken = version()._replace(document="{")
+    assert document_of(broken) == VersionDocument()
+    assert told(None, broken).outcome == "no_match_type"
