@@ -6,7 +6,7 @@ be committed is the lowest offset that owes any, or the position where nothing d
 
 The owed offsets stand in one dict. Offsets are tracked in ascending order and a dict keeps
 the order of insertion, so its first key is the lowest one: no heap, no sorted structure, one
-store per record and one lookup per delivery (0.2 us together, benchmarks/micro.py).
+store per record and one lookup per delivery (`python -m benchmarks micro` says what they take).
 
 What is done beyond the position to commit (`completed`, `partly`) is written down beside the commit, and whoever
 takes the partition over begins with it (`ahead`): those offsets are passed over, and what is done for some of its
