@@ -127,13 +127,13 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "no_commit_at_revocation",
         "partitions are given up without a last commit",
         (Edit("await self._commit(partitions, last=True)", "pass"),),
-        ("delivery/test_engine.py::test_a_rebalance_lets_attempts_end_and_commits_them",),
+        ("delivery/test_rebalancing.py::test_a_rebalance_lets_attempts_end_and_commits_them",),
     ),
     Mutant(
         "attempts_begin_during_a_rebalance",
         "attempts begin while partitions move to another replica",
         (Edit("self._sending.close_gate() self._moving.add(membership)", "self._moving.add(membership)"),),
-        ("delivery/test_engine.py::test_a_rebalance_lets_attempts_end_and_commits_them",),
+        ("delivery/test_rebalancing.py::test_a_rebalance_lets_attempts_end_and_commits_them",),
     ),
     Mutant(
         "retry_record_dropped",
@@ -160,7 +160,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a delivery is given up without its dead letter",
         (Edit("self._outbox.put(delivery.record(self._dead_topic, reason), written)", "written()"),),
         (
-            "delivery/test_engine.py::test_a_delivery_given_up_is_in_the_dead_letter_topic_before_its_offset_is_committed",
+            "delivery/test_settlement.py::test_a_delivery_given_up_is_in_the_dead_letter_topic_before_its_offset_is_committed",
         ),
     ),
     Mutant(
@@ -212,7 +212,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
                 "return False",
             ),
         ),
-        ("delivery/test_engine.py::test_the_cap_holds_within_the_fan_out_of_one_event",),
+        ("delivery/test_consuming.py::test_the_cap_holds_within_the_fan_out_of_one_event",),
     ),
     Mutant(
         "throttling_429_ignored",
@@ -320,7 +320,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         (
-            "delivery/test_retry_reader.py::test_a_retry_is_not_sent_to_another_tenant_that_got_the_subscription_id",
+            "delivery/test_returning.py::test_a_retry_is_not_sent_to_another_tenant_that_got_the_subscription_id",
         ),
     ),
     Mutant(

@@ -255,22 +255,10 @@ _WITHOUT_NAMESAKE = {
     "history/rebuilding.py": "tests/commands/test_history.py runs it",
     **dict.fromkeys(
         (
-            "delivery/consuming.py",
             "delivery/delivery.py",
-            "delivery/holding.py",
-            "delivery/lanes.py",
-            "delivery/endpoints.py",
-            "delivery/outcome.py",
-            "delivery/parked_reader.py",
-            "delivery/parking.py",
-            "delivery/rebalancing.py",
-            "delivery/renewal.py",
             "delivery/reporting.py",
-            "delivery/returning.py",
-            "delivery/sending.py",
-            "delivery/settlement.py",
         ),
-        "a room of the data path: tests/delivery/test_engine.py and its neighbours run the rooms together",
+        "tests/delivery/test_engine.py and its neighbours run it",
     ),
 }
 

@@ -9,9 +9,8 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
+from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition
 from dispatcher.core.commit import parked
-from dispatcher.core.control.skips import Skip
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.request.urls import Origin
@@ -219,20 +218,6 @@ async def test_what_is_parked_drains_beside_fresh_ones_the_oldest_first() -> Non
         await accounted(world)
 
 
-async def test_no_more_than_the_endpoint_takes_in_about_a_second_is_in_memory() -> None:
-    broker = MemoryBroker()
-    for number in range(5000):
-        park(broker, number)
-    async with running(FixedRegistry(subscription()), broker) as world:
-        world.transport.answer = Queueing(50.0)
-        peak = 0.0
-        for _ in range(200):
-            await asyncio.sleep(0.1)
-            peak = max(peak, world.value("deliveries_in_flight") or 0)
-        assert peak <= 64
-        assert 900 <= world.metrics.delivered <= 1010
-
-
 async def test_a_probe_takes_the_oldest_parked_one_and_the_rest_follows_within_two_seconds() -> None:
     broker = MemoryBroker()
     well_from = 100.0
@@ -290,39 +275,6 @@ async def test_one_with_many_parked_delays_nobody_with_few(monkeypatch: pytest.M
 # Restarts and mishaps.
 
 
-@pytest.mark.parametrize("way", ["mended", "skipped"])
-async def test_a_batch_that_can_no_longer_be_unpacked_stops_only_whom_it_belongs_to_until_it_is_given_up(
-    way: str,
-) -> None:
-    broker = MemoryBroker()
-    for number in range(60):
-        park(broker, number, "hit" if number < 30 else "well")
-    broker.damaged[PARKED] = UnreadableBatch(10, 19, "its checksum is wrong")
-    registry = FixedRegistry(
-        subscription("hit", "http://hit.test/", retry=PATIENT),
-        subscription("well", "http://well.test/", retry=PATIENT),
-    )
-    skips: list[Skip] = []
-    async with running(registry, broker, skips=skips) as world:
-        await until(lambda: world.metrics.delivered == 40, within=10)
-        (warning,) = world.engine.warnings()
-        assert "dispatcher topics skip dispatcher.retry.parked 0 10" in warning
-        assert world.value("partitions_stuck", topic=PARKED.topic, partition="0") == 1
-        asked = len(broker.ranges)
-        await asyncio.sleep(25)
-        assert len(broker.ranges) == asked, "it is asked for every half a minute, not every second"
-        if way == "mended":
-            del broker.damaged[PARKED]
-        else:
-            skips.append(Skip(PARKED.topic, PARKED.partition, 12))
-        lost = {f"evt_{number}" for number in range(10, 20)} if way == "skipped" else set()
-        await until(lambda: world.metrics.delivered == 60 - len(lost), within=40)
-        assert Counter(sent_ids(world)).keys() == {f"evt_{number}" for number in range(60)} - lost
-        assert world.metrics.skipped["unreadable"] == len(lost)
-        assert world.engine.warnings() == []
-        await until(lambda: broker.committed.get(PARKED) == 60)
-
-
 async def test_a_crash_in_the_middle_of_the_drain_loses_nothing() -> None:
     broker = MemoryBroker()
     for number in range(3000):
@@ -371,41 +323,6 @@ async def test_a_broker_that_is_away_is_waited_for() -> None:
         assert world.transport.sent == []
         await until(lambda: world.metrics.delivered == 100, within=10)
         assert Counter(sent_ids(world)).most_common(1)[0][1] == 1
-
-
-async def test_records_that_retention_took_or_nobody_can_read_hold_nothing_up() -> None:
-    broker = MemoryBroker()
-    for number in range(10):
-        park(broker, number)
-    broker.log[PARKED][5].headers = [("subscription_id", b"sub_1")]
-    broker.log[PARKED][6].key = b"\xff"
-    broker.begins[PARKED] = 3
-    async with running(FixedRegistry(subscription()), broker) as world:
-        await until(lambda: world.metrics.delivered == 5, within=10)
-        assert world.metrics.deliveries["dropped_record_gone"] == 3
-        await until(lambda: len(world.dead()) == 2)
-        assert [letter["reason"] for letter in world.dead()] == ["retry_record"] * 2
-        await accounted(world)
-
-
-async def test_old_records_are_written_anew_before_retention_takes_them_and_keep_their_time() -> None:
-    broker = MemoryBroker()
-    week = 7 * 86400.0
-    park(broker, 0, "paused", since=-week + 100.0, reason="paused")
-    park(broker, 1, "paused", reason="paused")
-    registry = FixedRegistry(subscription("paused", status=Status.PAUSED))
-    keeps = SubscriptionSettings(pause_keeps=30 * 86400.0)
-    async with running(registry, broker, subscription=keeps) as world:
-        broker.log[PARKED][0].timestamp -= 24 * 86400 * 1000  # written when its retention was half over
-        await asyncio.sleep(110)
-        (letter,) = world.parked()
-        assert (letter["event_id"], letter["reason"]) == ("evt_0", "paused")
-        assert float(letter["since_ms"]) == (WALL - week + 100.0) * 1000
-        assert world.broker.committed[PARKED] == 1
-        registry.index = Index([subscription("paused")])
-        await until(lambda: world.metrics.delivered == 2, within=3)
-        assert Counter(sent_ids(world)) == {"evt_0": 1, "evt_1": 1}
-        await accounted(world)
 
 
 async def test_a_dispatcher_that_ends_leaves_what_waits_to_the_next_which_delivers_it_at_once() -> None:
