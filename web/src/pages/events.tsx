@@ -52,7 +52,7 @@ export function EventTable(props: { rows: readonly KnownEvent[] }) {
       rows={props.rows}
       id={(row) => `${row.id} ${row.source.topic} ${row.source.partition} ${row.source.offset}`}
       href={(row) => to("event", { id: row.id })}
-      name={(row) => `${row.type}, ${row.id}`}
+      name={(row) => row.id}
       columns={[
         { name: t.columns.time, cell: (row) => <Time at={row.published_at} /> },
         { name: t.columns.eventType, cell: (row) => <span class="break">{row.type}</span> },

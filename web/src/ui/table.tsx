@@ -15,7 +15,7 @@ interface RowProps<T> {
   row: T;
   columns: Column<T>[];
   href: string | null;
-  name: string;
+  name: string | null;
   under: ComponentChildren;
   pick: ComponentChildren;
 }
@@ -35,7 +35,7 @@ class Row<T> extends Component<RowProps<T>> {
               {at === 0 && href !== null ? (
                 <a class="row-link" href={href}>
                   {column.cell(row)}
-                  <span class="offscreen"> {name}</span>
+                  {name === null ? null : <span class="offscreen"> {name}</span>}
                 </a>
               ) : (
                 column.cell(row)
@@ -81,7 +81,7 @@ export function Table<T>(props: {
         </thead>
         <tbody>
           {props.rows.map((row) => (
-            <Row key={props.id(row)} row={row} columns={columns} href={props.href?.(row) ?? null} name={props.name?.(row) ?? props.id(row)} under={props.under?.(row) ?? null} pick={props.pick?.(row) ?? null} />
+            <Row key={props.id(row)} row={row} columns={columns} href={props.href?.(row) ?? null} name={props.name?.(row) ?? null} under={props.under?.(row) ?? null} pick={props.pick?.(row) ?? null} />
           ))}
         </tbody>
       </table>
