@@ -256,10 +256,10 @@ export function ClassChart(props: { answer: Statistics; height?: number }) {
       {...(props.height ? { height: props.height } : {})}
       lines={[
         { name: t.states.delivered, colour: "good", values: values(all, times, (each) => each.delivered) },
-        { name: "4xx", colour: "warn", values: values(all, times, (each) => each.failures["4xx"] ?? 0) },
-        { name: "5xx", colour: "bad", values: values(all, times, (each) => each.failures["5xx"] ?? 0) },
-        { name: t.chart.noAnswer, colour: "violet", values: values(all, times, (each) => ["timeout", "connect", "dns", "tls"].reduce((sum, name) => sum + (each.failures[name] ?? 0), 0)) },
-        { name: t.chart.other, colour: "calm", values: values(all, times, (each) => (each.failures["3xx"] ?? 0) + (each.failures["other"] ?? 0)) },
+        { name: "4xx", colour: "warn", values: values(all, times, (each) => each.failures["4xx"]) },
+        { name: "5xx", colour: "bad", values: values(all, times, (each) => each.failures["5xx"]) },
+        { name: t.chart.noAnswer, colour: "violet", values: values(all, times, (each) => (["timeout", "connect", "dns", "tls"] as const).reduce((sum, name) => sum + each.failures[name], 0)) },
+        { name: t.chart.other, colour: "calm", values: values(all, times, (each) => each.failures["3xx"] + each.failures["other"]) },
       ]}
     />
   );
@@ -312,10 +312,10 @@ function Breakdown(props: { answer: Statistics }) {
   if (totals.failed === 0) return null;
   return (
     <ul class="breakdown" aria-label={t.chart.byClass}>
-      {FAILURE_CLASSES.filter((name) => (totals.failures[name] ?? 0) > 0).map((name) => (
+      {FAILURE_CLASSES.filter((name) => totals.failures[name] > 0).map((name) => (
         <li key={name}>
-          {STATUS_FILTERS.has(name) ? <a href={changed({ status: name, cursor: null })}>{name}</a> : name} {countText(totals.failures[name]!, language)}{" "}
-          <span class="faint">{percentText(totals.failures[name]! / totals.attempts, language)}</span>
+          {STATUS_FILTERS.has(name) ? <a href={changed({ status: name, cursor: null })}>{name}</a> : name} {countText(totals.failures[name], language)}{" "}
+          <span class="faint">{percentText(totals.failures[name] / totals.attempts, language)}</span>
         </li>
       ))}
     </ul>

@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { ExplainAnswer, Intervention } from "../api/coming";
+import type { Intervention } from "../api/coming";
 import type { EventWithDeliveries } from "../api/types";
 import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
@@ -87,7 +87,7 @@ function OneEvent(props: { event: EventWithDeliveries }) {
 const OUTCOME_TONES: Record<string, Tone> = { delivered: "good", retrying: "warn", pending: "info", dead: "bad" };
 
 function Explain(props: { id: string }) {
-  const load = useLoad(`explain ${props.id}`, async (signal) => (await ask<ExplainAnswer>("GET", "/v1/events/{id}/explain", { path: { id: props.id }, signal })).value);
+  const load = useLoad(`explain ${props.id}`, (signal) => get("/v1/events/{id}/explain", { path: { id: props.id }, signal }));
   return (
     <Panel title={t.event.explain} load={load}>
       {(answer) => (

@@ -12,7 +12,7 @@ import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
 
 export function useFailing(): Loading<FailingAnswer> {
-  return useLoad("failing", (signal) => failing({}, signal));
+  return useLoad("failing", failing);
 }
 
 export function Failing() {

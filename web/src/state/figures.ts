@@ -12,20 +12,20 @@ export function stepMs(answer: Pick<Statistics, "step">): number {
 export function stepTimes(answer: Pick<Statistics, "since" | "until" | "step">): number[] {
   const step = STEPS[answer.step];
   const times: number[] = [];
-  for (let at = Math.floor(Date.parse(answer.since) / step) * step; at < Date.parse(answer.until) && times.length < 2000; at += step) times.push(at);
+  for (let at = Math.floor(Date.parse(answer.since ?? "") / step) * step; at < Date.parse(answer.until ?? "") && times.length < 2000; at += step) times.push(at);
   return times;
 }
 
 /** One value for each time. */
 export function values(series: Series | undefined, times: readonly number[], of: (figures: Figures) => number | null, none: number | null = 0): (number | null)[] {
   const found = new Map<number, number | null>();
-  for (const point of series?.points ?? []) found.set(Date.parse(point.time), of(point));
+  for (const point of series?.points ?? []) found.set(Date.parse(point.time ?? ""), of(point));
   return times.map((time) => (found.has(time) ? found.get(time)! : none));
 }
 
 /** For how many seconds the answer counts: the last step may not be over. */
 export function secondsOf(answer: Pick<Statistics, "since" | "until">, now: number): number {
-  return Math.max(1, (Math.min(now, Date.parse(answer.until)) - Date.parse(answer.since)) / 1000);
+  return Math.max(1, (Math.min(now, Date.parse(answer.until ?? "")) - Date.parse(answer.since ?? "")) / 1000);
 }
 
 /** Records of the event topics that are not taken up yet. What lies in retry topics waits for its time or its endpoint. */
