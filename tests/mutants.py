@@ -472,7 +472,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "operator_routes_open",
         "a tenant's key opens the operator's routes",
-        (Edit('and principal.scope != "operator":', "and False:"),),
+        (Edit('if principal.scope != "operator":', "if False:"),),
         ("api/test_authorization.py::test_each_gets_in_where_it_may_and_changes_nothing_where_not",),
     ),
     Mutant(
@@ -499,6 +499,73 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "an API without keys answers to pages of other sites",
         (Edit('if origin is not None and origin != f"http://{host}":', "if False:"),),
         ("api/test_frame.py::TestAnOpenApi::test_is_there_for_this_machine_alone",),
+    ),
+    Mutant(
+        "changes_need_no_csrf_value",
+        "a page that can't read the session changes things by its cookie",
+        (
+            Edit(
+                "if admitted.csrf is None or not hmac.compare_digest(given, admitted.csrf.encode()):",
+                "if False:",
+            ),
+        ),
+        ("api/test_callers.py::test_no_other_site_changes_anything_in_a_readers_name",),
+    ),
+    Mutant(
+        "anybody_names_a_person",
+        "the header that a proxy names people in is believed from anybody",
+        (
+            Edit(
+                "if sessions.header is not None and request.remote in proxies:",
+                "if sessions.header is not None:",
+            ),
+        ),
+        ("api/test_callers.py::test_a_proxys_word_is_taken_from_a_trusted_proxy_alone",),
+    ),
+    Mutant(
+        "the_console_in_a_frame",
+        "whoever may embed the portal may embed the console",
+        (
+            Edit(
+                'return self._page(request, "console", "\'none\'")',
+                'return self._page(request, "console", self._ancestors)',
+            ),
+        ),
+        (
+            "api/test_pages.py::test_the_portal_is_embedded_by_those_that_the_settings_name_and_the_console_by_none",
+        ),
+    ),
+    Mutant(
+        "portal_tokens_live_on",
+        "a token of the portal outlives its time",
+        (
+            Edit(
+                "if not self._enabled or min(token.expires_ms, row.value.expires_ms) <= self._now_ms():",
+                "if False:",
+            ),
+        ),
+        ("control/test_portal.py::test_a_token_ends_before_its_session_and_is_renewed_until_then",),
+    ),
+    Mutant(
+        "streams_of_everybody",
+        "a tenant's stream tells of every tenant",
+        (Edit("tenant = call.tenant or query.tenant", "tenant = query.tenant"),),
+        ("api/test_stream.py::test_a_page_hears_of_its_tenants_deliveries",),
+    ),
+    Mutant(
+        "sessions_outlive_their_keys",
+        "a session goes on when its key was revoked",
+        (
+            Edit(
+                'signature, "session", mark, expires, nonce, holder.digest\n        ):',
+                'signature, "session", mark, expires, nonce, ""\n        ):',
+            ),
+            Edit(
+                'signature = self._signer.sign("session", holder.mark, expires, nonce, holder.digest)',
+                'signature = self._signer.sign("session", holder.mark, expires, nonce, "")',
+            ),
+        ),
+        ("control/test_sessions.py::test_a_key_of_the_same_id_does_not_have_the_old_ones_sessions",),
     ),
     Mutant(
         "secrets_change_places",

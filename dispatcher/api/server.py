@@ -232,6 +232,8 @@ def _add_api(app: web.Application, frame: Frame, services: Services) -> None:
     for route in ROUTES:
         # Braces too, in the name of an event type or a tenant.
         path = route.path.replace("{name}", "{name:[^/]+}").replace("{tenant}", "{tenant:[^/]+}")
+        if route.tag == "portal":
+            path = path.replace("{id}", "{id:[0-9a-f]+}")  # or `renew` would be one
         if route.method == "GET":
             app.router.add_get(path, frame.serve(route))
         else:

@@ -154,7 +154,7 @@ class Access:
             if self.is_open():
                 return Principal("open", "no key needed", "operator")
             raise Unauthenticated("send a key: `Authorization: Bearer <key>`")
-        self._failures.check(source)
+        self._slow_down(source)
         scheme, _, sent = authorization.partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
             raise Unauthenticated("send the key as `Authorization: Bearer <key>`")
@@ -165,8 +165,12 @@ class Access:
 
     def holder(self, sent: str, source: str) -> Holder:
         """The holder of a key that came from the address `source`. Raises Unauthenticated, TooManyWrongKeys, Unavailable."""
-        self._failures.check(source)
+        self._slow_down(source)
         return self._held(sent, source)
+
+    def _slow_down(self, source: str) -> None:
+        """Raise TooManyWrongKeys while the source has to wait. Its key isn't looked at before."""
+        self._failures.check(source)
 
     def _held(self, sent: str, source: str) -> Holder:
         found = self._find(sent)
