@@ -26,7 +26,7 @@ class AuditFilters(QueryModel):
             str,
             Field(
                 min_length=1,
-                max_length=1024,
+                max_length=256,
                 description="What was changed: the id of a subscription, a delivery, a key..., the name of an event type. A tenant has"
                 " to say it.",
             ),
