@@ -38,6 +38,7 @@ MODULES = (
     "core/retry/generations.py",
     "core/commit/offsets.py",
     "core/commit/parked.py",
+    "core/commit/replayed.py",
     "core/commit/reservation.py",
     "core/retry/policy.py",
     "core/request/build.py",

@@ -36,6 +36,7 @@ from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
 from dispatcher.control.replicas import Replicas, SharedProgress, Sources, replicas_topic
 from dispatcher.control.statistics import StatisticsReader
+from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
@@ -46,13 +47,16 @@ from dispatcher.history.indexer import Indexer
 from dispatcher.history.open import followed_topics, history_group, open_store, shares_history
 from dispatcher.history.versions import Origins, VersionKeeper
 from dispatcher.registry.registry import Registry
+from dispatcher.replays.runner import ReplayParts, ReplayRunner
+from dispatcher.replays.service import Replays
+from dispatcher.replays.store import ReplayStore
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.replica import replica_name
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
-from dispatcher.topics.specs import missing_topics, needed_groups, needed_rights, needed_specs
+from dispatcher.topics.specs import missing_topics, needed_groups, needed_rights, needed_specs, runs_replays
 from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
 from dispatcher.workers.place import WorkerPlace
@@ -132,6 +136,22 @@ class App:
             metrics=self.metrics,
         )
         self.plane.checks.cluster = cluster = ClusterView(self._replicas, self.registry, reader)
+        self._replays = ReplayStore(settings, self.broker, on_failure=self._failed)
+        prefix = settings.topics.prefix
+        parts = ReplayParts(
+            self.broker,
+            self._replays,
+            lambda: self.registry.index,
+            None if history is None else history.store,
+            event_topics=settings.topics.events,
+            dead_topic=f"{prefix}dead",
+            replay_topic=replay_topic(prefix),
+            group=f"{settings.group}.retry",
+            events_group=settings.group,
+            replica=replica_name(),
+            next_generation=lambda _source, _subscription, known: known + 1,
+        )
+        self._replay_runner = ReplayRunner(parts, on_failure=self._failed)
         self._api = ApiServer(
             settings.http.host,
             settings.http.port,
@@ -160,6 +180,7 @@ class App:
                 explanations=Explanations(reader, self.registry, keeps_all=settings.history.keep == "all"),
                 cluster=cluster,
                 statistics=StatisticsReader(reader, time.time),
+                replays=Replays(parts, int, history_is_on=settings.history.store != "off"),
                 egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
             ),
             warnings=self.warnings,
@@ -217,6 +238,9 @@ class App:
                 keeper = VersionKeeper(self._history.store, self.registry, self._origins, clock=time.time)
                 self._history.start_beside(keeper.run(), "versions of subscriptions")
         self._replicas.start()
+        if runs_replays(self.settings):
+            self._replays.start()
+            self._replay_runner.start()
         self._started = True
 
     def _behind(self) -> bool:
@@ -241,6 +265,7 @@ class App:
             on_given_up=self.plane.exhausted,
             memory=self.plane.memory,
             skips=lambda: self.plane.store.skips,
+            replays=self._replays,
         )
         self._engine.start()
         self.plane.attach(self._engine)
@@ -313,6 +338,8 @@ class App:
             found += self._engine.warnings()
         if self._started:
             found += [*self.plane.warnings(), *self._watch.warnings()]
+            if runs_replays(self.settings) and self._replays.warning is not None:
+                found.append(f"replays: {self._replays.warning}")
         if self._history is not None:
             found += self._history.warnings()
         if self._history_problem is not None:
@@ -346,7 +373,10 @@ class App:
         """Drain, commit, leave the group, close everything. Takes `shutdown.drain` and little more."""
         self._stopping = True
         log.info("stopping", drain=self.settings.shutdown.drain)
-        steps: list[tuple[str, Awaitable[None]]] = [("tasks", self._tasks.stop())]
+        steps: list[tuple[str, Awaitable[None]]] = [
+            ("tasks", self._tasks.stop()),
+            ("replay runner", self._replay_runner.stop()),
+        ]
         if self._history is not None:
             steps.append(("history", self._history.end()))
         if self._engine is not None:
@@ -355,6 +385,7 @@ class App:
         if self._history is not None:
             steps.append(("history's store", self._history.close()))
         steps += [
+            ("replays", self._replays.stop()),
             ("control plane", self.plane.stop()),
             ("transport", self._transport.close()),
             ("broker", self.broker.close()),
@@ -387,6 +418,10 @@ class App:
         self.metrics.expect("offsets_skipped_total", (*topics.events, *retried))
         reads = self.metrics.reads
         reads("ready", lambda: not self.problems())
+        reads("replays", lambda: _by_word(self._replays.counts()))
+        counts = self._replay_runner.counts
+        reads("replay_deliveries_total", lambda: _by_word(counts.by_result()))
+        reads("replay_deliveries_behind", self._replay_runner.behind)
         reads("api_refused_total", lambda: _by_word(self._api.refused))
         reads("api_loop_seconds_total", lambda: self._budget.spent)
         reads("api_waits_total", lambda: _by_word(self._budget.waits))

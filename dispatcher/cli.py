@@ -32,6 +32,7 @@ from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
 from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.publish import publish
+from dispatcher.commands.replays import replays
 from dispatcher.commands.signals import handle_signals
 from dispatcher.commands.subscriptions import subscriptions
 from dispatcher.commands.tenants import tenants
@@ -190,6 +191,7 @@ for command in (
     deliveries,
     failing,
     cluster,
+    replays,
     event_types,
     keys,
     tenants,

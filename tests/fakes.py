@@ -20,6 +20,7 @@ from dispatcher.broker.base import (
     GroupMemory,
     GroupState,
     Message,
+    PartitionInfo,
     Position,
     Record,
     Remembered,
@@ -244,10 +245,23 @@ class MemoryBroker:
     async def topics(
         self, group: str | None = None, *, only: Callable[[str], bool] | None = None
     ) -> Sequence[TopicInfo]:
-        return []
+        """Those that `only` names, of what has been written to."""
+        found: dict[str, list[PartitionInfo]] = {}
+        for where, log in sorted(self.log.items()):
+            if only is not None and only(where.topic):
+                info = PartitionInfo(where.partition, self.begins[where], len(log))
+                found.setdefault(where.topic, []).append(info)
+        return [TopicInfo(name, partitions) for name, partitions in found.items()]
 
     async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
         return {topic: Remembered(None, 1) for topic in topics}
+
+    async def positions_of(self, group: str, topic: str) -> Mapping[TopicPartition, Position]:
+        return {
+            p: Position(offset, self.notes.get(p, ""))
+            for p, offset in self.committed.items()
+            if p.topic == topic
+        }
 
     async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from dispatcher.broker.base import TopicPartition
 from dispatcher.core.control.skips import Skip
+from dispatcher.core.replay.standing import ReplayStandings
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Response, Result
 from dispatcher.core.request.urls import Origin
@@ -45,6 +46,7 @@ class World:
         attempts: AttemptsSettings | None = None,
         skips: Collection[Skip] = (),
         subscription: SubscriptionSettings | None = None,
+        replays: ReplayStandings | None = None,
         **delivery: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -74,6 +76,7 @@ class World:
             ),
             on_failure=lambda task, error: self.failures.append((task, error)),
             skips=lambda: skips,
+            replays=replays,
             chance=lambda: 0.5,
             wall=lambda: 1_000_000.0 + self.step + loop.time(),
         )

@@ -66,6 +66,7 @@ PARAMETERS: Final = {
     ("events", "id"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("deliveries", "id"): r"^dlv_[0-9a-f]{24}$",
     ("tenants", "tenant"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
+    ("replays", "id"): r"^rpl_[0-9a-f]{12,60}$",
     ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
 }
 

@@ -38,6 +38,7 @@ from dispatcher.control.subscriptions import Subscriptions
 from dispatcher.control.views import Views
 from dispatcher.core.control.keys import Capability
 from dispatcher.core.flaws import Flaw
+from dispatcher.replays.service import Replays
 from dispatcher.settings.groups import ConsoleSettings, PortalSettings
 
 JSON: Final = "application/json"
@@ -86,6 +87,7 @@ class Services:
     explanations: Explanations
     cluster: ClusterView
     statistics: StatisticsReader
+    replays: Replays
     egress: tuple[str, ...]
 
 

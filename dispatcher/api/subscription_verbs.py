@@ -14,7 +14,7 @@ from dispatcher.api.models import (
     Time,
     TypeName,
 )
-from dispatcher.api.problems import Kind
+from dispatcher.api.problems import Kind, Problem
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer, etag
 from dispatcher.api.subscriptions import (
     CHANGED,
@@ -23,6 +23,7 @@ from dispatcher.api.subscriptions import (
     SubscriptionReply,
     health_reply,
     shown,
+    subscription_fields,
     subscription_reply,
     view_of,
 )
@@ -48,6 +49,29 @@ class SubscriptionDisable(RequestModel):
             description="For its owner, who sees it: what is wrong, and whom to ask.",
         ),
     ]
+
+
+class SubscriptionResume(RequestModel):
+    """How to go on; all of it may be left out."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"catch_up": True}})
+
+    catch_up: Annotated[
+        bool,
+        Field(
+            description="Also send what matched meanwhile, from the event topics, as a replay: as far back as they go. A tenant's key needs the "
+            "capability `resend` for it."
+        ),
+    ] = False
+
+
+class SubscriptionResumed(SubscriptionReply):
+    """The subscription as it is now, and the replay that catches up."""
+
+    replay: Annotated[
+        str | None,
+        Field(description="Its id (`GET /v1/replays/{id}`); null where nothing is caught up."),
+    ] = None
 
 
 class SubscriptionTest(RequestModel):
@@ -109,7 +133,15 @@ def ping_reply(result: PingResult) -> Ping:
 
 
 async def pause_subscription(call: Call) -> Reply:
-    return await _switch(call, "pause", call.services.subscriptions.pause)
+    view = view_of(call)
+    view = await call.services.subscriptions.pause(
+        view.id,
+        tenant=call.tenant,
+        if_match=call.if_match_version(view.version),
+        marks=await call.services.replays.marks(),
+    )
+    call.audit("subscription.pause", view.id)
+    return shown(view)
 
 
 async def resume_subscription(call: Call) -> Reply:
@@ -131,10 +163,44 @@ async def disable_subscription(call: Call) -> Reply:
 
 
 async def _switch(call: Call, action: str, operation: Callable[..., Awaitable[View]]) -> Reply:
+    request: SubscriptionResume = call.model or SubscriptionResume()
     view = view_of(call)
+    silence = None
+    if request.catch_up:
+        if "resend" not in call.caller.capabilities:
+            raise Problem(
+                Kind.FORBIDDEN,
+                "catch_up takes a key with the capability resend: ask an operator for another key",
+            )
+        silence = call.services.subscriptions.silence(view.id, tenant=call.tenant)
+        call.services.replays.check_catch_up(call.tenant)
     view = await operation(view.id, tenant=call.tenant, if_match=call.if_match_version(view.version))
-    call.audit(f"subscription.{action}", view.id)
-    return shown(view)
+    call.audit(f"subscription.{action}", view.id, catch_up=request.catch_up)
+    if silence is None or view.status != "active":
+        return Reply(resumed_reply(view, None), headers=etag(view.version))
+    job = await call.services.replays.catch_up(
+        view.id,
+        silence.since_ms,
+        silence.marks,
+        tenant=call.tenant,
+        name=f"{call.caller.scope} {call.caller.name}",
+    )
+    call.audit("replay.start", job.id, source=job.request.source.value, subscription=view.id)
+    return Reply(
+        resumed_reply(view, job.id), headers={**etag(view.version), "Location": f"/v1/replays/{job.id}"}
+    )
+
+
+def resumed_reply(view: View, replay: str | None) -> SubscriptionResumed:
+    """The subscription, and the replay that catches up."""
+    return SubscriptionResumed(**subscription_fields(view), replay=replay)
+
+
+_RESUMED: Final = RouteAnswer(
+    "The subscription as it is now, and the replay that catches up.",
+    SubscriptionResumed,
+    ("ETag", "Location"),
+)
 
 
 async def rotate_secret(call: Call) -> Reply:
@@ -198,7 +264,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: SHOWN},
         pause_subscription,
         description="What it is owed is kept for `subscription.pause_keeps`, and delivered when it is resumed. Events that match "
-        "during the pause are dropped, and don't come back.",
+        "during the pause are dropped; resuming with `catch_up` sends them from their topics.",
         problems=CHANGED,
         if_match=True,
     ),
@@ -210,9 +276,11 @@ ROUTES: Final[tuple[Route, ...]] = (
         "End a pause",
         Audience.TENANT,
         "write",
-        {200: SHOWN},
+        {200: _RESUMED},
         resume_subscription,
-        problems=CHANGED,
+        description="With `catch_up`, what matched during the pause is sent, too. Some of what was sent just before the pause may be sent again.",
+        body=Body(SubscriptionResume, required=False),
+        problems=(*CHANGED, Kind.OVERLOADED),
         if_match=True,
     ),
     Route(
@@ -223,11 +291,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Deliver again to one that was given up",
         Audience.TENANT,
         "write",
-        {200: SHOWN},
+        {200: _RESUMED},
         enable_subscription,
         description="For one that is `disabled`, one of the subscriptions file too. One that an operator has disabled "
-        "(reason `operator`) only an operator enables.",
-        problems=CHANGED,
+        "(reason `operator`) only an operator enables. With `catch_up`, what matched since it was disabled is sent, too; what it was owed "
+        "then is in the dead letters, and a replay of these sends it.",
+        body=Body(SubscriptionResume, required=False),
+        problems=(*CHANGED, Kind.OVERLOADED),
         if_match=True,
     ),
     Route(

@@ -247,22 +247,22 @@ class SubscriptionQuery(QueryModel):
 # --- from what the control plane gives ------------------------------------------------------------------------------
 def subscription_reply(view: View) -> SubscriptionReply:
     """A subscription as it is shown."""
-    return SubscriptionReply(**_fields(view))
+    return SubscriptionReply(**subscription_fields(view))
 
 
 def detail_reply(view: View, health: SubscriptionHealth) -> SubscriptionDetail:
     """One with its health."""
-    return SubscriptionDetail(**_fields(view), health=health_reply(health))
+    return SubscriptionDetail(**subscription_fields(view), health=health_reply(health))
 
 
 def page_reply(views: Iterable[View], next_cursor: str | None) -> SubscriptionPage:
     """A page of them, checked in one go: one by one takes half as long again."""
     return SubscriptionPage.model_validate(
-        {"subscriptions": [_fields(view) for view in views], "next_cursor": next_cursor}
+        {"subscriptions": [subscription_fields(view) for view in views], "next_cursor": next_cursor}
     )
 
 
-def _fields(view: View) -> dict[str, Any]:
+def subscription_fields(view: View) -> dict[str, Any]:
     given = {name: value for name, value in view.document.items() if value is not None}
     retry = given.get("retry")
     certificate = given.get("client_certificate")

@@ -405,6 +405,9 @@ class Broker(Protocol):
     async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
         """The groups whose names end in `suffix` and that have committed offsets on these topics."""
 
+    async def positions_of(self, group: str, topic: str) -> Mapping[TopicPartition, Position]:
+        """What the group has committed for the topic's partitions, with the text beside it. Partitions without a commit are left out."""
+
     def consumer(
         self,
         topics: Collection[str],

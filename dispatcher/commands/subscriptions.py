@@ -337,8 +337,28 @@ _verb(
     "{status}",
     "Deliver nothing for now. What it is owed is kept; what matches meanwhile is dropped.",
 )
-_verb("resume", "{status}", "End a pause.")
-_verb("enable", "{status}", "Deliver again to one that was given up (disabled).")
+
+
+def _again(name: str, help_: str) -> None:
+    @subscriptions.command(name, help=help_)
+    @click.argument("id_", metavar="ID")
+    @click.option("--catch-up", is_flag=True, help="Also send what matched meanwhile, as a replay.")
+    @api_options
+    def again(api: Api, id_: str, *, catch_up: bool, as_json: bool) -> None:
+        body = {"catch_up": True} if catch_up else None
+        changed = api.call("POST", f"/v1/subscriptions/{part(id_)}/{name}", body).json
+        if as_json:
+            print_json(changed)
+            return
+        click.echo(f"{id_} is {_status(changed)}")
+        if changed["replay"] is not None:
+            click.echo(f"what matched meanwhile is sent: dispatcher replays show {changed['replay']}")
+        elif catch_up:
+            click.echo("there is nothing to catch up", err=True)
+
+
+_again("resume", "End a pause.")
+_again("enable", "Deliver again to one that was given up (disabled).")
 
 
 @subscriptions.command()

@@ -4,7 +4,7 @@ Sealed are signing secrets and the values of headers, where `api.secrets_keys` h
 (`core/control/sealing.py`). A record looks so::
 
     {"document": {...}, "secrets": [{"sealed": "...", "expires_ms": null}], "created_ms": 1, "updated_ms": 1,
-     "idempotency": {"principal": "...", "key": "...", "digest": "..."}}
+     "idempotency": {"principal": "...", "key": "...", "digest": "..."}, "paused": {"since_ms": 1, "marks": [["events", 0, 42]]}}
 
 A secret or header value is `{"sealed": text}`, or `{"plain": text}` where there is no key. Nothing here keeps state.
 """
@@ -38,6 +38,14 @@ class Idempotency(NamedTuple):
     digest: str
 
 
+class Silence(NamedTuple):
+    """Since when a subscription takes nothing."""
+
+    since_ms: int
+    marks: tuple[tuple[str, int, int], ...] = ()
+    """Topic, partition and offset: before these offsets nothing was dropped for it. Partitions of which that isn't known are left out."""
+
+
 class Stored(NamedTuple):
     """A subscription of the API as it is kept.
 
@@ -54,6 +62,8 @@ class Stored(NamedTuple):
     idempotency: Idempotency | None = None
     unusable: str | None = None
     """Why it can't be delivered to: `sealed` (no key opens its secrets) or `invalid` (the settings refuse it)."""
+    paused: Silence | None = None
+    """Of one that is paused."""
 
 
 Complaint = Callable[[str, str, str], None]
@@ -91,6 +101,8 @@ class Documents:
         }
         if stored.idempotency is not None:
             raw["idempotency"] = stored.idempotency._asdict()
+        if stored.paused is not None:
+            raw["paused"] = {"since_ms": stored.paused.since_ms, "marks": stored.paused.marks}
         return orjson.dumps(raw)
 
     def _kept(self, id: str, field: str, secret: str) -> dict[str, Any]:  # noqa: A002 - the field's name
@@ -145,6 +157,7 @@ class Documents:
             raw["updated_ms"],
             None if request is None else Idempotency(request["principal"], request["key"], request["digest"]),
             unusable,
+            _silence(raw.get("paused")),
         )
 
     def sealed_otherwise(self, raw: Mapping[str, Any]) -> bool:
@@ -156,6 +169,14 @@ class Documents:
         if headers := raw["document"].get("headers"):
             kept = [*kept, *headers.values()]
         return any("sealed" not in each or not newest(each["sealed"]) for each in kept)
+
+
+def _silence(raw: Mapping[str, Any] | None) -> Silence | None:
+    if raw is None:
+        return None
+    return Silence(
+        int(raw["since_ms"]), tuple((topic, partition, at) for topic, partition, at in raw["marks"])
+    )
 
 
 def _live(secrets: Sequence[StoredSecret], now_ms: int) -> tuple[StoredSecret, ...]:

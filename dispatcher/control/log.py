@@ -95,8 +95,10 @@ class ControlLog:
         tasks: Tasks,
         wall: Callable[[], float],
         write_timeout: float,
+        holds: str = "subscriptions",
     ) -> None:
-        """`wall` gives Unix seconds; `write_timeout` in seconds."""
+        """`wall` gives Unix seconds; `write_timeout` in seconds; `holds` says to people what the topic holds."""
+        self._holds = holds
         self.topic = topic
         self.write_timeout = write_timeout
         self.records = 0
@@ -113,7 +115,7 @@ class ControlLog:
         self._to_repair = asyncio.Event()
         self._loaded = asyncio.Event()
         self._written_back: int | None = None  # entries, since the topic was made anew
-        self._problem: str | None = "the subscriptions are not read yet"
+        self._problem: str | None = f"the {holds} are not read yet"
 
     # Starting, stopping, and what others may ask.
 
@@ -176,7 +178,7 @@ class ControlLog:
         self._reader = reader = self._broker.reader(self.topic)
         await reader.start()
         while not reader.caught_up:
-            self._problem = reader.problem or f"reading the subscriptions: {self.records} records so far"
+            self._problem = reader.problem or f"reading the {self._holds}: {self.records} records so far"
             await sliced(await reader.read(_POLL, _BATCH), self._learn)
         self._problem = f"putting {len(self._ledger)} entries of the control plane in place"
         await sliced(list(self._ledger), self._changed)
@@ -197,7 +199,9 @@ class ControlLog:
         To drop what it held would end every delivery to these subscriptions, without a word and for good. Each entry is
         written as a repair is: from whichever replica it comes first, the others take it for what they have.
         """
-        log.error("the topic of the subscriptions is not the one that was read", error=str(error))
+        log.error(
+            "the topic of the control plane is not the one that was read", topic=self.topic, error=str(error)
+        )
         await lost.stop()
         self._reader = reader = self._broker.reader(self.topic)
         await reader.start()
@@ -206,7 +210,11 @@ class ControlLog:
             self._ledger.spoil(key)
             self._plan_repair(key, 2 * random.random())  # noqa: S311 - no secret
         self._written_back = len(keys)
-        log.error("what the topic of the subscriptions held is written to it again", entries=len(keys))
+        log.error(
+            "what the topic of the control plane held is written to it again",
+            topic=self.topic,
+            entries=len(keys),
+        )
         return reader
 
     def _learn(self, record: Record) -> tuple[str, Verdict, bytes]:
@@ -221,7 +229,8 @@ class ControlLog:
             change = from_headers(record.headers)
         except ValueError as error:
             log.warning(
-                "a foreign record in the topic of the subscriptions, passed over",
+                "a foreign record in the topic of the control plane, passed over",
+                topic=self.topic,
                 key=key[:80],
                 offset=record.offset,
                 error=str(error),
@@ -269,7 +278,7 @@ class ControlLog:
     def check(self) -> None:
         """Raise Unavailable before everything is read, and after the stop."""
         if not self.loaded:
-            raise Unavailable(self.problem or "the subscriptions are still being read")
+            raise Unavailable(self.problem or f"the {self._holds} are still being read")
 
     def away(self) -> Unavailable:
         """The error of a write that wasn't read back in time."""

@@ -32,7 +32,7 @@ import structlog
 
 from dispatcher.broker.base import Broker
 from dispatcher.control import groups
-from dispatcher.control.documents import Documents, Idempotency, Stored, StoredSecret
+from dispatcher.control.documents import Documents, Idempotency, Silence, Stored, StoredSecret
 from dispatcher.control.errors import VersionMismatch
 from dispatcher.control.log import WRITE_TIMEOUT, ControlLog, sliced
 from dispatcher.control.managed import ManagedSubscriptions
@@ -45,6 +45,7 @@ from dispatcher.core.control.sealing import Sealer, read_key
 from dispatcher.core.control.skips import KIND as SKIP, Skip, read_skip
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.request.netguard import Guard
+from dispatcher.core.subscription.model import Status
 from dispatcher.registry.registry import Registry
 from dispatcher.registry.snapshot import BY_OPERATOR
 from dispatcher.runtime.tasks import Tasks
@@ -55,6 +56,10 @@ log = structlog.get_logger(__name__)
 _RESEAL_DELAY: Final = 60.0
 _HOUSEKEEPING: Final = 60.0  # seconds at the most between two looks at the clock
 _FORGET_EVERY: Final = 3600.0
+
+
+Marks = Sequence[tuple[str, int, int]]
+"""Topic, partition and offset, as in `documents.Silence`."""
 
 
 def subscriptions_topic(settings: Settings) -> str:
@@ -210,10 +215,11 @@ class ControlStore:
         *,
         base: int,
         idempotency: Idempotency | None = None,
+        marks: Marks = (),
     ) -> Stored:
         """Write it in the place of version `base` (0: create). In force on this replica when this returns.
 
-        Without `idempotency` it keeps the one that it has. Raises VersionMismatch, Unavailable, TooLarge, and Invalid
+        Without `idempotency` it keeps the one that it has. `marks` are those of a pause that begins with this. Raises VersionMismatch, Unavailable, TooLarge, and Invalid
         with the flaws of a document that is no subscription.
         """
         self._log.check()
@@ -229,6 +235,7 @@ class ControlStore:
             created_ms=now if old is None else old.created_ms,
             updated_ms=now,
             idempotency=idempotency or (None if old is None else old.idempotency),
+            paused=silence_of(document, old, now, marks),
         )
         await self._log.change(id, base, self._documents.write(stored))
         written = self.get(id)
@@ -291,3 +298,11 @@ class ControlStore:
             hint="set api.secrets_keys (DISPATCHER_API__SECRETS_KEYS) to 32 random bytes: `openssl rand -base64 32`; "
             "what is there already is sealed at the next start",
         )
+
+
+def silence_of(document: Mapping[str, Any], old: Stored | None, now_ms: int, marks: Marks) -> Silence | None:
+    """Since when a subscription with this document is paused."""
+    if document.get("status") != Status.PAUSED.value:
+        return None
+    known = None if old is None else old.paused
+    return known or Silence(now_ms, tuple(marks))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dispatcher.control.checker import Checker, refused
-from dispatcher.control.documents import Stored, StoredSecret
+from dispatcher.control.documents import Silence, Stored, StoredSecret
 from dispatcher.control.errors import (
     FileManaged,
     Invalid,
@@ -31,7 +31,7 @@ from dispatcher.control.masking import unmask_headers
 from dispatcher.control.operational_events import DELETED, Announcer
 from dispatcher.control.quotas import Quotas
 from dispatcher.control.secrets import MAX_OVERLAP, OVERLAP, live, rotated, successor
-from dispatcher.control.store import ControlStore
+from dispatcher.control.store import ControlStore, Marks
 from dispatcher.control.validation import Validator
 from dispatcher.control.views import View, Views, sees, unknown, unusable
 from dispatcher.core.flaws import Flaw, FlawedError
@@ -148,9 +148,25 @@ class Subscriptions:
             return
         raise _contended(id)
 
-    async def pause(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
-        """Deliver nothing until `resume`; what matches meanwhile is dropped."""
-        return await self._set_written(id, tenant, if_match, Status.PAUSED)
+    async def pause(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        *,
+        tenant: str | None,
+        if_match: int | None = None,
+        marks: Marks = (),
+    ) -> View:
+        """Deliver nothing until `resume`; what matches meanwhile is dropped. `marks`: where the event topics were read at least."""
+        return await self._set_written(id, tenant, if_match, Status.PAUSED, marks)
+
+    def silence(self, id: str, *, tenant: str | None) -> Silence | None:  # noqa: A002 - the field's name
+        """Since when it takes nothing, where it is paused or disabled."""
+        view = self._views.get(id, tenant=tenant)
+        if view.status == Status.DISABLED:
+            runtime = self._registry.runtime(id)
+            return None if runtime is None or runtime.since is None else Silence(round(runtime.since * 1000))
+        stored = self._store.get(id)
+        return stored.paused if stored is not None and view.status == Status.PAUSED else None
 
     async def resume(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
         """End a pause."""
@@ -162,6 +178,7 @@ class Subscriptions:
         tenant: str | None,
         if_match: int | None,
         status: Status,
+        marks: Marks = (),
     ) -> View:
         def change(stored: Stored) -> tuple[Mapping[str, Any], Sequence[StoredSecret]] | None:
             current = self._registry.index.get(id)
@@ -175,7 +192,7 @@ class Subscriptions:
                 document["status"] = status.value
             return document, stored.secrets
 
-        return await self._change(id, tenant, if_match, change)
+        return await self._change(id, tenant, if_match, change, marks)
 
     async def disable(
         self,
@@ -272,6 +289,7 @@ class Subscriptions:
         tenant: str | None,
         if_match: int | None,
         change: _Change,
+        marks: Marks = (),
     ) -> View:
         for _ in range(_TRIES):
             stored = self._changeable(id, tenant, if_match)
@@ -284,7 +302,7 @@ class Subscriptions:
             document, secrets = changed
             try:
                 written = await self._store.put(
-                    id, document, secrets, base=stored.version, idempotency=stored.idempotency
+                    id, document, secrets, base=stored.version, idempotency=stored.idempotency, marks=marks
                 )
             except VersionMismatch:
                 if if_match is not None:

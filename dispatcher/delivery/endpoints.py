@@ -103,7 +103,9 @@ class Endpoints:
                     self._opened("subscription", share, delivery, share, now)
             case Blame.NOBODY:
                 return
-        self._record_failure(delivery, described, now, unix, gone=gone)
+        if delivery.replay is None:
+            # Whoever has a week sent again must not find the subscription disabled for it.
+            self._record_failure(delivery, described, now, unix, gone=gone)
         if withdraw:
             self._lanes.withdraw(lane, share, "retry_after", until)
 

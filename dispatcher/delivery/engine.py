@@ -30,8 +30,11 @@ from dispatcher.core.cluster.record import MOST_TROUBLES
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
+from dispatcher.core.commit.replayed import ReplayTracker
 from dispatcher.core.control.skips import Skip
 from dispatcher.core.endpoint.health import Health
+from dispatcher.core.replay.record import replay_topic
+from dispatcher.core.replay.standing import NoReplays, ReplayStandings
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.attempt_log import AttemptLog
@@ -46,6 +49,7 @@ from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.outcome import Outcomes
 from dispatcher.delivery.parking import Parking, parked_retention, parked_topic
 from dispatcher.delivery.rebalancing import Rebalancing
+from dispatcher.delivery.replay_reader import ReplayReader
 from dispatcher.delivery.reporting import report
 from dispatcher.delivery.retry_reader import Retries
 from dispatcher.delivery.returning import Returning
@@ -91,12 +95,14 @@ class Engine:
         on_given_up: GivenUp | None = None,
         memory: Callable[[str], GroupMemory] | None = None,
         skips: Callable[[], Collection[Skip]] = tuple,
+        replays: ReplayStandings | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`replica` names this process in the attempt log. `on_failure` is told when a part of the engine died: the
         process should end; `on_given_up` of each delivery whose dead letter is written. `memory` gives what is
-        remembered of a consumer group; without it nothing is. `skips` gives what operators have given up reading.
+        remembered of a consumer group; without it nothing is. `skips` gives what operators have given up reading. `replays` knows
+        what the deliveries of each replay are to do.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
@@ -115,6 +121,8 @@ class Engine:
         self._failed_itself = False
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
         parked = parked_topic(settings.topics.prefix)
+        replayed = replay_topic(settings.topics.prefix)
+        standings = NoReplays() if replays is None else replays
 
         # The data path, from its end to its beginning.
         self._outbox = Outbox(broker.produce)
@@ -163,6 +171,7 @@ class Engine:
             holding=self._holding,
             parking=self._parking,
             settlement=self._settlement,
+            replays=standings,
             on_broken=self._broken,
             wall=wall,
         )
@@ -174,6 +183,7 @@ class Engine:
             lanes=self._lanes,
             holding=self._holding,
             settlement=self._settlement,
+            replays=standings,
             clock=clock,
             wall=wall,
         )
@@ -199,7 +209,7 @@ class Engine:
         )
         self._returning = Membership(
             broker,
-            [*(tier.topic for tier in tiers), parked],
+            [*(tier.topic for tier in tiers), parked, replayed],
             retry_group,
             self._rebalancing,
             metrics,
@@ -208,7 +218,7 @@ class Engine:
             notes_topic=notes,
             read_limit=read_limit,
             attempts=self._attempts,
-            tracker=partial(_tracker, parked),
+            tracker=partial(_tracker, parked, replayed),
         )
         self._consuming = Consuming(
             self._events,
@@ -233,6 +243,15 @@ class Engine:
             renew_after=parked_retention(settings.subscription.pause_keeps) / 2,
             wall=wall,
         )
+        self._replays = ReplayReader(
+            replayed,
+            f"{settings.topics.prefix}dead",
+            self._returning,
+            returning,
+            standings,
+            read_from=broker.read_from,
+            turn=time.perf_counter,
+        )
         self._retries = Retries(
             self._returning,
             tiers,
@@ -242,6 +261,7 @@ class Engine:
             metrics,
             wall,
             self._backlogs,
+            self._replays,
         )
         self._rebalancing.tell(self._events, self._events_assigned)
         self._rebalancing.tell(self._returning, self._retries.reassigned)
@@ -283,6 +303,7 @@ class Engine:
         self._tasks.start(self._measure_lag(), "measure loop lag")
         self._tasks.start(self._measure_lanes(), "measure lanes")
         self._tasks.start(self._backlogs.run(), "backlogs")
+        self._tasks.start(self._replays.run(), "replays")
         self._consuming_tasks = [
             self._tasks.start(self._consuming.run(), "consume"),
             self._tasks.start(self._retries.run(), "retries"),
@@ -323,6 +344,7 @@ class Engine:
         self._stopping = True
         deadline = self._clock() + drain
         self._backlogs.stop()
+        self._replays.stop()
         for task in self._consuming_tasks:
             task.cancel()
         await asyncio.gather(*self._consuming_tasks, return_exceptions=True)
@@ -424,6 +446,11 @@ class Engine:
             self._late = late > _LATE
 
 
-def _tracker(parked: str, topic: str, partition: int, start: int, ahead: Note) -> PartitionTracker:
-    """A million may be parked in a partition, and none of them is held back by it."""
-    return (ParkedTracker if topic == parked else PartitionTracker)(topic, partition, start, ahead)
+def _tracker(
+    parked: str, replayed: str, topic: str, partition: int, start: int, ahead: Note
+) -> PartitionTracker:
+    """A million may be parked in a partition, and none of them is held back by it. A replay waits for each attempt to end."""
+    if topic == parked:
+        return ParkedTracker(topic, partition, start, ahead)
+    made = ReplayTracker if topic == replayed else PartitionTracker
+    return made(topic, partition, start, ahead)

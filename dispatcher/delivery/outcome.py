@@ -127,7 +127,9 @@ class Outcomes:
             case Disable(reason=reason):
                 self.attempt_ended(delivery, result, DEAD, now, unix, described, reason=reason)
                 delivery.lane.release(delivery.share)
-                self._registry.disable(delivery.subscription.id, reason)
+                # An old event may be about something that is gone, though the endpoint is not.
+                if delivery.replay is None:
+                    self._registry.disable(delivery.subscription.id, reason)
                 self._settlement.dead_letter(delivery, reason)
             case _:
                 assert_never(decision)

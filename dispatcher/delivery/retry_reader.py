@@ -50,6 +50,7 @@ from dispatcher.core.retry.records import (
 from dispatcher.core.retry.tiers import Tiers, comes_out, left_of
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.membership import Membership
+from dispatcher.delivery.replay_reader import ReplayReader
 from dispatcher.telemetry.metrics import Labels, Metrics
 
 log = structlog.get_logger(__name__)
@@ -106,8 +107,9 @@ class Retries:
         metrics: Metrics,
         wall: Callable[[], float],
         backlogs: Backlogs,
+        replays: ReplayReader,
     ) -> None:
-        """`backlogs` takes what is read of the parked topic; `horizon` in seconds; `read` gives one record of any topic; `wall` gives Unix seconds."""
+        """`backlogs` takes what is read of the parked topic, `replays` what is read of the replay topic; `horizon` in seconds; `read` gives one record of any topic; `wall` gives Unix seconds."""
         self._membership = membership
         self._tiers = tiers
         self._horizon = horizon
@@ -117,16 +119,21 @@ class Retries:
         self._wall = wall
         self._clock = asyncio.get_running_loop().time
         self._backlogs = backlogs
+        self._replays = replays
         self._waiting: dict[TopicPartition, deque[_Waiting]] = {}
 
     def reassigned(self) -> None:
         """The partitions are read from their commits again."""
         self._waiting.clear()
         self._backlogs.reassigned()
+        self._replays.reassigned()
 
     def waiting(self) -> dict[Labels, int]:
-        """Records that were read and wait for their time, by topic and partition."""
-        return {(p.topic, str(p.partition)): len(queue) for p, queue in self._waiting.items()}
+        """Records that were read and wait for their time, or for their lane, by topic and partition."""
+        waiting: dict[Labels, int] = {
+            (p.topic, str(p.partition)): len(queue) for p, queue in self._waiting.items()
+        }
+        return waiting | self._replays.waiting()
 
     async def run(self) -> None:
         """Take out what is due, until cancelled."""
@@ -138,6 +145,8 @@ class Retries:
                 if partition.topic == self._backlogs.topic:
                     self._backlogs.keep(partition, records)
                     await asyncio.sleep(0)  # there may be a million of them
+                elif partition.topic == self._replays.topic:
+                    self._replays.keep(partition, records)
                 else:
                     self._keep(partition, records)
 

@@ -11,7 +11,11 @@ from typing import Final
 
 from dispatcher.broker.base import Message, Record
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.event.decode import Event
+from dispatcher.core.replay.record import ReplayRecord
+from dispatcher.core.replay.standing import ReplayStanding, ReplayStandings
 from dispatcher.core.retry.records import LostBody, RetryRecord
+from dispatcher.core.retry.sources import EventLost
 from dispatcher.core.subscription.model import EVERY_TENANT, Status
 from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.holding import Holding
@@ -25,11 +29,12 @@ from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
 
 _AT_A_TIME: Final = 100  # parked ones at a time of a subscription that is gone
+_ASIDE: Final = 16  # replayed ones at a time of a subscription that takes none: they are parked, or dropped
 _AGAIN: Final = 0.25  # seconds until a parked one is offered again where there was no room
 
 
 class Returning:
-    """Takes over what the readers of our own topics bring (`retry_reader.RetryHost`, `parked_reader.ParkedHost`)."""
+    """Takes over what the readers of our own topics bring (`retry_reader.RetryHost`, `parked_reader.ParkedHost`, `replay_reader.ReplayHost`)."""
 
     def __init__(
         self,
@@ -41,6 +46,7 @@ class Returning:
         lanes: Lanes,
         holding: Holding,
         settlement: Settlement,
+        replays: ReplayStandings,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
@@ -51,6 +57,7 @@ class Returning:
         self._lanes = lanes
         self._holding = holding
         self._settlement = settlement
+        self._replays = replays
         self._clock = clock
         self._wall = wall
         self._connections_per_host = settings.delivery.connections_per_host
@@ -91,6 +98,9 @@ class Returning:
             # Deleted, or an id that went to another tenant meanwhile.
             self._settlement.drop_record(retry, None, tracker, offset, "deleted")
             return None
+        if retry.replay is not None and self._replays.standing(retry.replay) is ReplayStanding.OVER:
+            self._settlement.drop_record(retry, subscription, tracker, offset, "cancelled")
+            return None
         delivery = Delivery(self._sending, retry.event, subscription, tracker, offset)
         delivery.event_source = retry.source
         delivery.attempt = retry.attempt
@@ -103,6 +113,50 @@ class Returning:
         delivery.due = due
         self._settlement.owe(len(retry.event.body))
         return delivery
+
+    def replay_room(self, subscription_id: str) -> int:
+        """How many deliveries of replays may go to a subscription's lane now: half of what it takes at a time, and none while anything waits there."""
+        if not self.has_room() or self._settlement.tight():
+            return 0
+        subscription = self._registry.index.get(subscription_id)
+        if subscription is None or subscription.status is not Status.ACTIVE:
+            return _ASIDE
+        lane = self._lanes.find(subscription.origin)
+        if lane is None:
+            most = min(subscription.max_in_flight, self._connections_per_host)
+            if subscription.rate_limit is not None:
+                most = min(most, int(subscription.rate_limit))
+            return max(1, most // 2)
+        now = self._clock()
+        most, _, _ = lane.room_for_parked(
+            subscription_id, subscription.max_in_flight, subscription.rate_limit, now
+        )
+        if not most:
+            return _ASIDE  # the lane turns them away, and they are parked
+        if lane.queued:
+            return 0
+        share = lane.find(subscription_id)
+        if share is not None and share.blocked_until > now:
+            return 0
+        own = max(1, most // 2) - (0 if share is None else share.in_flight)
+        return min(own, max(1, lane.limit // 2) - lane.in_flight)
+
+    def take_replayed(
+        self, record: ReplayRecord, event: Event, tracker: PartitionTracker, offset: int
+    ) -> None:
+        """Deliver it now."""
+        now = self._clock()
+        delivery = self._taken_over(_as_retry(record, event), tracker, offset, now)
+        if delivery is not None:
+            self._sending.queue(delivery, now, urgent=False, parked=True)
+
+    def lose_replayed(
+        self, record: ReplayRecord, lost: EventLost, tracker: PartitionTracker, offset: int
+    ) -> None:
+        """Its event can't be read any more: a dead letter without it."""
+        expected = record.event
+        event = Event(expected.id, expected.type, expected.tenant, b"", -1, b"")
+        self.give_up_lost(LostBody(_as_retry(record, event), lost.reason, str(lost)), tracker, offset)
 
     def expire_parked(self, retry: RetryRecord, tracker: PartitionTracker, offset: int) -> None:
         """It was kept for as long as such deliveries are kept."""
@@ -154,3 +208,20 @@ class Returning:
                 return Appetite(0, now + _AGAIN, None)  # those who wait in memory have waited longer
         most = limit if exact else max(2 * limit, int(rate))
         return Appetite(most, now + _AGAIN, None, max(1, self._settlement.room_for_parked()))
+
+
+def _as_retry(record: ReplayRecord, event: Event) -> RetryRecord:
+    """A replayed delivery as one that comes back before its first attempt."""
+    return RetryRecord(
+        event,
+        record.subscription_id,
+        record.source,
+        attempt=0,
+        first_attempt_ms=None,
+        due=0.0,
+        last_result=None,
+        omitted=False,
+        parked=0,
+        generation=record.generation,
+        replay=record.replay,
+    )

@@ -22,7 +22,8 @@ import structlog
 
 from dispatcher.core.endpoint.health import EndpointHealth
 from dispatcher.core.endpoint.lane import Share
-from dispatcher.core.request.build import build
+from dispatcher.core.replay.standing import ReplayStanding, ReplayStandings
+from dispatcher.core.request.build import build, with_replay
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.redirects import FOLLOWED, Hop, follow
 from dispatcher.core.request.results import Failure, Reason, Response, Result
@@ -59,6 +60,7 @@ class Sending(DeliveryOwner):
         holding: Holding,
         parking: Parking,
         settlement: Settlement,
+        replays: ReplayStandings,
         on_broken: Callable[[str, Exception], None],
         wall: Callable[[], float],
     ) -> None:
@@ -74,6 +76,7 @@ class Sending(DeliveryOwner):
         self._holding = holding
         self._parking = parking
         self._settlement = settlement
+        self._replays = replays
         self._on_broken = on_broken
         self._wall = wall
         self._loop = asyncio.get_running_loop()
@@ -194,9 +197,14 @@ class Sending(DeliveryOwner):
                 self.queue(delivery, now, urgent=delivery.attempt > 0)
                 return False
             subscription = delivery.subscription
+        if delivery.replay is not None and self._replays.standing(delivery.replay) is ReplayStanding.OVER:
+            self._settlement.drop(delivery, "cancelled")
+            return False
         unix = self._wall()
         try:
             delivery.request = build(subscription, delivery.event, int(unix))
+            if delivery.replay is not None:
+                delivery.request = with_replay(delivery.request, delivery.replay)
         except Exception as error:
             # Whatever it is about this delivery, the others must not wait for it.
             log.exception(

@@ -153,6 +153,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         ("result",),
         "Events about subscriptions and deliveries: published, dropped (too many at a time).",
     ),
+    "replay_deliveries_total": (
+        ("result",),
+        "Deliveries of the replays that this process runs: written (to the replay topic), sent (done with), skipped.",
+    ),
     "history_records_total": (
         ("result",),
         "Records of the followed topics: indexed, refused (they say nothing that the history understands), skipped (a gap: passed over or deleted before they were read).",
@@ -177,6 +181,7 @@ _DEAD: Final = (
     "body_unreadable",
 )
 _DROPPED: Final = (
+    "cancelled",
     "deleted",
     "disabled",
     "expired_while_paused",
@@ -198,6 +203,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
         for reason in ("json", "type", "id", "tenant", "headers", "cloudevent", "content_type", "unreadable")
     ),
     "events_skipped_total": (("seen",), ("tombstone",), ("unreadable",)),
+    "replay_deliveries_total": (("written",), ("sent",), ("skipped",)),
     "deliveries_total": (
         ("delivered",),
         ("dead_lettered",),
@@ -273,6 +279,14 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "history_behind_records": (
         (),
         "Records of the followed topics that are not indexed yet, as of the last look, in this process's partitions.",
+    ),
+    "replays": (
+        ("state",),
+        "Replays by their state. Every process knows all of them: take the maximum, not the sum.",
+    ),
+    "replay_deliveries_behind": (
+        (),
+        "Deliveries that the replays of this process have written and that are not sent yet; high while endpoints are slow or a replay is paused.",
     ),
     "history_rows": ((), "Rows of the history's store, about."),
     "history_bytes": ((), "Bytes of the history's store."),

@@ -9,10 +9,12 @@ from dispatcher.broker.base import TopicSpec, creation_command
 from dispatcher.control.audit import audit_topic
 from dispatcher.control.replicas import replicas_topic
 from dispatcher.control.store import subscriptions_topic
+from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.commit_notes import notes_topic
 from dispatcher.delivery.parking import parked_retention, parked_topic
 from dispatcher.history.open import followed_names, history_group, shares_history
+from dispatcher.replays.store import KEPT, PAUSED_AT_MOST, replays_topic
 from dispatcher.settings.groups import Settings
 
 _RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
@@ -90,6 +92,26 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             },
         )
     )
+    specs += [
+        # What a paused replay has written waits here; a day beyond that for whoever was away.
+        TopicSpec(
+            replay_topic(topics.prefix),
+            topics.partitions,
+            topics.replication,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": str(round((PAUSED_AT_MOST + KEPT) * 1000)),
+                "retention.bytes": "-1",
+            },
+        ),
+        TopicSpec(
+            replays_topic(settings),
+            1,
+            topics.replication,
+            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)},
+            exact=True,
+        ),
+    ]
     specs.append(
         TopicSpec(
             f"{topics.prefix}dead",
@@ -152,8 +174,11 @@ def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
         subscriptions_topic(settings): ("READ", "WRITE"),
         replicas_topic(settings): ("READ", "WRITE"),
     }
+    if runs_replays(settings):
+        rights |= {replays_topic(settings): ("READ", "WRITE"), replay_topic(prefix): ("READ", "WRITE")}
+        rights |= dict.fromkeys((f"{prefix}dead", *settings.topics.events), ("READ",))
     if "deliver" in settings.roles:
-        only = {f"{prefix}dead": ("WRITE",), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
+        only = {f"{prefix}dead": ("READ", "WRITE"), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
             settings.topics.events, ("READ",)
         )
         rights = {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
@@ -163,6 +188,11 @@ def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
     for name in followed_names(settings) if "history" in settings.roles else ():
         rights[name] = tuple(sorted({*rights.get(name, ()), "READ"}))
     return rights
+
+
+def runs_replays(settings: Settings) -> bool:
+    """Whether this process may run replays: any but one that only keeps the history."""
+    return "deliver" in settings.roles or "api" in settings.roles
 
 
 def needed_groups(settings: Settings) -> dict[str, Sequence[str]]:

@@ -5,7 +5,7 @@ It keeps the signatures and the rules that the HTTP side depends on; the end-to-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from dispatcher.api.route import Services
@@ -46,7 +46,10 @@ from dispatcher.core.control.portal import PortalImage, PortalSession
 from dispatcher.core.control.quotas import Overrides
 from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw
+from dispatcher.core.replay.job import ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.core.request.urls import Origin
+from dispatcher.replays.planning import ReplayPlan
+from dispatcher.replays.service import Planned, ReplayAsked, ReplayPage, Replays
 from dispatcher.settings.groups import QuotaSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from tests.control.memory import MemoryTable
@@ -54,6 +57,7 @@ from tests.fakes import MemoryBroker
 
 T = TypeVar("T")
 NOW = 1_760_000_000_000
+REPLAY = "rpl_0123456789ab"
 
 
 class RowsByName(Generic[T]):
@@ -180,7 +184,14 @@ class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointCheck
         self._apply("delete", id, tenant, if_match, None)
         del self.views[id]
 
-    async def pause(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
+    async def pause(
+        self,
+        id: str,  # noqa: A002
+        *,
+        tenant: str | None,
+        if_match: int | None = None,
+        marks: object = (),
+    ) -> View:
         return self._apply("set", id, tenant, if_match, "paused")
 
     async def resume(self, id: str, *, tenant: str | None, if_match: int | None = None) -> View:  # noqa: A002
@@ -340,6 +351,41 @@ class MemoryCluster(ClusterView):
         return FailingPage([], 0, cut=False, replicas=["host-1:1"])
 
 
+class MemoryReplays(Replays):
+    """Keeps jobs and runs none."""
+
+    def __init__(self) -> None:
+        self.jobs = {
+            REPLAY: ReplayJob(REPLAY, ReplayRequest(ReplaySource.EVENTS, NOW), None, NOW, "operator ops")
+        }
+
+    async def plan(self, asked: ReplayAsked, *, tenant: str | None) -> Planned:
+        request = ReplayRequest(asked.source, NOW, asked.since_ms)
+        return Planned(request, ReplayPlan(3, 2, True, {"invoice.paid": 2}, 0, NOW, NOW), None, [])
+
+    async def start(self, asked: ReplayAsked, **more: Any) -> ReplayJob:
+        return self.jobs[REPLAY]
+
+    async def marks(self) -> tuple[tuple[str, int, int], ...]:
+        return ()
+
+    def get(self, id: str, *, tenant: str | None) -> ReplayJob:  # noqa: A002
+        if id not in self.jobs:
+            raise NotFound(f"there is no replay {id}")
+        return self.jobs[id]
+
+    def list(self, **more: Any) -> ReplayPage:
+        return ReplayPage([*self.jobs.values()], None)
+
+    async def _change(
+        self,
+        id: str,  # noqa: A002
+        tenant: str | None,
+        change: Callable[[ReplayJob], ReplayJob],
+    ) -> ReplayJob:
+        return self.get(id, tenant=tenant)
+
+
 class Plane:
     """All of it, and the services that an `ApiServer` takes."""
 
@@ -387,5 +433,6 @@ class Plane:
             explanations=Explanations(history, None, keeps_all=True),  # type: ignore[arg-type] # likewise
             statistics=StatisticsReader(history, lambda: NOW / 1000),
             cluster=MemoryCluster(),
+            replays=MemoryReplays(),
             egress=("192.0.2.7/32",),
         )

@@ -15,6 +15,7 @@ import yaml
 
 from dispatcher.app import App
 from dispatcher.broker.base import Message
+from dispatcher.core.replay.job import JobState, ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.history.base import HistoryStore, LogBatch, StoreUnavailable
 from dispatcher.settings.groups import Settings
 from tests.api.serving import Answer, Client
@@ -72,6 +73,14 @@ async def keep(store: HistoryStore, *batches: LogBatch) -> None:
     await store.apply(batches, int(time.time() * 1000))
 
 
+def paused_replay(owner: str | None) -> ReplayJob:
+    """One that nobody runs."""
+    now = int(time.time() * 1000)
+    request = ReplayRequest(ReplaySource.DEAD_LETTERS, now, tenant=owner)
+    id_ = f"rpl_{now // 10**7:012x}{'aa' if owner else 'bb'}"
+    return ReplayJob(id_, request, owner, now, "somebody", state=JobState.PAUSED, paused_ms=now)
+
+
 class InThread:
     """One in a thread of its own, for callers that have no loop."""
 
@@ -103,6 +112,18 @@ class InThread:
             self._app = app
             self._ready.set()
             await self._done.wait()
+
+    def replay(self, owner: str | None) -> str:
+        """The id of a replay of this tenant's key, or of an operator, that is paused."""
+        job = paused_replay(owner)
+
+        async def put() -> None:
+            store = self._app._replays
+            row = store.get(job.id)
+            await store.put(job, base=0 if row is None else row.version)
+
+        asyncio.run_coroutine_threadsafe(put(), self._loop).result(60)
+        return job.id
 
     def remember(self, *batches: LogBatch) -> None:
         """Have the history know these, whatever the logs say."""

@@ -14,7 +14,7 @@ from dispatcher.api.route import Route
 from dispatcher.api.server import ApiServer
 from dispatcher.settings.groups import ApiSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
-from tests.api.fakes import Plane
+from tests.api.fakes import REPLAY, Plane
 
 URN = "urn:webhook-dispatcher:problem:"
 NEW = {"url": "https://a.example/", "event_types": ["*"]}
@@ -77,9 +77,8 @@ async def serving(
 
 def address(route: Route) -> str:
     """An address of the route that leads to something."""
-    id_ = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24, "portal": "0" * 16}.get(
-        route.tag, "sub_1"
-    )
+    ids = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24, "portal": "0" * 16, "replays": REPLAY}
+    id_ = ids.get(route.tag, "sub_1")
     return route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
 
 

@@ -55,6 +55,12 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "getCluster": (401, 401, 200, 403, 403),
     "listDeliveries": (401, 401, 200, 200, 200),
     "getDelivery": (401, 401, 200, 200, 404),
+    "startReplay": (401, 401, 201, 201, 201),
+    "listReplays": (401, 401, 200, 200, 200),
+    "getReplay": (401, 401, 200, 200, 404),
+    "pauseReplay": (401, 401, 200, 200, 404),
+    "resumeReplay": (401, 401, 200, 200, 404),
+    "cancelReplay": (401, 401, 200, 200, 404),
     "createKey": (401, 401, 201, 403, 403),
     "listKeys": (401, 401, 200, 403, 403),
     "revokeKey": (401, 401, 204, 403, 403),
@@ -89,6 +95,7 @@ BODIES: Final[dict[str, Any]] = {
     "createPortalSession": {"tenant": "acme"},
     "createPortalImage": {"data": b64encode(b"GIF89a").decode()},
     "putQuotas": {"subscriptions": 5000},
+    "startReplay": {"source": "dead_letters"},
 }
 # What a request has to have besides.
 QUERIES: Final = {"revokePortalSessions": "?tenant=acme", "listChanges": "?subject=sub_acme"}
@@ -150,7 +157,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
 class World:
     """A running dispatcher with a subscription of acme's, an event type, and a key of each kind."""
 
-    def __init__(self, operator: Client, keys: dict[str, str | None], spare: str, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        daemon: InThread,
+        operator: Client,
+        keys: dict[str, str | None],
+        spare: str,
+        endpoint: Endpoint,
+    ) -> None:
+        self.daemon = daemon
         self.operator = operator
         self.keys = keys
         self.spare = spare  # the id of a key that nobody uses
@@ -167,6 +182,8 @@ class World:
             id_ = DELIVERY
         if route.tag == "portal":
             id_ = self.image if "images" in route.path else self.portal
+        if route.tag == "replays" and id_ == "sub_acme":
+            id_ = self.daemon.replay("acme")
         path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
         path += QUERIES.get(route.operation, "")
         # A stream has no end that could be waited for: its head says who gets in.
@@ -237,7 +254,7 @@ async def world(daemon: InThread) -> AsyncIterator[World]:
             "acme": acme["secret"],
             "globex": globex["secret"],
         }
-        made = World(operator, keys, spare["key"]["id"], endpoint)
+        made = World(daemon, operator, keys, spare["key"]["id"], endpoint)
         await made.add("sub_acme", "acme")
         await operator("PUT", "/v1/event-types/invoice.paid", {"example": {"amount": 1}})
         opened = await operator("POST", "/v1/portal-sessions", {"tenant": "acme"})
@@ -384,6 +401,43 @@ async def test_a_tenant_learns_nothing_of_anothers_payloads_explanations_and_fig
     for asked in ("tenant=globex", "subscription=sub_globex"):
         found = (await acme("GET", f"/v1/statistics?{asked}")).json
         assert (found["series"], found["totals"]["attempts"]) == ([], 0)
+
+
+async def test_a_tenant_learns_nothing_of_anothers_replays(world: World) -> None:
+    """Nor of an operator's, even one of its own events."""
+    acme, globex = world.caller("acme"), world.caller("globex")
+    own, foreign = world.daemon.replay("acme"), world.daemon.replay(None)
+    listed = [each["id"] for each in (await acme("GET", "/v1/replays")).json["replays"]]
+    assert own in listed
+    assert foreign not in listed
+    assert own not in (await globex("GET", "/v1/replays")).body.decode()
+    for caller, id_ in ((acme, foreign), (globex, own)):
+        for method, path in (("GET", ""), ("POST", "/pause"), ("POST", "/resume"), ("POST", "/cancel")):
+            hidden = await caller(method, f"/v1/replays/{id_}{path}")
+            nothing = await caller(method, f"/v1/replays/rpl_000000000000{path}")
+            assert hidden.status == nothing.status == 404
+            assert _without(hidden.json, id_) == _without(nothing.json, "rpl_000000000000")
+    # Whose subscription it is decides, whatever is asked for.
+    for asked in ({"subscription": "sub_acme"}, {"subscription": "sub_none"}):
+        refused = await globex("POST", "/v1/replays", {"source": "dead_letters", **asked})
+        assert refused.status == 404
+    refused = await globex("POST", "/v1/replays", {"source": "dead_letters", "tenant": "acme"})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "tenant")
+
+
+async def test_catching_up_takes_the_capability_to_resend(world: World) -> None:
+    new = {"name": "a", "scope": "tenant", "tenant": "acme", "capabilities": ["write"]}
+    made = await world.operator("POST", "/v1/keys", new)
+    writer = world.operator.using(made.json["secret"])
+    assert (await writer("POST", "/v1/subscriptions/sub_acme/pause")).status == 200
+    refused = await writer("POST", "/v1/subscriptions/sub_acme/resume", {"catch_up": True})
+    assert refused.status == 403
+    assert (await writer("GET", "/v1/subscriptions/sub_acme")).status == 403
+    shown = await world.operator("GET", "/v1/subscriptions/sub_acme")
+    assert shown.json["status"] == "paused"
+    resumed = await world.caller("acme")("POST", "/v1/subscriptions/sub_acme/resume", {"catch_up": True})
+    assert resumed.status == 200
+    assert resumed.headers["Location"] == f"/v1/replays/{resumed.json['replay']}"
 
 
 def _without(document: dict[str, Any], id_: str) -> dict[str, Any]:

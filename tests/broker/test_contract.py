@@ -446,6 +446,8 @@ async def test_reading_goes_on_at_the_committed_offset_with_its_metadata(backend
     metadata = "7,9-11 \u00e9 " + "x" * 4000
     await member.consumer.commit({partition: Position(4, "old")})
     await member.consumer.commit({partition: Position(6, metadata)})
+    assert await broker.positions_of(group, topic) == {partition: Position(6, metadata)}
+    assert await broker.positions_of(backend.unique("group"), topic) == {}
     await member.consumer.stop()
     await backend.close(broker)
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from dispatcher.control.documents import Idempotency, Stored, StoredSecret
 from dispatcher.control.errors import NotFound, Unavailable, VersionMismatch
-from dispatcher.control.store import ControlStore
+from dispatcher.control.store import ControlStore, Marks, silence_of
 from dispatcher.control.table import Row, Table
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.portal import PortalImage, PortalSession
@@ -123,6 +123,7 @@ class MemoryStore(ControlStore):
         document: Mapping[str, Any],
         secrets: Sequence[StoredSecret],
         idempotency: Idempotency | None = None,
+        marks: Marks = (),
     ) -> Stored:
         """In the place of whatever is there."""
         now = round(self.wall() * 1000)
@@ -137,6 +138,7 @@ class MemoryStore(ControlStore):
             old.created_ms if old else now,
             now,
             idempotency,
+            paused=silence_of(document, old, now, marks),
         )
         if old is None:
             insort(self.sorted, id)
@@ -168,10 +170,11 @@ class MemoryStore(ControlStore):
         *,
         base: int,
         idempotency: Idempotency | None = None,
+        marks: Marks = (),
     ) -> Stored:
         await self._turn()
         self._compare(id, base)
-        return self.write(id, document, secrets, idempotency)
+        return self.write(id, document, secrets, idempotency, marks)
 
     def _compare(self, id: str, base: int) -> None:  # noqa: A002 - as the store has it
         old = self.rows.get(id)

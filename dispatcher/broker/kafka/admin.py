@@ -105,6 +105,21 @@ class KafkaAdmin:
             lambda admin: _readers_of(admin, keys, suffix), "asking for the groups that read the retry topics"
         )
 
+    async def positions_of(self, group: str, topic: str) -> Mapping[TopicPartition, Position]:
+        found = await self.look([topic])
+        keys = (
+            [KafkaPartition(topic, number) for number in range(found[topic].partitions)]
+            if topic in found
+            else []
+        )
+        if not keys:
+            return {}
+        return _positions(
+            await self.ask(
+                lambda admin: offsets_of(admin, group, keys), f"asking for the offsets of group {group}"
+            )
+        )
+
     async def has_commits(self, group: str, topics: Collection[str]) -> bool:
         found = await self.look(sorted(topics))
         keys = [
@@ -319,15 +334,18 @@ async def _readers_of(
     names = sorted(name for name, *_ in listed if name.endswith(suffix))
     found: dict[str, GroupState] = {}
     for name in names[:_MOST]:
-        offsets = await offsets_of(admin, name, partitions)
-        committed = {
-            TopicPartition(*key): Position(at.offset, at.metadata or "")
-            for key, at in offsets.items()
-            if at.offset >= 0
-        }
+        committed = _positions(await offsets_of(admin, name, partitions))
         if committed:
             found[name] = GroupState(committed, await _alive(admin, name))
     return found
+
+
+def _positions(offsets: Mapping[Any, Any]) -> dict[TopicPartition, Position]:
+    return {
+        TopicPartition(*key): Position(at.offset, at.metadata or "")
+        for key, at in offsets.items()
+        if at.offset >= 0
+    }
 
 
 async def offsets_of(

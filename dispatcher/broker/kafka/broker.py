@@ -304,6 +304,9 @@ class KafkaBroker:
     ) -> Sequence[TopicInfo]:
         return await self._admin.topics(group, only=only)
 
+    async def positions_of(self, group: str, topic: str) -> Mapping[TopicPartition, Position]:
+        return await self._admin.positions_of(group, topic)
+
     async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
         return await self._admin.readers_of(topics, suffix)
 

@@ -25,6 +25,7 @@ from dispatcher.broker.base import (
     Message,
     MessageTooLarge,
     PartitionInfo,
+    Position,
     Record,
     Remembered,
     Stretch,
@@ -130,6 +131,13 @@ class SqliteBroker:
     async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
         there = self._store.topics
         return {name: Remembered(None, len(there[name].partitions)) for name in topics if name in there}
+
+    async def positions_of(self, group: str, topic: str) -> Mapping[TopicPartition, Position]:
+        found = self._store.topics.get(topic)
+        if found is None:
+            return {}
+        committed = await self._store.committed(group)
+        return {each.key: committed[each.id] for each in found.partitions if each.id in committed}
 
     async def readers_of(self, topics: Collection[str], suffix: str) -> Mapping[str, GroupState]:
         return await self._groups.readers_of(topics, suffix)

@@ -72,6 +72,7 @@ _FOLDED = re.compile(r"[^a-z0-9]", re.ASCII)
 _VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
 _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
+_REPLAY = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _PATH_CAP: Final = 1024
 _END: Final = b"\r\n\r\n"  # one for all without headers of their own
@@ -172,6 +173,14 @@ def build(subscription: Templated, event: Event, now: int) -> bytes:
             body,
         )
     )
+
+
+def with_replay(request: bytes, replay: str) -> bytes:
+    """The same request with the header that names the replay it belongs to. What is signed stays as it is. Raises ValueError."""
+    if not _REPLAY.fullmatch(replay):
+        raise ValueError("the id of the replay can't be written into a request")
+    end = request.index(b"\r\n\r\n")
+    return b"%b\r\nwebhook-replay: %b%b" % (request[:end], replay.encode("ascii"), request[end:])
 
 
 def retarget(request: bytes, target: str) -> bytes:

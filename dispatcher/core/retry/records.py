@@ -10,6 +10,7 @@ another replica:
 `attempt`              attempts made so far
 `generation`           absent for the first one; a manual retry or a replay begins the next
 `replay`               the id of the replay that the delivery belongs to
+`triggered_by`         who asked for the generation, where somebody did
 `parked`               how often it was parked since its last attempt; absent for never
 `first_attempt_ms`     Unix milliseconds; absent before the first one
 `due_ms`               when the next attempt is due, in Unix milliseconds; absent in dead letters
@@ -78,6 +79,7 @@ BODY_UNREADABLE: Final = "body_unreadable"
 
 _DETAIL_CAP = 512
 _REPLAY_CAP: Final = 64
+_BY_CAP: Final = 128
 _FIRST, _LAST = 2, 8  # attempts of a history that are kept
 _RESULT_CAPS = (256, 48)  # characters of each result in it; the second where the first is too much
 _BLAKE = blake2b(digest_size=12)
@@ -142,6 +144,7 @@ class RetryRecord:
         "replay",
         "source",
         "subscription_id",
+        "triggered_by",
     )
 
     def __init__(
@@ -159,6 +162,7 @@ class RetryRecord:
         history: History = (),
         generation: int = FIRST_GENERATION,
         replay: str | None = None,
+        triggered_by: str | None = None,
     ) -> None:
         """`due` in Unix seconds; `omitted`: the event's body has to be read at `source`."""
         self.event = event
@@ -173,6 +177,7 @@ class RetryRecord:
         self.history = history
         self.generation = generation
         self.replay = replay
+        self.triggered_by = triggered_by
 
     def with_body(self, body: bytes) -> RetryRecord:
         """The same with its event's body, where it was omitted."""
@@ -199,6 +204,7 @@ class RetryRecord:
             history=self.history,
             generation=self.generation,
             replay=self.replay,
+            triggered_by=self.triggered_by,
         )
 
 
@@ -237,6 +243,7 @@ def delivery_headers(
     history: History = (),
     generation: int = FIRST_GENERATION,
     replay: str | None = None,
+    triggered_by: str | None = None,
 ) -> Headers:
     """The headers of one delivery's record. `due` (Unix seconds) is for those that are tried again."""
     headers: Headers = [
@@ -254,6 +261,8 @@ def delivery_headers(
         headers.append(("generation", b"%d" % generation))
     if replay is not None:
         headers.append(("replay", replay.encode()))
+    if triggered_by is not None:
+        headers.append(("triggered_by", triggered_by.encode(errors="replace")))
     headers.append(("reason", reason.encode()))
     if last_result is not None:
         headers.append(("last_result", last_result.encode(errors="replace")))
@@ -286,6 +295,13 @@ def read_retry_record(record: EventRecord) -> RetryRecord:
     if record.value is None:
         raise InvalidRetryRecord("the record has no value")
     headers = dict(record.headers)
+    return read_delivery(record.value, headers, _number(headers, "attempt"), _number(headers, "due_ms"))
+
+
+def read_delivery(
+    value: bytes, headers: Mapping[str, bytes | None], attempt: int, due_ms: int
+) -> RetryRecord:
+    """The delivery of a record that has these headers; raises InvalidRetryRecord. `due_ms`: when its next attempt is due."""
     subscription_id = _text(headers, "subscription_id")
     if not _SUBSCRIPTION_ID.fullmatch(subscription_id):
         raise InvalidRetryRecord("subscription_id is none")
@@ -311,7 +327,7 @@ def read_retry_record(record: EventRecord) -> RetryRecord:
         event_id,
         event_type,
         tenant,
-        record.value,
+        value,
         -1 if timestamp_ms is None else timestamp_ms,
         head,
         None if occurred_ms is None else occurred_ms / 1000,
@@ -321,15 +337,18 @@ def read_retry_record(record: EventRecord) -> RetryRecord:
         event,
         subscription_id,
         source,
-        attempt=_number(headers, "attempt"),
+        attempt=attempt,
         first_attempt_ms=_optional_number(headers, "first_attempt_ms"),
-        due=_number(headers, "due_ms") / 1000,
+        due=due_ms / 1000,
         last_result=None if last_result is None else last_result.decode(errors="replace"),
         omitted="omitted" in headers,
         parked=_optional_number(headers, "parked") or 0,
         history=_read_history(headers.get("history")),
         generation=_optional_number(headers, "generation") or FIRST_GENERATION,
         replay=_text(headers, "replay")[:_REPLAY_CAP] if headers.get("replay") is not None else None,
+        triggered_by=_text(headers, "triggered_by")[:_BY_CAP]
+        if headers.get("triggered_by") is not None
+        else None,
     )
 
 

@@ -76,6 +76,15 @@ def parse_rate(text: str) -> float:
     return float(match[1]) / _PER[match[2]]
 
 
+def format_rate(rate: float) -> str:
+    """As a person would write it: 0.5 is `30/m`."""
+    for unit, seconds in _PER.items():
+        count = rate * seconds
+        if count >= 1 and abs(count - round(count, 3)) < 1e-9:
+            return f"{round(count, 3):g}/{unit}" if count < 1e6 else f"{round(count)}/{unit}"
+    return f"{max(0.001, round(rate * _PER['h'], 3)):g}/h"
+
+
 def _duration(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         return parse_duration(value)
