@@ -68,6 +68,8 @@ class SubscriptionResume(RequestModel):
 class SubscriptionResumed(SubscriptionReply):
     """The subscription as it is now, and the replay that catches up."""
 
+    model_config = ConfigDict(title="SubscriptionResumed")
+
     replay: Annotated[
         str | None,
         Field(description="Its id (`GET /v1/replays/{id}`); null where nothing is caught up."),

@@ -84,7 +84,7 @@ class ReplayHost(Protocol):
         """Nobody can read it: to the dead letters with it, then settle the offset."""
 
 
-class _Waiting(NamedTuple):
+class _WaitingReplay(NamedTuple):
     record: ReplayRecord
     tracker: ReplayTracker
     offset: int
@@ -124,7 +124,7 @@ class ReplayReader:
         self._read_from = read_from
         self._turn = turn
         self._clock = asyncio.get_running_loop().time
-        self._lines: dict[tuple[str, str], deque[_Waiting]] = {}
+        self._lines: dict[tuple[str, str], deque[_WaitingReplay]] = {}
         self._counts: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._later: dict[
@@ -176,7 +176,7 @@ class ReplayReader:
             except InvalidReplayRecord as error:
                 self._host.refuse(record, tracker, UNREADABLE, str(error))
                 continue
-            waiting = _Waiting(found, tracker, record.offset, now)
+            waiting = _WaitingReplay(found, tracker, record.offset, now)
             self._lines.setdefault((found.replay, found.subscription_id), deque()).append(waiting)
             self._count(waiting, 1)
         if self._counts.get(partition, 0) > _MOST:
@@ -184,7 +184,7 @@ class ReplayReader:
             self._membership.consumer.pause([partition])
         self._some.set()
 
-    def _count(self, waiting: _Waiting, by: int) -> None:
+    def _count(self, waiting: _WaitingReplay, by: int) -> None:
         partition = TopicPartition(waiting.tracker.topic, waiting.tracker.partition)
         left = self._counts[partition] = self._counts.get(partition, 0) + by
         if by < 0 and partition in self._paused and left <= _MOST // 2:
@@ -239,7 +239,7 @@ class ReplayReader:
                 self._later.pop(key, None)
         return handed, still
 
-    async def _drop(self, line: deque[_Waiting]) -> int:
+    async def _drop(self, line: deque[_WaitingReplay]) -> int:
         """Settle what is not to be sent: it never was owed for long enough to be recorded."""
         dropped = 0
         while line:
@@ -252,7 +252,7 @@ class ReplayReader:
                 await self._breathe()
         return dropped
 
-    async def _hand_over(self, key: tuple[str, str], line: deque[_Waiting]) -> int:
+    async def _hand_over(self, key: tuple[str, str], line: deque[_WaitingReplay]) -> int:
         """As many of a line as there is room for now; how many."""
         handed = 0
         while line and not self._stopped:
@@ -292,9 +292,9 @@ class ReplayReader:
                 break
         return handed
 
-    def _run(self, line: deque[_Waiting], most: int) -> list[_Waiting]:
+    def _run(self, line: deque[_WaitingReplay], most: int) -> list[_WaitingReplay]:
         """The next ones whose bodies stand near to each other."""
-        run: list[_Waiting] = []
+        run: list[_WaitingReplay] = []
         last: Source | None = None
         for waiting in line:
             at = waiting.record.body_at
@@ -306,7 +306,7 @@ class ReplayReader:
             last = at
         return run
 
-    async def _bodies_of(self, run: Sequence[_Waiting]) -> _Bodies:
+    async def _bodies_of(self, run: Sequence[_WaitingReplay]) -> _Bodies:
         """The records that the bodies of these are in, or of the first ones where they are large. Raises BrokerError."""
         topic, number, first = run[0].record.body_at
         last = run[-1].record.body_at.offset
@@ -337,7 +337,7 @@ class ReplayReader:
         self._bodies.append(bodies := _Bodies(partition, first, at, records, unreadable))
         return bodies
 
-    def _hand(self, waiting: _Waiting, bodies: _Bodies) -> None:
+    def _hand(self, waiting: _WaitingReplay, bodies: _Bodies) -> None:
         record, tracker, offset, _ = waiting
         at = record.body_at.offset
         body = bodies.records.get(at)

@@ -197,13 +197,14 @@ class Sending(DeliveryOwner):
                 self.queue(delivery, now, urgent=delivery.attempt > 0)
                 return False
             subscription = delivery.subscription
-        if delivery.replay is not None and self._replays.standing(delivery.replay) is ReplayStanding.OVER:
-            self._settlement.drop(delivery, "cancelled")
-            return False
         unix = self._wall()
         try:
             delivery.request = build(subscription, delivery.event, int(unix))
             if delivery.replay is not None:
+                if self._replays.standing(delivery.replay) is ReplayStanding.OVER:
+                    delivery.request = b""
+                    self._settlement.drop(delivery, "cancelled")
+                    return False
                 delivery.request = with_replay(delivery.request, delivery.replay)
         except Exception as error:
             # Whatever it is about this delivery, the others must not wait for it.

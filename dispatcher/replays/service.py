@@ -91,7 +91,7 @@ class Planned(NamedTuple):
     warnings: Sequence[str]
 
 
-class ReplayPage(NamedTuple):
+class ReplayListing(NamedTuple):
     """Some replays, newest first; `next` is where the next page begins."""
 
     jobs: Sequence[ReplayJob]
@@ -320,7 +320,7 @@ class Replays:
         subscription: str | None = None,
         limit: int = PAGE,
         cursor: str | None = None,
-    ) -> ReplayPage:
+    ) -> ReplayListing:
         """A page of them, newest first."""
         self._store.check()
         found: list[ReplayJob] = []
@@ -334,9 +334,9 @@ class Replays:
             ):
                 continue
             if len(found) == limit:
-                return ReplayPage(found, found[-1].id)
+                return ReplayListing(found, found[-1].id)
             found.append(job)
-        return ReplayPage(found, None)
+        return ReplayListing(found, None)
 
     async def pause(self, id: str, *, tenant: str | None) -> ReplayJob:  # noqa: A002 - the field's name
         """Nothing more is sent until it is resumed."""

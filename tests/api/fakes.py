@@ -15,6 +15,7 @@ from dispatcher.control.audit import AuditRecord, AuditTrail, read_audit
 from dispatcher.control.catalogue import Catalogue, EventTypeView
 from dispatcher.control.cluster import ClusterView, FailingPage
 from dispatcher.control.creation import Created, Creation
+from dispatcher.control.documents import Silence
 from dispatcher.control.endpoint_checks import EndpointChecks, PingResult, SubscriptionHealth
 from dispatcher.control.errors import (
     AlreadyExists,
@@ -49,7 +50,7 @@ from dispatcher.core.flaws import Flaw
 from dispatcher.core.replay.job import ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.core.request.urls import Origin
 from dispatcher.replays.planning import ReplayPlan
-from dispatcher.replays.service import Planned, ReplayAsked, ReplayPage, Replays
+from dispatcher.replays.service import Planned, ReplayAsked, ReplayListing, Replays
 from dispatcher.settings.groups import QuotaSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from tests.control.memory import MemoryTable
@@ -183,6 +184,9 @@ class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointCheck
     async def delete(self, id: str, *, tenant: str | None, if_match: int | None = None) -> None:  # noqa: A002
         self._apply("delete", id, tenant, if_match, None)
         del self.views[id]
+
+    def silence(self, id: str, *, tenant: str | None) -> Silence | None:  # noqa: A002
+        return None
 
     async def pause(
         self,
@@ -366,6 +370,8 @@ class MemoryReplays(Replays):
     async def start(self, asked: ReplayAsked, **more: Any) -> ReplayJob:
         return self.jobs[REPLAY]
 
+    def check_catch_up(self, tenant: str | None) -> None: ...
+
     async def marks(self) -> tuple[tuple[str, int, int], ...]:
         return ()
 
@@ -374,8 +380,8 @@ class MemoryReplays(Replays):
             raise NotFound(f"there is no replay {id}")
         return self.jobs[id]
 
-    def list(self, **more: Any) -> ReplayPage:
-        return ReplayPage([*self.jobs.values()], None)
+    def list(self, **more: Any) -> ReplayListing:
+        return ReplayListing([*self.jobs.values()], None)
 
     async def _change(
         self,

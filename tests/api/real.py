@@ -15,6 +15,7 @@ import yaml
 
 from dispatcher.app import App
 from dispatcher.broker.base import Message
+from dispatcher.control.errors import VersionMismatch
 from dispatcher.core.replay.job import JobState, ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.history.base import HistoryStore, LogBatch, StoreUnavailable
 from dispatcher.settings.groups import Settings
@@ -119,8 +120,13 @@ class InThread:
 
         async def put() -> None:
             store = self._app._replays
-            row = store.get(job.id)
-            await store.put(job, base=0 if row is None else row.version)
+            while True:
+                row = store.get(job.id)
+                try:
+                    await store.put(job, base=0 if row is None else row.version)
+                except VersionMismatch:
+                    continue  # its runner was first
+                return
 
         asyncio.run_coroutine_threadsafe(put(), self._loop).result(60)
         return job.id

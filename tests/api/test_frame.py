@@ -34,6 +34,9 @@ BODIES: dict[str, Any] = {
     "createKey": {"name": "a", "scope": "operator"},
     "createPortalSession": {"tenant": "acme"},
     "createPortalImage": {"data": b64encode(b"GIF89a").decode()},
+    "resumeSubscription": {"catch_up": True},
+    "enableSubscription": {"catch_up": True},
+    "startReplay": {"source": "dead_letters"},
 }
 # Those of pages are in test_sessions.py.
 OTHERS = [route for route in ROUTES if not route.from_page]
