@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.commands.calling import Api, HistoryApi, one_line
 from tests.history.records import ATTEMPTS, attempt, batch
@@ -19,6 +21,13 @@ def known(history_api: HistoryApi) -> None:
         for number in range(3)
     ]
     history_api.remember(batch(records, None, 3, partition=ATTEMPTS._replace(topic="seeded")))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """The server shares the process, and so the output."""
+    with capture_logs():
+        yield
 
 
 def test_a_plan_says_what_would_be_sent(history_api: HistoryApi) -> None:
