@@ -17,7 +17,7 @@ NOW = int(time.time() * 1000)
 @pytest.fixture(scope="module", autouse=True)
 def known(history_api: HistoryApi) -> None:
     records = [
-        attempt(number, 0, "sub_gone", decision="dead", reason="exhausted", v=2, time_ms=NOW - 5000)
+        attempt(number, number, "sub_gone", decision="dead", reason="exhausted", v=2, time_ms=NOW - 5000)
         for number in range(3)
     ]
     history_api.remember(batch(records, None, 3, partition=ATTEMPTS._replace(topic="seeded")))
