@@ -20,7 +20,8 @@ from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.model import ClientCertificate, Subscription
 from dispatcher.core.subscription.spec import SpecReader
-from dispatcher.core.text.yaml_document import DocumentError, did_you_mean, stream
+from dispatcher.core.text.plain_json import NotPlain, plain_json
+from dispatcher.core.text.yaml_document import DocumentError, Lines, Part, did_you_mean, stream
 from dispatcher.settings.groups import Settings
 
 MAX_FILE: Final = 512 << 20
@@ -28,6 +29,8 @@ MAX_FILE: Final = 512 << 20
 
 _LISTED: Final = 100  # mistakes that are listed; whoever made more has made the same one again
 _KEY: Final = "subscriptions"
+_PLAIN: Final = 64 << 20  # bytes of a file whose data may be in memory as a whole
+_NOWHERE: Final = Lines(0)
 
 
 class SubscriptionsError(Exception):
@@ -111,8 +114,15 @@ def read_entries(
     reader: SpecReader,
     known: Entries,
     breathe: Callable[[], None] | None = None,
+    *,
+    at_once: bool = False,
 ) -> Entries:
-    """Every entry of the file; of those that are as `known` has them, the known ones. Raises SubscriptionsError."""
+    """Every entry of the file; of those that are as `known` has them, the known ones. Raises SubscriptionsError.
+
+    `at_once`: no deliveries wait meanwhile, so the interpreter may be busy with the whole file at a stretch.
+    """
+    if at_once and (plain := _plain_entries(content, reader, known, breathe)) is not None:
+        return plain
     entries: Entries = {}
     lines: dict[str, int] = {}
     mistakes: list[str] = []
@@ -148,6 +158,29 @@ def read_entries(
         mistakes.append(f"{file}: has no `{_KEY}:`; write `{_KEY}: []` if there are none yet")
     if mistakes:
         raise SubscriptionsError(mistakes)
+    return entries
+
+
+def _plain_entries(
+    content: bytes, reader: SpecReader, known: Entries, breathe: Callable[[], None] | None
+) -> Entries | None:
+    """The same of a file that is plain JSON and has no mistake; None for any other."""
+    if len(content) > _PLAIN:
+        return None
+    try:
+        document = plain_json(content)
+    except NotPlain:
+        return None
+    listed = document.pop(_KEY, None)
+    if not isinstance(listed, list) or any(not name.startswith("x-") for name in document):
+        return None
+    entries: Entries = {}
+    lines: dict[str, int] = {}
+    for number, raw in enumerate(listed):
+        if breathe is not None:
+            breathe()
+        if _entry(Part((_KEY, number), raw, _NOWHERE), reader, known, entries, lines):
+            return None
     return entries
 
 
@@ -206,5 +239,5 @@ def subscription_reader(settings: Settings, guard: Guard, environ: Mapping[str, 
 def load_file(file: Path, settings: Settings, guard: Guard, environ: Mapping[str, str]) -> list[Subscription]:
     """Every subscription of the file, in its order. Raises SubscriptionsError."""
     _, content = contents_of(file)
-    entries = read_entries(file, content, subscription_reader(settings, guard, environ), {})
+    entries = read_entries(file, content, subscription_reader(settings, guard, environ), {}, at_once=True)
     return [entry.subscription for entry in entries.values()]

@@ -59,9 +59,11 @@ def prepare(
     managed: Mapping[str, Managed],
     runtimes: Mapping[str, Runtime],
     breathe: Callable[[], None],
+    *,
+    at_once: bool = False,
 ) -> Loaded:
-    """Everything that takes time. Raises SubscriptionsError."""
-    entries = read_entries(file, content, reader, known, breathe)
+    """Everything that takes time. `at_once`: no deliveries wait meanwhile. Raises SubscriptionsError."""
+    entries = read_entries(file, content, reader, known, breathe, at_once=at_once)
     loaded = Loaded(entries)
     for id_, entry in entries.items():
         old = known.get(id_)

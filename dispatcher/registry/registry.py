@@ -341,6 +341,7 @@ class Registry:
                     self._managed.copy(),
                     self._runtimes.copy(),
                     breathe,
+                    at_once=not beside_loop,
                 )
                 old = self._swap(loaded)
             finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,43 @@ def test_a_client_certificate_for_plain_http_is_a_mistake(file: Any) -> None:
     file.write_text(text)
     with pytest.raises(SubscriptionsError, match="client_certificate: has no effect: the URL is not https"):
         load_file(file, Settings(), Guard(https_only=False), {"S": SECRET})
+
+
+def test_a_file_of_json_is_read_at_once_with_the_same_result_and_its_mistakes_have_lines_all_the_same(
+    file: Any, monkeypatch: Any
+) -> None:
+    entries = [
+        {
+            "id": f"s{number}",
+            "url": "https://hooks.example/",
+            "event_types": ["ping"],
+            "secrets": [SECRET],
+            "retry": {"schedule": ["2s"] * 5, "jitter": 0.5},
+        }
+        for number in range(5)
+    ]
+    document = {"x-made-by": "a program", "subscriptions": entries}
+    file.write_text(json.dumps(document, indent=1))
+    content = file.read_bytes()
+    reader = module.subscription_reader(Settings(), Guard(), {})
+    slow = module.read_entries(file, content, reader, {})
+    monkeypatch.setattr(module, "stream", None)
+    quick = module.read_entries(file, content, reader, {}, at_once=True)
+    assert [(id_, each.digest, each.subscription.retry) for id_, each in quick.items()] == [
+        (id_, each.digest, each.subscription.retry) for id_, each in slow.items()
+    ]
+    monkeypatch.undo()
+
+    broken: list[dict[str, Any]] = [
+        {**document, "subscription": []},
+        {"subscriptions": [*entries, entries[0]]},
+        {"subscriptions": {}},
+    ]
+    for wrong in broken:
+        file.write_text(json.dumps(wrong, indent=1))
+        with pytest.raises(SubscriptionsError) as told:
+            load_file(file, Settings(), Guard(), {})
+        with pytest.raises(SubscriptionsError) as expected:
+            module.read_entries(file, file.read_bytes(), reader, {})
+        assert told.value.mistakes == expected.value.mistakes
+        assert any(":" in each.removeprefix(f"{file}:")[:5] for each in told.value.mistakes)

@@ -36,10 +36,10 @@ async def test_one_disabled_while_the_file_is_read_is_disabled_afterwards(
     loop = asyncio.get_running_loop()
     real = read_entries
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         loop.call_soon_threadsafe(registry.disable, "a", "gone")
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(loading, "read_entries", slow)
     file.write_text(document(entry("a"), entry("c")))
