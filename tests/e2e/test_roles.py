@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from tests.e2e.daemon import Daemon, Endpoint, envelope
 
@@ -60,4 +62,46 @@ async def test_what_one_process_takes_over_its_api_another_one_delivers(processe
         await api.post_event(event)
         await endpoint.received({id_}, WITHIN)
         assert await api.total("deliveries_total") == 0
+        await _is_told_by_the_other(api, deliver)
         assert [await daemon.stop() for daemon in processes.values()] == [0, 0]
+
+
+async def _is_told_by_the_other(api: Daemon, deliver: Daemon) -> None:
+    """Who is failing in the process that delivers, and what it is like, is told by the one that serves the API."""
+
+    async def ill(_: web.Request) -> web.Response:
+        return web.Response(status=503)
+
+    async with Endpoint(ill) as endpoint, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{api.port}/v1/subscriptions"
+        document = {"id": "ill", "url": endpoint.url, "event_types": ["test.*"]}
+        async with session.post(url, json=document) as response:
+            assert response.status == 201, await response.text()
+        async with asyncio.timeout(WITHIN):
+            while await deliver.metric("subscriptions", 'status="active"') != 2:
+                await asyncio.sleep(0.05)
+            id_, event = envelope(2)
+            await api.post_event(event)
+            failing: list[Any] = []
+            while not failing:
+                await asyncio.sleep(0.2)
+                failing = json.loads((await api.get("/v1/failing"))[1])["failing"]
+            explained: dict[str, str] = {}
+            while explained != {"one": "delivered", "ill": "retrying"}:
+                await asyncio.sleep(0.2)
+                status, body = await api.get(f"/v1/events/{id_}/explain")
+                events = json.loads(body)["events"] if status == 200 else [{"explanations": []}]
+                explained = {each["subscription_id"]: each["outcome"] for each in events[0]["explanations"]}
+    (each,) = failing
+    assert (each["subscription_id"], each["last_result"]) == ("ill", "status 503")
+    replicas = {
+        ",".join(replica["roles"]): replica
+        for replica in json.loads((await api.get("/v1/cluster"))[1])["replicas"]
+    }
+    assert replicas.keys() == {"deliver", "api,history"}
+    assert each["replicas"] == [replicas["deliver"]["replica"]]
+    assert replicas["deliver"]["subscriptions_in_trouble"] == 1
+    assert len(next(iter(replicas["deliver"]["partitions"].values()))) == 4
+    assert (replicas["api,history"]["partitions"], replicas["deliver"]["history"]) == ({}, None)
+    status, payload = await api.get(f"/v1/events/{id_}/payload")
+    assert (status, json.loads(payload)["id"]) == (200, id_)
