@@ -220,6 +220,7 @@ class _Attempted:
 
     attempt = generation = 1
     replay: str | None = None
+    triggered_by: str | None = None
     queued = 1.0
     started = 1.012
 

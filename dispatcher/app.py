@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import chain
@@ -28,8 +29,10 @@ from dispatcher.api.server import ApiServer
 from dispatcher.broker.base import Broker, BrokerError, BrokerRefused, BrokerUnavailable
 from dispatcher.broker.open import open_broker
 from dispatcher.control.cluster import ClusterView
+from dispatcher.control.dead_letters import DeadLetters
 from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
+from dispatcher.control.interventions import Interventions
 from dispatcher.control.live import Live
 from dispatcher.control.payloads import Payloads
 from dispatcher.control.plane import ControlPlane
@@ -38,8 +41,10 @@ from dispatcher.control.replicas import Replicas, SharedProgress, Sources, repli
 from dispatcher.control.statistics import StatisticsReader
 from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.generations import Generations
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.engine import Engine
+from dispatcher.delivery.interventions import InterventionLog, interventions_topic
 from dispatcher.delivery.parking import parked_topic
 from dispatcher.history.base import StoreRefused
 from dispatcher.history.following import Counter
@@ -100,6 +105,17 @@ class App:
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
         self._engine: Engine | None = None
+        self._interventions = (
+            InterventionLog(
+                self.broker,
+                interventions_topic(settings.topics.prefix),
+                wall=time.time,
+                chance=random.random,
+                on_failure=self._failed,
+            )
+            if {"deliver", "api"} & {*settings.roles}
+            else None
+        )
         self._started = False
         self._stopping = False
         self._history_problem: str | None = None
@@ -136,6 +152,8 @@ class App:
             metrics=self.metrics,
         )
         self.plane.checks.cluster = cluster = ClusterView(self._replicas, self.registry, reader)
+        dead_letters = DeadLetters(self.broker, f"{settings.topics.prefix}dead")
+        generations = Generations() if self._interventions is None else self._interventions.generations
         self._replays = ReplayStore(settings, self.broker, on_failure=self._failed)
         prefix = settings.topics.prefix
         parts = ReplayParts(
@@ -149,7 +167,7 @@ class App:
             group=f"{settings.group}.retry",
             events_group=settings.group,
             replica=replica_name(),
-            next_generation=lambda _source, _subscription, known: known + 1,
+            next_generation=generations.next_generation,
         )
         self._replay_runner = ReplayRunner(parts, on_failure=self._failed)
         self._api = ApiServer(
@@ -158,7 +176,7 @@ class App:
             self.metrics.registry,
             self.problems,
             None
-            if "api" not in settings.roles
+            if self._interventions is None or "api" not in settings.roles
             else Services(
                 views=self.plane.views,
                 listing=self.plane.listing,
@@ -180,7 +198,18 @@ class App:
                 explanations=Explanations(reader, self.registry, keeps_all=settings.history.keep == "all"),
                 cluster=cluster,
                 statistics=StatisticsReader(reader, time.time),
-                replays=Replays(parts, int, history_is_on=settings.history.store != "off"),
+                replays=Replays(parts, generations.next_order, history_is_on=settings.history.store != "off"),
+                interventions=Interventions(
+                    self._interventions,
+                    reader,
+                    dead_letters,
+                    self.plane.views,
+                    self.registry,
+                    self.broker,
+                    settings,
+                    wall=time.time,
+                ),
+                dead_letters=dead_letters,
                 egress=settings.api.egress_addresses or ((network.bind,) if network.bind is not None else ()),
             ),
             warnings=self.warnings,
@@ -230,6 +259,8 @@ class App:
         await self.plane.start()
         # A hundred thousand subscriptions, perhaps: nothing that the collector has to look through again and again.
         gc.freeze()
+        if self._interventions is not None:
+            await self._interventions.start()
         if "deliver" in self.settings.roles:
             self._deliver()
         if self._history is not None:
@@ -266,6 +297,7 @@ class App:
             memory=self.plane.memory,
             skips=lambda: self.plane.store.skips,
             replays=self._replays,
+            interventions=self._interventions,
         )
         self._engine.start()
         self.plane.attach(self._engine)
@@ -325,7 +357,9 @@ class App:
             return ["the dispatcher is stopping"]
         found = [problem for problem in (self.broker.problem,) if problem is not None]
         if not self._started:
-            return found or self.plane.problems() or ["connecting to the broker"]
+            reading = None if self._interventions is None else self._interventions.problem
+            # The commands are read when the control plane is there.
+            return found or self.plane.problems() or [reading or "connecting to the broker"]
         parts = [self.plane.problems(), self._watch.problems()]
         if self._engine is not None:
             parts.append(self._engine.problems())
@@ -340,6 +374,8 @@ class App:
             found += [*self.plane.warnings(), *self._watch.warnings()]
             if runs_replays(self.settings) and self._replays.warning is not None:
                 found.append(f"replays: {self._replays.warning}")
+        if self._started and self._interventions is not None and self._interventions.problem is not None:
+            found.append(self._interventions.problem)
         if self._history is not None:
             found += self._history.warnings()
         if self._history_problem is not None:
@@ -384,6 +420,8 @@ class App:
         steps.append(("cluster view", self._replicas.stop()))
         if self._history is not None:
             steps.append(("history's store", self._history.close()))
+        if self._interventions is not None:
+            steps.append(("interventions", self._interventions.stop()))
         steps += [
             ("replays", self._replays.stop()),
             ("control plane", self.plane.stop()),
@@ -422,6 +460,9 @@ class App:
         counts = self._replay_runner.counts
         reads("replay_deliveries_total", lambda: _by_word(counts.by_result()))
         reads("replay_deliveries_behind", self._replay_runner.behind)
+        interventions = self._interventions
+        if interventions is not None:
+            reads("interventions", lambda: _by_word(interventions.counts()))
         reads("api_refused_total", lambda: _by_word(self._api.refused))
         reads("api_loop_seconds_total", lambda: self._budget.spent)
         reads("api_waits_total", lambda: _by_word(self._budget.waits))

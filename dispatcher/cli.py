@@ -22,6 +22,7 @@ from dispatcher.broker.base import BrokerError
 from dispatcher.commands.backup import backup, restore
 from dispatcher.commands.check_config import check_config
 from dispatcher.commands.cluster import cluster, failing
+from dispatcher.commands.dead_letters import dead_letters
 from dispatcher.commands.deliveries import deliveries
 from dispatcher.commands.demo import demo
 from dispatcher.commands.event_types import event_types
@@ -188,6 +189,7 @@ for command in (
     check_config,
     subscriptions,
     events,
+    dead_letters,
     deliveries,
     failing,
     cluster,

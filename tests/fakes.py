@@ -245,12 +245,11 @@ class MemoryBroker:
     async def topics(
         self, group: str | None = None, *, only: Callable[[str], bool] | None = None
     ) -> Sequence[TopicInfo]:
-        """Those that `only` names, of what has been written to."""
         found: dict[str, list[PartitionInfo]] = {}
-        for where, log in sorted(self.log.items()):
-            if only is not None and only(where.topic):
-                info = PartitionInfo(where.partition, self.begins[where], len(log))
-                found.setdefault(where.topic, []).append(info)
+        for partition, log in sorted(self.log.items()):
+            if only is None or only(partition.topic):
+                info = PartitionInfo(partition.partition, self.begins[partition], len(log))
+                found.setdefault(partition.topic, []).append(info)
         return [TopicInfo(name, partitions) for name, partitions in found.items()]
 
     async def look(self, topics: Sequence[str]) -> Mapping[str, Remembered]:
@@ -323,7 +322,7 @@ class MemoryBroker:
         if batch is not None and batch.first <= offset <= batch.last:
             raise batch
         log = self.log[partition]
-        return log[offset] if offset < len(log) else None
+        return log[offset] if self.begins[partition] <= offset < len(log) else None
 
     async def read_from(self, partition: TopicPartition, offset: int, limit: int, size: int) -> Stretch:
         await asyncio.sleep(0.002)

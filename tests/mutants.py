@@ -647,6 +647,54 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         (Edit("return self._level < 0 and self._behind()", "return False"),),
         ("api/test_loop_budget.py::test_while_deliveries_are_behind_requests_have_their_share_of_the_time",),
     ),
+    Mutant(
+        "superseded_is_sent",
+        "what waits of an older generation is sent beside the retry that takes its place",
+        (Edit("if command is not None and generation < command.generation:", "if False:"),),
+        (
+            "delivery/test_executing.py::test_a_pending_one_in_a_tier_is_sent_now_and_not_when_its_tier_lets_it_out",
+        ),
+    ),
+    Mutant(
+        "command_taken_over_as_it_is",
+        "whoever takes a command over begins no generation of its own, and what the former process wrote to a tier comes too",
+        (Edit("generation=command.generation + 1", "generation=command.generation"),),
+        ("delivery/test_executing.py::test_a_partition_that_moves_takes_its_commands_with_it",),
+    ),
+    Mutant(
+        "purge_goes_too_far",
+        "a purge ends what is published after it",
+        (
+            Edit(
+                "return PURGED if offset < purge.ends.get((topic, partition), 0) else None",
+                "return PURGED if offset <= purge.ends.get((topic, partition), 0) else None",
+            ),
+        ),
+        ("core/retry/test_generations.py::test_a_purge_ends_events_by_their_offsets_and_not_by_any_clock",),
+    ),
+    Mutant(
+        "another_event_is_sent",
+        "the record at the old place of an event is sent, whatever stands there now",
+        (
+            Edit(
+                "(event.id, event.type, event.tenant) == (command.event_id, command.event_type, command.tenant)",
+                "event.id != ''",
+            ),
+        ),
+        ("delivery/test_executing.py::test_another_event_at_the_old_place_is_not_sent",),
+    ),
+    Mutant(
+        "deliver_to_any_tenant",
+        "an operator delivers a tenant's event to another tenant's subscription",
+        (
+            Edit('raise Invalid([Flaw(("subscription",), "is another tenant\'s than the event")])', "pass"),
+            Edit(
+                "if subscription.tenant not in (wanted.tenant, EVERY_TENANT): raise WrongState(",
+                "if False:\n            raise WrongState(",
+            ),
+        ),
+        ("api/test_interventions.py::test_an_event_is_delivered_to_a_subscription_that_was_made_later",),
+    ),
 )
 
 

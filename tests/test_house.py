@@ -252,6 +252,7 @@ _WITHOUT_NAMESAKE = {
     **dict.fromkeys(
         ("history/following.py", "history/sharing.py"), "tests/history/test_indexer.py runs them"
     ),
+    "control/interventions.py": "tests/api/test_interventions.py commands over HTTP",
     "history/rebuilding.py": "tests/commands/test_history.py runs it",
     **dict.fromkeys(
         (

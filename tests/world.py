@@ -14,6 +14,7 @@ from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Response, Result
 from dispatcher.core.request.urls import Origin
 from dispatcher.delivery.engine import Engine
+from dispatcher.delivery.interventions import InterventionLog
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import (
     AttemptsSettings,
@@ -47,8 +48,10 @@ class World:
         skips: Collection[Skip] = (),
         subscription: SubscriptionSettings | None = None,
         replays: ReplayStandings | None = None,
+        commands: bool = False,
         **delivery: Any,
     ) -> None:
+        """`commands`: it follows the topic of interventions (`start`)."""
         loop = asyncio.get_running_loop()
         self.broker = broker or MemoryBroker()
         self.transport = ScriptedTransport()
@@ -62,6 +65,18 @@ class World:
             retry=retry or RetrySettings(),
             attempts=attempts or AttemptsSettings(),
             subscription=subscription or SubscriptionSettings(),
+        )
+        self.wall: Callable[[], float] = lambda: 1_000_000.0 + self.step + loop.time()
+        self.interventions = (
+            InterventionLog(
+                self.broker,
+                "dispatcher.interventions",
+                wall=self.wall,
+                chance=lambda: 0.5,
+                on_failure=lambda task, error: self.failures.append((task, error)),
+            )
+            if commands
+            else None
         )
         self.engine = Engine(
             settings,
@@ -77,9 +92,21 @@ class World:
             on_failure=lambda task, error: self.failures.append((task, error)),
             skips=lambda: skips,
             replays=replays,
+            interventions=self.interventions,
             chance=lambda: 0.5,
-            wall=lambda: 1_000_000.0 + self.step + loop.time(),
+            wall=self.wall,
         )
+
+    async def start(self) -> None:
+        if self.interventions is not None:
+            await self.interventions.start()
+        self.engine.start()
+
+    async def stop(self) -> None:
+        await self.engine.stop(0)
+        if self.interventions is not None:
+            await self.interventions.stop()
+        await self.transport.close()
 
     @property
     def committed(self) -> int | None:
@@ -122,14 +149,13 @@ def counted_as_declared(metrics: Metrics) -> None:
 @asynccontextmanager
 async def running(*args: Any, **kwargs: Any) -> AsyncIterator[World]:
     world = World(*args, **kwargs)
-    world.engine.start()
+    await world.start()
     try:
         yield world
         assert not world.failures
         counted_as_declared(world.metrics)
     finally:
-        await world.engine.stop(0)
-        await world.transport.close()
+        await world.stop()
 
 
 async def until(condition: Callable[[], bool], within: float = 60.0) -> None:

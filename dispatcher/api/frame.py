@@ -67,6 +67,7 @@ PARAMETERS: Final = {
     ("deliveries", "id"): r"^dlv_[0-9a-f]{24}$",
     ("tenants", "tenant"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("replays", "id"): r"^rpl_[0-9a-f]{12,60}$",
+    ("dead letters", "id"): r"^[0-9]{1,9}-[0-9]{1,15}$",
     ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
 }
 

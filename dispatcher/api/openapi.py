@@ -41,6 +41,7 @@ _TAGS: Final = {
     "events": "Publishing over HTTP, and verifying what was published.",
     "deliveries": "What became of each event, from the history.",
     "statistics": "How deliveries go: figures over time, who is failing now, and the processes that deliver.",
+    "dead letters": "What was given up, straight from its topic.",
     "keys": "Who may use the API.",
     "sessions": "The session of whoever looks at the console or the portal.",
     "portal": "Links that let a tenant's own people into the portal.",

@@ -23,9 +23,11 @@ from dispatcher.control.audit import AuditTrail
 from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.cluster import ClusterView
 from dispatcher.control.creation import Creation
+from dispatcher.control.dead_letters import DeadLetters
 from dispatcher.control.endpoint_checks import EndpointChecks
 from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
+from dispatcher.control.interventions import Interventions
 from dispatcher.control.listing import Listing
 from dispatcher.control.live import Live
 from dispatcher.control.payloads import Payloads
@@ -88,6 +90,8 @@ class Services:
     cluster: ClusterView
     statistics: StatisticsReader
     replays: Replays
+    interventions: Interventions
+    dead_letters: DeadLetters
     egress: tuple[str, ...]
 
 

@@ -28,6 +28,14 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _TIMEOUT: Final = 120.0  # seconds: a ping takes as long as its endpoint
 
 
+class ApiRefused(click.ClickException):
+    """The API answered no."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class ApiAnswer(NamedTuple):
     """An answer of the API; `json` is None where it has none."""
 
@@ -157,7 +165,7 @@ class Api:
             case 500:
                 return click.ClickException(f"{said} ({shown(str(document.get('request_id')))})")
             case _:
-                return click.ClickException(said)
+                return ApiRefused(said, status)
 
 
 def api_options(command: F) -> F:

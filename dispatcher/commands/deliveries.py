@@ -20,13 +20,14 @@ from dispatcher.commands.history_pages import (
     tell_there_is_more,
     tell_what_is_missing,
 )
+from dispatcher.commands.interventions import say_commanded, wait_option
 from dispatcher.commands.tables import print_fields, print_rows
 from dispatcher.core.text.times import rfc3339
 
 
-@click.group(cls=Commands, short_help="Look up deliveries and their attempts.")
+@click.group(cls=Commands, short_help="Look up deliveries and their attempts; send them again, or end them.")
 def deliveries() -> None:
-    """Look up deliveries in the history, through the API of a running dispatcher.
+    """Look up deliveries in the history, send them again, or end them, through the API of a running dispatcher.
 
     DISPATCHER_API_URL says where that is, DISPATCHER_API_KEY holds the key.
     """
@@ -151,6 +152,24 @@ def show(api: Api, id_: str, *, as_json: bool) -> None:
     tell_what_is_missing(answer)
 
 
+@deliveries.command()
+@click.argument("id_", metavar="ID")
+@wait_option
+@api_options
+def retry(api: Api, id_: str, *, wait: float | None, as_json: bool) -> None:
+    """Send a delivery again now, whatever its state. A retry of it that was pending is not made."""
+    say_commanded(api, api.call("POST", f"/v1/deliveries/{part(id_)}/retry").json, wait, as_json=as_json)
+
+
+@deliveries.command()
+@click.argument("id_", metavar="ID")
+@wait_option
+@api_options
+def cancel(api: Api, id_: str, *, wait: float | None, as_json: bool) -> None:
+    """End a delivery that is pending or retrying. An attempt that is under way may still arrive."""
+    say_commanded(api, api.call("POST", f"/v1/deliveries/{part(id_)}/cancel").json, wait, as_json=as_json)
+
+
 def _print(found: Mapping[str, Any], dead_letter: Mapping[str, Any] | None) -> None:
     fields: dict[str, Any] = {
         "id": found["id"],
@@ -177,7 +196,7 @@ def _print(found: Mapping[str, Any], dead_letter: Mapping[str, Any] | None) -> N
 
 def _print_attempts(attempts: Iterable[Mapping[str, Any]]) -> None:
     print_rows(
-        ("attempt", "time", "decision", "answer", "took", "next", "replica", "said"),
+        ("attempt", "time", "decision", "answer", "took", "next", "replica", "triggered by", "said"),
         (
             (
                 each["attempt"],
@@ -187,11 +206,12 @@ def _print_attempts(attempts: Iterable[Mapping[str, Any]]) -> None:
                 None if each.get("total_ms") is None else f"{each['total_ms']} ms",
                 rfc3339(each.get("due_ms")),
                 each.get("replica"),
+                each.get("triggered_by"),
                 _said(each),
             )
             for each in attempts
         ),
-        folded=("time", "decision", "answer", "took", "next", "replica", "said"),
+        folded=("time", "decision", "answer", "took", "next", "replica", "triggered by", "said"),
     )
 
 

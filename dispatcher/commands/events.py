@@ -10,7 +10,7 @@ import orjson
 
 from dispatcher.commands.client import Api, api_options, part, print_json, shown
 from dispatcher.commands.deliveries import print_deliveries
-from dispatcher.commands.group import Commands
+from dispatcher.commands.group import Commands, ConfigError
 from dispatcher.commands.history_pages import (
     FOLLOW,
     LIMIT,
@@ -21,12 +21,13 @@ from dispatcher.commands.history_pages import (
     tell_there_is_more,
     tell_what_is_missing,
 )
+from dispatcher.commands.interventions import say_commanded, wait_option
 from dispatcher.commands.tables import print_fields, print_rows
 
 
-@click.group(cls=Commands, short_help="Look up events that were published.")
+@click.group(cls=Commands, short_help="Look up events that were published; deliver one to a subscription.")
 def events() -> None:
-    """Look up events in the history, through the API of a running dispatcher.
+    """Look up events in the history, and deliver one to a subscription, through the API of a running dispatcher.
 
     DISPATCHER_API_URL says where that is, DISPATCHER_API_KEY holds the key.
     """
@@ -156,6 +157,31 @@ def explain(api: Api, id_: str, *, as_json: bool, subscription: str | None) -> N
         if each["cut"]:
             click.echo("there are more subscriptions: --subscription ID asks about one", err=True)
     tell_what_is_missing(answer)
+
+
+@events.command()
+@click.argument("id_", metavar="EVENT")
+@click.argument("subscription")
+@click.option(
+    "--source",
+    metavar="TOPIC-PARTITION-OFFSET",
+    help="Which event, where several have this id; `show` says where each stands.",
+)
+@wait_option
+@api_options
+def deliver(
+    api: Api, id_: str, subscription: str, *, source: str | None, wait: float | None, as_json: bool
+) -> None:
+    """Deliver an event to a subscription, also to one that it did not match or that was made later."""
+    wanted: dict[str, Any] = {"subscription": subscription}
+    if source is not None:
+        topic, _, rest = source.rpartition("-")
+        topic, _, partition = topic.rpartition("-")
+        if not (topic and partition.isdecimal() and rest.isdecimal()):
+            raise ConfigError(f"--source {source!r} is no TOPIC-PARTITION-OFFSET: events-3-42 is one")
+        wanted["source"] = {"topic": topic, "partition": int(partition), "offset": int(rest)}
+    commanded = api.call("POST", f"/v1/events/{part(id_)}/deliveries", wanted).json
+    say_commanded(api, commanded, wait, as_json=as_json)
 
 
 def _print(found: Mapping[str, Any]) -> None:

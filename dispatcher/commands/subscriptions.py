@@ -415,6 +415,27 @@ def test(api: Api, id_: str, event_type: str, *, data: str | None, as_json: bool
     _outcome(api.call("POST", f"/v1/subscriptions/{part(id_)}/test", wanted).json, as_json=as_json)
 
 
+@subscriptions.command()
+@click.argument("id_", metavar="ID")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@api_options
+def purge(api: Api, id_: str, *, yes: bool, as_json: bool) -> None:
+    """End all that a subscription is owed now: it is dropped, reason purged, and not sent. What is published later is delivered."""
+    if not yes and interactive():
+        found = api.get(f"/v1/subscriptions/{part(id_)}")
+        click.confirm(f"End all that {id_} ({shown(found['url'])}) is owed now?", abort=True)
+    purged = api.call("POST", f"/v1/subscriptions/{part(id_)}/purge").json
+    if as_json:
+        print_json(purged)
+        return
+    click.echo(
+        f"purged {shown(purged['subscription_id'])} ({shown(purged['id'])}): nothing that it is owed until now is sent any more, but attempts that are under way"
+    )
+    click.echo(
+        f"see what ends: dispatcher deliveries list --subscription {shown(purged['subscription_id'])} --reason purged"
+    )
+
+
 def _outcome(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)

@@ -278,6 +278,14 @@ class Backlogs:
                 self._sleep(served, backlog, now + _AGAIN)
             return  # all of it is with the lane: `_freed`
         served.states[backlog] = self._host.state_of(backlog.id)
+        purge = self._host.purge_of(backlog.id)
+        if purge != backlog.purge:
+            if await self._purge(served, backlog):
+                backlog.purge = purge
+                self._wake(served, backlog)
+            elif backlog.waiting is None:
+                self._sleep(served, backlog, self._clock() + _AGAIN)
+            return
         unix = self._wall()
         appetite = self._host.appetite(backlog.id, oldest, backlog.rate)
         if appetite.kept is not None:
@@ -326,6 +334,27 @@ class Backlogs:
                 kept=self._keeps,
                 hint="resume the subscription, or mend what /readyz says of it; subscription.pause_keeps says how long",
             )
+
+    async def _purge(self, served: ServedPartition, backlog: Backlog) -> bool:
+        """End what is purged, the oldest first, whether the endpoint takes anything or not; False where it can't be read now.
+
+        Where a portion holds nothing of it, the rest is newer. What is purged and comes out of a tier later does not get here.
+        """
+        ended = 0
+
+        def purge(retry: RetryRecord, tracker: ParkedTracker, offset: int) -> None:
+            nonlocal ended
+            ended += self._host.purge_parked(retry, tracker, offset)
+
+        while not served.tracker.lost and len(backlog):
+            before = ended
+            if not await self._hand_over(served, backlog, _PORTION, purge):
+                return False
+            if ended == before:
+                break
+        if ended:
+            log.warning("purged: what was parked has ended", subscription_id=backlog.id, deliveries=ended)
+        return True
 
     # Reading by offset.
 

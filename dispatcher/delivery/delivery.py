@@ -86,6 +86,7 @@ class Delivery:
         "started",
         "subscription",
         "tracker",
+        "triggered_by",
     )
 
     share: Share[Delivery]
@@ -111,6 +112,7 @@ class Delivery:
         self.attempt = 0
         self.generation = FIRST_GENERATION
         self.replay: str | None = None  # the id of the replay that it belongs to
+        self.triggered_by: str | None = None  # who asked for its generation
         self.parked = 0  # times since the last attempt
         self.first_attempt_ms: int | None = None
         self.last_result: str | None = None
@@ -161,6 +163,7 @@ class Delivery:
             parked=parked,
             generation=self.generation,
             replay=self.replay,
+            triggered_by=self.triggered_by,
         )
         if extra is not None:
             headers += extra
@@ -182,6 +185,7 @@ class Delivery:
             self.generation,
             self.replay,
             self.last_result,
+            self.triggered_by,
         )
 
     def done(self, result: Result) -> None:

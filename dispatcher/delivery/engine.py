@@ -36,13 +36,16 @@ from dispatcher.core.endpoint.health import Health
 from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.replay.standing import NoReplays, ReplayStandings
 from dispatcher.core.request.netguard import Guard
+from dispatcher.core.retry.generations import Generations
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.commit_notes import READ_LIMIT, notes_topic
 from dispatcher.delivery.consuming import Consuming
 from dispatcher.delivery.endpoints import Endpoints
+from dispatcher.delivery.executing import Executing
 from dispatcher.delivery.holding import Holding
+from dispatcher.delivery.interventions import InterventionLog
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.membership import Membership
 from dispatcher.delivery.outbox import Outbox
@@ -96,13 +99,14 @@ class Engine:
         memory: Callable[[str], GroupMemory] | None = None,
         skips: Callable[[], Collection[Skip]] = tuple,
         replays: ReplayStandings | None = None,
+        interventions: InterventionLog | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`replica` names this process in the attempt log. `on_failure` is told when a part of the engine died: the
         process should end; `on_given_up` of each delivery whose dead letter is written. `memory` gives what is
         remembered of a consumer group; without it nothing is. `skips` gives what operators have given up reading. `replays` knows
-        what the deliveries of each replay are to do.
+        what the deliveries of each replay are to do. `interventions` is read already: what people have commanded; without it nothing is superseded.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
@@ -125,6 +129,7 @@ class Engine:
         standings = NoReplays() if replays is None else replays
 
         # The data path, from its end to its beginning.
+        generations = Generations() if interventions is None else interventions.generations
         self._outbox = Outbox(broker.produce)
         self._attempts = AttemptLog(
             settings.attempts.log, f"{settings.topics.prefix}attempts", replica, broker.produce_bulk
@@ -172,6 +177,7 @@ class Engine:
             parking=self._parking,
             settlement=self._settlement,
             replays=standings,
+            generations=generations,
             on_broken=self._broken,
             wall=wall,
         )
@@ -184,6 +190,7 @@ class Engine:
             holding=self._holding,
             settlement=self._settlement,
             replays=standings,
+            generations=generations,
             clock=clock,
             wall=wall,
         )
@@ -263,6 +270,20 @@ class Engine:
             self._backlogs,
             self._replays,
         )
+        self._executing = (
+            None
+            if interventions is None
+            else Executing(
+                interventions,
+                self._events,
+                returning,
+                self._attempts,
+                self._outbox,
+                registry=registry,
+                read=broker.read,
+                dead_topic=f"{settings.topics.prefix}dead",
+            )
+        )
         self._rebalancing.tell(self._events, self._events_assigned)
         self._rebalancing.tell(self._returning, self._retries.reassigned)
         self._troubles = Troubles(
@@ -308,6 +329,9 @@ class Engine:
             self._tasks.start(self._consuming.run(), "consume"),
             self._tasks.start(self._retries.run(), "retries"),
         ]
+        if self._executing is not None:
+            self._consuming_tasks.append(self._tasks.start(self._executing.run(), "interventions"))
+            self._tasks.start(self._executing.record_ends(), "ends of interventions")
 
     def warnings(self) -> list[str]:
         """What isn't as it should be, while deliveries go on, a sentence each."""
@@ -417,6 +441,8 @@ class Engine:
             self._sending.hand_over_overdue()
 
     def _events_assigned(self) -> None:
+        if self._executing is not None and self._executing.reassigned():
+            self._sending.forget_lost()
         if self._settlement.full:
             self._events.consumer.pause(self._events.trackers.keys())
         self._metrics.rebalances += 1

@@ -61,6 +61,12 @@ class ParkedHost(Protocol):
     def state_of(self, subscription_id: str) -> object:
         """Something that is another one when the subscription has become deliverable, or is no more."""
 
+    def purge_of(self, subscription_id: str) -> int:
+        """Another number when all that a subscription was owed has been purged (again); 0 where it never was."""
+
+    def purge_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> bool:
+        """Settle it if it is superseded, else give it back to the tracker; whether it was settled."""
+
     def take_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> None:
         """Deliver it, settle its offset, or give it back to the tracker."""
 

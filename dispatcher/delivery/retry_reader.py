@@ -71,8 +71,8 @@ class RetryHost(Protocol):
     def has_room(self) -> bool:
         """Whether one more delivery may be taken up."""
 
-    def knows(self, subscription_id: str) -> bool:
-        """Whether the subscription is still there: for one that was deleted nothing need wait on."""
+    def is_owed(self, retry: RetryRecord) -> bool:
+        """Whether it need wait on: its subscription may be deleted, or the delivery superseded."""
 
     def take_back(self, retry: RetryRecord, tracker: PartitionTracker, offset: int, due: float) -> None:
         """It is due (by the loop's clock) within the horizon, or past due, or not wanted; the offset owes this one delivery."""
@@ -223,7 +223,7 @@ class Retries:
             self._host.give_up_lost(retry, tracker, offset)
         elif isinstance(retry, InvalidRetryRecord):
             self._host.refuse(record, tracker, UNREADABLE, str(retry))
-        elif wait <= self._horizon or not self._host.knows(retry.subscription_id):
+        elif wait <= self._horizon or not self._host.is_owed(retry):
             self._host.take_back(retry, tracker, offset, self._clock() + wait)
         else:
             unix = self._wall()

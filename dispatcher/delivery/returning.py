@@ -11,9 +11,11 @@ from typing import Final
 
 from dispatcher.broker.base import Message, Record
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.event.decode import Event
 from dispatcher.core.replay.record import ReplayRecord
 from dispatcher.core.replay.standing import ReplayStanding, ReplayStandings
+from dispatcher.core.retry.generations import CANCELLED, Generations
 from dispatcher.core.retry.records import LostBody, RetryRecord
 from dispatcher.core.retry.sources import EventLost
 from dispatcher.core.subscription.model import EVERY_TENANT, Status
@@ -47,10 +49,12 @@ class Returning:
         holding: Holding,
         settlement: Settlement,
         replays: ReplayStandings,
+        generations: Generations,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        """`clock` is the loop's; `wall` gives Unix seconds."""
+        """`generations` tells what is superseded; `clock` is the loop's; `wall` gives Unix seconds."""
+        self._generations = generations
         self._registry = registry
         self._metrics = metrics
         self._sending = sending
@@ -66,20 +70,55 @@ class Returning:
         """Whether what comes out of a retry topic may be taken up."""
         return self._sending.gate and not self._settlement.at_cap()
 
-    def knows(self, subscription_id: str) -> bool:
-        """Whether the subscription is still there."""
-        return self._registry.index.get(subscription_id) is not None
+    def is_owed(self, retry: RetryRecord) -> bool:
+        """Whether it waits for anything: its subscription is still there, and nobody has commanded otherwise."""
+        return self._registry.index.get(retry.subscription_id) is not None and self._verdict(retry) is None
+
+    def _verdict(self, retry: RetryRecord) -> str | None:
+        """Why a delivery that comes out of a topic of ours is not to be sent, where somebody has commanded otherwise."""
+        if not self._generations.any:
+            return None
+        return self._generations.verdict(retry.source, retry.subscription_id, retry.generation, retry.replay)
 
     def state_of(self, subscription_id: str) -> object:
-        """Another one when what is parked for it has to be looked at: its status, and why."""
+        """Another one when what is parked for it has to be looked at: its status, why, and its last purge."""
         subscription = self._registry.index.get(subscription_id)
-        return None if subscription is None else (subscription.status, subscription.reason)
+        purge = self.purge_of(subscription_id)
+        return None if subscription is None else (subscription.status, subscription.reason, purge)
+
+    def purge_of(self, subscription_id: str) -> int:
+        """Another number when all that a subscription was owed has been purged (again); 0 where it never was."""
+        return (self._generations.purged(subscription_id) or 0) if self._generations.any else 0
 
     def take_back(self, retry: RetryRecord, tracker: PartitionTracker, offset: int, due: float) -> None:
         """A delivery has waited in the retry topics for all but the last of its wait. `due` by the loop's clock."""
         delivery = self._taken_over(retry, tracker, offset, due)
         if delivery is not None:
             self._holding.hold(delivery)
+
+    def take_commanded(self, retry: RetryRecord, tracker: PartitionTracker, number: int) -> None:
+        """A delivery that somebody has commanded goes to its lane now, ahead of whatever is not due yet."""
+        now = self._clock()
+        delivery = self._taken_over(retry, tracker, number, now)
+        if delivery is not None:
+            self._sending.queue(delivery, now, urgent=True)
+
+    def purge_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> bool:
+        """Settle it if it is superseded, else give it back to the tracker; whether it was settled."""
+        verdict = self._verdict(retry)
+        if verdict is None:
+            tracker.give_back(offset)
+            return False
+        self._drop_superseded(retry, tracker, offset, verdict)
+        return True
+
+    def _drop_superseded(
+        self, retry: RetryRecord, tracker: PartitionTracker, offset: int, verdict: str
+    ) -> None:
+        subscription = self._registry.index.get(retry.subscription_id)
+        # The end of what is cancelled is recorded by whoever executes that (`executing.py`).
+        recorded = verdict == CANCELLED
+        self._settlement.drop_record(retry, subscription, tracker, offset, verdict, recorded=recorded)
 
     def take_parked(self, retry: RetryRecord, tracker: PartitionTracker, offset: int) -> None:
         """A parked delivery is to go to its lane. One that can't go after all is given back to its backlog."""
@@ -101,6 +140,10 @@ class Returning:
         if retry.replay is not None and self._replays.standing(retry.replay) is ReplayStanding.OVER:
             self._settlement.drop_record(retry, subscription, tracker, offset, "cancelled")
             return None
+        verdict = self._verdict(retry)
+        if verdict is not None:
+            self._drop_superseded(retry, tracker, offset, verdict)
+            return None
         delivery = Delivery(self._sending, retry.event, subscription, tracker, offset)
         delivery.event_source = retry.source
         delivery.attempt = retry.attempt
@@ -110,6 +153,7 @@ class Returning:
         delivery.parked = retry.parked
         delivery.generation = retry.generation
         delivery.replay = retry.replay
+        delivery.triggered_by = retry.triggered_by
         delivery.due = due
         self._settlement.owe(len(retry.event.body))
         return delivery

@@ -28,6 +28,7 @@ from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.redirects import FOLLOWED, Hop, follow
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.request.urls import Target
+from dispatcher.core.retry.generations import CANCELLED, Generations
 from dispatcher.core.retry.records import describe
 from dispatcher.core.subscription.model import Status
 from dispatcher.delivery.delivery import Delivery, DeliveryOwner, DeliveryRoute
@@ -61,10 +62,11 @@ class Sending(DeliveryOwner):
         parking: Parking,
         settlement: Settlement,
         replays: ReplayStandings,
+        generations: Generations,
         on_broken: Callable[[str, Exception], None],
         wall: Callable[[], float],
     ) -> None:
-        """`on_broken` is told of rule 2. `wall` gives Unix seconds."""
+        """`generations` tells what is superseded. `on_broken` is told of rule 2. `wall` gives Unix seconds."""
         self.attempting = 0
         self.gate = True  # see rule 1
         self._transport = transport
@@ -77,6 +79,7 @@ class Sending(DeliveryOwner):
         self._parking = parking
         self._settlement = settlement
         self._replays = replays
+        self._generations = generations
         self._on_broken = on_broken
         self._wall = wall
         self._loop = asyncio.get_running_loop()
@@ -142,7 +145,7 @@ class Sending(DeliveryOwner):
             rate=subscription.rate_limit,
         )
         if refusal is not None:
-            if not delivery.tracker.lost and self._unwanted(delivery):
+            if not delivery.tracker.lost and (self._superseded(delivery) or self._unwanted(delivery)):
                 return
             self._parking.park(
                 delivery, refusal.reason, refusal.until if refusal.reason == "retry_after" else 0.0
@@ -185,6 +188,8 @@ class Sending(DeliveryOwner):
         """Send it; False if it is not to be sent (any more) and has been dealt with."""
         if delivery.tracker.lost:
             self._settlement.settle(delivery)
+            return False
+        if self._generations.any and self._superseded(delivery):
             return False
         subscription = delivery.subscription
         index = self._registry.index
@@ -265,6 +270,17 @@ class Sending(DeliveryOwner):
         return None
 
     # Not to be sent after all.
+
+    def _superseded(self, delivery: Delivery) -> bool:
+        """Settle it if somebody has commanded otherwise since it began."""
+        verdict = self._generations.verdict(
+            delivery.source, delivery.subscription.id, delivery.generation, delivery.replay
+        )
+        if verdict is None:
+            return False
+        # The end of what is cancelled is recorded by whoever executes that (`executing.py`).
+        self._settlement.drop(delivery, verdict, recorded=verdict == CANCELLED)
+        return True
 
     def _unwanted(self, delivery: Delivery) -> bool:
         """Deal with it if its subscription takes nothing now; if it does, go by what the subscription is now."""

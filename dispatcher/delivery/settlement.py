@@ -141,9 +141,9 @@ class Settlement:
         if self.full:
             self._check_room()
 
-    def drop(self, delivery: Delivery, reason: str) -> None:
-        """It is owed to nobody any more: an end."""
-        if self._attempts.failures:
+    def drop(self, delivery: Delivery, reason: str, *, recorded: bool = False) -> None:
+        """It is owed to nobody any more: an end. `recorded`: the attempt log has it already."""
+        if self._attempts.failures and not recorded:
             self._attempts.decided(delivery.decided(DROPPED, reason, self._wall()))
         self.pass_by(delivery, reason)
 
@@ -159,9 +159,12 @@ class Settlement:
         tracker: PartitionTracker,
         offset: int,
         reason: str,
+        *,
+        recorded: bool = False,
     ) -> None:
-        """A delivery that was not taken on out of its record is owed to nobody any more. `subscription`: if it is still there."""
-        self._decided(retry, subscription, DROPPED, reason)
+        """A delivery that was not taken on out of its record is owed to nobody any more. `subscription`: if it is still there. Else as `drop`."""
+        if not recorded:
+            self._decided(retry, subscription, DROPPED, reason)
         self._dropped(retry.source, retry.event, retry.subscription_id, reason)
         tracker.settle(offset)
 
@@ -189,6 +192,7 @@ class Settlement:
             history=retry.history,
             generation=retry.generation,
             replay=retry.replay,
+            triggered_by=retry.triggered_by,
         )
         headers.append(("detail", str(lost).encode(errors="replace")))
 
@@ -218,6 +222,7 @@ class Settlement:
                     retry.generation,
                     retry.replay,
                     retry.last_result,
+                    retry.triggered_by,
                 )
             )
 

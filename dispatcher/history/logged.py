@@ -55,6 +55,7 @@ class AttemptDetail(msgspec.Struct, omit_defaults=True, gc=False, kw_only=True):
     host: str | UnsetType = UNSET
     path: str | UnsetType = UNSET
     replay: str | UnsetType = UNSET
+    triggered_by: str | UnsetType = UNSET
 
 
 class LoggedAttempt(AttemptDetail, gc=False, kw_only=True):

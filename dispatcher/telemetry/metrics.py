@@ -187,7 +187,9 @@ _DROPPED: Final = (
     "expired_while_paused",
     "paused",
     "pending",
+    "purged",
     "record_gone",
+    "superseded",
 )
 _NO_DELIVERY: Final = "invalid"
 """The reason of a dead letter that is a record, and no delivery."""
@@ -290,6 +292,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "history_rows": ((), "Rows of the history's store, about."),
     "history_bytes": ((), "Bytes of the history's store."),
+    "interventions": (
+        ("state",),
+        "Retries, cancels, deliveries and purges that people have asked for and that are remembered: pending, or ended.",
+    ),
     "worker_up": (
         ("worker",),
         "With --workers only: 1 while the worker answers with its metrics; 0 while it is started anew or hangs.",

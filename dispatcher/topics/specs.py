@@ -10,14 +10,14 @@ from dispatcher.control.audit import audit_topic
 from dispatcher.control.replicas import replicas_topic
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.replay.record import replay_topic
-from dispatcher.core.retry.tiers import Tiers
+from dispatcher.core.retry.tiers import RETRY_RETENTION, Tiers
 from dispatcher.delivery.commit_notes import notes_topic
+from dispatcher.delivery.interventions import interventions_topic
 from dispatcher.delivery.parking import parked_retention, parked_topic
 from dispatcher.history.open import followed_names, history_group, shares_history
 from dispatcher.replays.store import KEPT, PAUSED_AT_MOST, replays_topic
 from dispatcher.settings.groups import Settings
 
-_RETRY_RETENTION: Final = 7 * 24 * 3600.0  # seconds beyond a tier's delay
 _DEAD_RETENTION_MS: Final = 30 * 24 * 3600 * 1000
 _NOTES_LAG_MS: Final = 600 * 1000
 _NOTES_SEGMENT: Final = 32 << 20  # bytes; the newest segment is never compacted
@@ -67,6 +67,15 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
                 },
             )
         )
+    specs.append(
+        TopicSpec(
+            interventions_topic(topics.prefix),
+            1,
+            topics.replication,
+            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)},
+            exact=True,
+        )
+    )
     # Whatever happened to this process for a week, what waits in a tier is still there.
     specs += [
         TopicSpec(
@@ -75,7 +84,7 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             topics.replication,
             {
                 "cleanup.policy": "delete",
-                "retention.ms": str(round((tier.delay + _RETRY_RETENTION) * 1000)),
+                "retention.ms": str(round((tier.delay + RETRY_RETENTION) * 1000)),
             },
         )
         for tier in Tiers(settings.retry.tiers, topics.prefix)
@@ -178,13 +187,16 @@ def needed_rights(settings: Settings) -> dict[str, Sequence[str]]:
         rights |= {replays_topic(settings): ("READ", "WRITE"), replay_topic(prefix): ("READ", "WRITE")}
         rights |= dict.fromkeys((f"{prefix}dead", *settings.topics.events), ("READ",))
     if "deliver" in settings.roles:
+        # Dead letters are read where one is sent again that retention has taken from its topic.
         only = {f"{prefix}dead": ("READ", "WRITE"), f"{prefix}attempts": ("WRITE",)} | dict.fromkeys(
             settings.topics.events, ("READ",)
         )
         rights = {spec.name: only.get(spec.name, ("READ", "WRITE")) for spec in topic_specs(settings)}
         del rights[audit_topic(settings)]
     if "api" in settings.roles:
-        rights[audit_topic(settings)] = ("READ", "WRITE")
+        rights[audit_topic(settings)] = rights[interventions_topic(prefix)] = ("READ", "WRITE")
+        for name in (*settings.topics.events, f"{prefix}dead"):
+            rights[name] = tuple(sorted({*rights.get(name, ()), "READ"}))
     for name in followed_names(settings) if "history" in settings.roles else ():
         rights[name] = tuple(sorted({*rights.get(name, ()), "READ"}))
     return rights

@@ -15,6 +15,7 @@ from dispatcher.control.audit import AuditRecord, AuditTrail, read_audit
 from dispatcher.control.catalogue import Catalogue, EventTypeView
 from dispatcher.control.cluster import ClusterView, FailingPage
 from dispatcher.control.creation import Created, Creation
+from dispatcher.control.dead_letters import DeadLetters
 from dispatcher.control.documents import Silence
 from dispatcher.control.endpoint_checks import EndpointChecks, PingResult, SubscriptionHealth
 from dispatcher.control.errors import (
@@ -26,7 +27,8 @@ from dispatcher.control.errors import (
     VersionMismatch,
 )
 from dispatcher.control.explaining import Explanations
-from dispatcher.control.history import HistoryReader
+from dispatcher.control.history import HistoryOff, HistoryReader
+from dispatcher.control.interventions import Interventions
 from dispatcher.control.listing import PAGE, Listing, Page
 from dispatcher.control.live import Live
 from dispatcher.control.operational_events import Announcer
@@ -49,6 +51,7 @@ from dispatcher.core.event.catalogued import EventType
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.replay.job import ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.core.request.urls import Origin
+from dispatcher.core.retry.interventions import Intervention
 from dispatcher.replays.planning import ReplayPlan
 from dispatcher.replays.service import Planned, ReplayAsked, ReplayListing, Replays
 from dispatcher.settings.groups import QuotaSettings, Settings
@@ -392,6 +395,38 @@ class MemoryReplays(Replays):
         return self.get(id, tenant=tenant)
 
 
+class MemoryInterventions(Interventions):
+    """There is no history, and there are no dead letters."""
+
+    def __init__(self, subscriptions: MemorySubscriptions) -> None:
+        self._subscriptions = subscriptions
+
+    async def retry(self, who: Principal, delivery: str) -> Intervention:
+        raise HistoryOff
+
+    cancel = retry
+
+    async def deliver(
+        self, who: Principal, event_id: str, subscription_id: str, source: tuple[str, int, int] | None
+    ) -> Intervention:
+        raise HistoryOff
+
+    async def retry_dead_letter(self, who: Principal, partition: int, offset: int) -> Intervention:
+        raise NotFound(f"there is no dead letter {partition}-{offset} (any more)")
+
+    async def purge(self, who: Principal, subscription_id: str) -> Intervention:
+        self._subscriptions.get(subscription_id, tenant=who.tenant)
+        return Intervention(
+            id=f"int_{1:024x}",
+            action="purge",
+            subscription_id=subscription_id,
+            order=NOW,
+            at_ms=NOW,
+            until_ms=NOW,
+            by=f"{who.scope} {who.name}",
+        )
+
+
 class Plane:
     """All of it, and the services that an `ApiServer` takes."""
 
@@ -440,5 +475,7 @@ class Plane:
             statistics=StatisticsReader(history, lambda: NOW / 1000),
             cluster=MemoryCluster(),
             replays=MemoryReplays(),
+            interventions=MemoryInterventions(self.subscriptions),
+            dead_letters=DeadLetters(MemoryBroker(), "dispatcher.dead"),
             egress=("192.0.2.7/32",),
         )

@@ -77,7 +77,13 @@ async def serving(
 
 def address(route: Route) -> str:
     """An address of the route that leads to something."""
-    ids = {"keys": "0123456789abcdef", "deliveries": "dlv_" + "0" * 24, "portal": "0" * 16, "replays": REPLAY}
+    ids = {
+        "keys": "0123456789abcdef",
+        "deliveries": "dlv_" + "0" * 24,
+        "dead letters": "0-1",
+        "portal": "0" * 16,
+        "replays": REPLAY,
+    }
     id_ = ids.get(route.tag, "sub_1")
     return route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
@@ -61,6 +62,12 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "pauseReplay": (401, 401, 200, 200, 404),
     "resumeReplay": (401, 401, 200, 200, 404),
     "cancelReplay": (401, 401, 200, 200, 404),
+    "retryDelivery": (401, 401, 202, 202, 404),
+    "cancelDelivery": (401, 401, 409, 409, 404),
+    "deliverEvent": (401, 401, 202, 202, 404),
+    "purgeSubscription": (401, 401, 202, 202, 404),
+    "listDeadLetters": (401, 401, 200, 403, 403),
+    "retryDeadLetter": (401, 401, 404, 403, 403),
     "createKey": (401, 401, 201, 403, 403),
     "listKeys": (401, 401, 200, 403, 403),
     "revokeKey": (401, 401, 204, 403, 403),
@@ -90,6 +97,7 @@ BODIES: Final[dict[str, Any]] = {
     "testSubscription": {"event_type": "invoice.paid"},
     "putEventType": {"description": "a"},
     "publishEvents": {"type": "a"},
+    "deliverEvent": {"subscription": "sub_acme"},
     "createKey": {"name": "a", "scope": "operator"},
     "logIn": {"key": KEY},
     "createPortalSession": {"tenant": "acme"},
@@ -184,11 +192,19 @@ class World:
             id_ = self.image if "images" in route.path else self.portal
         if route.tag == "replays" and id_ == "sub_acme":
             id_ = self.daemon.replay("acme")
+        if route.tag == "dead letters":
+            id_ = "0-0"
         path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
         path += QUERIES.get(route.operation, "")
         # A stream has no end that could be waited for: its head says who gets in.
         method = "HEAD" if route.operation == "followStream" else route.method
-        return await self.caller(caller)(method, path, BODIES.get(route.operation))
+        answer = await self.caller(caller)(method, path, BODIES.get(route.operation))
+        interventions = self.daemon._app._interventions
+        async with asyncio.timeout(60):
+            # What one route has commanded is over before the next one is asked.
+            while interventions is not None and interventions.open():
+                await asyncio.sleep(0.02)
+        return answer
 
     async def add(self, id_: str, tenant: str | None) -> None:
         new = {"id": id_, "url": self.endpoint.url, "event_types": ["order.*"]}

@@ -32,6 +32,7 @@ class Delivery:
     attempt = generation = 1
     queued = started = 0.0
     replay: str | None = None
+    triggered_by: str | None = None
 
     def __init__(self, number: int) -> None:
         self.event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)

@@ -39,11 +39,16 @@ def test_a_retry_outlives_its_delay_and_a_week_in_which_nobody_reads() -> None:
     assert specs["dispatcher.retry.parked"].config["retention.bytes"] == "-1"
 
 
-def test_what_the_api_has_made_is_compacted_in_one_partition_and_never_expires() -> None:
-    (control,) = [spec for spec in topic_specs(Settings()) if spec.name == "dispatcher.subscriptions"]
-    assert (control.partitions, control.exact) == (1, True)
-    assert control.config["cleanup.policy"] == "compact"
-    assert "retention.ms" not in control.config
+def test_what_the_api_has_made_and_what_people_command_is_compacted_in_one_partition_and_never_expires() -> (
+    None
+):
+    followed = {"dispatcher.subscriptions", "dispatcher.interventions"}
+    found = [spec for spec in topic_specs(Settings()) if spec.name in followed]
+    assert {spec.name for spec in found} == followed
+    for spec in found:
+        assert (spec.partitions, spec.exact) == (1, True)
+        assert spec.config["cleanup.policy"] == "compact"
+        assert "retention.ms" not in spec.config
 
 
 def test_only_what_is_used_is_asked_for() -> None:
@@ -63,8 +68,10 @@ def test_the_rights_are_those_that_each_topic_is_used_with() -> None:
     assert rights["events"] == ("READ",)
     assert rights["dispatcher.dead"] == rights["dispatcher.attempts"] == ("READ", "WRITE")
     unread = needed_rights(Settings(broker=ON_KAFKA, history=HistorySettings(store="off")))
-    assert (unread["dispatcher.dead"], unread["dispatcher.attempts"]) == (("READ", "WRITE"), ("WRITE",))
+    assert unread["dispatcher.attempts"] == ("WRITE",)
+    assert unread["dispatcher.dead"] == ("READ", "WRITE"), "dead letters are shown and sent again"
     assert rights["dispatcher.retry.parked"] == rights["dispatcher.progress"] == ("READ", "WRITE")
+    assert rights["dispatcher.interventions"] == ("READ", "WRITE")
 
 
 def test_missing_topics_are_named_with_what_makes_each() -> None:
@@ -83,14 +90,13 @@ def test_missing_topics_are_named_with_what_makes_each() -> None:
 
 def test_a_process_asks_for_the_topics_of_its_roles() -> None:
     api = Settings(broker=ON_KAFKA, roles=("api",))
-    both = ("READ", "WRITE")
+    read, both = ("READ",), ("READ", "WRITE")
     always = {"dispatcher.subscriptions": both, "dispatcher.replicas": both}
-    own = ("dispatcher.audit", "dispatcher.replay", "dispatcher.replays")
-    sources = dict.fromkeys(("events", "dispatcher.dead"), ("READ",))
+    own = ("dispatcher.audit", "dispatcher.interventions", "dispatcher.replay", "dispatcher.replays")
+    sources = dict.fromkeys(("events", "dispatcher.dead"), read)
     assert needed_rights(api) == {**always, **dict.fromkeys(own, both), **sources}
     assert {spec.name for spec in needed_specs(api)} == needed_rights(api).keys()
     history = Settings(broker=ON_KAFKA, roles=("history",))
-    read = ("READ",)
     logs = {"events": read, "dispatcher.attempts": read, "dispatcher.dead": read}
     assert needed_rights(history) == {**always, **logs}
     assert needed_groups(history) == {}

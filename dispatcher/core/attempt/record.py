@@ -47,6 +47,7 @@ class AttemptRecord(msgspec.Struct, gc=False):
     total_ms: int | UnsetType = UNSET
     generation: int | UnsetType = UNSET
     replay: str | UnsetType = UNSET
+    triggered_by: str | UnsetType = UNSET
     traceparent: str | UnsetType = UNSET
     status: int | UnsetType = UNSET
     first_byte_ms: int | UnsetType = UNSET

@@ -77,6 +77,7 @@ class Backlog:
         "id",
         "looked",
         "more_from",
+        "purge",
         "rate",
         "taken",
         "waiting",
@@ -102,6 +103,7 @@ class Backlog:
         self.looked = 0.0
         self.waiting: object = None
         self.window = 0
+        self.purge = 0  # the last one that it has been looked through for
 
     def __len__(self) -> int:
         """Those that are noted and wait."""

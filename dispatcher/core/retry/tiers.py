@@ -29,6 +29,9 @@ from dispatcher.core.text.units import format_duration
 LEAD: Final = 2.0
 """Seconds before its time that a record comes out; less for tiers of less than twenty."""
 
+RETRY_RETENTION: Final = 7 * 24 * 3600.0
+"""Seconds beyond a tier's delay for which its topic keeps records. Whatever happened to a process for a week, what waits in a tier is still there."""
+
 _LEAD_SHARE: Final = 0.1
 
 

@@ -31,6 +31,7 @@ class Delivery:
         self.source = ("events", 3, 42)
         self.generation = 1
         self.replay: str | None = None
+        self.triggered_by: str | None = None
 
 
 def record(
@@ -210,8 +211,23 @@ def test_a_later_generation_and_a_replay_are_named() -> None:
     assert (orjson.loads(value)["generation"], orjson.loads(value)["replay"]) == (3, "rpl_7")
 
 
+def test_who_asked_for_a_generation_or_an_end_is_named() -> None:
+    delivery = Delivery()
+    delivery.generation, delivery.triggered_by = 2, "operator ops"
+    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
+    assert orjson.loads(value)["triggered_by"] == "operator ops"
+    assert decided("dropped", triggered_by="operator ops")["triggered_by"] == "operator ops"
+    assert "triggered_by" not in decided("dropped")
+
+
+def test_of_an_event_that_nobody_has_read_no_size_is_told() -> None:
+    unread = Event("evt_1", "invoice.paid", "acme", b"", -1, b"")
+    assert "body_bytes" not in decided(event=unread)
+    assert decided()["body_bytes"] == 2
+
+
 def test_every_field_is_documented_and_no_other() -> None:
-    everything = set(decided("dead", generation=2, replay="rpl_1"))
+    everything = set(decided("dead", generation=2, replay="rpl_1", triggered_by="operator ops"))
     for result in (
         Response(503, "1", "/x", b"text", 100.3, Opened(0.1, 0.1, 0.1)),
         Response(200, body=b"\xff"),
