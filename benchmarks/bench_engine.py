@@ -272,6 +272,9 @@ class _Socket:
 
 
 class _Pool:
+    tenant: object = None
+    endpoint: object = None
+
     def __init__(self) -> None:
         self.idle: list[Connection] = []
 

@@ -115,6 +115,9 @@ class _Dial:
         self._owner.joined()
         connection.connection_made(cast("asyncio.Transport", _Socket(self._network, connection)))
 
+    tenant: object = None
+    endpoint: object = None
+
     def made(self, connection: Connection) -> None:
         self._owner.dialed(self)
         connection.use(self.exchange, Opened())

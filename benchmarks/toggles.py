@@ -99,15 +99,14 @@ TOGGLES: Final = (
         "hosts",
         (
             Edit(
-                "core/endpoint/lane.py",
-                "            if len(self._shares) == 1:\n                self._shares = _NO_SHARES\n            else:\n"
-                "                del self._shares[share.key]\n",
-                "            del self._shares[share.key]\n",
+                "core/endpoint/turns.py",
+                "            self._shares = NO_SHARES\n            if self._mixed:\n",
+                "            del self._shares[share.key]\n            if self._mixed:\n",
             ),
             Edit(
-                "core/endpoint/lane.py",
+                "core/endpoint/turns.py",
                 "        if self._shares:\n            self._shares[key] = share\n",
-                "        if self._shares is not _NO_SHARES:\n            self._shares[key] = share\n",
+                "        if self._shares is not NO_SHARES:\n            self._shares[key] = share\n",
             ),
         ),
     ),
@@ -155,8 +154,8 @@ TOGGLES: Final = (
         (
             Edit(
                 "delivery/sending.py",
-                "        if self.gate:\n            share = lane.pass_through",
-                "        if False:\n            share = lane.pass_through",
+                "        if self.gate and fairness.attempts",
+                "        if False and fairness.attempts",
             ),
         ),
     ),

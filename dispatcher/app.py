@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import resource
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import chain
@@ -298,6 +299,7 @@ class App:
             skips=lambda: self.plane.store.skips,
             replays=self._replays,
             interventions=self._interventions,
+            descriptors=_descriptors(),
         )
         self._engine.start()
         self.plane.attach(self._engine)
@@ -477,3 +479,9 @@ class App:
 
 def _by_word(counts: Mapping[str, int]) -> dict[Labels, float]:
     return {(word,): count for word, count in counts.items()}
+
+
+def _descriptors() -> int | None:
+    """How many files this process may have open; None for any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft

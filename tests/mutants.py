@@ -172,6 +172,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
                 "if self.in_flight > self.limit:",
                 after="def take(self, now: float)",
             ),
+            Edit("free = self.limit - self.in_flight", "free = self.limit - self.in_flight + 1"),
         ),
         ("core/endpoint/test_lane.py::test_a_lane_hands_out_no_more_at_a_time_than_its_limit",),
     ),
@@ -196,6 +197,48 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a subscription's rate_limit is not kept",
         (Edit("share._spend(share.rate, now)", "pass"),),
         ("core/endpoint/test_lane.py::test_a_rate_is_kept_within_every_second_and_wastes_nothing",),
+    ),
+    Mutant(
+        "tenant_takes_all_attempts",
+        "a tenant may have all attempts that there may be, whoever comes then",
+        (Edit("room = more(held, free)", "room = free"),),
+        ("core/endpoint/test_fairness.py::test_a_tenant_takes_two_thirds_and_the_next_ones_find_room",),
+    ),
+    Mutant(
+        "tenant_takes_all_slots",
+        "a tenant whose attempts hang gets the last slots of an origin that others use too",
+        (Edit("return more(held, free)", "return free"),),
+        (
+            "core/endpoint/test_turns.py::test_once_a_second_tenant_is_there_the_first_one_gets_no_more_than_twice_what_is_free",
+        ),
+    ),
+    Mutant(
+        "nothing_kept_for_the_next_tenant",
+        "a tenant that is alone on an origin takes every slot",
+        (Edit("return free - self.limit // RESERVE if self._reserved and held else free", "return free"),),
+        ("core/endpoint/test_turns.py::test_a_tenant_that_is_alone_takes_all_slots_but_an_eighth",),
+    ),
+    Mutant(
+        "held_for_ever",
+        "a subscription whose tenant had its share is not asked again when the tenant has room",
+        (Edit("self._resume_held(now)", "pass"),),
+        (
+            "test_fair_shares.py::test_a_subscription_that_could_begin_nothing_gets_its_turn_when_attempts_of_others_have_ended",
+        ),
+    ),
+    Mutant(
+        "memory_is_not_shared",
+        "what a tenant has queued beyond its share keeps consumption from going on",
+        (Edit("self._share_out()", "pass", after="if self._memory.look(now):"),),
+        (
+            "test_fair_shares.py::test_a_tenant_whose_endpoints_never_answer_does_not_keep_another_tenants_events",
+        ),
+    ),
+    Mutant(
+        "handshakes_in_order_of_arrival",
+        "a tenant that opens a thousand connections makes every other one wait for all of them",
+        (Edit("self._waiting.put(step, tenant, endpoint)", "self._waiting.put(step, None, None)"),),
+        ("transport/test_tls.py::test_tenants_take_turns_at_the_gate",),
     ),
     Mutant(
         "neighbours_wait_for_a_flood",

@@ -49,6 +49,7 @@ class World:
         subscription: SubscriptionSettings | None = None,
         replays: ReplayStandings | None = None,
         commands: bool = False,
+        descriptors: int | None = None,
         **delivery: Any,
     ) -> None:
         """`commands`: it follows the topic of interventions (`start`)."""
@@ -93,6 +94,7 @@ class World:
             skips=lambda: skips,
             replays=replays,
             interventions=self.interventions,
+            descriptors=descriptors,
             chance=lambda: 0.5,
             wall=self.wall,
         )

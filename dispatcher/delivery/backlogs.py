@@ -6,7 +6,7 @@ may have changed: its cool-down is over, the time it asked for is, its deliverie
 is another one. The lane says how many it takes; with fresh ones in the lane it takes turns.
 
 What is parked for one subscription comes in small portions: about what it has taken in the last second, and no more than half a thousand. So memory
-holds little of it, and a breaker that opens gives little back. Subscriptions are served in turns, and each partition by a task of its own: a
+holds little of it, and a breaker that opens gives little back. Tenants are served in turns, and the subscriptions of a tenant, and each partition by a task of its own: a
 partition whose leader is away delays nobody else's.
 
 What a paused subscription is owed stays until it is resumed, or has waited for `subscription.pause_keeps`. The same holds where the
@@ -36,6 +36,7 @@ import structlog
 
 from dispatcher.broker.base import BrokerError, Record, TopicPartition, UnreadableBatch
 from dispatcher.core.commit.parked import REFILL, Backlog, ParkedTracker
+from dispatcher.core.endpoint.rounds import Rounds
 from dispatcher.core.retry.policy import RETRY_AFTER_CAP
 from dispatcher.core.retry.records import UNREADABLE, RetryRecord
 from dispatcher.core.retry.tiers import left_of
@@ -166,7 +167,7 @@ class Backlogs:
             if isinstance(backlog.waiting, Entry):
                 self._timers.cancel(backlog.waiting)
             backlog.waiting = None
-        served.ready.clear()
+        served.ready = Rounds()
         served.some.set()  # its task sees that the tracker is lost
 
     def keep(self, partition: TopicPartition, records: Sequence[Record]) -> None:
@@ -204,7 +205,7 @@ class Backlogs:
         if isinstance(backlog.waiting, Entry):
             self._timers.cancel(backlog.waiting)
         backlog.waiting = _READY
-        served.ready.append(backlog)
+        served.ready.put(backlog, self._host.tenant_of(backlog.id), backlog.id)
         served.some.set()
 
     def _sleep(self, served: ServedPartition, backlog: Backlog, until: float) -> None:
@@ -253,7 +254,7 @@ class Backlogs:
             await served.some.wait()
             served.some.clear()
             while served.ready:
-                backlog = served.ready.popleft()
+                backlog = served.ready.pop()
                 backlog.waiting = None
                 await self._look(served, backlog)
 

@@ -14,7 +14,9 @@ from abc import ABC, abstractmethod
 from dispatcher.broker.base import Message
 from dispatcher.core.attempt.encode import Decided
 from dispatcher.core.commit.offsets import PartitionTracker
-from dispatcher.core.endpoint.lane import Lane, Share
+from dispatcher.core.endpoint.fairness import Fairness, TenantUsage
+from dispatcher.core.endpoint.lane import Lane
+from dispatcher.core.endpoint.share import Share
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Result
 from dispatcher.core.request.urls import Target
@@ -47,9 +49,11 @@ class DeliveryRoute(Lane["Delivery"]):
 
     __slots__ = ("owner", "pool")
 
-    def __init__(self, owner: object, limit: int, max_wait: float) -> None:
+    def __init__(
+        self, owner: object, limit: int, max_wait: float, fairness: Fairness, *, reserved: bool
+    ) -> None:
         """`owner` is whose route this is; the rest is the lane's."""
-        super().__init__(limit, max_wait)
+        super().__init__(limit, max_wait, fairness, reserved=reserved)
         self.owner: object | None = owner  # None: the route is closed, find another
         self.pool: Pool | None = None  # what goes there without a client certificate went by it last
 
@@ -87,6 +91,7 @@ class Delivery:
         "subscription",
         "tracker",
         "triggered_by",
+        "usage",
     )
 
     share: Share[Delivery]
@@ -108,6 +113,7 @@ class Delivery:
         self.serial = serial
         self.tracker = tracker
         self.offset = offset
+        self.usage: TenantUsage | None = None  # its tenant's, where it counts
         self.event_source: Source | None = None  # where the event was read, if not at the tracker's offset
         self.attempt = 0
         self.generation = FIRST_GENERATION

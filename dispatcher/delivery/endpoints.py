@@ -14,8 +14,8 @@ import structlog
 
 from dispatcher.core.endpoint.breaker import Blame, State, blame, reached_host
 from dispatcher.core.endpoint.health import NOTED_AFTER, SILENCE, EndpointHealth, Health, HealthRegistry
-from dispatcher.core.endpoint.lane import Share
 from dispatcher.core.endpoint.limiter import Limiter
+from dispatcher.core.endpoint.share import Share
 from dispatcher.core.request.results import Response, Result
 from dispatcher.core.retry.policy import demand
 from dispatcher.delivery.delivery import Delivery

@@ -32,6 +32,7 @@ from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
 from dispatcher.core.commit.replayed import ReplayTracker
 from dispatcher.core.control.skips import Skip
+from dispatcher.core.endpoint.fairness import Fairness
 from dispatcher.core.endpoint.health import Health
 from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.replay.standing import NoReplays, ReplayStandings
@@ -48,6 +49,7 @@ from dispatcher.delivery.holding import Holding
 from dispatcher.delivery.interventions import InterventionLog
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.membership import Membership
+from dispatcher.delivery.memory import MemoryShares
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.outcome import Outcomes
 from dispatcher.delivery.parking import Parking, parked_retention, parked_topic
@@ -57,7 +59,7 @@ from dispatcher.delivery.reporting import report
 from dispatcher.delivery.retry_reader import Retries
 from dispatcher.delivery.returning import Returning
 from dispatcher.delivery.sending import Sending
-from dispatcher.delivery.settlement import GivenUp, Settlement
+from dispatcher.delivery.settlement import GivenUp, Settlement, attempts_below
 from dispatcher.delivery.stuck import pass_over, sentence
 from dispatcher.delivery.troubles import DeliveryReport, Troubles
 from dispatcher.delivery.unmatched import Unmatched
@@ -100,6 +102,7 @@ class Engine:
         skips: Callable[[], Collection[Skip]] = tuple,
         replays: ReplayStandings | None = None,
         interventions: InterventionLog | None = None,
+        descriptors: int | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -107,6 +110,8 @@ class Engine:
         process should end; `on_given_up` of each delivery whose dead letter is written. `memory` gives what is
         remembered of a consumer group; without it nothing is. `skips` gives what operators have given up reading. `replays` knows
         what the deliveries of each replay are to do. `interventions` is read already: what people have commanded; without it nothing is superseded.
+
+        `descriptors` is how many files this process may have open: attempts take half of them at the most.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
@@ -130,13 +135,25 @@ class Engine:
 
         # The data path, from its end to its beginning.
         generations = Generations() if interventions is None else interventions.generations
+        most = attempts_below(settings.delivery.max_in_flight)
+        fairness = Fairness(
+            most if descriptors is None else max(1, min(most, descriptors // 2)),
+            attempts_below(settings.delivery.max_in_flight_bytes),
+        )
         self._outbox = Outbox(broker.produce)
         self._attempts = AttemptLog(
             settings.attempts.log, f"{settings.topics.prefix}attempts", replica, broker.produce_bulk
         )
         self._settlement = Settlement(
-            settings, self._outbox, self._attempts, metrics, on_given_up=on_given_up, wall=wall
+            settings,
+            self._outbox,
+            self._attempts,
+            metrics,
+            fairness,
+            on_given_up=on_given_up,
+            wall=wall,
         )
+        memory_shares = MemoryShares(settings, self._settlement, fairness)
         self._parking = Parking(
             parked, self._outbox, self._attempts, metrics, self._settlement, broken=self._broken, wall=wall
         )
@@ -146,11 +163,20 @@ class Engine:
             metrics,
             timers,
             self._settlement,
+            memory_shares,
             self._parking,
             clock=clock,
             wall=wall,
         )
-        self._lanes = Lanes(settings, self._settlement, self._parking, self._holding, clock=clock)
+        self._lanes = Lanes(
+            settings,
+            self._settlement,
+            memory_shares,
+            self._parking,
+            self._holding,
+            fairness,
+            clock=clock,
+        )
         self._endpoints = Endpoints(
             settings, registry=registry, lanes=self._lanes, chance=chance, clock=clock, wall=wall
         )
@@ -178,6 +204,8 @@ class Engine:
             settlement=self._settlement,
             replays=standings,
             generations=generations,
+            memory=memory_shares,
+            fairness=fairness,
             on_broken=self._broken,
             wall=wall,
         )
@@ -191,6 +219,8 @@ class Engine:
             settlement=self._settlement,
             replays=standings,
             generations=generations,
+            memory=memory_shares,
+            fairness=fairness,
             clock=clock,
             wall=wall,
         )
@@ -301,6 +331,7 @@ class Engine:
         report(
             metrics,
             settlement=self._settlement,
+            fairness=fairness,
             lanes=self._lanes,
             holding=self._holding,
             endpoints=self._endpoints,

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import nlargest
 
-from dispatcher.core.retry.tiers import Tiers
+from dispatcher.core.endpoint.fairness import TenantUsage
+from dispatcher.core.retry.tiers import LEAD, Tiers
 from dispatcher.core.retry.wheel import Entry
 from dispatcher.delivery.delivery import Delivery
+from dispatcher.delivery.memory import MemoryShares
 from dispatcher.delivery.outbox import Outbox
-from dispatcher.delivery.parking import Parking
+from dispatcher.delivery.parking import FAIR_SHARE, Parking
 from dispatcher.delivery.settlement import Settlement
 from dispatcher.runtime.timers import Callback, Timers
 from dispatcher.telemetry.metrics import Metrics
@@ -31,6 +33,7 @@ class Holding:
         metrics: Metrics,
         timers: Timers,
         settlement: Settlement,
+        memory: MemoryShares,
         parking: Parking,
         *,
         clock: Callable[[], float],
@@ -42,6 +45,7 @@ class Holding:
         self._metrics = metrics
         self._timers = timers
         self._settlement = settlement
+        self._memory = memory
         self._parking = parking
         self._clock = clock
         self._wall = wall
@@ -56,7 +60,16 @@ class Holding:
         return list(self._held)
 
     def hold(self, delivery: Delivery) -> None:
-        """Wake it when it is due."""
+        """Wake it when it is due. While memory is short, one whose tenant has its part of it waits in a tier instead."""
+        usage = delivery.usage
+        if (
+            self._memory.short
+            and usage is not None
+            and self._memory.crowded(usage, 0)
+            and delivery.due - self._clock() > LEAD  # or it would come out of its tier at once
+        ):
+            self._put_off(FAIR_SHARE, delivery)
+            return
         self._held[delivery] = self._timers.at(delivery.due, delivery.wake)
 
     def woken(self, delivery: Delivery) -> None:
@@ -79,6 +92,11 @@ class Holding:
         surplus = len(self._held) - self._settlement.in_flight // 4
         if wanted > 0 and surplus > 0:
             self._give_up(nlargest(surplus, self._held, key=_due), "cap")
+
+    def cut(self, usage: TenantUsage, count: int) -> None:
+        """A tenant has more than its part of the memory: what is due last of its deliveries waits in a tier, so many at the most."""
+        mine = [delivery for delivery in self._held if delivery.usage is usage]
+        self._give_up(nlargest(count, mine, key=_due), FAIR_SHARE)
 
     def hand_over_overdue(self) -> int:
         """Hand what is owed for longer than the limit to a tier; how many that are."""

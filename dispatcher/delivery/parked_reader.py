@@ -15,6 +15,7 @@ import structlog
 
 from dispatcher.broker.base import BrokerError, Record, Stretch, TopicPartition, UnreadableBatch
 from dispatcher.core.commit.parked import REFILL, Backlog, ParkedTracker
+from dispatcher.core.endpoint.rounds import Rounds
 from dispatcher.core.retry.records import (
     BODY_EXPIRED,
     BODY_UNREADABLE,
@@ -66,6 +67,8 @@ class ParkedHost(Protocol):
 
     def purge_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> bool:
         """Settle it if it is superseded, else give it back to the tracker; whether it was settled."""
+    def tenant_of(self, subscription_id: str) -> object:
+        """Whose turn it is when something is handed over; tenants take turns."""
 
     def take_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> None:
         """Deliver it, settle its offset, or give it back to the tracker."""
@@ -99,7 +102,7 @@ class ServedPartition:
     def __init__(self, partition: TopicPartition, tracker: ParkedTracker) -> None:
         self.partition = partition
         self.tracker = tracker
-        self.ready: deque[Backlog] = deque()
+        self.ready: Rounds[Backlog] = Rounds()
         self.some = asyncio.Event()
         self.states: dict[Backlog, object] = {}  # what the host said of each when it was last looked at
         self.marks: deque[tuple[int, float]] = (

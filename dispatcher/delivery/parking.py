@@ -36,6 +36,9 @@ from dispatcher.telemetry.metrics import Metrics
 SINCE: Final = "since_ms"
 """The header that says since when a parked delivery has waited, in Unix milliseconds."""
 
+FAIR_SHARE: Final = "fair_share"
+"""Why a delivery is parked whose tenant has its part of the memory."""
+
 _KEPT_AT_LEAST: Final = 7 * 86400.0  # seconds for which this process may be away, and nothing is lost
 _SLICE: Final = 32  # deliveries parked in one turn of the loop: about 1 ms of work
 _MENDED: Final = frozenset(
@@ -96,6 +99,11 @@ class Parking:
     def __len__(self) -> int:
         """Those that are about to be parked."""
         return len(self._soon)
+
+    @property
+    def unwritten(self) -> int:
+        """Records of deliveries that the broker doesn't have yet, and those that are about to be parked."""
+        return len(self._soon) + len(self._outbox)
 
     def park(self, delivery: Delivery, reason: str, until: float = 0.0, *, noted: bool = False) -> None:
         """Write it, or give it back; `until` (of the loop) is when its endpoint takes something again, where it has said so.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dispatcher.core.endpoint.fairness import Fairness
 from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.endpoints import Endpoints
@@ -21,6 +22,7 @@ def report(
     metrics: Metrics,
     *,
     settlement: Settlement,
+    fairness: Fairness,
     lanes: Lanes,
     holding: Holding,
     endpoints: Endpoints,
@@ -52,6 +54,7 @@ def report(
     reads("deliveries_parked_waiting", backlogs.parked)
     reads("deliveries_parked_oldest_seconds", backlogs.ages)
     reads("lanes", lambda: len(lanes))
+    reads("tenants_at_share", lambda: fairness.waiting)
     reads("breakers_open", endpoints.breakers_open)
     reads("outbox_waiting", lambda: len(outbox))
     reads("attempt_records_waiting", lambda: len(attempts))

@@ -12,6 +12,7 @@ from typing import Final
 from dispatcher.broker.base import Message, Record
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.parked import ParkedTracker
+from dispatcher.core.endpoint.fairness import Fairness
 from dispatcher.core.event.decode import Event
 from dispatcher.core.replay.record import ReplayRecord
 from dispatcher.core.replay.standing import ReplayStanding, ReplayStandings
@@ -22,6 +23,7 @@ from dispatcher.core.subscription.model import EVERY_TENANT, Status
 from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.holding import Holding
 from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.memory import MemoryShares
 from dispatcher.delivery.parked_reader import Appetite
 from dispatcher.delivery.parking import keeps
 from dispatcher.delivery.sending import Sending
@@ -33,6 +35,7 @@ from dispatcher.telemetry.metrics import Metrics
 _AT_A_TIME: Final = 100  # parked ones at a time of a subscription that is gone
 _ASIDE: Final = 16  # replayed ones at a time of a subscription that takes none: they are parked, or dropped
 _AGAIN: Final = 0.25  # seconds until a parked one is offered again where there was no room
+_SHARE_AGAIN: Final = 2.0  # likewise where the tenant had none: thousands of subscriptions may be looked at
 
 
 class Returning:
@@ -50,6 +53,8 @@ class Returning:
         settlement: Settlement,
         replays: ReplayStandings,
         generations: Generations,
+        memory: MemoryShares,
+        fairness: Fairness,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
@@ -62,6 +67,8 @@ class Returning:
         self._holding = holding
         self._settlement = settlement
         self._replays = replays
+        self._memory = memory
+        self._fairness = fairness
         self._clock = clock
         self._wall = wall
         self._connections_per_host = settings.delivery.connections_per_host
@@ -89,6 +96,11 @@ class Returning:
     def purge_of(self, subscription_id: str) -> int:
         """Another number when all that a subscription was owed has been purged (again); 0 where it never was."""
         return (self._generations.purged(subscription_id) or 0) if self._generations.any else 0
+
+    def tenant_of(self, subscription_id: str) -> object:
+        """Whose turn it is when what is parked for it is handed over."""
+        subscription = self._registry.index.get(subscription_id)
+        return None if subscription is None else self._lanes.usage_of(subscription)
 
     def take_back(self, retry: RetryRecord, tracker: PartitionTracker, offset: int, due: float) -> None:
         """A delivery has waited in the retry topics for all but the last of its wait. `due` by the loop's clock."""
@@ -156,6 +168,7 @@ class Returning:
         delivery.triggered_by = retry.triggered_by
         delivery.due = due
         self._settlement.owe(len(retry.event.body))
+        self._settlement.charge(delivery, self._lanes.usage_of(subscription))
         return delivery
 
     def replay_room(self, subscription_id: str) -> int:
@@ -237,6 +250,11 @@ class Returning:
         if not self.has_room():
             return Appetite(0, now + _AGAIN, None)
         lane = self._lanes.find(subscription.origin)
+        usage = self._lanes.usage_of(subscription)
+        share = None if lane is None else lane.find(subscription_id)
+        under_way, queued = (0, 0) if share is None else (share.in_flight, share.queued)
+        if not self._fairness.admits(usage, under_way) or self._memory.crowded(usage, under_way + queued):
+            return Appetite(0, now + _SHARE_AGAIN, None)
         limit = min(subscription.max_in_flight, self._connections_per_host)
         exact = False
         if lane is None:
@@ -251,7 +269,7 @@ class Returning:
             if first is not None and self._wall() - (now - first.queued) < since:
                 return Appetite(0, now + _AGAIN, None)  # those who wait in memory have waited longer
         most = limit if exact else max(2 * limit, int(rate))
-        return Appetite(most, now + _AGAIN, None, max(1, self._settlement.room_for_parked()))
+        return Appetite(most, now + _AGAIN, None, max(1, self._settlement.room_for_parked(usage)))
 
 
 def _as_retry(record: ReplayRecord, event: Event) -> RetryRecord:

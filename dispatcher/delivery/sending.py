@@ -2,13 +2,14 @@
 
 In comes a delivery that is taken up, or whose wait is over. Each is offered to the lane of its origin; where the lane has room, the request is
 built and handed to the transport; the result comes back by callback and goes to `outcome.py`. What the lane turns away goes to `parking.py`, what nobody
-is owed any more to `settlement.py`. This room alone writes `gate` and `attempting`, and the fields of a delivery that describe an attempt.
+is owed any more to `settlement.py`. This room alone writes `gate`, which attempts are under way (`core/endpoint/fairness.py`), and the fields of a delivery that describe an attempt.
 
 Rules:
 
 1. While the gate is closed no attempt starts.
 2. An exception where none can be (a bug) ends the process: it is started anew and reads again what
    isn't committed, while going on could owe a delivery for ever without anybody noticing.
+3. A share whose tenant may begin no more is resumed when an attempt has ended and the tenant may (`_resume_held`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Final
 
 import structlog
 
+from dispatcher.core.endpoint.fairness import Fairness
 from dispatcher.core.endpoint.health import EndpointHealth
-from dispatcher.core.endpoint.lane import Share
+from dispatcher.core.endpoint.share import Share
 from dispatcher.core.replay.standing import ReplayStanding, ReplayStandings
 from dispatcher.core.request.build import build, with_replay
 from dispatcher.core.request.netguard import Guard
@@ -34,8 +36,9 @@ from dispatcher.core.subscription.model import Status
 from dispatcher.delivery.delivery import Delivery, DeliveryOwner, DeliveryRoute
 from dispatcher.delivery.holding import Holding
 from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.memory import MemoryShares
 from dispatcher.delivery.outcome import Outcomes
-from dispatcher.delivery.parking import Parking, keeps, owed_while_kept
+from dispatcher.delivery.parking import FAIR_SHARE, Parking, keeps, owed_while_kept
 from dispatcher.delivery.settlement import Settlement
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Timers
@@ -44,6 +47,7 @@ from dispatcher.transport.client import Transport
 log = structlog.get_logger(__name__)
 
 _SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of work
+_RESUMED: Final = 8  # held shares that are asked again after an attempt
 
 
 class Sending(DeliveryOwner):
@@ -63,11 +67,12 @@ class Sending(DeliveryOwner):
         settlement: Settlement,
         replays: ReplayStandings,
         generations: Generations,
+        memory: MemoryShares,
+        fairness: Fairness,
         on_broken: Callable[[str, Exception], None],
         wall: Callable[[], float],
     ) -> None:
         """`generations` tells what is superseded. `on_broken` is told of rule 2. `wall` gives Unix seconds."""
-        self.attempting = 0
         self.gate = True  # see rule 1
         self._transport = transport
         self._registry = registry
@@ -80,6 +85,8 @@ class Sending(DeliveryOwner):
         self._settlement = settlement
         self._replays = replays
         self._generations = generations
+        self._memory = memory
+        self._fairness = fairness
         self._on_broken = on_broken
         self._wall = wall
         self._loop = asyncio.get_running_loop()
@@ -88,6 +95,11 @@ class Sending(DeliveryOwner):
     def broken(self, where: str, error: Exception) -> None:
         """See rule 2."""
         self._on_broken(where, error)
+
+    @property
+    def attempting(self) -> int:
+        """Attempts that are under way."""
+        return self._fairness.attempts
 
     def close_gate(self) -> None:
         """No attempt starts from now on."""
@@ -124,16 +136,27 @@ class Sending(DeliveryOwner):
         lane = subscription.route
         if not isinstance(lane, DeliveryRoute) or lane.owner is not self._lanes:
             lane = self._lanes.route_of(subscription)
+        fairness = self._fairness
+        usage = subscription.usage
+        if usage is None or usage.owner is not fairness:
+            usage = self._lanes.usage_of(subscription)
+        if delivery.usage is None:
+            self._settlement.charge(delivery, usage)
         delivery.lane = lane
         delivery.queued = now
         lane.idle_since = None
-        if self.gate:
-            share = lane.pass_through(subscription.id, subscription.max_in_flight, subscription.rate_limit)
+        if self.gate and fairness.attempts < fairness.easy and fairness.attempt_bytes < fairness.easy_bytes:
+            share = lane.pass_through(
+                subscription.id, subscription.max_in_flight, subscription.rate_limit, usage
+            )
             if share is not None:
                 delivery.share = share
                 if not self._attempt(delivery, now):
                     lane.release(share)
                 return
+        if self._memory.short and self._lanes.crowded(lane, subscription.id, usage):
+            self._turned_away(delivery, FAIR_SHARE)
+            return
         refusal = lane.offer(
             subscription.id,
             subscription.max_in_flight,
@@ -143,18 +166,20 @@ class Sending(DeliveryOwner):
             parked=parked,
             tight=self._settlement.tight(),
             rate=subscription.rate_limit,
+            usage=usage,
         )
         if refusal is not None:
-            if not delivery.tracker.lost and (self._superseded(delivery) or self._unwanted(delivery)):
-                return
-            self._parking.park(
-                delivery, refusal.reason, refusal.until if refusal.reason == "retry_after" else 0.0
-            )
+            until = refusal.until if refusal.reason == "retry_after" else 0.0
+            self._turned_away(delivery, refusal.reason, until)
             return
         if lane.in_flight < lane.limit:
             self._pump(lane, now)
         if lane.queued:
             self._lanes.watch(lane)
+
+    def _turned_away(self, delivery: Delivery, reason: str, until: float = 0.0) -> None:
+        if delivery.tracker.lost or not (self._superseded(delivery) or self._unwanted(delivery)):
+            self._parking.park(delivery, reason, until)
 
     def _pump(self, lane: DeliveryRoute, now: float) -> None:
         """Start attempts while the lane has both a free slot and something to send."""
@@ -181,6 +206,16 @@ class Sending(DeliveryOwner):
             self._pump(lane, self._clock())
         except Exception as error:  # noqa: BLE001 - rule 2
             self.broken("the end of a share's wait", error)
+
+    def _resume_held(self, now: float) -> None:
+        for _ in range(_RESUMED):
+            share = self._fairness.next()
+            if not isinstance(share, Share):
+                return
+            lane = share.lane
+            if isinstance(lane, DeliveryRoute):
+                lane.resume(share)
+                self._pump(lane, now)
 
     # To the socket, and back.
 
@@ -226,7 +261,9 @@ class Sending(DeliveryOwner):
         delivery.hop = None
         delivery.started = now
         delivery.deadline = now + subscription.timeout
-        self.attempting += 1
+        usage = delivery.usage
+        if usage is not None:
+            self._fairness.began(usage, len(delivery.event.body))
         certificate = subscription.certificate
         lane = delivery.lane
         pool = lane.pool
@@ -248,13 +285,17 @@ class Sending(DeliveryOwner):
             if verdict is None:
                 return  # on its way to where the endpoint pointed, still the same attempt
             result = verdict
-        self.attempting -= 1
+        usage = delivery.usage
+        if usage is not None:
+            self._fairness.ended(usage, len(delivery.event.body))
         delivery.request = b""
         lane = delivery.lane
         now = self._clock()
         self._outcomes.ended(delivery, result, now)
         if lane.queued:
             self._pump(lane, now)
+        if self._fairness.waiting:
+            self._resume_held(now)
 
     def _follow(self, delivery: Delivery, response: Response) -> Result | None:
         """Send it to where the redirect leads, within the same deadline; or what the attempt came to instead."""
@@ -347,8 +388,9 @@ def _prefetch(owed: Sequence[Delivery]) -> int:
         if not isinstance(lane, DeliveryRoute) or not isinstance(health, EndpointHealth) or lane.in_flight:
             continue
         pool = lane.pool
-        if pool is None:
+        usage = subscription.usage
+        if pool is None or usage is None:
             continue
-        touched += len(subscription.id) + health.prefetch() + (lane.idle_since is None)
+        touched += len(subscription.id) + health.prefetch() + (lane.idle_since is None) + usage.attempts
         touched += subscription.request.prefetch() + pool.prefetch()
     return touched

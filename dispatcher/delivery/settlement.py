@@ -2,7 +2,7 @@
 
 In comes every delivery twice: when it is taken on (`owe`), and when it is done with (`settle`, `drop`, `dead_letter`), from all rooms
 above. Records that can't be read come too (`refuse`). Out go calls of the trackers' `settle`, and dead letters through the outbox. This room alone
-writes `in_flight`, `bytes` and `full`, and alone decides whether there is room below the caps.
+writes `in_flight`, `bytes` (of all, and of each tenant) and `full`, and alone decides whether there is room below the caps.
 
 Rules:
 
@@ -10,6 +10,7 @@ Rules:
    in between: queued, attempted, held, being written.
 2. Each delivery is settled once: acknowledged, its retry record or dead letter acknowledged, dropped for a
    recorded reason, or given back because its partition was lost.
+3. What is under way can't be given up. So consumption goes on when a tenth of the rest is free again, and attempts never take a cap as a whole (`attempts_below`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dispatcher.broker.base import Message, Record, UnreadableRecord
 from dispatcher.core.attempt.encode import Decided
 from dispatcher.core.attempt.outcome import DEAD, DROPPED
 from dispatcher.core.commit.offsets import PartitionTracker
+from dispatcher.core.endpoint.fairness import Fairness, TenantUsage, more
 from dispatcher.core.event.decode import Event
 from dispatcher.core.retry.records import (
     LostBody,
@@ -44,9 +46,16 @@ log = structlog.get_logger(__name__)
 GivenUp = Callable[[Subscription, Event, str, int, str | None], None]
 """Subscription, event, reason, attempts made, last result."""
 
-_LOW_WATER: Final = 0.9  # of a cap: consumption goes on below it
+LOW_WATER: Final = 10
+"""The part of a cap that has to be free for consumption to go on: a tenth."""
+
 _TIGHT: Final = 0.5  # of a cap: above it memory is for what will be sent soon
 _PARKED_SHARE: Final = 0.75  # of a cap: above it what is parked comes one by one
+
+
+def attempts_below(cap: int) -> int:
+    """How much of a cap may be under way: a tenth is for what is queued, held or being written."""
+    return cap - cap // LOW_WATER
 
 
 class Settlement:
@@ -58,6 +67,7 @@ class Settlement:
         outbox: Outbox,
         attempts: AttemptLog,
         metrics: Metrics,
+        fairness: Fairness,
         *,
         on_given_up: GivenUp | None = None,
         wall: Callable[[], float],
@@ -67,6 +77,8 @@ class Settlement:
         self.bytes = 0  # of the events' bodies, once per delivery
         self.full = False  # somebody waits for `has_room_again`
         self.has_room_again = asyncio.Event()
+        self.full_since = 0.0
+        self._fairness = fairness
         self._on_given_up = on_given_up
         self._outbox = outbox
         self._attempts = attempts
@@ -77,6 +89,7 @@ class Settlement:
         self._max_bytes = settings.delivery.max_in_flight_bytes
         self._tight_at = int(self._max_in_flight * _TIGHT)
         self._tight_bytes = int(self._max_bytes * _TIGHT)
+        self._clock = asyncio.get_running_loop().time
 
     # Room.
 
@@ -84,6 +97,31 @@ class Settlement:
         """Take on a delivery of an event whose body has so many bytes."""
         self.in_flight += 1
         self.bytes += size
+
+    def charge(self, delivery: Delivery, usage: TenantUsage) -> None:
+        """From now on until its end the delivery counts as its tenant's."""
+        delivery.usage = usage
+        usage.in_flight += 1
+        usage.bytes += len(delivery.event.body)
+
+    def _discharge(self, delivery: Delivery) -> None:
+        size = len(delivery.event.body)
+        self.in_flight -= 1
+        self.bytes -= size
+        usage = delivery.usage
+        if usage is not None:
+            usage.in_flight -= 1
+            usage.bytes -= size
+
+    @property
+    def free(self) -> int:
+        """Deliveries below the cap."""
+        return self._max_in_flight - self.in_flight
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes below the cap."""
+        return self._max_bytes - self.bytes
 
     def at_cap(self) -> bool:
         """Whether nothing more may be taken on."""
@@ -100,15 +138,17 @@ class Settlement:
             beyond = max(beyond, self.in_flight - int(self.in_flight * self._tight_bytes / self.bytes))
         return beyond
 
-    def room_for_parked(self) -> int:
-        """How many parked deliveries may be taken on besides those that are here."""
+    def room_for_parked(self, usage: TenantUsage) -> int:
+        """How many parked deliveries of a tenant may be taken on besides those that are here."""
         if self.bytes > self._max_bytes * _PARKED_SHARE:
             return 0
-        return int(self._max_in_flight * _PARKED_SHARE) - self.in_flight
+        room = int(self._max_in_flight * _PARKED_SHARE) - self.in_flight
+        return more(usage.in_flight, room) if self._fairness.shared else room
 
     def wait_for_room(self) -> None:
         """Nothing more is taken on: from now on `has_room_again` is set as soon as there is room."""
         self.full = True
+        self.full_since = self._clock()
         self.has_room_again.clear()
 
     def wait_is_over(self) -> None:
@@ -116,10 +156,12 @@ class Settlement:
         self.full = False
 
     def _check_room(self) -> None:
+        fairness = self._fairness
         if (
             self.full
-            and self.in_flight <= self._max_in_flight * _LOW_WATER
-            and self.bytes <= self._max_bytes * _LOW_WATER
+            and not self.at_cap()
+            and self.free * LOW_WATER >= self._max_in_flight - fairness.attempts
+            and self.free_bytes * LOW_WATER >= self._max_bytes - fairness.attempt_bytes
         ):
             self.full = False
             self.has_room_again.set()
@@ -128,16 +170,14 @@ class Settlement:
 
     def settle(self, delivery: Delivery) -> None:
         """It is done with."""
-        self.in_flight -= 1
-        self.bytes -= len(delivery.event.body)
+        self._discharge(delivery)
         delivery.tracker.settle(delivery.offset, delivery.subscription.id)
         if self.full:
             self._check_room()
 
     def forget(self, delivery: Delivery) -> None:
         """It waits in its topic again, its offset owed as before."""
-        self.in_flight -= 1
-        self.bytes -= len(delivery.event.body)
+        self._discharge(delivery)
         if self.full:
             self._check_room()
 

@@ -106,7 +106,7 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     "deliveries_parked_total": (
         ("reason",),
         (
-            "Deliveries written to a topic without an attempt: breaker, retry_after, queue_wait, cap, hold_limit, shutdown, and"
+            "Deliveries written to a topic without an attempt: breaker, retry_after, queue_wait, cap, hold_limit, fair_share, shutdown, and"
             " paused, pending, invalid, sealed (kept for their subscription)."
         ),
     ),
@@ -261,6 +261,10 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     "deliveries_held": ((), "Deliveries waiting in memory for a near retry, their offset not committed."),
     "lanes": ((), "Origins (scheme, host, port) with anything queued or recently in flight."),
     "breakers_open": (("scope",), "Circuit breakers that are open or probing, of a subscription or a host."),
+    "tenants_at_share": (
+        (),
+        "Tenants that may begin no attempt at the moment, since they have their share of all that may be under way.",
+    ),
     "connections": (("state",), "Connections to endpoints: idle, busy, connecting."),
     "partition_lag": (("topic", "partition"), "Records not yet taken up, per assigned partition."),
     "partition_held_seconds": (

@@ -72,6 +72,11 @@ class ConnectionOwner(Protocol):
 class Opening(Protocol):
     """Whoever opens a connection, told how far it is. See `dial.py`."""
 
+    tenant: object
+    """For whom: who takes turns at the gate (`tls.py`)."""
+    endpoint: object
+    """And where to."""
+
     def made(self, connection: Connection) -> None:
         """The socket is connected. Says what to do next (`use`, `secure`) before this returns, or aborts it."""
 

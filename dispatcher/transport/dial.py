@@ -159,7 +159,9 @@ class Dial:
         "_stage",
         "_task",
         "_winner",
+        "endpoint",
         "exchange",
+        "tenant",
     )
 
     def __init__(self, shared: Shared, dialer: Dialer, owner: DialOwner, exchange: Exchange) -> None:
@@ -176,6 +178,8 @@ class Dial:
         self._entry: Entry[Callback] | None = None
         self._task: asyncio.Task[None] | None = None
         self.exchange = exchange
+        self.tenant: object = getattr(exchange, "usage", None)  # a delivery has one, a ping has not
+        self.endpoint: object = owner
 
     def start(self) -> None:
         """Begin. Nothing is reported before this returns."""
@@ -183,7 +187,7 @@ class Dial:
         # Kept, as timers may come up a moment early: the clock would not tell then which of the two has passed.
         self._deadline_first = deadline <= limit
         self._entry = self._shared.timers.at(min(deadline, limit), self._expire)
-        self._shared.gate.run(self._begin)
+        self._shared.gate.run(self._begin, self.tenant, self.endpoint)
 
     def _begin(self) -> None:
         if not self._over:

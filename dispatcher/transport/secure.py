@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 from dispatcher.core.request.results import Failure, Reason
@@ -47,7 +48,12 @@ class SecureConnection(Connection):
         """Begin the handshake; `Opening.secured` or `Opening.failed` follows."""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._shared.gate.run(lambda: self._begin(context, host))
+        self._step(lambda: self._begin(context, host))
+
+    def _step(self, step: Callable[[], None]) -> None:
+        opening = self._opening
+        if opening is not None:
+            self._shared.gate.run(step, opening.tenant, opening.endpoint)
 
     def _begin(self, context: ssl.SSLContext, host: str) -> None:
         if self._opening is None:
@@ -94,13 +100,13 @@ class SecureConnection(Connection):
             detail = f"TLS: the handshake is not over after {MAX_HANDSHAKE} bytes"
             self._refuse(opening, Failure(Reason.TLS_FAILED, detail))
         else:
-            self._shared.gate.run(self._shake)
+            self._step(self._shake)
 
     def eof_received(self) -> bool:
         if self._opening is not None:
             # What came before the end may still wait at the gate. Until then the socket stays.
             self._incoming.write_eof()
-            self._shared.gate.run(self._shake)
+            self._step(self._shake)
             return True
         self._ended(None)
         return False

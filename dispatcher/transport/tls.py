@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from dispatcher.core.endpoint.rounds import Rounds
 from dispatcher.core.request.results import Failure, Reason
 from dispatcher.core.subscription.model import ClientCertificate
 
@@ -57,16 +57,19 @@ def failure(error: ssl.SSLError) -> Failure:
 
 
 class Gate:
-    """Runs the steps of opening connections in order, at most some milliseconds of them per turn of the loop."""
+    """Runs the steps of opening connections, at most some milliseconds of them per turn of the loop.
+
+    Tenants take turns, and of each tenant its endpoints: a tenant whose endpoints close every connection keeps nobody else from opening one.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: Rounds[Callable[[], None]] = Rounds()
         self._scheduled = False
 
-    def run(self, step: Callable[[], None]) -> None:
-        """Run `step` in one of the next turns, in the order of the calls."""
-        self._waiting.append(step)
+    def run(self, step: Callable[[], None], tenant: object = None, endpoint: object = None) -> None:
+        """Run `step` in one of the next turns of the loop; those of one endpoint of a tenant in the order of the calls."""
+        self._waiting.put(step, tenant, endpoint)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
@@ -77,7 +80,7 @@ class Gate:
         end = time.perf_counter() + _GATE_BUDGET
         try:
             while waiting:
-                waiting.popleft()()
+                waiting.pop()()
                 if time.perf_counter() >= end:
                     break
         finally:

@@ -10,8 +10,11 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dispatcher.core.endpoint.breaker import Breaker, State
-from dispatcher.core.endpoint.lane import _NO_SHARES, BURST, Lane, Share
+from dispatcher.core.endpoint.fairness import FACTOR
+from dispatcher.core.endpoint.lane import Lane
+from dispatcher.core.endpoint.share import BURST, Share
 from dispatcher.core.endpoint.throughput import Throughput
+from dispatcher.core.endpoint.turns import NO_SHARES
 
 KEYS = ["a", "b", "c"]
 LANE: Final = "the lane"
@@ -195,6 +198,16 @@ class LaneAgainstModel(RuleBasedStateMachine):
         side = self.sides[key]
         return side.queued > 0 and self.in_flight(key) < side.limit
 
+    def fair(self, key: str) -> bool:
+        """Alone in the lane, or with less than a multiple of the slots that are free."""
+        alone = sum(map(self.remembered, KEYS)) == 1
+        return alone or self.in_flight(key) < FACTOR * (self.whole.limit - len(self.flying))
+
+    @property
+    def crowded(self) -> bool:
+        """So many slots are taken that one subscription could have more than its part."""
+        return len(self.flying) >= FACTOR * (self.whole.limit - len(self.flying))
+
     def quiet(self, key: str) -> bool:
         trouble = self.sides[key].backpressure
         return trouble is not None and trouble.quiet_until > self.now
@@ -226,7 +239,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
         for _ in range(times):
             self.advance(0.5)
             seconds, self.measured = self.now - self.measured, self.now
-            full = len(self.flying) >= self.whole.limit
+            full = self.crowded
             recovering = self.whole.recovering
             needed = recovering and self.queued > 0
             if not recovering:
@@ -284,7 +297,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
         for _ in range(times):
             troubled = self.whole.backpressure is not None or side.backpressure is not None
             limited = self.wanted[key] is not None or side.rate is not None
-            free = len(self.flying) < self.whole.limit and self.in_flight(key) < limit
+            free = not self.crowded and self.in_flight(key) < limit
             known = side.own == limit or not self.remembered(key)
             share = self.lane.pass_through(key, limit, self.wanted[key])
             assert (share is not None) == (
@@ -396,19 +409,20 @@ class LaneAgainstModel(RuleBasedStateMachine):
 
     def take_one(self) -> None:
         waiting = [key for key in KEYS if self.waits(key)]
+        fair = [key for key in waiting if self.fair(key)]
         taken = self.lane.take(self.now)
         if len(self.flying) >= self.whole.limit:
             assert taken is None
             return
         if taken is None:
-            for key in waiting:
+            for key in fair:
                 side = self.sides[key]
                 held_back = self.quiet(key) or (side.rate is not None and side.tokens < 1 + PRECISION)
                 assert held_back, f"{key} could have been served"
             return
         (key, number), share = taken
         side = self.sides[key]
-        assert key in waiting
+        assert key in fair
         assert not self.quiet(key)
         assert not self.spent(key)
         assert side.next() == number
@@ -416,7 +430,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
             side.tokens -= 1
         self.flying.append(Flying(key, share, self.now))
         for other in waiting:
-            ready = other != key and not self.quiet(other) and not self.spent(other)
+            ready = other in fair and other != key and not self.quiet(other) and not self.spent(other)
             self.passed_over[other] = self.passed_over[other] + 1 if ready else 0
             assert self.passed_over[other] < len(KEYS), f"{other} waits for its turn"
         for other in KEYS:
@@ -567,7 +581,7 @@ class LaneAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_put_into_what_lanes_without_shares_have_in_common(self) -> None:
-        assert not _NO_SHARES
+        assert not NO_SHARES
 
     @invariant()
     def the_model_agrees(self) -> None:

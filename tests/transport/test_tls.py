@@ -143,3 +143,15 @@ async def test_a_step_that_raises_stops_no_other() -> None:
     await asyncio.sleep(0.01)
     assert ran == [1]
     assert isinstance(reported[0], ZeroDivisionError)
+
+
+async def test_tenants_take_turns_at_the_gate() -> None:
+    """A thousand connections of one tenant are due, and then one of another's."""
+    gate = Gate(asyncio.get_running_loop())
+    ran: list[str] = []
+    for number in range(1000):
+        gate.run(lambda: ran.append("many"), "a", number)
+    gate.run(lambda: ran.append("one"), "b", 0)
+    while len(ran) < 1001:
+        await asyncio.sleep(0)
+    assert ran.index("one") == 1

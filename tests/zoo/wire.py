@@ -75,6 +75,9 @@ class Wire:
 
     # The dial's
 
+    tenant: object = None
+    endpoint: object = None
+
     def made(self, connection: Connection) -> None:
         connection.use(self)
 

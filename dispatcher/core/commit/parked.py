@@ -58,6 +58,7 @@ REASONS: Final = (
     "pending",
     "invalid",
     "sealed",
+    "fair_share",
 )
 """Why a delivery is parked."""
 

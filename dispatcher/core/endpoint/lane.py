@@ -1,20 +1,16 @@
 """Everything one origin (scheme, host, port) is owed: who is next, how many at a time, and what is turned away.
 
 Two limits hold at once: the lane's (`connections_per_host`, for the sake of the host) and
-each subscription's own (`max_in_flight`, as its owner wrote). Between the subscriptions of a
-lane turns go round: each time one comes up, it gets one delivery sent and goes to the end
+each subscription's own (`max_in_flight`, as its owner wrote). Between the tenants of a lane turns go round, and
+between the subscriptions of a tenant (`turns.py`): each time one comes up, it gets one delivery sent and goes to the end
 of the line. So a flood for one subscription delays its neighbours on the same host by one
-delivery each, not by the flood.
-
-A subscription may also be limited to a rate. That is kept by the generic cell rate algorithm (ITU-T I.371): a token bucket
-that needs one number, the time at which the bucket will be full again, and no refilling. A tenth of a second's worth may go
-at once, so that the limit holds for every second and not just on average.
+delivery each, not by the flood. A subscription may also be limited to a rate (`share.py`).
 
 What comes to a lane whose endpoint has asked for less is turned away (`Refusal`), and the owner parks it: a breaker is open (`breaker.py`), or the
 endpoint asked for time (Retry-After). Where memory is scarce (the owner says so, `tight`), it is for what will be sent soon: then also what would
 have to wait for too long behind what is queued already (`throughput.py`) is turned away. The wait is judged where it arises. A subscription that is slow turns away its own deliveries only. One that
-shares a slow host waits for its turns: `n` deliveries before this one, in a lane of `m` subscriptions, are at most n * m turns, and no more
-than all that is queued; so a neighbour's flood turns nobody else's delivery away.
+shares a slow host waits for its turns: `n` deliveries before this one, in a lane of `m` subscriptions, are at most n * m turns (with several tenants:
+of as many subscriptions as its tenant has here, times the tenants), and no more than all that is queued; so a neighbour's flood turns nobody else's delivery away.
 
 While a breaker probes, and until the endpoint takes as much at a time as ever, its throughput says nothing: one attempt at a time that
 ends in a timeout would make appointments for hours. So nothing is measured then. As much may wait as may be sent at a time, and
@@ -28,145 +24,28 @@ Rules:
 
 1. `take` hands out at most `limit` items that have not been released, and of each share at
    most the share's `limit`, and no sooner than its rate allows. `limit` is the owner's, or less while a window is in force.
-2. A share stands in `_turns` at most once, and always if it could be served now, were the lane free
-   (something queued, fewer in flight than its limit, not blocked).
-3. A share that is blocked and has something queued stands in `blocked` once it came up, until the owner takes it from there; the
-   owner calls `unblock` at `blocked_until`.
-4. Within a share: what was offered as urgent (its retry is due) first; then what was parked and what is fresh, in turns, each in the
+2. Who is next, and what the owner has to call for it, is said in `turns.py`.
+3. Within a share: what was offered as urgent (its retry is due) first; then what was parked and what is fresh, in turns, each in the
    order of arrival.
-5. Every item taken, or passed through, is released exactly once. What is offered is queued or turned away, never both.
-6. `failed`, `succeeded`, `throttled` are told before the item's `release`, so that this one already goes by the new limits.
-7. Every share with more than one item queued, or with a measured throughput, stands in `_deep`, until `measure` finds neither. Those with one
+4. Every item taken, or passed through, is released exactly once. What is offered is queued or turned away, never both.
+5. `failed`, `succeeded`, `throttled` are told before the item's `release`, so that this one already goes by the new limits.
+6. Every share with more than one item queued, or with a measured throughput, stands in `_deep`, until `measure` finds neither. Those with one
    item at most are not measured: one may always be queued. There may be 10,000 of them, some times a second.
-8. A lane whose last share is released has `_NO_SHARES` for its own, which nothing is ever put into. Of 10,000 lanes in turns each
-   would find its own empty dictionary where nobody has been for a while; a new one is in the cache.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import chain
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
+from collections.abc import Callable
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-from dispatcher.core.endpoint.limiter import Limiter
+from dispatcher.core.endpoint.fairness import NOBODY, UNLIMITED, Fairness, TenantUsage, level
+from dispatcher.core.endpoint.share import Share
+from dispatcher.core.endpoint.turns import NO_TURNS, Turns
 
 T = TypeVar("T")
 
-BURST: Final = 0.1
-"""Seconds' worth of a rate that may go at once; one delivery at the least."""
-
-
-_NO_SHARES: Final[dict[str, Any]] = {}  # see rule 8
-_NO_TURNS: Final = cast(
-    "deque[Any]", ()
-)  # of a closed lane: what is offered there raises instead of being lost
-
 ParkReason = Literal["breaker", "retry_after", "queue_wait"]
-
-
-class Share(Limiter, Generic[T]):
-    """One subscription's part of a lane."""
-
-    __slots__ = (
-        "_first",
-        "_fresh",
-        "_parked",
-        "_parked_last",
-        "_timed",
-        "_urgent",
-        "_waiting_turn",
-        "blocked_until",
-        "full_at",
-        "key",
-        "rate",
-    )
-
-    def __init__(self, key: str, limit: int) -> None:
-        # The parent's, written out: a share is made for most deliveries of a quiet subscription.
-        self.own = self.limit = limit
-        self.in_flight = self.queued = self.done = 0
-        self.room = float("inf")
-        self.throughput = None
-        self.backpressure = None
-        self.key = key
-        self.rate: float | None = None  # deliveries a second
-        self.blocked_until = 0.0
-        self.full_at = 0.0  # when the bucket is full again; only with a rate
-        # The first one stands apart: of 10,000 shares with one delivery each, the queues alone would take 8 MB.
-        self._first: T | None = None
-        self._fresh: deque[T] | None = None  # what came after it
-        self._urgent: deque[T] | None = None
-        self._parked: deque[T] | None = None  # what came out of the parked topic
-        self._parked_last = False  # the last one taken was such
-        self._waiting_turn = False
-        self._timed = False  # the owner has been asked to call `unblock`
-
-    def _next(self) -> T:
-        self.queued -= 1
-        urgent = self._urgent
-        if urgent:
-            return urgent.popleft()
-        first = self._first
-        parked = self._parked
-        if parked and (not self._parked_last or (first is None and not self._fresh)):
-            self._parked_last = True
-            return parked.popleft()
-        self._parked_last = False
-        if first is not None:
-            self._first = None
-            return first
-        return self._fresh.popleft()  # type: ignore[union-attr]
-
-    def _append(self, item: T) -> None:
-        fresh = self._fresh
-        if not fresh and self._first is None:
-            self._first = item
-        elif fresh is None:
-            self._fresh = deque((item,))
-        else:
-            fresh.append(item)
-
-    def _spend(self, rate: float, now: float) -> None:
-        """One has been taken: the next may go when the bucket allows."""
-        self.full_at = max(self.full_at, now) + 1 / rate
-        self.blocked_until = max(self.blocked_until, self.full_at - max(BURST - 1 / rate, 0.0))
-
-    def _queue(self) -> Iterator[T]:
-        first = self._first
-        return chain(
-            self._urgent or (), self._parked or (), () if first is None else (first,), self._fresh or ()
-        )
-
-    def _newest(self) -> T:
-        self.queued -= 1
-        if self._parked:
-            return self._parked.pop()  # it goes back for nothing
-        if self._fresh:
-            return self._fresh.pop()
-        first = self._first
-        if first is not None:
-            self._first = None
-            return first
-        return self._urgent.pop()  # type: ignore[union-attr]
-
-    def _roomy(self, max_wait: float) -> float:
-        return float("inf") if self.rate is None else max(1.0, self.rate * max_wait)
-
-    @property
-    def rate_of_completion(self) -> float | None:
-        """A second, while busy: as measured, or as it is limited to."""
-        measured = None if self.throughput is None else self.throughput.rate
-        return self.rate if measured is None else measured
-
-    def _nothing_left(self) -> bool:
-        return (
-            not self.queued
-            and not self.in_flight
-            and self.rate is None
-            and self.backpressure is None
-            and self.throughput is None
-        )
 
 
 class Refusal(NamedTuple):
@@ -177,33 +56,33 @@ class Refusal(NamedTuple):
 
 
 # Long: who is next, how many at a time and what is turned away go by the same few fields, and each of them changes the others.
-class Lane(Limiter, Generic[T]):
+class Lane(Turns[T], Generic[T]):
     """The queue and the concurrency of one origin. Owned by the engine. All times are seconds of any one clock."""
 
     __slots__ = (
         "_deep",
         "_max_wait",
-        "_shares",
-        "_turns",
-        "blocked",
         "idle_since",
         "longest_wait",
         "watched",
     )
 
-    def __init__(self, limit: int, max_wait: float = float("inf")) -> None:
-        """`max_wait` is how long what is queued may have to wait, in seconds."""
-        super().__init__(limit)
-        # What every delivery looks at comes first: compiled, it is side by side in memory.
-        self._shares: dict[str, Share[T]] = _NO_SHARES
+    def __init__(
+        self,
+        limit: int,
+        max_wait: float = float("inf"),
+        fairness: Fairness = UNLIMITED,
+        *,
+        reserved: bool = False,
+    ) -> None:
+        """`max_wait` is how long what is queued may have to wait, in seconds; `reserved` whether there may be other tenants."""
+        super().__init__(limit, fairness, reserved=reserved)
         self.idle_since: float | None = None  # kept by the owner, who drops idle lanes
         self.watched = False  # likewise: it calls `measure`
-        self.blocked: list[Share[T]] = []  # see rule 3
         self.longest_wait = 0.0
         """Seconds that the last of a queue in here will wait, as far as that is known: at the last `measure`."""
         self._max_wait = max_wait
-        self._turns: deque[Share[T]] = deque()
-        self._deep: dict[Share[T], None] = {}  # see rule 7
+        self._deep: dict[Share[T], None] = {}  # see rule 6
 
     def offer(
         self,
@@ -216,14 +95,15 @@ class Lane(Limiter, Generic[T]):
         parked: bool = False,
         tight: bool = True,
         rate: float | None = None,
+        usage: TenantUsage = NOBODY,
     ) -> Refusal | None:
         """Queue `item` for the subscription `key`, whose own limits are `limit` and `rate` by now; or say why not.
 
-        `urgent` and `parked` say where it waits (rule 4), `tight` that memory is scarce.
+        `urgent` and `parked` say where it waits (rule 3), `tight` that memory is scarce; `usage` is the tenant's.
         """
         share = self._shares.get(key)
         if share is None:
-            share = self._new_share(key, limit)
+            share = self._new_share(key, limit, usage)
         if limit != share.own:
             share.own = limit
             share._adapt()
@@ -243,7 +123,7 @@ class Lane(Limiter, Generic[T]):
             refusal = self._refusal(share, now, urgent=urgent, tight=tight)
             if refusal is not None:
                 if share._nothing_left():
-                    del self._shares[key]
+                    self._drop(share)
                 return refusal
         if urgent:
             if share._urgent is None:
@@ -261,19 +141,21 @@ class Lane(Limiter, Generic[T]):
         self.queued += 1
         if not share._waiting_turn and share.in_flight < share.limit:
             share._waiting_turn = True
-            self._turns.append(share)
+            self._to_line(share)
         return None
 
-    def pass_through(self, key: str, limit: int, rate: float | None) -> Share[T] | None:
+    def pass_through(
+        self, key: str, limit: int, rate: float | None, usage: TenantUsage = NOBODY
+    ) -> Share[T] | None:
         """`offer` and `take` in one, where an item would be sent at once: the share to `release`. None: offer it.
 
         Most deliveries find nothing queued: 0.6 instead of 1.0 us with `release`, compiled.
         """
-        if self.queued or self.in_flight >= self.limit or self.backpressure is not None or rate is not None:
+        if self.queued or self.in_flight >= self.easy or self.backpressure is not None or rate is not None:
             return None
         share = self._shares.get(key)
         if share is None:
-            share = self._new_share(key, limit)
+            share = self._new_share(key, limit, usage)
         elif (
             share.own != limit
             or share.in_flight >= share.limit
@@ -283,14 +165,8 @@ class Lane(Limiter, Generic[T]):
             return None
         share.in_flight += 1
         self.in_flight += 1
-        return share
-
-    def _new_share(self, key: str, limit: int) -> Share[T]:
-        share: Share[T] = Share(key, limit)
-        if self._shares:
-            self._shares[key] = share
-        else:
-            self._shares = {key: share}
+        if share.part is not None:
+            share.part.in_flight += 1
         return share
 
     def room_for_parked(
@@ -334,7 +210,9 @@ class Lane(Limiter, Generic[T]):
             if backpressure.breaker is not None and not backpressure.breaker.admits(now):
                 return Refusal("breaker", backpressure.breaker.until)
             if backpressure.opened and (
-                share.queued >= share.own if limiter is share else self._waits_for_all(before, self.own)
+                share.queued >= share.own
+                if limiter is share
+                else self._waits_for_all(share, before, self.own)
             ):
                 return Refusal("breaker", now)
             if backpressure.closed_until > now:
@@ -343,72 +221,19 @@ class Lane(Limiter, Generic[T]):
             return None
         if before >= share.room:
             return Refusal("queue_wait", now)
-        if self._waits_for_all(before, self.room):
+        if self._waits_for_all(share, before, self.room):
             return Refusal("queue_wait", now)
         return None
 
-    def _waits_for_all(self, before: int, most: float) -> bool:
+    def _waits_for_all(self, share: Share[T], before: int, most: float) -> bool:
         """Whether what is queued behind so many of its own share has more than `most` turns of the lane to wait."""
-        return self.queued >= most and (before + 1) * len(self._shares) >= most
-
-    def take(self, now: float) -> tuple[T, Share[T]] | None:
-        """The next item to send, with the share to `release` when it is over; None if none may be sent."""
-        if self.in_flight >= self.limit:
-            return None
-        turns = self._turns
-        while turns:
-            share = turns.popleft()
-            if share.blocked_until > now:
-                share._waiting_turn = False
-                if not share._timed:
-                    share._timed = True
-                    self.blocked.append(share)
-                continue
-            if share.in_flight >= share.limit:  # the limit was lowered while it stood in line
-                share._waiting_turn = False
-                continue
-            item = share._next()
-            share.in_flight += 1
-            self.in_flight += 1
-            self.queued -= 1
-            if share.rate is not None:
-                share._spend(share.rate, now)
-            if share.queued and share.in_flight < share.limit:
-                turns.append(share)
-            else:
-                share._waiting_turn = False
-            return item, share
-        return None
-
-    def release(self, share: Share[T]) -> None:
-        """An item taken is over, whatever came of it."""
-        self.in_flight -= 1
-        self.done += 1
-        share.in_flight -= 1
-        share.done += 1
-        if share.queued:
-            self._line_up(share)
-        elif (
-            share.in_flight == 0
-            and share.rate is None
-            and share.backpressure is None
-            and share.throughput is None
-        ):
-            if len(self._shares) == 1:
-                self._shares = _NO_SHARES
-            else:
-                del self._shares[share.key]
-
-    def unblock(self, share: Share[T]) -> None:
-        """Its `blocked_until` has come."""
-        share._timed = False
-        if share.queued:
-            self._line_up(share)
-
-    def _line_up(self, share: Share[T]) -> None:
-        if not share._waiting_turn and share.in_flight < share.limit:
-            share._waiting_turn = True
-            self._turns.append(share)
+        if self.queued < most:
+            return False
+        parts = self._divided()
+        part = share.part
+        if parts is None or part is None:
+            return (before + 1) * len(self._shares) >= most
+        return (before + 1) * part.members * len(parts) >= most
 
     def postpone(self, share: Share[T], started: float, until: float, now: float) -> tuple[bool, bool]:
         """The subscription's endpoint, asked at `started`, wants nothing before `until`.
@@ -433,8 +258,8 @@ class Lane(Limiter, Generic[T]):
 
     def measure(self, seconds: float) -> bool:
         """The last measurement was so many `seconds` ago; whether there is any need for another one."""
-        # With a slot free, what is queued waits for something else: its own limits, or the time its endpoint asked for.
-        full = self.in_flight >= self.limit
+        # With slots to spare, what is queued waits for something else: its own limits, or the time its endpoint asked for.
+        full = self.in_flight >= self.easy
         recovering = self.recovering
         needed = self._gauge(seconds, self._max_wait, busy=full and self.queued > 0, recovering=recovering)
         longest = self.wait
@@ -445,7 +270,7 @@ class Lane(Limiter, Generic[T]):
                     seconds, self._max_wait, busy=busy, recovering=recovering or share.recovering
                 )
                 if share._nothing_left():
-                    del self._shares[share.key]
+                    self._drop(share)
             if share.queued <= 1 and share.throughput is None:
                 del self._deep[share]
             else:
@@ -454,20 +279,27 @@ class Lane(Limiter, Generic[T]):
         return needed
 
     def trim(self, most: int) -> list[T]:
-        """Take out, newest first, what is queued beyond the room, `most` at the most. The subscriptions that have most queued give most."""
+        """Take out, newest first, what is queued beyond the room, `most` at the most. The tenants that have most queued give most, and of them the subscriptions."""
         trimmed: list[T] = []
         for share in list(self._deep):
             if share.queued > share.room:
-                self._cut(share, max(int(share.room), share.queued - most + len(trimmed)), trimmed)
+                self.cut(share, max(int(share.room), share.queued - most + len(trimmed)), trimmed)
         if self.queued > self.room:
             wanted = max(int(self.room), self.queued - most + len(trimmed))
-            level = _level(sorted(share.queued for share in self._shares.values()), wanted)
-            for share in list(self._shares.values()):
-                if share.queued > level:
-                    self._cut(share, level, trimmed)
+            tenants: dict[TenantUsage, list[Share[T]]] = {}
+            for share in self._shares.values():
+                tenants.setdefault(share.usage, []).append(share)
+            queued = {usage: sum([share.queued for share in shares]) for usage, shares in tenants.items()}
+            left = level(sorted(queued.values()), wanted)
+            for usage, shares in tenants.items():
+                if queued[usage] > left:
+                    each = level(sorted([share.queued for share in shares]), left)
+                    for share in shares:
+                        self.cut(share, each, trimmed)
         return trimmed
 
-    def _cut(self, share: Share[T], left: int, trimmed: list[T]) -> None:
+    def cut(self, share: Share[T], left: int, trimmed: list[T]) -> None:
+        """Take the newest out of the queue of one subscription, until so many are `left`, and add them to `trimmed`."""
         before = share.queued
         if before <= left:
             return
@@ -508,17 +340,9 @@ class Lane(Limiter, Generic[T]):
         if not share.queued:
             if share._waiting_turn:
                 share._waiting_turn = False
-                self._turns.remove(share)
+                (self._turns if share.part is None else share.part.turns).remove(share)
             if share._nothing_left():
-                self._shares.pop(share.key, None)
-
-    def find(self, key: str) -> Share[T] | None:
-        """The subscription's share, if there is anything to say of it."""
-        return self._shares.get(key)
-
-    def shares(self) -> Iterator[Share[T]]:
-        """All of them."""
-        return iter(self._shares.values())
+                self._drop(share)
 
     def tidy(self, now: float) -> None:
         """Forget what there is no need to remember any more; called now and then."""
@@ -530,24 +354,13 @@ class Lane(Limiter, Generic[T]):
                 if share.throughput is None or share.throughput.rate is None:
                     share.room = share._roomy(self._max_wait)
             if share._nothing_left():
-                del self._shares[share.key]
+                self._drop(share)
 
     def close(self) -> None:
         """Nothing will come here any more: keep nothing large. Only if it is `empty`."""
-        self._turns = _NO_TURNS
+        self._turns = NO_TURNS
 
     @property
     def empty(self) -> bool:
         """Nothing queued, nothing in flight, nothing to remember."""
         return not self._shares and self.backpressure is None
-
-
-def _level(amounts: list[int], total: int) -> int:
-    """To what each of the ascending `amounts` must be cut, so that together they are at most `total`."""
-    left = total
-    for number, amount in enumerate(amounts):
-        level = left // (len(amounts) - number)
-        if amount > level:
-            return level
-        left -= amount
-    return amounts[-1] if amounts else 0

@@ -21,7 +21,7 @@ with slower look-ups and far more Python.
 Rules:
 
 1. After its construction nothing in an index changes but the answers, which can be derived anew
-   at any time. A `Subscription` never changes but for `request`, `route` and `health`, made at the first delivery.
+   at any time. A `Subscription` never changes but for `request`, `route`, `usage` and `health`, made at the first delivery.
 2. A successor takes the answers over, without those its change affects; its predecessor starts
    over with none. So answers are never shared, and one change doesn't make every tenant cold.
 3. A group (one tenant's patterns) is a flat tuple while it is small, else a trie. Nodes reachable

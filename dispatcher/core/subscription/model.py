@@ -1,6 +1,6 @@
 """Subscription: who wants which events, and how each is delivered.
 
-A subscription never changes, but for `request`, `route` and `health`, which the first delivery makes.
+A subscription never changes, but for `request`, `route`, `usage` and `health`, which the first delivery makes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from dispatcher.core.endpoint.fairness import TenantUsage
 from dispatcher.core.request.build import Template, template
 from dispatcher.core.request.signing import make_signers
 from dispatcher.core.request.urls import Origin, Target
@@ -59,6 +60,7 @@ class Subscription:
         "tenant",
         "thin",
         "timeout",
+        "usage",
     )
 
     request: Template
@@ -95,6 +97,7 @@ class Subscription:
         """
         # What every delivery looks at comes first: compiled, it is side by side in memory.
         self.route = None
+        self.usage: TenantUsage | None = None  # what its tenant uses, likewise
         self.health = None
         self.id = id
         self.status = status

@@ -53,14 +53,6 @@ def test_a_lane_hands_out_no_more_at_a_time_than_its_limit(passing: bool) -> Non
     assert lane.take(0.0) is None
 
 
-def test_what_waited_before_goes_ahead_of_what_is_new() -> None:
-    lane: Lane[str] = Lane(limit=10)
-    lane.offer("a", 10, "new", 0.0)
-    lane.offer("a", 10, "retry", 0.0, urgent=True)
-    order = [taken[0] for _ in range(2) if (taken := lane.take(0.0)) is not None]
-    assert order == ["retry", "new"]
-
-
 def test_a_lowered_limit_holds_at_once() -> None:
     lane: Lane[str] = Lane(limit=10)
     for i in range(4):
@@ -71,15 +63,6 @@ def test_a_lowered_limit_holds_at_once() -> None:
     assert lane.take(0.0) is None
     lane.release(first[1])
     assert lane.take(0.0) is not None
-
-
-def test_what_came_back_is_served_in_the_order_in_which_it_came_back() -> None:
-    lane: Lane[str] = Lane(limit=10)
-    lane.offer("a", 10, "new", 0.0)
-    for number in range(3):
-        lane.offer("a", 10, f"retry {number}", 0.0, urgent=True)
-    order = [taken[0] for _ in range(4) if (taken := lane.take(0.0)) is not None]
-    assert order == ["retry 0", "retry 1", "retry 2", "new"]
 
 
 def test_a_rate_is_kept_within_every_second_and_wastes_nothing() -> None:
