@@ -20,6 +20,7 @@ from benchmarks import (
     restart,
     retries,
     scale,
+    tenants,
     toggles,
 )
 from benchmarks.harness import (
@@ -45,6 +46,7 @@ ALL = (
     "growth",
     "replicas",
     "isolation",
+    "tenants",
     "memory",
     "retries",
     "restart",
@@ -132,6 +134,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: scale.run_replicas(command, **load_options)
             case "isolation":
                 yield lambda: isolation.run(command, **load_options)
+            case "tenants":
+                yield lambda: tenants.run(command, **load_options)
             case "memory":
                 yield lambda: scale.run_memory(command, quick=given.quick)
             case "retries":

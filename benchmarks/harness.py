@@ -912,6 +912,7 @@ TITLES: Final = (
     "Growth",
     "Replicas",
     "Isolation",
+    "Tenants",
     "Memory",
     "Soak",
     "Transport",

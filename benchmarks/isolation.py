@@ -99,7 +99,7 @@ class Turn:
         return percentile(self.taken, share)
 
 
-class _Dead:
+class Dead:
     """A host that accepts connections, reads nothing and answers nothing."""
 
     def __init__(self, address: str, port: int) -> None:
@@ -271,7 +271,7 @@ class Stage:
         with Nginx(healthy, count=True) as endpoint, contextlib.ExitStack() as stack:
             hosts = [*healthy]
             if bad:
-                stack.enter_context(_Dead(dead, endpoint.port))
+                stack.enter_context(Dead(dead, endpoint.port))
                 hosts += [dead, refusing]  # nobody listens at the latter
             daemon = Daemon(
                 self._broker,
@@ -284,7 +284,7 @@ class Stage:
                 ],
                 group=group,
                 topics={"prefix": f"{name}."},
-                **_DEFAULTS,
+                **DEFAULTS,
             )
             with daemon.started() as child, Sampler(child.pid) as usage:
                 daemon.wait_until_ready()
@@ -352,7 +352,7 @@ class Stage:
 
 
 # What `Daemon` sets for other benchmarks.
-_DEFAULTS: Final[Mapping[str, Any]] = {
+DEFAULTS: Final[Mapping[str, Any]] = {
     "delivery": {"connections_per_host": DeliverySettings().connections_per_host},
     "api": {"operational_events": True},
 }
@@ -453,7 +453,7 @@ def _backlog(section: Section, broker: str, folder: Path, *, count: int, runs: i
         return drain(endpoint, topic=topic, subscriptions=[subscription], **more)
 
     wide = {"in_flight": CONNECTIONS, "delivery": {"connections_per_host": CONNECTIONS}}
-    default = {"in_flight": MAX_IN_FLIGHT, **_DEFAULTS}
+    default = {"in_flight": MAX_IN_FLIGHT, **DEFAULTS}
     with Nginx(HOSTS, count=True) as endpoint:
         seen = [drain_one(endpoint, **default)]
         received = Counter(endpoint.received())

@@ -1,0 +1,233 @@
+"""What tenants cost, and what a hostile one costs the others. On a real Kafka.
+
+*Many tenants.* The plain case of `end_to_end.py` (8 hosts, the same events) with one tenant, with 100 and with 10,000, in turns with one
+tenant. Each tenant has one subscription; one tenant alone has eight, one for each host.
+
+*Among hostile ones.* 50 honest tenants with a host each share 2,000 events a second: without, then with a tenant beside them whose endpoints take connections
+and never answer: 320 origins, 32 attempts at a time for ten minutes each. It has published before the honest ones begin, so it has all it can have.
+Every setting has its default, but for those that let deliveries go to loopback addresses without TLS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from benchmarks.end_to_end import HOSTS, PARTITIONS, TYPES, Daemon, Run, Wrong, kafka
+from benchmarks.harness import (
+    BODY_BYTES,
+    SECRET,
+    Nginx,
+    Section,
+    Table,
+    beside_wrk,
+    envelope,
+    median,
+    require,
+    spread,
+    two_digits,
+)
+from benchmarks.isolation import DEFAULTS, Dead, arrived
+from benchmarks.scale import addresses, fill, percentile, publish, subscription_for
+from dispatcher.broker.base import Message
+
+TENANTS: Final = (1, 100, 10_000)
+_EVENTS: Final = 200_000
+_HONEST: Final = 50
+_PACE: Final = 2000  # events a second for the honest ones together
+_ORIGINS: Final = 320
+_BURST: Final = 32  # events of the hostile tenant, each for every origin
+_WARM: Final = 3.0  # seconds before anything counts
+_LATE: Final = 60.0  # seconds after the last event by which the honest tenants must have theirs
+_TYPE: Final = "order.paid"
+_runs: Final = itertools.count(1)
+
+# What the daemon is held to.
+_COST: Final = 0.97  # of the rate with one tenant
+_RATIO: Final = 1.3  # of the honest tenants' p99
+
+
+def subscriptions(tenants: int, port: int) -> list[dict[str, Any]]:
+    """One of each tenant, spread over the hosts; no two want the same events."""
+    return [
+        {
+            "id": f"sub_{number}",
+            "tenant": f"tenant-{number % tenants}",
+            "url": f"http://{HOSTS[number % len(HOSTS)]}:{port}/hook",
+            "event_types": [TYPES[number % len(TYPES)]],
+            "secrets": [SECRET],
+        }
+        for number in range(max(tenants, len(HOSTS)))
+    ]
+
+
+def events(topic: str, tenants: int, count: int) -> Iterator[Message]:
+    """Evenly over these, and for the partitions in turns."""
+    different = max(tenants, len(HOSTS))
+    for number in range(count):
+        turn = number % different
+        body = envelope(number, BODY_BYTES, TYPES[turn % len(TYPES)], f"tenant-{turn % tenants}")[1]
+        yield Message(topic, body, partition=number // len(HOSTS) % PARTITIONS)
+
+
+def _many(section: Section, broker: str, folder: Path, *, count: int, runs: int) -> None:
+    topics = {tenants: f"bench-tenants-{tenants}" for tenants in TENANTS}
+    for tenants, topic in topics.items():
+        fill(broker, topic, events(topic, tenants, count))
+    table = Table(
+        ("tenants", "deliveries/s", "one tenant, in turns", "ratio", "CPU per delivery, us", "wanted")
+    )
+    remarks: list[str] = []
+    with Nginx(HOSTS) as endpoint:
+
+        def deliver(tenants: int) -> tuple[float, Run]:
+            own = folder / f"tenants-{next(_runs)}"
+            own.mkdir()
+            run = Daemon(
+                broker,
+                endpoint,
+                own,
+                topic=topics[tenants],
+                subscriptions=subscriptions(tenants, endpoint.port),
+                topics={"prefix": f"{own.name}-{os.getpid()}."},
+            ).run(count)
+            print(f"  {tenants:,} tenants: {run.rate:,.0f}/s, {run.cpu * 1e6:.1f} us", flush=True)
+            return run.rate, run
+
+        for tenants in TENANTS:
+            if tenants == 1:
+                continue
+            compared = beside_wrk(partial(deliver, tenants), lambda: deliver(1)[0], runs)
+            ratio = median(compared.ratios)
+            table.add(
+                f"{tenants:,}",
+                spread(compared.rates),
+                spread(compared.wrk),
+                spread(compared.ratios, two_digits),
+                spread([run.cpu * 1e6 for run in compared.seen], "{:.1f}".format),
+                f">= {_COST:.2f} {'✓' if ratio >= _COST else '✗ missed'}",
+            )
+            if remark := compared.remark():
+                remarks.append(f"{tenants:,} tenants: {remark}")
+    section.add(table)
+    section.parts.extend(remarks)
+
+
+def _hostile(origins: list[str], port: int) -> list[dict[str, Any]]:
+    return [
+        {
+            **subscription_for(1000 + number, host, port, "hostile", _TYPE),
+            "timeout": "10m",
+            "max_in_flight": 32,
+        }
+        for number, host in enumerate(origins)
+    ]
+
+
+def _turn(broker: str, folder: Path, *, seconds: float, hostile: bool) -> list[float]:
+    """Seconds that each delivery of an honest tenant took, sorted."""
+    name = f"bench-hostile-{next(_runs)}-{os.getpid()}"
+    own = folder / name
+    own.mkdir()
+    honest = addresses(_HONEST)
+    origins = [f"127.200.{1 + number // 250}.{1 + number % 250}" for number in range(_ORIGINS)]
+    kinds = [(_TYPE, f"tenant-{number}") for number in range(_HONEST)]
+    bursts = (
+        Message(name, envelope(number, BODY_BYTES, _TYPE, "hostile")[1], partition=number % PARTITIONS)
+        for number in range(_BURST if hostile else 0)
+    )
+    fill(broker, name, bursts)
+    with Nginx(honest, count=True) as endpoint, contextlib.ExitStack() as stack:
+        listed = [
+            subscription_for(number, host, endpoint.port, f"tenant-{number}", _TYPE)
+            for number, host in enumerate(honest)
+        ]
+        if hostile:
+            for host in origins:
+                stack.enter_context(Dead(host, endpoint.port))
+            listed += _hostile(origins, endpoint.port)
+        daemon = Daemon(
+            broker,
+            endpoint,
+            own,
+            topic=name,
+            subscriptions=listed,
+            topics={"prefix": f"{name}."},
+            **DEFAULTS,
+        )
+        with daemon.started():
+            daemon.wait_until_ready()
+            if hostile:
+                _until(lambda: daemon.scrape()["tenants_at_share"] == 1, "the hostile tenant has its share")
+            warm = uvloop.run(publish(broker, name, _PACE, _WARM, kinds))
+            ids = uvloop.run(publish(broker, name, _PACE, seconds, kinds))
+            expected = len(warm) + len(ids)
+            _until(lambda: daemon.scrape().delivered >= expected, "the honest tenants have their events")
+        return sorted(arrived([*warm, *ids], ids, endpoint.arrivals(), _HONEST)[0])
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _LATE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Wrong(f"not so within {_LATE:g} s: {what}")
+        time.sleep(0.25)
+
+
+def _among_hostile_ones(section: Section, broker: str, folder: Path, *, quick: bool, runs: int) -> None:
+    seconds = 10 if quick else 60
+    without: list[list[float]] = []
+
+    def baseline() -> float:
+        without.append(_turn(broker, folder, seconds=seconds, hostile=False))
+        return percentile(without[-1], 0.99)
+
+    def measured() -> tuple[float, list[float]]:
+        taken = _turn(broker, folder, seconds=seconds, hostile=True)
+        return percentile(taken, 0.99), taken
+
+    compared = beside_wrk(measured, baseline, runs)
+    table = Table(("honest tenants, ms", "without", "with a hostile one", "ratio, in turns", "wanted"))
+    for what, share in (("p50", 0.5), ("p99", 0.99), ("longest", 1.0)):
+        figures = (
+            spread([percentile(each, share) * 1000 for each in turns], "{:.1f}".format)
+            for turns in (without, compared.seen)
+        )
+        if what == "p99":
+            holds = median(compared.ratios) <= _RATIO
+            table.add(
+                what,
+                *figures,
+                spread(compared.ratios, two_digits),
+                f"<= {_RATIO:g} {'✓' if holds else '✗ missed'}",
+            )
+        else:
+            table.add(what, *figures, "", "")
+    section.add(table)
+    if remark := compared.remark():
+        section.add(remark)
+    section.add(
+        f"{_HONEST} honest tenants with a host each, {_PACE:,} events of {BODY_BYTES} bytes a second for {seconds} s. The hostile tenant has {_ORIGINS} origins that "
+        f"never answer, and is owed {_ORIGINS * _BURST:,} deliveries. Every event of an honest tenant arrived."
+    )
+
+
+def run(command: str, *, quick: bool, count: int | None = None, runs: int | None = None) -> Section:
+    """Both parts."""
+    require("nginx", "taskset")
+    section = Section("Tenants", command)
+    turns = runs or (1 if quick else 3)
+    with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        _many(section, broker, folder, count=count or (20_000 if quick else _EVENTS), runs=turns)
+        _among_hostile_ones(section, broker, folder, quick=quick, runs=turns)
+    return section
