@@ -43,6 +43,7 @@ _PARKED: Final[Mapping[str, str]] = {
     "queue_wait": "behind other deliveries to the same slow endpoint",
     "cap": "until there is room in memory",
     "hold_limit": "until there is room in memory",
+    "fair_share": "until its tenant, which has its share of the memory, has room again",
     "shutdown": "until another process of the dispatcher takes it up",
     "paused": "until the subscription is resumed",
     "pending": "until the endpoint has agreed to be sent events",
