@@ -50,6 +50,7 @@ _SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of 
 _RESUMED: Final = 8  # held shares that are asked again after an attempt
 
 
+# Long: the way from the lane to the socket and back is one path over one set of fields.
 class Sending(DeliveryOwner):
     """What is queued and attempted."""
 
