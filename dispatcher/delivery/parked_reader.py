@@ -67,6 +67,7 @@ class ParkedHost(Protocol):
 
     def purge_parked(self, retry: RetryRecord, tracker: ParkedTracker, offset: int) -> bool:
         """Settle it if it is superseded, else give it back to the tracker; whether it was settled."""
+
     def tenant_of(self, subscription_id: str) -> object:
         """Whose turn it is when something is handed over; tenants take turns."""
 
