@@ -17,6 +17,7 @@ import { Button, Copy, Duration, Empty, Note } from "../ui/bits";
 import { Chart } from "../ui/chart";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { asProblem, Confirm } from "../ui/dialog";
+import { Export } from "../ui/export";
 import { Filters, Pager, stateOptions, type FilterField } from "../ui/filters";
 import { Select } from "../ui/form";
 import { Knowledge, Panel, ProblemNote, problemTexts } from "../ui/panel";
@@ -76,6 +77,7 @@ export function Deliveries() {
         <Button kind="small" data-reload onClick={load.reload}>
           {t.reload}
         </Button>
+        <Export path="/v1/deliveries" name="deliveries" query={() => listQuery(query, DELIVERY_FILTERS, Date.now())} />
         <Copy label={t.copyLink} text={() => new URL(changed({ since: utcText(rangeOf(query, Date.now()).since), until: utcText(rangeOf(query, Date.now()).until ?? Date.now()) }), document.baseURI).href} />
       </Head>
       <Filters fields={deliveryFields()} />

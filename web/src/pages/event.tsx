@@ -8,7 +8,7 @@ import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { t, word } from "../text/text";
-import { A, Badge, Button, Bytes, Copy, Empty, Fact, Facts, Id, Note, Time, type Tone } from "../ui/bits";
+import { A, Badge, Button, Bytes, Copy, Empty, Fact, Facts, Id, Note, Time, type Tone, Words } from "../ui/bits";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { Confirm } from "../ui/dialog";
 import { Input } from "../ui/form";
@@ -113,7 +113,7 @@ function Explain(props: { id: string }) {
                     id={(row) => row.subscription_id}
                     href={(row) => (row.delivery_id ? to("delivery", { id: row.delivery_id }) : to("subscription", { id: row.subscription_id }))}
                     columns={[
-                      { name: t.columns.subscription, cell: (row) => <span class="break">{row.subscription_id}</span> },
+                      { name: t.columns.subscription, cell: (row) => <Words of={row.subscription_id} /> },
                       { name: t.event.outcome, cell: (row) => <Badge tone={OUTCOME_TONES[row.outcome] ?? "calm"}>{word(t.explained, row.outcome)}</Badge> },
                       { name: t.event.because, cell: (row) => <span class="break">{row.sentence}</span>, wide: true },
                     ]}

@@ -7,7 +7,8 @@ import { useLoad } from "../state/load";
 import { place, to } from "../state/place";
 import { isOperator } from "../state/session";
 import { t } from "../text/text";
-import { Button, Bytes, Empty, Time } from "../ui/bits";
+import { Button, Bytes, Empty, Time, Words } from "../ui/bits";
+import { Export } from "../ui/export";
 import { Filters, Pager, type FilterField } from "../ui/filters";
 import { Knowledge, Panel } from "../ui/panel";
 import { RangePicker } from "../ui/range";
@@ -26,6 +27,7 @@ export function Events() {
         <Button kind="small" data-reload onClick={load.reload}>
           {t.reload}
         </Button>
+        <Export path="/v1/events" name="events" query={() => listQuery(query, EVENT_FILTERS, Date.now())} />
       </Head>
       <Filters fields={fields} />
       <Panel title={t.list.title} load={load} lines={10}>
@@ -55,8 +57,8 @@ export function EventTable(props: { rows: readonly KnownEvent[] }) {
       name={(row) => row.id}
       columns={[
         { name: t.columns.time, cell: (row) => <Time at={row.published_at} /> },
-        { name: t.columns.eventType, cell: (row) => <span class="break">{row.type}</span> },
-        { name: t.columns.id, cell: (row) => <code class="break">{row.id}</code> },
+        { name: t.columns.eventType, cell: (row) => <Words of={row.type} /> },
+        { name: t.columns.id, cell: (row) => <code><Words of={row.id} /></code> },
         { name: t.columns.tenant, cell: (row) => row.tenant ?? <span class="faint">–</span>, hidden: !isOperator() },
         { name: t.payload.size, cell: (row) => (row.size === null ? "–" : <Bytes of={row.size} />), right: true },
         {

@@ -6,7 +6,7 @@ import { useLoad, type Loading } from "../state/load";
 import { to } from "../state/place";
 import { isOperator } from "../state/session";
 import { language, t, word } from "../text/text";
-import { A, Badge, Button, Distance, Empty, Time } from "../ui/bits";
+import { A, Badge, Button, Distance, Empty, Time, Words } from "../ui/bits";
 import { Panel } from "../ui/panel";
 import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
@@ -43,7 +43,7 @@ export function FailingTable(props: { answer: FailingAnswer; most?: number }) {
         id={(row) => row.subscription_id}
         href={(row) => to("subscription", { id: row.subscription_id })}
         columns={[
-          { name: t.columns.subscription, cell: (row) => <span class="break">{row.subscription_id}</span> },
+          { name: t.columns.subscription, cell: (row) => <Words of={row.subscription_id} /> },
           { name: t.columns.tenant, cell: (row) => row.tenant ?? <span class="faint">–</span>, hidden: !isOperator() },
           { name: t.failing.since, cell: (row) => (row.failing_since ? <Distance at={row.failing_since} /> : <span class="faint">{t.failing.onlyWaits}</span>) },
           { name: t.subscription.successRate, right: true, cell: (row) => (row.success_rate === null ? "–" : percentText(row.success_rate, language)) },

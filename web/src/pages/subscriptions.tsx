@@ -9,7 +9,7 @@ import { useLoad } from "../state/load";
 import { APP, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { language, t, word } from "../text/text";
-import { A, Button, Empty, StatusBadge } from "../ui/bits";
+import { A, Button, Empty, StatusBadge, Words } from "../ui/bits";
 import { Sparkline } from "../ui/chart";
 import { Filters, Pager, type FilterField } from "../ui/filters";
 import { Panel } from "../ui/panel";
@@ -56,9 +56,9 @@ export function Subscriptions() {
                 id={(row) => row.id}
                 href={(row) => to("subscription", { id: row.id })}
                 columns={[
-                  { name: t.columns.id, cell: (row) => <span class="break">{row.id}</span> },
+                  { name: t.columns.id, cell: (row) => <Words of={row.id} /> },
                   { name: t.columns.status, cell: (row) => <StatusBadge status={row.status} /> },
-                  { name: t.columns.url, cell: (row) => <span class="break">{row.url}</span>, wide: true },
+                  { name: t.columns.url, cell: (row) => <Words of={row.url} />, wide: true },
                   { name: t.columns.eventTypes, cell: (row) => <span class="break">{row.event_types.slice(0, 4).join(", ") + (row.event_types.length > 4 ? "…" : "")}</span> },
                   { name: t.columns.tenant, cell: (row) => row.tenant ?? <span class="faint">–</span>, hidden: !isOperator() },
                   {

@@ -462,6 +462,7 @@ export const de: Texts = {
     ownType: "Ein anderer Typ oder ein Muster",
     removeType: "Entfernen:",
   },
+  export: { title: "Exportieren", what: "Alle Zeilen dieser Filter und dieser Zeit, höchstens 10.000. Zeiten sind in UTC." },
   failing: {
     what: "Abonnements, deren letzter Versuch scheiterte oder für die etwas zurückgestellt ist, auf allen Replikaten.",
     none: "Niemand ist gestört.",

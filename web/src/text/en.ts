@@ -472,6 +472,7 @@ export const en = {
     ownType: "Another type or pattern",
     removeType: "Remove",
   },
+  export: { title: "Export", what: "All rows of these filters and this time, 10,000 at the most. Times are in UTC." },
   failing: {
     what: "Subscriptions whose last attempt failed, or for which something is set aside, on all replicas.",
     none: "Nobody is failing.",

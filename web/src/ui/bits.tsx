@@ -44,6 +44,16 @@ export function distanceText(ms: number, now: number): string {
   return distance > 0 ? t.time.in(size) : t.time.ago(size);
 }
 
+/** A name that may be long: it breaks at dots and underscores first, and is whole on hover. */
+export function Words(props: { of: string }) {
+  const parts = props.of.split(/(?<=[._:/-])/);
+  return (
+    <span class="words" title={props.of}>
+      {parts.map((part, at) => (at === 0 ? part : [<wbr key={at} />, part]))}
+    </span>
+  );
+}
+
 export function Count(props: { of: number | string }) {
   return <>{countText(props.of, language)}</>;
 }

@@ -5,7 +5,7 @@ import { to } from "../state/place";
 import { answerText, verdict, type Verdict } from "../state/verdict";
 import { isOperator, may } from "../state/session";
 import { t } from "../text/text";
-import { A, Distance, Duration, StateBadge, Time } from "./bits";
+import { A, Distance, Duration, StateBadge, Time, Words } from "./bits";
 import { Table, type Column } from "./table";
 
 export function lastAnswer(row: Delivery): string {
@@ -19,18 +19,18 @@ export function columnsOf(options: { event?: boolean; subscription?: boolean } =
   return [
     { name: t.columns.time, cell: (row) => <Time at={row.created_at} /> },
     { name: t.columns.state, cell: (row) => <StateBadge state={row.state} /> },
-    { name: t.columns.eventType, cell: (row) => <span class="break">{row.event_type}</span>, hidden: options.event === false },
+    { name: t.columns.eventType, cell: (row) => <Words of={row.event_type} />, hidden: options.event === false },
     {
       name: t.columns.subscription,
       cell: (row) => (
-        <A page="subscription" query={{ id: row.subscription_id }} class="above break">
-          {row.subscription_id}
+        <A page="subscription" query={{ id: row.subscription_id }} class="above">
+          <Words of={row.subscription_id} />
         </A>
       ),
       hidden: options.subscription === false,
     },
     { name: t.columns.tenant, cell: (row) => row.tenant ?? <span class="faint">–</span>, hidden: !isOperator() },
-    { name: t.columns.host, cell: (row) => <span class="break">{row.host ?? "–"}</span> },
+    { name: t.columns.host, cell: (row) => row.host ? <Words of={row.host} /> : "–" },
     {
       name: t.columns.answer,
       cell: (row) => (

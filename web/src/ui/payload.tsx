@@ -7,6 +7,7 @@ import { useLoad } from "../state/load";
 import { t } from "../text/text";
 import { Bytes, Button, Copy, Fact, Facts } from "./bits";
 import { Panel } from "./panel";
+import { save } from "./save";
 
 export interface Payload {
   bytes: Uint8Array<ArrayBuffer>;
@@ -47,14 +48,7 @@ export function PayloadView(props: { payload: Payload; sha256?: string | null | 
     if (!globalThis.crypto?.subtle) return;
     void crypto.subtle.digest("SHA-256", bytes).then((found) => setDigest([...new Uint8Array(found)].map((each) => each.toString(16).padStart(2, "0")).join("")));
   }, [bytes]);
-  const download = () => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([bytes], { type: "application/octet-stream" }));
-    link.download = `${props.name.replace(/[^\w.-]/g, "_").slice(0, 80)}${tree ? ".json" : ".bin"}`;
-    link.dataset["leave"] = "";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  };
+  const download = () => save(bytes, `${props.name}${tree ? ".json" : ".bin"}`);
   return (
     <>
       <Facts>
