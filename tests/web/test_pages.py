@@ -42,8 +42,8 @@ def window() -> Iterator[Browser]:
 
 def pages(stage: Stage) -> dict[str, str]:
     """Every page with something on it: a name, and its address below the console."""
-    dead = stage.deliveries("state=dead")[0]
-    retrying = stage.deliveries("state=retrying")[0]
+    dead = stage.deliveries("subscription=sub_refused&state=dead")[0]
+    retrying = stage.deliveries("subscription=sub_later&state=retrying")[0]
     delivered = stage.deliveries("subscription=sub_shop&limit=50")
     tried = next((each for each in delivered if each["attempts"] > 1), delivered[0])
     return {
@@ -135,16 +135,19 @@ def test_stored_markup_is_shown_as_it_is(stage: Stage, window: Browser) -> None:
         expect(page.get_by_text(MARKUP).first).to_be_visible()
         assert page.evaluate("() => window.hit") is None
         watch.check()
-    shop = next(each for each in stage.deliveries("subscription=sub_crm&state=dead"))
+    shop = next(each for each in stage.deliveries("subscription=sub_refused&state=dead"))
     with opened(window, f"{stage.url}/console/delivery?id={shop['id']}") as (page, watch):
         settled(page)
-        expect(page.get_by_text("<h1>Internal error</h1>").first).to_be_visible()
+        expect(page.get_by_text("<h1>Refused</h1>").first).to_be_visible()
         assert page.evaluate("() => window.hit") is None
         watch.check()
 
 
 def test_the_address_is_the_state(stage: Stage, window: Browser) -> None:
-    with opened(window, f"{stage.url}/console/deliveries?state=dead&subscription=sub_crm") as (page, watch):
+    with opened(window, f"{stage.url}/console/deliveries?state=dead&subscription=sub_refused") as (
+        page,
+        watch,
+    ):
         settled(page)
         before = page.locator("tr.row").count()
         assert before > 0
@@ -169,7 +172,7 @@ def test_64_bit_numbers_are_shown_exactly(stage: Stage, window: Browser) -> None
     with opened(window, f"{stage.url}/console/event?id=evt_large") as (page, watch):
         settled(page)
         expect(page.get_by_text("9223372036854775807").first).to_be_visible()
-        expect(page.get_by_text("as published")).to_be_visible()
+        expect(page.get_by_text("as published", exact=True)).to_be_visible()
         watch.check()
 
 
@@ -177,7 +180,7 @@ def test_a_large_body_is_drawn_in_parts_and_downloaded_whole(stage: Stage, windo
     sha256 = stage.call("GET", "/v1/events/evt_mebibyte")["events"][0]["sha256"]
     with opened(window, f"{stage.url}/console/event?id=evt_mebibyte") as (page, watch):
         settled(page)
-        expect(page.get_by_text("as published")).to_be_visible()
+        expect(page.get_by_text("as published", exact=True)).to_be_visible()
         page.locator(".tree summary", has_text='"rows"').click()
         expect(page.get_by_role("button", name="Show more")).not_to_have_count(0)
         assert page.evaluate("() => document.querySelectorAll('*').length") < 4000
@@ -254,7 +257,7 @@ def test_the_zone_that_is_chosen_rules_and_is_remembered(stage: Stage, window: B
 
 
 def test_a_retry_is_followed_to_its_end(stage: Stage, window: Browser) -> None:
-    dead = stage.deliveries("subscription=sub_crm&state=dead")[0]
+    dead = stage.deliveries("subscription=sub_refused&state=dead")[-1]
     with opened(window, f"{stage.url}/console/delivery?id={dead['id']}") as (page, watch):
         settled(page)
         page.get_by_role("button", name="Retry now").click()

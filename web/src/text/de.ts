@@ -501,7 +501,7 @@ export const de: Texts = {
     perSecond: "In der Sekunde",
     ends: "Endet",
     skipped: (why) => `Weggelassen: ${why}`,
-    skips: { not_active: "nicht aktiv", lost: "Ereignis gelöscht", unreadable: "unlesbar", deleted: "Abonnement gelöscht" },
+    skips: { not_active: "nicht aktiv", body_lost: "Ereignis gelöscht", unreadable: "unlesbar", deleted: "Abonnement gelöscht" },
     asked: "Was verlangt wurde",
     states: { planned: "geplant", running: "läuft", paused: "angehalten", done: "fertig", cancelled: "abgebrochen", failed: "gescheitert" },
     cancel: "Wiederholung abbrechen",

@@ -511,7 +511,7 @@ export const en = {
     perSecond: "A second",
     ends: "Ends",
     skipped: (why: string) => `Left out: ${why}`,
-    skips: { not_active: "not active", lost: "event deleted", unreadable: "unreadable", deleted: "subscription deleted" },
+    skips: { not_active: "not active", body_lost: "event deleted", unreadable: "unreadable", deleted: "subscription deleted" },
     asked: "What was asked for",
     states: { planned: "planned", running: "running", paused: "paused", done: "done", cancelled: "cancelled", failed: "failed" },
     cancel: "Cancel replay",
