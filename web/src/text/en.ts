@@ -126,6 +126,7 @@ export const en = {
     retry_after: { why: "The endpoint asked for time (Retry-After).", next: "It is sent when that time is over.", todo: "Nothing: wait.", remedy: "wait" },
     queue_wait: { why: "The endpoint is owed more than it takes.", next: "It is sent in its turn, the oldest first.", todo: "Let the endpoint answer faster, or raise its limits.", remedy: "subscription" },
     cap: { why: "The endpoint is owed more than it takes, and the process's memory was full.", next: "It is sent in its turn, the oldest first.", todo: "Let the endpoint answer faster, or raise its limits.", remedy: "subscription" },
+    fair_share: { why: "Its tenant has what is its share of the memory, and others wait too.", next: "It is sent in its turn, the oldest first.", todo: "Let the tenant's endpoints answer faster, or give it a larger share.", remedy: "subscription" },
     hold_limit: { why: "It waited in memory for as long as that is allowed.", next: "It is sent when the endpoint takes something again.", todo: "Look at what the endpoint answers.", remedy: "subscription" },
     shutdown: { why: "The process that had it was stopped.", next: "Another process sends it.", todo: "Nothing: wait.", remedy: "wait" },
     paused: { why: "The subscription is paused.", next: "It is sent after the subscription is resumed.", todo: "Resume the subscription before what it keeps expires.", remedy: "resume" },

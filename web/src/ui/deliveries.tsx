@@ -30,7 +30,7 @@ export function columnsOf(options: { event?: boolean; subscription?: boolean } =
       hidden: options.subscription === false,
     },
     { name: t.columns.tenant, cell: (row) => row.tenant ?? <span class="faint">–</span>, hidden: !isOperator() },
-    { name: t.columns.host, cell: (row) => row.host ? <Words of={row.host} /> : "–" },
+    { name: t.columns.host, cell: (row) => row.host ? <Words of={row.host} /> : "–", spare: true },
     {
       name: t.columns.answer,
       cell: (row) => (

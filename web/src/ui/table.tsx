@@ -9,6 +9,7 @@ export interface Column<T> {
   right?: boolean;
   wide?: boolean; // takes a line of its own on a narrow screen
   hidden?: boolean;
+  spare?: boolean; // left out where there is little room for all
 }
 
 interface RowProps<T> {
@@ -31,7 +32,7 @@ class Row<T> extends Component<RowProps<T>> {
         <tr class={`row${under ? " has-under" : ""}`}>
           {pick ? <td class="pick">{pick}</td> : null}
           {columns.map((column, at) => (
-            <td key={column.name} data-label={column.name} class={`${column.right ? "right" : ""}${column.wide ? " wide" : ""}`}>
+            <td key={column.name} data-label={column.name} class={`${column.right ? "right" : ""}${column.wide ? " wide" : ""}${column.spare ? " spare" : ""}`}>
               {at === 0 && href !== null ? (
                 <a class="row-link" href={href}>
                   {column.cell(row)}
@@ -73,7 +74,7 @@ export function Table<T>(props: {
           <tr>
             {props.pick ? <th class="pick">{props.pickAll}</th> : null}
             {columns.map((column) => (
-              <th key={column.name} scope="col" class={column.right ? "right" : undefined}>
+              <th key={column.name} scope="col" class={`${column.right ? "right" : ""}${column.spare ? " spare" : ""}`}>
                 {column.name}
               </th>
             ))}
