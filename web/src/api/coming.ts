@@ -1,4 +1,4 @@
-// Shapes of answers, and one function for each that asks for it.
+// What the installation as a whole says, and what is sent again.
 
 import { get, type Query } from "./client";
 import type { components } from "./schema";
@@ -16,73 +16,8 @@ export const statistics = (query: Query, signal: AbortSignal): Promise<Statistic
 export const failing = (signal: AbortSignal): Promise<FailingAnswer> => get("/v1/failing", { signal });
 export const cluster = (signal: AbortSignal): Promise<Schemas["Cluster"]> => get("/v1/cluster", { signal });
 
-export interface Intervention {
-  id: string;
-  action: "retry" | "cancel" | "deliver";
-  delivery_id: string;
-  subscription_id: string;
-  event_id: string;
-  event_type: string;
-  tenant: string | null;
-  generation: number;
-  requested_at: string;
-  requested_by: string;
-}
-
-export interface DeadLetter {
-  id: string;
-  partition: number;
-  offset: number | string;
-  written_at: string;
-  reason: string;
-  detail: string | null;
-  retryable: boolean;
-  delivery_id: string | null;
-  subscription_id: string | null;
-  event_id: string | null;
-  event_type: string | null;
-  tenant: string | null;
-  attempts: number | null;
-  generation: number | null;
-  last_result: string | null;
-  body_bytes: number;
-}
-
-export interface Plan {
-  source: string;
-  records: number;
-  deliveries: number;
-  exact: boolean;
-  by_type: Record<string, number>;
-  not_active: number;
-  since: string | null;
-  until: string;
-  first_at: string | null;
-  last_at: string | null;
-  seconds: number | null;
-  warnings: string[];
-}
-
-export interface Replay {
-  id: string;
-  state: "planned" | "running" | "paused" | "done" | "cancelled" | "failed";
-  detail: string | null;
-  source: string;
-  subscription: string | null;
-  tenant: string | null;
-  since: string | null;
-  until: string | null;
-  event_types: string[] | null;
-  states: string[] | null;
-  status_codes: string[] | null;
-  reasons: string[] | null;
-  rate: string | null;
-  created_at: string;
-  created_by: string;
-  started_at: string | null;
-  ended_at: string | null;
-  updated_at: string;
-  runner: string | null;
-  progress: { fraction: number | null; looked: number; written: number; sent: number; behind: number; skipped: Record<string, number> };
-  estimate: { per_second: number | null; seconds_left: number | null; ends_at: string | null };
-}
+export type Intervention = Schemas["DeliveryCommanded"];
+export type DeadLetter = Schemas["DeadLetterRecord"];
+export type Plan = Schemas["ReplayPlan"];
+export type Replay = Schemas["Replay"];
+export type ReplayShown = Schemas["ReplayShown"];

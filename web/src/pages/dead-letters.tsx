@@ -1,7 +1,7 @@
 // Dead letters, straight from their topic: unreadable records too.
 
 import { useState } from "preact/hooks";
-import { ask } from "../api/client";
+import { ask, get } from "../api/client";
 import type { DeadLetter, Intervention } from "../api/coming";
 import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
@@ -16,8 +16,8 @@ import { Table } from "../ui/table";
 
 export function DeadLetters() {
   const { query } = place.use();
-  const load = useLoad(`dead letters ${query.toString()}`, async (signal) =>
-    (await ask<{ dead_letters: DeadLetter[]; next_cursor: string | null }>("GET", "/v1/dead-letters", { query: { partition: query.get("partition"), cursor: query.get("cursor"), limit: 50 }, signal })).value,
+  const load = useLoad(`dead letters ${query.toString()}`, (signal) =>
+    get("/v1/dead-letters", { query: { partition: query.get("partition"), cursor: query.get("cursor"), limit: 50 }, signal }),
   );
   const [open, setOpen] = useState<DeadLetter | null>(null);
   return (

@@ -1,8 +1,8 @@
 // Many deliveries sent again: a plan first, then a job that can be watched, paused and cancelled.
 
 import { useState } from "preact/hooks";
-import { ask } from "../api/client";
-import type { Plan, Replay } from "../api/coming";
+import { ask, get } from "../api/client";
+import type { Plan, Replay, ReplayShown } from "../api/coming";
 import { countText, percentText, rateText } from "../format/numbers";
 import { readTime, timeText, utcText } from "../format/time";
 import { useLoad } from "../state/load";
@@ -25,7 +25,7 @@ const TONES: Record<string, Tone> = { planned: "info", running: "info", paused: 
 export function Replays() {
   const { query } = place.use();
   const making = query.has("new");
-  const load = useLoad(`replays ${query.get("cursor") ?? ""}`, async (signal) => (await ask<{ replays: Replay[]; next_cursor: string | null }>("GET", "/v1/replays", { query: { cursor: query.get("cursor"), limit: 50 }, signal })).value);
+  const load = useLoad(`replays ${query.get("cursor") ?? ""}`, (signal) => get("/v1/replays", { query: { cursor: query.get("cursor"), limit: 50 }, signal }));
   return (
     <>
       <Head title={t.pages.replays} under={t.replay.what}>
@@ -116,7 +116,7 @@ function Make() {
         }
       : asked!;
     try {
-      const { value } = await ask<{ plan?: Plan; replay?: Replay }>("POST", "/v1/replays", { body: { ...body, dry_run: dry }, timeout: 120_000 });
+      const { value } = await ask<ReplayShown>("POST", "/v1/replays", { body: { ...body, dry_run: dry }, timeout: 120_000 });
       if (value.replay) go(to("replay", { id: value.replay.id }));
       setPlan(value.plan ?? null);
       setAsked(body);
@@ -205,8 +205,7 @@ export function ReplayPage() {
   const load = useLoad(
     `replay ${id}`,
     async (signal) => {
-      const { value } = await ask<Replay | { replay: Replay }>("GET", "/v1/replays/{id}", { path: { id }, signal });
-      const replay = "replay" in value ? value.replay : value;
+      const replay: Replay = (await get("/v1/replays/{id}", { path: { id }, signal })).replay!;
       setOver(["done", "cancelled", "failed"].includes(replay.state));
       return replay;
     },
