@@ -47,7 +47,7 @@ export function DeadLetters() {
                 name={(row) => row.id}
                 columns={[
                   { name: t.columns.time, cell: (row) => <Time at={row.written_at} /> },
-                  { name: t.columns.reason, cell: (row) => <Badge tone="bad">{row.reason}</Badge> },
+                  { name: t.columns.reason, cell: (row) => <Badge tone="bad">{row.reason ?? t.deadLetter.unreadable}</Badge> },
                   { name: t.columns.eventType, cell: (row) => <span class="break">{row.event_type ?? "–"}</span> },
                   {
                     name: t.columns.subscription,
@@ -67,7 +67,7 @@ export function DeadLetters() {
                 ]}
                 under={(row) => (
                   <span class="why">
-                    <span class="break">{(Object.hasOwn(t.deadReasons, row.reason) ? t.deadReasons[row.reason as keyof typeof t.deadReasons].why : null) ?? row.detail ?? row.reason}</span>{" "}
+                    <span class="break">{(row.reason !== null && Object.hasOwn(t.deadReasons, row.reason) ? t.deadReasons[row.reason as keyof typeof t.deadReasons].why : null) ?? row.detail ?? row.reason ?? "–"}</span>{" "}
                     {row.retryable && may("resend") ? (
                       <button type="button" class="link above" onClick={() => setOpen(row)}>
                         {t.actions.retry}

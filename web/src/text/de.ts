@@ -511,6 +511,7 @@ export const de: Texts = {
   deadLetter: {
     what: "Aufgegebene Zustellungen und Datensätze, die keine Ereignisse sind, direkt aus dem Topic.",
     none: "Keine Unzustellbaren.",
+    unreadable: "unlesbar",
     notRetryable: "Es lässt sich nicht erneut senden: Es ist keine Zustellung.",
   },
   eventType: {

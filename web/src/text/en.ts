@@ -521,6 +521,7 @@ export const en = {
   deadLetter: {
     what: "Deliveries that were given up, and records that are no events, straight from the topic.",
     none: "No dead letters.",
+    unreadable: "unreadable",
     notRetryable: "It can't be retried: it is no delivery.",
   },
   eventType: {
