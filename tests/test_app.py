@@ -88,6 +88,32 @@ async def test_a_part_that_cannot_be_stopped_does_not_keep_the_others_from_it(
         await asyncio.open_connection("127.0.0.1", port)
 
 
+async def test_the_stop_waits_for_the_historys_database_only_after_the_drain(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that doesn't answer would take time from deliveries that are under way."""
+    await app.start()
+    await eventually(lambda: not app.problems(), 60)
+    history, engine = app._history, app._engine
+    assert history is not None
+    assert engine is not None
+    order: list[str] = []
+    drain, close = engine.stop, history.close
+
+    async def stop(seconds: float) -> None:
+        order.append("drain")
+        await drain(seconds)
+
+    async def let_go() -> None:
+        order.append("database")
+        await close()
+
+    monkeypatch.setattr(engine, "stop", stop)
+    monkeypatch.setattr(history, "close", let_go)
+    await app.stop()
+    assert order == ["drain", "database"]
+
+
 async def test_the_history_is_on_by_default_and_knows_what_was_published(tmp_path: Path) -> None:
     async with running(tmp_path, KEY) as (client, app):
         event = {"id": "evt_1", "type": "invoice.paid", "data": {}}
