@@ -40,6 +40,7 @@ from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
 from dispatcher.control.replicas import Replicas, SharedProgress, Sources, replicas_topic
 from dispatcher.control.statistics import StatisticsReader
+from dispatcher.core.event.payload_mask import PayloadMask
 from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.generations import Generations
@@ -195,7 +196,7 @@ class App:
                 pages=settings.portal,
                 quotas=self.plane.quotas,
                 history=reader,
-                payloads=Payloads(reader, self.broker),
+                payloads=Payloads(reader, self.broker, PayloadMask(settings.payload.mask)),
                 explanations=Explanations(reader, self.registry, keeps_all=settings.history.keep == "all"),
                 cluster=cluster,
                 statistics=StatisticsReader(reader, time.time),

@@ -179,7 +179,8 @@ async def get_payload(call: Call) -> Reply:
     if query.source is not None:
         topic, partition, offset = query.source.rsplit("-", 2)
         place = EventPlace(topic, int(partition), int(offset))
-    found = await call.services.payloads.payload(call.tenant, call.path["id"], place)
+    secrets = "secrets" in call.caller.capabilities
+    found = await call.services.payloads.payload(call.tenant, call.path["id"], place, secrets=secrets)
     at = found.place
     headers = {
         # Somebody else wrote it, and a browser that is led here must not run it.
@@ -188,6 +189,8 @@ async def get_payload(call: Call) -> Reply:
         "X-Content-Type-Options": "nosniff",
         "X-Event-Source": f"{at.topic}-{at.partition}-{at.offset}",
     }
+    if found.masked:
+        headers["X-Payload-Masked"] = "true"
     return Reply(found.body, headers=headers, content_type=found.content_type or OCTETS)
 
 
@@ -240,10 +243,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Read an event's body",
         Audience.TENANT,
         "read",
-        {200: RouteAnswer("The bytes as they were published.", headers=("X-Event-Source",), raw=True)},
+        {
+            200: RouteAnswer(
+                "The bytes as they were published.", headers=("X-Event-Source", "X-Payload-Masked"), raw=True
+            )
+        },
         get_payload,
         description="With the content type with which the event is delivered; `application/octet-stream` where it has none. The body is read"
-        " from the broker. 410 where it isn't there any more: the answer says when retention took it.",
+        " from the broker. 410 where it isn't there any more: the answer says when retention took it. Fields that `payload.mask` names are"
+        ' `"***"` for callers without the capability `secrets`; then `X-Payload-Masked` says so.',
         query=PayloadPlace,
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF, Kind.GONE),
     ),

@@ -56,6 +56,7 @@ _HEADERS: Final = {
     "X-Next-Cursor": "Of NDJSON and CSV: where the rest begins, if there is any.",
     "X-As-Of": "Of NDJSON and CSV: `as_of`.",
     "X-Gaps": "Of NDJSON and CSV: how many gaps the history has in this time.",
+    "X-Payload-Masked": "`true` where fields are hidden, so that these are not the bytes that were published.",
     "X-Event-Source": "Where the event stands: topic, partition and offset.",
     "WWW-Authenticate": "How to send a key.",
 }

@@ -6,6 +6,7 @@ made anew has somebody else's record at the old offset.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Final, NamedTuple
 
@@ -20,6 +21,7 @@ from dispatcher.broker.base import (
 from dispatcher.control.errors import Gone, NotFound, Unavailable
 from dispatcher.control.history import FoundEvent, HistoryReader
 from dispatcher.core.event.decode import Event, InvalidEvent, decode
+from dispatcher.core.event.payload_mask import PayloadMask
 from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import format_duration
 from dispatcher.history.base import DeliveryRow, EventRow, storable
@@ -43,17 +45,23 @@ class Payload(NamedTuple):
     content_type: str | None
     """As it is delivered; None for an event without a body's type."""
     place: EventPlace
+    masked: bool = False
+    """Some of its fields are hidden (`payload.mask`): it isn't the bytes that were published."""
 
 
 class Payloads:
     """Reads bodies. `tenant` None is an operator, who sees all."""
 
-    def __init__(self, history: HistoryReader, broker: Broker) -> None:
+    def __init__(self, history: HistoryReader, broker: Broker, mask: PayloadMask | None = None) -> None:
+        """`mask` is what callers without the capability `secrets` don't see."""
         self._history = history
         self._broker = broker
+        self._mask = PayloadMask(()) if mask is None else mask
 
-    async def payload(self, tenant: str | None, event_id: str, place: EventPlace | None) -> Payload:
-        """The body of the event of this id, of several the newest, or the one at that place.
+    async def payload(
+        self, tenant: str | None, event_id: str, place: EventPlace | None, *, secrets: bool
+    ) -> Payload:
+        """The body of the event of this id, of several the newest, or the one at that place. `secrets`: all of its fields.
 
         Raises NotFound, Gone (what the history knows isn't there any more) and Unavailable.
         """
@@ -68,7 +76,13 @@ class Payloads:
             raise Gone(f"the record of the event can't be unpacked any more: {error.reason}") from error
         except BrokerError as error:
             raise Unavailable(f"the broker can't be asked for the body now: {error}", 5.0) from error
-        return Payload(event.body, content_type(event), at)
+        if secrets or not self._mask:
+            return Payload(event.body, content_type(event), at)
+        # A large body takes a tenth of a second.
+        hidden = await asyncio.to_thread(self._mask.applied, event.body)
+        if hidden is None:
+            return Payload(event.body, content_type(event), at)
+        return Payload(hidden, "application/json", at, masked=True)
 
     async def _read(self, found: FoundEvent, place: EventPlace) -> Event:
         partition = TopicPartition(place.topic, place.partition)

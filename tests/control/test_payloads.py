@@ -20,6 +20,7 @@ from dispatcher.broker.base import (
 from dispatcher.control.errors import Gone, NotFound, Unavailable
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.payloads import EventPlace, Payload, Payloads
+from dispatcher.core.event.payload_mask import PayloadMask
 from dispatcher.history.base import DeliveryRow, EventRow, HistoryPage
 from tests.fakes import MemoryBroker
 
@@ -85,7 +86,7 @@ async def read(
     store: Store, broker: Broker, tenant: str | None = "acme", place: EventPlace | None = None
 ) -> Payload:
     kept: Any = store
-    return await Payloads(HistoryReader(kept, None), broker).payload(tenant, "evt_1", place)
+    return await Payloads(HistoryReader(kept, None), broker).payload(tenant, "evt_1", place, secrets=True)
 
 
 @pytest.fixture
@@ -207,3 +208,15 @@ async def test_a_record_that_cannot_be_unpacked_is_gone_and_a_broker_that_is_awa
     broker.log[EVENTS][0] = UnreadableRecord(0, NOW_MS, None, BODY, problem="a length is wrong")
     with pytest.raises(Gone, match="a length is wrong"):
         await read(Store(row()), broker)
+
+
+async def test_fields_of_the_mask_are_hidden_from_whoever_may_not_see_secrets(broker: Broker) -> None:
+    kept: Any = Store(row())
+    of = Payloads(HistoryReader(kept, None), broker, PayloadMask(["/data/n"]))
+    seen = await of.payload("acme", "evt_1", None, secrets=True)
+    assert (seen.body, seen.masked) == (BODY, False)
+    hidden = await of.payload("acme", "evt_1", None, secrets=False)
+    assert hidden.body == b'{"id":"evt_1","type":"invoice.paid","tenant":"acme","data":{"n":"***"}}'
+    assert hidden.masked
+    elsewhere = Payloads(HistoryReader(kept, None), broker, PayloadMask(["/data/other"]))
+    assert await elsewhere.payload("acme", "evt_1", None, secrets=False) == seen
