@@ -113,6 +113,8 @@ class Daemon:
         for name, value in settings.items():
             document[name] = {**document[name], **value} if isinstance(document.get(name), dict) else value
         self.settings_file.write_text(yaml.safe_dump(document))
+        self.settings = document
+        self.broker = broker
         self._process: asyncio.subprocess.Process | None = None
 
     def write_subscriptions(self, subscriptions: Sequence[dict[str, Any]]) -> None:
