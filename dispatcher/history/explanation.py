@@ -32,6 +32,7 @@ _DEAD: Final[Mapping[str, str]] = {
 _DROPPED: Final[Mapping[str, str]] = {
     "deleted": "the subscription was deleted, or its id went to another tenant",
     "cancelled": "somebody cancelled the delivery",
+    "superseded": "it was sent again, which took its place",
     "purged": "somebody ended everything that was owed to the subscription",
     "expired_while_paused": "it was kept while the subscription took nothing, for as long as pauses are kept (subscription.pause_keeps)",
     "disabled": "the subscription was disabled",

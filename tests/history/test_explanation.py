@@ -133,6 +133,8 @@ def test_dead_because(reason: str, said: str) -> None:
     [
         ("deleted", "the subscription was deleted"),
         ("cancelled", "somebody cancelled"),
+        ("purged", "somebody ended everything"),
+        ("superseded", "it was sent again"),
         ("expired_while_paused", "subscription.pause_keeps"),
     ],
 )
