@@ -15,10 +15,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage, browser() as window:
         stage.play()
         tried = next(
-            each for each in stage.deliveries("subscription=sub_shop&state=retrying") if each["attempts"] > 1
+            each for each in stage.deliveries("subscription=sub_shop&limit=50") if each["attempts"] > 1
         )
         for name, address, theme in (
-            ("console-light", "", "light"),
+            ("console-light", "deliveries?state=failed", "light"),
             ("console-dark", f"delivery?id={tried['id']}", "dark"),
         ):
             with opened(window, f"{stage.url}/console/{address}", theme=theme, zone="UTC") as (page, watch):
