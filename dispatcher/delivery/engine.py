@@ -125,7 +125,7 @@ class Engine:
         self._tasks = Tasks(on_failure)
         self._consuming_tasks: list[asyncio.Task[None]] = []
         self._hold_limit = settings.retry.hold_limit
-        self._late = False  # the loop, at the last look
+        self._late = False  # whether, at the last look, deliveries waited for a loop that was late
         self._stopping = False
         self._failed_itself = False
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
@@ -387,8 +387,8 @@ class Engine:
         return self._endpoints.health(subscription_id)
 
     def behind(self) -> bool:
-        """Whether deliveries wait: in their lanes, or for a loop that is late."""
-        return self._lanes.queued > 0 or (self._late and self._busy > 0)
+        """Whether deliveries wait: in their lanes, or, under way or not taken up yet, for a loop that is late."""
+        return self._late or self._lanes.queued > 0
 
     async def report(self, most: int = MOST_TROUBLES) -> DeliveryReport:
         """What this process's deliveries are like now, with at most so many subscriptions in trouble."""
@@ -500,7 +500,7 @@ class Engine:
             await asyncio.sleep(_LAG_INTERVAL)
             late = max(0.0, time.perf_counter() - before - _LAG_INTERVAL)
             lag.observe(late)
-            self._late = late > _LATE
+            self._late = late > _LATE and (self._busy > 0 or any(self._events.lag().values()))
 
 
 def _tracker(

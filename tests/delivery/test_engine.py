@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from dispatcher.core.request.urls import Origin
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import Status
+from dispatcher.delivery import engine
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
 from tests.world import EVENTS, World, event, now, running, sent_ids, until
@@ -45,6 +48,31 @@ async def test_an_event_reaches_every_subscription_that_wants_it_and_its_offset_
         assert world.value("attempts_total", outcome="delivered", code_class="2xx") == 2
         assert world.value("deliveries_in_flight") == 0
         assert world.value("deliveries_in_flight_bytes") == 0
+
+
+async def test_deliveries_are_behind_while_they_are_queued_or_wait_for_a_loop_that_is_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = 0.0
+    clock = SimpleNamespace(perf_counter=lambda: now() * (1 + slow), time=time.time)
+    monkeypatch.setattr(engine, "time", clock)
+    async with running(FixedRegistry(subscription(max_in_flight=2))) as world:
+        world.transport.answer = lambda *_: (1.0, Response(200))
+        await asyncio.sleep(1)
+        assert not world.engine.behind()
+        for number in range(4):
+            world.broker.append(event(number))
+        await until(lambda: len(world.transport.sent) == 2)
+        assert world.engine.behind(), "two are queued"
+        await until(lambda: world.metrics.delivered == 2)
+        await asyncio.sleep(0.2)
+        assert not world.engine.behind(), "two are under way, and nothing is queued"
+        slow = 1.0  # what should take a tenth of a second takes two
+        await asyncio.sleep(0.2)
+        assert world.engine.behind()
+        await until(lambda: world.metrics.delivered == 4)
+        await asyncio.sleep(0.3)
+        assert not world.engine.behind(), "nobody waits for the loop, however late it is"
 
 
 def RetryPolicyOf(*waits: float) -> Any:  # noqa: N802 - reads as the type it makes
