@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
 import { statistics, type Statistics } from "../api/coming";
 import type { Ping, Subscription, SubscriptionDetail } from "../api/types";
-import { countText, percentText } from "../format/numbers";
+import { countText, percentText, rateText } from "../format/numbers";
 import { readDuration, utcText } from "../format/time";
 import { rangeOf } from "../state/filters";
 import { secondsOf, stepTimes, values } from "../state/figures";
@@ -345,7 +345,7 @@ export function Totals(props: { answer: Statistics; query: Record<string, string
   const seconds = secondsOf(props.answer, Date.now());
   return (
     <div class="numbers">
-      <Figure name={t.numbers.attempts} value={countText(totals.attempts, language)} under={t.numbers.perSecond(totals.attempts / seconds)} />
+      <Figure name={t.numbers.attempts} value={countText(totals.attempts, language)} under={t.numbers.perSecond(rateText(totals.attempts / seconds, language))} />
       <Figure name={t.numbers.success} value={totals.attempts === 0 ? "–" : percentText(totals.delivered / totals.attempts, language)} tone={totals.attempts > 0 && totals.delivered / totals.attempts < 0.95 ? "bad" : undefined} under={t.numbers.ofAttempts} />
       <Figure name={t.numbers.failed} value={countText(totals.failed, language)} href={to("deliveries", { ...props.query, state: "failed" })} under={t.numbers.failedAttempts} />
       <Figure name={t.numbers.dead} value={countText(totals.dead, language)} tone={totals.dead > 0 ? "bad" : undefined} href={to("deliveries", { ...props.query, state: "dead" })} under={t.numbers.given} />

@@ -266,7 +266,7 @@ export const de: Texts = {
     success: "Erfolg",
     failed: "Fehlgeschlagen",
     dead: "Aufgegeben",
-    perSecond: (rate) => `${(rate < 10 ? rate.toFixed(2) : String(Math.round(rate))).replace(".", ",")} je Sekunde`,
+    perSecond: (rate) => `${rate} je Sekunde`,
     ofAttempts: "der Versuche",
     failedAttempts: "Versuche; zeigt ihre Zustellungen",
     given: "aufgegebene Zustellungen",

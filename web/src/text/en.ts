@@ -276,7 +276,7 @@ export const en = {
     success: "Success",
     failed: "Failed",
     dead: "Dead",
-    perSecond: (rate: number) => `${rate < 10 ? rate.toFixed(2) : Math.round(rate)} a second`,
+    perSecond: (rate: string) => `${rate} a second`,
     ofAttempts: "of the attempts",
     failedAttempts: "attempts; shows their deliveries",
     given: "deliveries given up",

@@ -74,7 +74,7 @@ export function Chart(props: ChartProps) {
         ...data.order.map((at) => {
           const line = props.lines[at]!;
           const colour = paint(`var(--plot-${line.colour})`);
-          return props.stacked ? { label: line.name, stroke: colour, fill: paint(`color-mix(in srgb, var(--plot-${line.colour}) 72%, var(--surface))`), width: 1, points: { show: false } } : { label: line.name, stroke: colour, width: 1.75, points: { show: props.times.length < 3 } };
+          return props.stacked ? { label: line.name, stroke: colour, fill: paint(`color-mix(in srgb, var(--plot-${line.colour}) 72%, var(--surface))`), width: 1, points: { show: false } } : { label: line.name, stroke: colour, width: 1.75, points: { show: line.values.filter((value) => value !== null).length < 3 } };
         }),
       ],
       hooks: {
