@@ -48,7 +48,8 @@ async def known(call: Client, event: str, condition: Callable[[Any], bool] = lam
     """The delivery of an event, once the history knows this of it."""
     async with asyncio.timeout(60):
         while True:
-            listed = (await call("GET", f"/v1/deliveries?event={event}")).json["deliveries"]
+            # While the history is being opened it can't be asked.
+            listed = (await call("GET", f"/v1/deliveries?event={event}")).json.get("deliveries")
             if listed and condition(listed[0]):
                 return (await call("GET", f"/v1/deliveries/{listed[0]['id']}")).json
             await asyncio.sleep(0.05)
