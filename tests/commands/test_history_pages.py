@@ -60,6 +60,7 @@ def test_no_more_pages_are_asked_for_than_are_shown() -> None:
         ("2026-01-31T12:00:00.000Z", "as of 2026-01-31T12:00:00.000Z: the history is behind"),
         (rfc3339(time.time() * 1000 + 3600_000), ""),
     ],
+    ids=["never", "behind", "current"],
 )
 def test_a_history_that_is_behind_is_said(capsys: pytest.CaptureFixture[str], as_of: str, said: str) -> None:
     tell_what_is_missing({"as_of": as_of, "gaps": []})
