@@ -200,7 +200,12 @@ class App:
                 explanations=Explanations(reader, self.registry, keeps_all=settings.history.keep == "all"),
                 cluster=cluster,
                 statistics=StatisticsReader(reader, time.time),
-                replays=Replays(parts, generations.next_order, history_is_on=settings.history.store != "off"),
+                replays=Replays(
+                    parts,
+                    generations.next_order,
+                    history_is_on=settings.history.store != "off",
+                    check_quota=lambda tenant, own: self.plane.quotas.check(tenant, "replays", own),
+                ),
                 interventions=Interventions(
                     self._interventions,
                     reader,

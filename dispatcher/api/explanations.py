@@ -167,5 +167,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         " published, or is older than what the history keeps.",
         query=ExplainFilters,
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF),
+        quota="queries",
     ),
 )

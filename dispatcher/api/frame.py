@@ -199,34 +199,36 @@ class Frame:
         path = _path(route, request)
         query = _query(route, request)
         tenant = None if principal is None else principal.tenant
-        with self._services.quotas.admitted(tenant, route.quota), self._room(route, principal) as take:
-            body, model = await self._body(route, request, take)
-            call = Call(
-                services=self._services,
-                admitted=admitted,
-                path=path,
-                query=query,
-                body=body,
-                model=model,
-                if_match=request.headers.get("If-Match") if route.if_match else None,
-                only_new=_only_new(request) if route.only_new else False,
-                idempotency_key=_idempotency_key(request) if route.idempotent else None,
-                audit=_auditor(request, principal, self._services.audit),
-                site_of=lambda: site_of(request, request.app[GUARD].proxies),
-                source=request[CALLER],
-                still_admitted=partial(self._still_admitted, route, request),
-            )
-            try:
-                media = wanted(route, request.headers.getall("Accept", []))
-                async with asyncio.timeout(HANDLER_TIMEOUT):
-                    reply = await (route.handler(call) if media is None else exported(route, call, media))
-            except (errors.Unavailable, TimeoutError):
-                # It may have taken effect all the same, and no other line would tell.
-                if route.method != "GET" and route.tag != "events":
-                    subject = next(iter(path.values()), "")
-                    call.audit(route.operation, subject, outcome="unknown")
-                raise
-        return _response(reply) if reply.stream is None else await _streamed(reply, reply.stream, request)
+        # An export is under way until its last line is sent.
+        with self._services.quotas.admitted(tenant, route.quota):
+            with self._room(route, principal) as take:
+                body, model = await self._body(route, request, take)
+                call = Call(
+                    services=self._services,
+                    admitted=admitted,
+                    path=path,
+                    query=query,
+                    body=body,
+                    model=model,
+                    if_match=request.headers.get("If-Match") if route.if_match else None,
+                    only_new=_only_new(request) if route.only_new else False,
+                    idempotency_key=_idempotency_key(request) if route.idempotent else None,
+                    audit=_auditor(request, principal, self._services.audit),
+                    site_of=lambda: site_of(request, request.app[GUARD].proxies),
+                    source=request[CALLER],
+                    still_admitted=partial(self._still_admitted, route, request),
+                )
+                try:
+                    media = wanted(route, request.headers.getall("Accept", []))
+                    async with asyncio.timeout(HANDLER_TIMEOUT):
+                        reply = await (route.handler(call) if media is None else exported(route, call, media))
+                except (errors.Unavailable, TimeoutError):
+                    # It may have taken effect all the same, and no other line would tell.
+                    if route.method != "GET" and route.tag != "events":
+                        subject = next(iter(path.values()), "")
+                        call.audit(route.operation, subject, outcome="unknown")
+                    raise
+            return _response(reply) if reply.stream is None else await _streamed(reply, reply.stream, request)
 
     def _still_admitted(self, route: Route, request: web.Request) -> bool:
         """Whether the caller would be let in now, with what it came with."""

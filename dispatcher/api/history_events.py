@@ -254,5 +254,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         ' `"***"` for callers without the capability `secrets`; then `X-Payload-Masked` says so.',
         query=PayloadPlace,
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF, Kind.GONE),
+        quota="queries",
     ),
 )

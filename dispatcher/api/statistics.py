@@ -291,5 +291,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         description="Counted per minute as attempts end, and kept for `history.retention_counts`. A tenant's key sees what is its own.",
         query=StatisticsFilters,
         problems=(Kind.HISTORY_OFF,),
+        quota="queries",
     ),
 )

@@ -101,8 +101,19 @@ class ReplayListing(NamedTuple):
 class Replays:
     """The operations. `tenant` None is an operator."""
 
-    def __init__(self, parts: ReplayParts, order: Callable[[int], int], *, history_is_on: bool) -> None:
-        """`order` makes the order of a command out of Unix ms (`core/retry/generations.py`). `history_is_on`: some replica has a history."""
+    def __init__(
+        self,
+        parts: ReplayParts,
+        order: Callable[[int], int],
+        *,
+        history_is_on: bool,
+        check_quota: Callable[[str | None, int], None] | None = None,
+    ) -> None:
+        """`order` makes the order of a command out of Unix ms (`core/retry/generations.py`). `history_is_on`: some replica has a history.
+
+        `check_quota` raises where a tenant has as many that are not over as it may; without it there are `MOST_OF_TENANT`.
+        """
+        self._check_quota = check_quota
         self._parts = parts
         self._store = parts.store
         self._order = order
@@ -288,7 +299,9 @@ class Replays:
     def _check_room(self, tenant: str | None) -> None:
         live = [row.value for row in self._store.rows() if not row.value.state.over]
         own = sum(job.owner == tenant for job in live)
-        if len(live) >= MOST or (tenant is not None and own >= MOST_OF_TENANT):
+        if self._check_quota is not None:
+            self._check_quota(tenant, own)
+        if len(live) >= MOST or (self._check_quota is None and tenant is not None and own >= MOST_OF_TENANT):
             most = MOST if len(live) >= MOST else MOST_OF_TENANT
             raise Overloaded(f"there are {most} replays that are not over: wait for one, or cancel one", 60.0)
 

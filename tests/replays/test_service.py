@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, TopicPartition
-from dispatcher.control.errors import Invalid, NotFound, Overloaded, Unavailable, VersionMismatch, WrongState
+from dispatcher.control.errors import (
+    Invalid,
+    NotFound,
+    Overloaded,
+    QuotaExceeded,
+    Unavailable,
+    VersionMismatch,
+    WrongState,
+)
 from dispatcher.control.table import Row
 from dispatcher.core.commit.note import pack
 from dispatcher.core.replay.job import JobState, ReplayJob, ReplayRange, ReplaySource
@@ -82,6 +90,24 @@ async def test_pages_are_newest_first_and_go_on_where_the_last_one_ended() -> No
         assert third.next is None
         cancelled = service.list(tenant=None, state=JobState.CANCELLED)
         assert [job.id for job in cancelled.jobs] == [jobs[2].id]
+
+
+async def test_a_tenant_has_as_many_as_its_quota_says() -> None:
+    asked: list[tuple[str | None, int]] = []
+
+    def check(tenant: str | None, own: int) -> None:
+        asked.append((tenant, own))
+        if own >= 1:
+            raise QuotaExceeded("replays", "as many as it may", 60.0)
+
+    async with world() as made:
+        _, replica = await service_of(made)
+        service = Replays(replica.parts, int, history_is_on=True, check_quota=check)
+        await start(service, tenant="acme")
+        made.later += 1
+        with pytest.raises(QuotaExceeded):
+            await start(service, tenant="acme")
+        assert asked == [("acme", 0), ("acme", 1)]
 
 
 async def test_there_are_so_many_at_a_time_and_no_more() -> None:
