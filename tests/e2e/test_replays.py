@@ -55,7 +55,7 @@ async def call(daemon: Daemon, method: str, path: str, body: Any = None) -> Any:
 async def backlog(replicas: list[Daemon], wanted: int, others: int) -> set[str]:
     """Events that were consumed while nobody wanted them; the ids of those of the type `wanted`."""
     topic = yaml_topic(replicas[0])
-    ids = set()
+    ids: set[str] = set()
     messages = []
     every = max(1, others // wanted + 1)
     for number in range(wanted + others):
