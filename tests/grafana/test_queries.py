@@ -164,6 +164,8 @@ async def test_every_query_has_an_answer(tmp_path: Path, command: str) -> None:
             for _ in range(25):
                 await daemon.post_event(envelope(next(numbers))[1])
             await daemon.post_event(envelope(next(numbers), "nobody.wants.it")[1])
+            status, _ = await daemon.get("/v1/deliveries?limit=1")
+            assert status == 200
 
         try:
             asked = [query for query in queries() if not _of_workers(query)]
