@@ -37,6 +37,7 @@ BODIES: dict[str, Any] = {
     "resumeSubscription": {"catch_up": True},
     "enableSubscription": {"catch_up": True},
     "startReplay": {"source": "dead_letters"},
+    "deliverEvent": {"subscription": "sub_1"},
 }
 # Those of pages are in test_sessions.py.
 OTHERS = [route for route in ROUTES if not route.from_page]
@@ -78,7 +79,10 @@ async def test_a_wrong_field_is_named_by_every_route_and_nothing_is_written(rout
         assert not plane.publisher.published
         assert not plane.subscriptions.calls
         right = await call(route.method, address(route), good)
-        assert right.status in route.answers
+        if route.operation == "deliverEvent":
+            problem(right, 409, "history-off")  # this one keeps none
+        else:
+            assert right.status in route.answers
 
 
 @pytest.mark.parametrize("route", OTHERS, ids=names)

@@ -98,7 +98,7 @@ async def eventually_alone(daemon: Daemon) -> None:
         lines = daemon.log_lines("partitions assigned")
         return {line["group"].endswith(".retry"): line["partitions"] for line in lines}
 
-    await eventually(lambda: last() == {False: 4, True: 24}, 60, lambda: str(last()))
+    await eventually(lambda: last() == {False: 4, True: 28}, 60, lambda: str(last()))
 
 
 async def test_of_two_living_processes_with_one_name_the_second_ends_and_says_why(
