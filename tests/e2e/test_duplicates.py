@@ -180,15 +180,15 @@ async def settled(stage: Stage, case: Case, sink: Sink, *daemons: Daemon) -> Non
     broker = open_broker(stage.broker_url, KafkaSettings())
     await broker.connect()
     try:
-        while await unknown(broker, stage):
+        while await unknown(broker, stage, case):
             assert all(daemon.running for daemon in daemons), daemons[0].log()
             await asyncio.sleep(0.2)
     finally:
         await broker.close()
 
 
-async def unknown(broker: Broker, stage: Stage) -> int:
-    """Events of which nobody who takes over now would know what has become of them."""
+async def unknown(broker: Broker, stage: Stage, case: Case) -> int:
+    """Events of which nobody who takes over now would know what has become of them, and deliveries that are done and owed by a note."""
     (topic,) = [info for info in await broker.topics() if info.name == stage.topic]
     admin = AIOKafkaAdminClient(bootstrap_servers=stage.broker_url.partition("://")[2])
     await admin.start()
@@ -197,7 +197,7 @@ async def unknown(broker: Broker, stage: Stage) -> int:
         committed = await admin.list_consumer_group_offsets(stage.name, partitions=keys)
     finally:
         await admin.close()
-    left = 0
+    left = owed = 0
     for each in topic.partitions:
         offset, text = committed[stage.topic, each.partition]
         if offset < 0:
@@ -213,7 +213,12 @@ async def unknown(broker: Broker, stage: Stage) -> int:
             note = whole
         left += each.latest - offset - sum(end - first for first, end in note.done)
         left -= sum(end - first for first, end, _ in note.partly)
-    return left
+        each_event = case.good + case.bad
+        owed += sum(
+            (end - first) * (len(who.ids) if who.owed else each_event - len(who.ids))
+            for first, end, who in note.partly
+        )
+    return left + max(owed - case.owed, 0)
 
 
 @pytest.fixture
