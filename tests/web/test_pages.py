@@ -166,9 +166,6 @@ def test_the_address_is_the_state(stage: Stage, window: Browser) -> None:
         page.go_back()
         settled(page)
         assert page.locator("tr.row").count() == before
-        page.reload()
-        settled(page)
-        assert page.locator("tr.row").count() == before
         page.locator("a.chip", has_text="dead").click()
         page.wait_for_url(lambda url: "state=" not in url)
         watch.check()
