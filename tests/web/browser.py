@@ -97,7 +97,5 @@ def settled(page: Page) -> None:
     """Wait until no panel loads any more."""
     page.wait_for_function(
         "() => document.querySelector('main, .gate') !== null"
-        " && document.querySelector('[aria-busy=true], .skeleton') === null && !document.querySelector('#app > .skeleton')",
-        # By the clock: a page that the browser doesn't paint has no frames to ask in.
-        polling=100,
+        " && document.querySelector('[aria-busy=true], .skeleton') === null && !document.querySelector('#app > .skeleton')"
     )

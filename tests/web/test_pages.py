@@ -166,8 +166,28 @@ def test_the_address_is_the_state(stage: Stage, window: Browser) -> None:
         page.go_back()
         settled(page)
         assert page.locator("tr.row").count() == before
+        page.reload()
+        settled(page)
+        assert page.locator("tr.row").count() == before
         page.locator("a.chip", has_text="dead").click()
         page.wait_for_url(lambda url: "state=" not in url)
+        watch.check()
+
+
+def test_what_is_known_before_the_first_frame_is_drawn(stage: Stage, window: Browser) -> None:
+    """Frames come late on a busy machine: then the session is known before the page's effects have run."""
+    with opened(window, f"{stage.url}/console/deliveries?state=dead&subscription=sub_refused") as (
+        page,
+        watch,
+    ):
+        page.add_init_script(
+            "const later = setTimeout;"
+            "window.requestAnimationFrame = (call) => later(() => call(performance.now()), 500);"
+            "window.setTimeout = (call, wait, ...rest) => later(call, Math.max(wait ?? 0, 500), ...rest);"
+        )
+        page.reload()
+        settled(page)
+        expect(page.locator("tr.row").first).to_be_visible()
         watch.check()
 
 

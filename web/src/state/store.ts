@@ -25,10 +25,11 @@ export function store<T>(initial: T): Store<T> {
     follow,
     use: () => {
       const [, turn] = useState(0);
+      const drawn = value;
       useEffect(() => {
-        const seen = value;
         const stop = follow(() => turn((n) => n + 1));
-        if (value !== seen) turn((n) => n + 1);
+        // Effects run a frame after the drawing: what was set in between has told nobody.
+        if (value !== drawn) turn((n) => n + 1);
         return stop;
       }, []);
       return value;
