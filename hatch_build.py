@@ -32,6 +32,7 @@ MODULES = (
     "core/commit/note.py",
     "core/event/decode.py",
     "core/event/moment.py",
+    "core/text/times.py",
     "core/endpoint/fairness.py",
     "core/endpoint/lane.py",
     "core/endpoint/limiter.py",

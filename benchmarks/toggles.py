@@ -197,11 +197,11 @@ TOGGLES: Final = (
         ),
     ),
     Toggle(
-        "times are put together of ready parts (`moment.rfc3339`)",
+        "times are put together of ready parts (`times.rfc3339_ascii`)",
         "plain",
         (
             Edit(
-                "core/event/moment.py",
+                "core/text/times.py",
                 "    seconds = moment // 1000\n    minute",
                 '    text = (_EPOCH + timedelta(milliseconds=moment)).isoformat(timespec="milliseconds")\n'
                 '    return text[:-6].encode("ascii") + b"Z"\n    seconds = moment // 1000\n    minute',

@@ -1,4 +1,4 @@
-"""The time that an event tells of itself: ISO 8601, or Unix seconds; and how it goes onto the wire."""
+"""The time that an event tells of itself: ISO 8601, or Unix seconds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
-LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999
-
 EventTime = str | bytes | int | float | None
 
 _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_SECOND: Final = 253_402_300_800  # the end of the year 9999
 _TWO_DIGITS: Final = {f"{number:02d}": number for number in range(60)}
-_WIRE_SECONDS: Final = tuple([b":%02d." % number for number in range(60)])
-_WIRE_MILLISECONDS: Final = tuple([b"%03dZ" % number for number in range(1000)])
 _UTC_ENDS: Final = frozenset({"Z", "+00:00"})
 
 
@@ -82,28 +78,3 @@ def _from_iso(text: str) -> int | None:
         return (moment - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         return None
-
-
-class _Minute:
-    """The minute that was written last. Of a backlog nearly every event has a time of its own, but not a minute."""
-
-    __slots__ = ("number", "text")
-
-    def __init__(self) -> None:
-        self.number = -1
-        self.text = b""
-
-
-_written: Final = _Minute()
-
-
-def rfc3339(moment: int) -> bytes:
-    """Unix milliseconds, from 0 to `LAST_MS`, in UTC as RFC 3339. Put together of what is ready: `datetime` takes six times as long."""
-    seconds = moment // 1000
-    minute = seconds // 60
-    if minute != _written.number:
-        _written.text = (_EPOCH + timedelta(minutes=minute)).isoformat()[:16].encode("ascii")
-        _written.number = minute
-    return b"".join(
-        (_written.text, _WIRE_SECONDS[seconds - minute * 60], _WIRE_MILLISECONDS[moment - seconds * 1000])
-    )

@@ -36,9 +36,9 @@ from orjson import dumps
 
 from dispatcher.__about__ import __version__
 from dispatcher.core.event.decode import JSON_HEAD, Event, wire_text
-from dispatcher.core.event.moment import LAST_MS, rfc3339
 from dispatcher.core.request.signing import PADS, Signers, v1_line
 from dispatcher.core.request.urls import Target
+from dispatcher.core.text.times import LAST_MS, rfc3339_ascii
 
 USER_AGENT: Final = f"dispatcher/{__version__}"
 MAX_OWN_HEADERS: Final = 32
@@ -242,14 +242,14 @@ def _time_line(moment: int) -> bytes:
     """Unix milliseconds as RFC 3339, and the name of the field that follows; only that where nobody can write the time."""
     if not 0 <= moment <= LAST_MS:  # Kafka knows records without a timestamp (-1)
         return b"webhook-id: "
-    return b"webhook-event-time: %b\r\nwebhook-id: " % rfc3339(moment)
+    return b"webhook-event-time: %b\r\nwebhook-id: " % rfc3339_ascii(moment)
 
 
 def _thin_body(event: Event, now: int) -> bytes:
     moment = event.occurred_ms
     if not 0 <= moment <= LAST_MS:  # Kafka knows records without a timestamp (-1)
         moment = now * 1000
-    return dumps({"id": event.id, "type": event.type, "timestamp": rfc3339(moment).decode()})
+    return dumps({"id": event.id, "type": event.type, "timestamp": rfc3339_ascii(moment).decode()})
 
 
 def _thin_head(head: bytes) -> bytes:

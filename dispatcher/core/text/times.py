@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-_FIRST_BEYOND: Final = 253_402_300_800_000  # the year 10000, which RFC 3339 can't write
+LAST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, in Unix milliseconds: RFC 3339 can't write what is beyond."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECONDS: Final = tuple([b":%02d." % number for number in range(60)])
+_MILLISECONDS: Final = tuple([b"%03dZ" % number for number in range(1000)])
 
 
 def rfc3339(milliseconds: float | None) -> str | None:
@@ -13,10 +18,29 @@ def rfc3339(milliseconds: float | None) -> str | None:
 
     Records bring such times: whoever writes them chooses their timestamp.
     """
-    if milliseconds is None or not 0 <= milliseconds < _FIRST_BEYOND:
+    if milliseconds is None or not 0 <= milliseconds < LAST_MS + 1:
         return None
-    return (
-        datetime.fromtimestamp(milliseconds / 1000, UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
+    return rfc3339_ascii(min(round(milliseconds * 1000) // 1000, LAST_MS)).decode("ascii")
+
+
+class _Minute:
+    """The minute that was written last. Of a backlog nearly every event has a time of its own, but not a minute."""
+
+    __slots__ = ("number", "text")
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.text = b""
+
+
+_written: Final = _Minute()
+
+
+def rfc3339_ascii(moment: int) -> bytes:
+    """Unix milliseconds, from 0 to `LAST_MS`, in UTC as RFC 3339. Put together of what is ready: `datetime` takes six times as long."""
+    seconds = moment // 1000
+    minute = seconds // 60
+    if minute != _written.number:
+        _written.text = (_EPOCH + timedelta(minutes=minute)).isoformat()[:16].encode("ascii")
+        _written.number = minute
+    return b"".join((_written.text, _SECONDS[seconds - minute * 60], _MILLISECONDS[moment - seconds * 1000]))

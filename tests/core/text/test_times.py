@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from datetime import UTC, datetime, timedelta
 
-from dispatcher.core.text.times import rfc3339
+import pytest
+from hypothesis import example, given, strategies as st
+
+from dispatcher.core.text.times import LAST_MS, rfc3339, rfc3339_ascii
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -22,3 +27,12 @@ from dispatcher.core.text.times import rfc3339
 )
 def test_a_time_is_written_in_utc_or_not_at_all(milliseconds: float | None, text: str | None) -> None:
     assert rfc3339(milliseconds) == text
+
+
+@given(st.lists(st.integers(0, LAST_MS), min_size=1, max_size=3))
+@example([0, 59_999, 60_000, 0])
+@example([LAST_MS])
+def test_a_time_is_written_as_datetime_writes_it(moments: list[int]) -> None:
+    for moment in moments:
+        expected = (EPOCH + timedelta(milliseconds=moment)).isoformat(timespec="milliseconds")
+        assert rfc3339_ascii(moment).decode() == rfc3339(moment) == expected.replace("+00:00", "Z")
