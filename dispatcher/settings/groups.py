@@ -135,6 +135,22 @@ class KafkaSettings(SettingsGroup):
             )
 
 
+_OWN_TOPICS: Final = frozenset(
+    {
+        "subscriptions",
+        "replicas",
+        "progress",
+        "interventions",
+        "replay",
+        "replays",
+        "dead",
+        "attempts",
+        "audit",
+    }
+)
+"""Names after the prefix, beside those of the retry topics."""
+
+
 class TopicsSettings(SettingsGroup):
     events: Annotated[
         tuple[Topic, ...],
@@ -150,10 +166,7 @@ class TopicsSettings(SettingsGroup):
     def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
         for topic in self.events:
             name = topic.removeprefix(self.prefix)
-            if topic.startswith(self.prefix) and (
-                name in {"subscriptions", "attempts", "dead", "progress", "audit"}
-                or name.startswith("retry.")
-            ):
+            if topic.startswith(self.prefix) and (name in _OWN_TOPICS or name.startswith("retry.")):
                 yield (
                     ("events", "prefix"),
                     f"must not contain {topic}: the dispatcher writes to that topic itself",

@@ -30,6 +30,14 @@ def test_each_topic_is_there_once() -> None:
     assert "dispatcher.retry.parked" in names
 
 
+def test_no_topic_of_our_own_is_taken_for_one_of_events() -> None:
+    own = [spec.name for spec in topic_specs(Settings(broker=ON_KAFKA)) if spec.name != "events"]
+    assert len(own) > 10
+    for name in own:
+        (_, said), *_ = TopicsSettings(events=("events", name)).between_fields()
+        assert said == f"must not contain {name}: the dispatcher writes to that topic itself"
+
+
 def test_a_retry_outlives_its_delay_and_a_week_in_which_nobody_reads() -> None:
     specs = {spec.name: spec for spec in topic_specs(Settings(retry=RetrySettings(tiers=(30.0, 6 * 3600.0))))}
     for level, delay_ms in (("30s", 30_000), ("6h", 6 * 3600 * 1000)):
