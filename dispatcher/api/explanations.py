@@ -128,7 +128,7 @@ def _explained(event: ExplainedEvent) -> ExplainedReply:
         type=event.event_type,
         tenant=event.tenant,
         published_at=rfc3339(event.time_ms),
-        source=SourceReply(**event.place._asdict()),
+        source=SourceReply(**event.source._asdict()),
         explanations=[
             ExplanationReply(
                 subscription_id=each.subscription_id,

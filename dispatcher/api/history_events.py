@@ -20,7 +20,7 @@ from dispatcher.api.models import QueryModel, ReplyModel, Time
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import PAGE, FoundEvent
-from dispatcher.control.payloads import EventPlace
+from dispatcher.core.retry.records import Source
 from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import EventQuery, EventRow
 
@@ -175,13 +175,13 @@ class PayloadPlace(QueryModel):
 
 async def get_payload(call: Call) -> Reply:
     query: PayloadPlace = call.query
-    place = None
+    source = None
     if query.source is not None:
         topic, partition, offset = query.source.rsplit("-", 2)
-        place = EventPlace(topic, int(partition), int(offset))
+        source = Source(topic, int(partition), int(offset))
     secrets = "secrets" in call.caller.capabilities
-    found = await call.services.payloads.payload(call.tenant, call.path["id"], place, secrets=secrets)
-    at = found.place
+    found = await call.services.payloads.payload(call.tenant, call.path["id"], source, secrets=secrets)
+    at = found.source
     headers = {
         # Somebody else wrote it, and a browser that is led here must not run it.
         "Content-Disposition": "attachment",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from dispatcher.control.history import Answered, FoundEvent, HistoryReader
-from dispatcher.control.payloads import EventPlace, place_of
 from dispatcher.control.views import sees, unknown
+from dispatcher.core.retry.records import Source
 from dispatcher.core.subscription.model import EVERY_TENANT, Subscription
 from dispatcher.history.base import DeliveryQuery, DeliveryRow, EventRow, Gap, SubscriptionVersion
 from dispatcher.history.explanation import Explanation, Subject, explain
@@ -34,7 +34,7 @@ class Explained(NamedTuple):
 class ExplainedEvent(NamedTuple):
     """An event, and what became of it. `cut`: there are more subscriptions than were looked at."""
 
-    place: EventPlace
+    source: Source
     event_id: str
     event_type: str
     tenant: str | None
@@ -71,7 +71,7 @@ class Explanations:
         as_of_ms: int,
         gaps: Sequence[Gap],
     ) -> ExplainedEvent:
-        row: EventRow | DeliveryRow = found.deliveries[0] if found.event is None else found.event
+        row = found.row
         time_ms = row.created_ms if isinstance(row, DeliveryRow) else row.time_ms
         deliveries = {each.subscription_id: each for each in found.deliveries}
         if subscription_id is None:
@@ -109,9 +109,7 @@ class Explanations:
             )
         if subscription_id is not None and not explained:
             raise unknown(subscription_id)
-        return ExplainedEvent(
-            place_of(found), row.event_id, row.event_type, row.tenant, time_ms, explained, cut
-        )
+        return ExplainedEvent(found.source, row.event_id, row.event_type, row.tenant, time_ms, explained, cut)
 
     async def _delivery(
         self, tenant: str | None, row: EventRow | DeliveryRow, subscription_id: str

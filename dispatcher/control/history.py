@@ -16,6 +16,7 @@ import orjson
 
 from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
 from dispatcher.core.flaws import Flaw
+from dispatcher.core.retry.records import Source
 from dispatcher.history.base import (
     DeliveryDetail,
     DeliveryQuery,
@@ -75,6 +76,16 @@ class FoundEvent(NamedTuple):
     event: EventRow | None
     """None where the history keeps no events (`history.events`): then the deliveries tell of it."""
     deliveries: Sequence[DeliveryRow]
+
+    @property
+    def row(self) -> EventRow | DeliveryRow:
+        """What tells of it."""
+        return self.deliveries[0] if self.event is None else self.event
+
+    @property
+    def source(self) -> Source:
+        """Where it stands."""
+        return Source(self.row.topic, self.row.partition, self.row.offset)
 
 
 class HistoryReader:

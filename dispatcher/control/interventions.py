@@ -346,8 +346,5 @@ def _one_of(candidates: Sequence[_Wanted], source: tuple[str, int, int] | None) 
 
 
 def _wanted_event(found: FoundEvent, event_id: str, subscription_id: str) -> _Wanted:
-    # Where the history keeps no events, a delivery of it tells as much.
-    row = found.event if found.event is not None else found.deliveries[0]
-    return _Wanted(
-        Source(row.topic, row.partition, row.offset), subscription_id, event_id, row.event_type, row.tenant
-    )
+    row = found.row
+    return _Wanted(found.source, subscription_id, event_id, row.event_type, row.tenant)

@@ -22,20 +22,13 @@ from dispatcher.control.errors import Gone, NotFound, Unavailable
 from dispatcher.control.history import FoundEvent, HistoryReader
 from dispatcher.core.event.decode import Event, InvalidEvent, decode
 from dispatcher.core.event.payload_mask import PayloadMask
+from dispatcher.core.retry.records import Source
 from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import format_duration
-from dispatcher.history.base import DeliveryRow, EventRow, storable
+from dispatcher.history.base import storable
 from dispatcher.history.following import peek
 
 _CONTENT_TYPE: Final = b"Content-Type: "
-
-
-class EventPlace(NamedTuple):
-    """Where an event stands."""
-
-    topic: str
-    partition: int
-    offset: int
 
 
 class Payload(NamedTuple):
@@ -44,7 +37,7 @@ class Payload(NamedTuple):
     body: bytes
     content_type: str | None
     """As it is delivered; None for an event without a body's type."""
-    place: EventPlace
+    source: Source
     masked: bool = False
     """Some of its fields are hidden (`payload.mask`): it isn't the bytes that were published."""
 
@@ -59,17 +52,17 @@ class Payloads:
         self._mask = PayloadMask(()) if mask is None else mask
 
     async def payload(
-        self, tenant: str | None, event_id: str, place: EventPlace | None, *, secrets: bool
+        self, tenant: str | None, event_id: str, source: Source | None, *, secrets: bool
     ) -> Payload:
         """The body of the event of this id, of several the newest, or the one at that place. `secrets`: all of its fields.
 
         Raises NotFound, Gone (what the history knows isn't there any more) and Unavailable.
         """
         events = (await self._history.event(tenant, event_id)).value
-        found = next((each for each in events if place is None or place_of(each) == place), None)
+        found = next((each for each in events if source in (None, each.source)), None)
         if found is None:
             raise NotFound(f"there is no event {event_id} at that place")
-        at = place_of(found)
+        at = found.source
         try:
             event = await self._read(found, at)
         except UnreadableBatch as error:
@@ -84,35 +77,35 @@ class Payloads:
             return Payload(event.body, content_type(event), at)
         return Payload(hidden, "application/json", at, masked=True)
 
-    async def _read(self, found: FoundEvent, place: EventPlace) -> Event:
-        partition = TopicPartition(place.topic, place.partition)
-        record = await self._broker.read(partition, place.offset)
+    async def _read(self, found: FoundEvent, source: Source) -> Event:
+        partition = TopicPartition(source.topic, source.partition)
+        record = await self._broker.read(partition, source.offset)
         if record is None:
-            raise await self._deleted(found, place)
+            raise await self._deleted(found, source)
         if isinstance(record, UnreadableRecord):
             raise Gone(f"the record of the event can't be unpacked any more: {record.problem}")
         try:
-            event = decode(record, place.topic, place.partition)
+            event = decode(record, source.topic, source.partition)
         except InvalidEvent:
             event = None
         if event is None or not _same(event, found):
             raise Gone(
-                f"another record stands where the event was, in {place.topic}-{place.partition}: the topic was deleted and made anew"
+                f"another record stands where the event was, in {source.topic}-{source.partition}: the topic was deleted and made anew"
             )
         return event
 
-    async def _deleted(self, found: FoundEvent, place: EventPlace) -> Gone:
+    async def _deleted(self, found: FoundEvent, source: Source) -> Gone:
         """Why the record isn't there, with the time as far as the topic tells it."""
-        partition = TopicPartition(place.topic, place.partition)
-        said = f"the body is gone: {place.topic}-{place.partition} has no offset {place.offset} any more"
+        partition = TopicPartition(source.topic, source.partition)
+        said = f"the body is gone: {source.topic}-{source.partition} has no offset {source.offset} any more"
         info: PartitionInfo | None = None
         kept: str | None = None
-        for topic in await self._broker.topics(only=place.topic.__eq__):
-            info = next((each for each in topic.partitions if each.partition == place.partition), None)
+        for topic in await self._broker.topics(only=source.topic.__eq__):
+            info = next((each for each in topic.partitions if each.partition == source.partition), None)
             kept = topic.config.get("retention.ms")
         if info is None:
-            return Gone(f"the body is gone: there is no {place.topic}-{place.partition} any more")
-        if place.offset >= info.latest:
+            return Gone(f"the body is gone: there is no {source.topic}-{source.partition} any more")
+        if source.offset >= info.latest:
             return Gone(f"{said}: the topic was deleted and made anew, or cut")
         published_ms = None if found.event is None else found.event.time_ms
         if kept is not None and kept.isdigit() and int(kept) > 0:
@@ -125,12 +118,6 @@ class Payloads:
         return Gone(said)
 
 
-def place_of(found: FoundEvent) -> EventPlace:
-    """Where it stands."""
-    row: EventRow | DeliveryRow = found.deliveries[0] if found.event is None else found.event
-    return EventPlace(row.topic, row.partition, row.offset)
-
-
 def content_type(event: Event) -> str | None:
     """As the event is delivered."""
     line = next((line for line in event.head.split(b"\r\n") if line.startswith(_CONTENT_TYPE)), None)
@@ -138,7 +125,7 @@ def content_type(event: Event) -> str | None:
 
 
 def _same(event: Event, found: FoundEvent) -> bool:
-    row: EventRow | DeliveryRow = found.deliveries[0] if found.event is None else found.event
+    row = found.row
     tenant = None if event.tenant is None else storable(event.tenant, 256)
     if (storable(event.id), storable(event.type), tenant) != (row.event_id, row.event_type, row.tenant):
         return False

@@ -14,7 +14,7 @@ from dispatcher.control import explaining
 from dispatcher.control.errors import NotFound
 from dispatcher.control.explaining import Explained, ExplainedEvent, Explanations
 from dispatcher.control.history import HistoryReader
-from dispatcher.control.payloads import EventPlace
+from dispatcher.core.retry.records import Source
 from dispatcher.history.base import DELETED, Retention, SubscriptionVersion
 from dispatcher.history.explanation import VersionDocument
 from dispatcher.history.logged import DAY_MS
@@ -88,8 +88,8 @@ async def test_everybody_for_whom_it_might_have_been_is_explained_those_with_a_d
     bench: Bench,
 ) -> None:
     found = await bench.explain(None)
-    assert (found.place, found.event_type, found.tenant, found.time_ms) == (
-        EventPlace("events", 0, 7),
+    assert (found.source, found.event_type, found.tenant, found.time_ms) == (
+        Source("events", 0, 7),
         "invoice.paid",
         "acme",
         NOW,
@@ -158,7 +158,7 @@ async def test_each_event_of_an_id_is_explained_by_itself(bench: Bench) -> None:
     await bench.store.apply([batch([], 8, 9, partition=EVENTS, events=[again])], NOW)
     explanations = Explanations(HistoryReader(bench.store, None), bench.registry, keeps_all=True)
     found = (await explanations.explain("acme", "evt_7")).value
-    assert [(each.place.offset, _of(each, "sub_orders").explanation.outcome) for each in found] == [
+    assert [(each.source.offset, _of(each, "sub_orders").explanation.outcome) for each in found] == [
         (8, "pending"),
         (7, "no_match_type"),
     ]

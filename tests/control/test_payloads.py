@@ -19,8 +19,9 @@ from dispatcher.broker.base import (
 )
 from dispatcher.control.errors import Gone, NotFound, Unavailable
 from dispatcher.control.history import HistoryReader
-from dispatcher.control.payloads import EventPlace, Payload, Payloads
+from dispatcher.control.payloads import Payload, Payloads
 from dispatcher.core.event.payload_mask import PayloadMask
+from dispatcher.core.retry.records import Source
 from dispatcher.history.base import DeliveryRow, EventRow, HistoryPage
 from tests.fakes import MemoryBroker
 
@@ -83,10 +84,10 @@ class Broker(MemoryBroker):
 
 
 async def read(
-    store: Store, broker: Broker, tenant: str | None = "acme", place: EventPlace | None = None
+    store: Store, broker: Broker, tenant: str | None = "acme", source: Source | None = None
 ) -> Payload:
     kept: Any = store
-    return await Payloads(HistoryReader(kept, None), broker).payload(tenant, "evt_1", place, secrets=True)
+    return await Payloads(HistoryReader(kept, None), broker).payload(tenant, "evt_1", source, secrets=True)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def broker() -> Broker:
 
 async def test_the_bytes_come_as_they_were_published_with_their_type(broker: Broker) -> None:
     found = await read(Store(row()), broker)
-    assert found == Payload(BODY, "application/json", EventPlace("events", 3, 0))
+    assert found == Payload(BODY, "application/json", Source("events", 3, 0))
     headers = [
         ("type", b"invoice.paid"),
         ("id", b"evt_1"),
@@ -117,9 +118,9 @@ async def test_of_two_with_one_id_the_newest_or_the_one_that_is_named(broker: Br
     other = BODY.replace(b"1}}", b"2}}")
     store = Store(row(broker.append(other), other), row())
     assert (await read(store, broker)).body == other
-    assert (await read(store, broker, place=EventPlace("events", 3, 0))).body == BODY
+    assert (await read(store, broker, source=Source("events", 3, 0))).body == BODY
     with pytest.raises(NotFound, match="at that place"):
-        await read(store, broker, place=EventPlace("events", 2, 0))
+        await read(store, broker, source=Source("events", 2, 0))
 
 
 async def test_without_rows_of_events_the_deliveries_say_where_it_stands(broker: Broker) -> None:
