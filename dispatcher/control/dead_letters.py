@@ -7,11 +7,8 @@ partition, and keeps no bodies. So a page may hold fewer than `limit`, even none
 from __future__ import annotations
 
 import heapq
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
-
-import orjson
+from typing import Final, NamedTuple
 
 from dispatcher.broker.base import (
     Broker,
@@ -26,6 +23,7 @@ from dispatcher.control.errors import Gone, Invalid, NotFound, Unavailable
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.retry.dead_letters import InvalidDeadLetter, header, read_dead_letter
 from dispatcher.core.retry.records import RetryRecord, delivery_id
+from dispatcher.core.text.cursors import read_cursor, write_cursor
 
 MAX_PAGE: Final = 200
 PAGE: Final = 50
@@ -177,17 +175,12 @@ def _newest_first(letter: FoundDeadLetter) -> int:
 def _cursor(reached: Mapping[int, int], partitions: Mapping[int, PartitionInfo]) -> str | None:
     if all(end <= partitions[number].earliest for number, end in reached.items()):
         return None
-    document = {str(number): end for number, end in reached.items()}
-    return urlsafe_b64encode(orjson.dumps(document)).decode().rstrip("=")
+    return write_cursor({str(number): end for number, end in reached.items()})
 
 
 def _read_cursor(cursor: str) -> dict[int, int]:
     """Where the page before has stopped. It comes back from outside."""
-    found: Any = None
-    try:
-        found = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
-        found = None
+    found = read_cursor(cursor)
     if not isinstance(found, dict) or not all(
         key.isdecimal() and len(key) <= 9 and type(end) is int and 0 <= end <= 2**53
         for key, end in found.items()

@@ -8,15 +8,13 @@ Every answer says as of when it is (`as_of_ms`), and which gaps the history has 
 from __future__ import annotations
 
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
-
-import orjson
 
 from dispatcher.control.errors import ControlError, Invalid, NotFound, Unavailable
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.retry.records import Source
+from dispatcher.core.text.cursors import read_cursor, write_cursor
 from dispatcher.history.base import (
     DeliveryDetail,
     DeliveryQuery,
@@ -190,16 +188,13 @@ class HistoryReader:
         """The answer with what is to be known of it; `last` is where the next page goes on."""
         gaps = await self.ask(lambda store: store.gaps(since_ms, until_ms))
         as_of = 0 if self._progress is None else self._progress.as_of_ms()
-        cursor = None if last is None else urlsafe_b64encode(orjson.dumps(last)).decode().rstrip("=")
+        cursor = None if last is None else write_cursor(last)
         return Answered(value, as_of, gaps, cursor)
 
 
 def _after(cursor: str, shape: tuple[type, ...]) -> Any:
     """What a cursor says; it comes back from outside, and tells nobody more than the filters allow."""
-    try:
-        key = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
-        key = None
+    key = read_cursor(cursor)
     if not isinstance(key, list) or [type(part) for part in key] != list(shape) or not _small(key):
         raise Invalid([Flaw(("cursor",), "must be a next_cursor as it was sent")])
     return tuple(key)
