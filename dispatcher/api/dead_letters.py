@@ -113,9 +113,7 @@ def _reply(letter: FoundDeadLetter) -> DeadLetterRecord:
         attempts=None if delivery is None else delivery.attempt,
         generation=None if delivery is None else delivery.generation,
         last_result=None if delivery is None else delivery.last_result,
-        source=None
-        if source is None
-        else SourceReply(topic=source[0], partition=source[1], offset=source[2]),
+        source=None if source is None else SourceReply(**source._asdict()),
         body_bytes=letter.body_bytes,
     )
 

@@ -7,6 +7,7 @@ partition, and keeps no bodies. So a page may hold fewer than `limit`, even none
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -22,7 +23,7 @@ from dispatcher.broker.base import (
 from dispatcher.control.errors import Gone, Invalid, NotFound, Unavailable
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.retry.dead_letters import InvalidDeadLetter, header, read_dead_letter
-from dispatcher.core.retry.records import RetryRecord, delivery_id
+from dispatcher.core.retry.records import RetryRecord, Source, delivery_id
 from dispatcher.core.text.cursors import read_cursor, write_cursor
 
 MAX_PAGE: Final = 200
@@ -44,7 +45,7 @@ class FoundDeadLetter(NamedTuple):
     body_bytes: int
     delivery: RetryRecord | None
     """None for a record that is no delivery."""
-    source: tuple[str, int, int] | None
+    source: Source | None
 
     @property
     def delivery_id(self) -> str | None:
@@ -90,11 +91,12 @@ class DeadLetters:
             found.append(await self._window(number, first, end))
         merged = heapq.merge(*found, key=_newest_first)
         items = [letter for letter, _ in zip(merged, range(limit), strict=False)]
+        shown = Counter(letter.partition for letter in items)  # of each window the beginning
         for window in found:
-            shown = [letter for letter in window if letter in items]
-            if len(shown) < len(window):
+            count = shown[window[0].partition] if window else 0
+            if count < len(window):
                 # What is left of the window comes with the next page.
-                reached[window[0].partition] = shown[-1].offset if shown else window[0].offset + 1
+                reached[window[0].partition] = window[count].offset + 1
         return DeadLetterPage(items, _cursor(reached, partitions))
 
     async def _window(self, partition: int, first: int, end: int) -> list[FoundDeadLetter]:
@@ -159,13 +161,13 @@ def _letter(partition: int, record: Record) -> FoundDeadLetter:
     )
 
 
-def _source(headers: Mapping[str, bytes | None]) -> tuple[str, int, int] | None:
+def _source(headers: Mapping[str, bytes | None]) -> Source | None:
     topic, partition, offset = (header(headers, name) for name in ("topic", "partition", "offset"))
     if topic is None or partition is None or offset is None:
         return None
     if not (partition.isdecimal() and offset.isdecimal() and len(partition) <= 9 and len(offset) <= 15):
         return None
-    return topic, int(partition), int(offset)
+    return Source(topic, int(partition), int(offset))
 
 
 def _newest_first(letter: FoundDeadLetter) -> int:
