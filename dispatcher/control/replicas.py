@@ -16,14 +16,16 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from dispatcher.__about__ import __version__
 from dispatcher.broker.base import Broker, BrokerError, MadeAnew, Message, Reader, Record, UnreadableRecord
+from dispatcher.control.log import sliced
 from dispatcher.core.cluster.record import (
     HistoryState,
     InvalidReplica,
@@ -112,7 +114,6 @@ class Replicas:
         self._clock = asyncio.get_running_loop().time
         self._tasks = Tasks(self._died)
         self._heard: dict[str, tuple[ReplicaRecord, float]] = {}  # and when that was, in loop time
-        self._caught_up = False
         self._written = False
         self._refused = 0
         self._problem: str | None = None
@@ -231,16 +232,12 @@ class Replicas:
             except MadeAnew:
                 log.info("the topic of the replicas was made anew, reading it from its beginning")
             finally:
-                with contextlib.suppress(BrokerError):
-                    await reader.stop()
+                await reader.stop()
 
     async def _read(self, reader: Reader) -> None:
         while True:
-            live = reader.caught_up
-            for number, record in enumerate(await reader.read(_POLL, _BATCH)):
-                self._take(record, live=live)
-                if number % 20 == 19:
-                    await asyncio.sleep(0)
+            take = partial(self._take, live=reader.caught_up)
+            await sliced(await reader.read(_POLL, _BATCH), take)
             self._problem = reader.problem
             self._forget()
 
@@ -312,20 +309,6 @@ def _differ(one: ReplicaRecord, other: ReplicaRecord) -> bool:
     return _timeless(one) != _timeless(other)
 
 
-def _timeless(record: ReplicaRecord) -> tuple[object, ...]:
+def _timeless(record: ReplicaRecord) -> ReplicaRecord:
     history = record.history
-    return (
-        record.roles,
-        record.problems,
-        record.warnings,
-        record.partitions,
-        record.lag,
-        record.queued,
-        record.in_flight,
-        record.held,
-        record.parked,
-        record.breakers,
-        record.troubles,
-        record.troubles_total,
-        None if history is None else (history.behind_records, history.partitions),
-    )
+    return replace(record, at_ms=0, history=None if history is None else replace(history, as_of_ms=0))

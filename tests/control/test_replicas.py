@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition
 from dispatcher.control.replicas import HEARTBEAT, INTERVAL, OLD, Replicas, SharedProgress, Sources
-from dispatcher.core.cluster.record import ReplicaRecord, Trouble, write_replica
+from dispatcher.core.cluster.record import ReplicaRecord, Trouble, read_replica, write_replica
 from dispatcher.delivery.troubles import DeliveryReport
 from tests.fakes import MemoryBroker
 
@@ -47,6 +47,7 @@ class Process:
     def __init__(self, broker: MemoryBroker, name: str, history: Progress | None = None) -> None:
         self.problems: list[str] = []
         self.in_trouble: Sequence[Trouble] = ()
+        self.lanes = 1
         self.looks = 0
         sources = Sources(("deliver",), lambda: self.problems, lambda: ["a warning"], self._look, history)
         self.replicas = Replicas(broker, TOPIC.topic, name, sources, wall=wall)
@@ -54,7 +55,16 @@ class Process:
     async def _look(self) -> DeliveryReport:
         self.looks += 1
         return DeliveryReport(
-            {"events": (0,)}, {"events": 3}, 0, 0, 0, {}, 1, {}, tuple(self.in_trouble), len(self.in_trouble)
+            {"events": (0,)},
+            {"events": 3},
+            0,
+            0,
+            0,
+            {},
+            self.lanes,
+            {},
+            tuple(self.in_trouble),
+            len(self.in_trouble),
         )
 
     def known(self) -> dict[str, ReplicaRecord]:
@@ -104,6 +114,9 @@ async def test_a_record_is_written_when_something_has_changed_and_now_and_then_a
             process.problems.append("again")
             await asyncio.sleep(INTERVAL)
         assert len(written(broker, "one:1")) >= 8
+        process.lanes = 7
+        await asyncio.sleep(INTERVAL)
+        assert read_replica(written(broker, "one:1")[-1].value or b"").lanes == 7
 
 
 async def test_a_large_record_is_written_less_often() -> None:
