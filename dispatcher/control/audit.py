@@ -24,6 +24,7 @@ import structlog
 
 from dispatcher.broker.base import Broker, BrokerError, MadeAnew, Message, Record, UnreadableRecord
 from dispatcher.control.access import Principal
+from dispatcher.control.log import sliced
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings
@@ -201,8 +202,7 @@ class AuditTrail:
             try:
                 await reader.start()
                 while True:
-                    for record in await reader.read(_POLL, _BATCH):
-                        self._take(record)
+                    await sliced(await reader.read(_POLL, _BATCH), self._take)
             except MadeAnew as error:
                 log.warning("the topic of the audit trail is another one now", error=str(error))
                 self._records.clear()
