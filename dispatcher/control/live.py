@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from dispatcher.control.errors import Overloaded
+from dispatcher.control.history import Progress
 from dispatcher.core.attempt.outcome import DEAD, DELIVERED, DROPPED, PARKED, RETRY
 from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import LogBatch
@@ -44,12 +45,6 @@ _STATES: Final = {
     DEAD: "dead",
     DROPPED: "dropped",
 }
-
-
-class LiveProgress(Protocol):
-    """How far the history has come."""
-
-    def as_of_ms(self) -> int: ...
 
 
 class Channel(NamedTuple):
@@ -167,7 +162,7 @@ class _Listener:
 class Live:
     """Tells listeners what is indexed."""
 
-    def __init__(self, progress: LiveProgress | None, *, complete: bool) -> None:
+    def __init__(self, progress: Progress | None, *, complete: bool) -> None:
         """`complete`: this process indexes everything. Else it hears of a part, and pages have to ask by themselves too."""
         self._progress = progress
         self._complete = complete
