@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.units import format_duration, format_size, parse_duration
@@ -55,20 +55,7 @@ class TenantQuotas(NamedTuple):
     max_patterns: int
 
 
-QUOTAS: Final[tuple[QuotaName, ...]] = (
-    "subscriptions",
-    "subscriptions_per_origin",
-    "creations_per_minute",
-    "events_per_second",
-    "bytes_per_second",
-    "replays",
-    "queries",
-    "max_timeout",
-    "max_in_flight",
-    "max_schedule",
-    "max_headers",
-    "max_patterns",
-)
+QUOTAS: Final[tuple[QuotaName, ...]] = get_args(QuotaName)
 """All of them, in the order of the settings."""
 
 Overrides = Mapping[QuotaName, float]
@@ -80,11 +67,7 @@ MAX_CALLERS: Final = 10_000
 
 def overridden(quotas: TenantQuotas, overrides: Overrides) -> TenantQuotas:
     """These quotas with what one tenant has instead."""
-    if not overrides:
-        return quotas
-    values: dict[str, Any] = quotas._asdict()
-    values.update(document_of(overrides))
-    return TenantQuotas(**values)
+    return quotas._replace(**document_of(overrides)) if overrides else quotas
 
 
 def written(name: QuotaName, value: float) -> str:
