@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from dispatcher.api.models import QueryModel, ReplyModel, Time, whole_number
+from dispatcher.api.models import HostFilter, QueryModel, ReplyModel, TenantFilter, Time, whole_number
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.cluster import FAILING, MAX_FAILING, FailingNow
 from dispatcher.core.cluster.record import ReplicaRecord
@@ -61,13 +61,11 @@ _REPLICA: Final[dict[str, Any]] = {
 class FailingFilters(QueryModel):
     """Which subscriptions, and how many."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
+    tenant: TenantFilter | None = None
     subscription: Annotated[str, Field(min_length=1, max_length=64, description="This one only.")] | None = (
         None
     )
-    host: (
-        Annotated[str, Field(min_length=1, max_length=253, description="With this host in the URL.")] | None
-    ) = None
+    host: HostFilter | None = None
     limit: Annotated[
         int,
         Field(ge=1, le=MAX_FAILING, description="At most so many, the worst."),
@@ -261,7 +259,7 @@ async def list_failing(call: Call) -> Reply:
         call.tenant,
         of_tenant=query.tenant,
         subscription_id=query.subscription,
-        host=None if query.host is None else query.host.lower().rstrip("."),
+        host=query.host,
         limit=query.limit,
     )
     return Reply(

@@ -16,7 +16,14 @@ from dispatcher.api.history_models import (
     SourceReply,
     known,
 )
-from dispatcher.api.models import QueryModel, ReplyModel
+from dispatcher.api.models import (
+    HostFilter,
+    QueryModel,
+    ReplyModel,
+    SubscriptionFilter,
+    TenantFilter,
+    TypeFilter,
+)
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import PAGE
@@ -47,20 +54,12 @@ _EXAMPLE: Final[dict[str, Any]] = {
 class DeliveryFilters(QueryModel):
     """Which deliveries, and how many. Without `since`, those of the last 24 hours."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
-    subscription: (
-        Annotated[str, Field(min_length=1, max_length=64, description="To this subscription.")] | None
-    ) = None
+    tenant: TenantFilter | None = None
+    subscription: SubscriptionFilter | None = None
     event: (
         Annotated[str, Field(min_length=1, max_length=1024, description="Of events of this id.")] | None
     ) = None
-    event_type: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=1024, description="A type, or the beginning of one before `*`."),
-        ]
-        | None
-    ) = None
+    event_type: TypeFilter | None = None
     state: Literal["pending", "retrying", "dropped", "dead", "delivered", "failed"] | None = None
     status: (
         Annotated[
@@ -84,9 +83,7 @@ class DeliveryFilters(QueryModel):
         ]
         | None
     ) = None
-    host: (
-        Annotated[str, Field(min_length=1, max_length=253, description="With this host in the URL.")] | None
-    ) = None
+    host: HostFilter | None = None
     since: Annotated[QueryTime, Field(description="Begun at this time or later.")] | None = None
     until: Annotated[QueryTime, Field(description="Begun before this time.")] | None = None
     cursor: Cursor | None = None
@@ -230,7 +227,7 @@ async def list_deliveries(call: Call) -> Reply:
         states=_states(query.state),
         status=_status(query.status),
         reason=query.reason,
-        host=None if query.host is None else query.host.lower().rstrip("."),
+        host=query.host,
     )
     found = await history.deliveries(call.tenant, asked, query.cursor)
     return Reply(

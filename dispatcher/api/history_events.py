@@ -16,7 +16,7 @@ from dispatcher.api.history_models import (
     SourceReply,
     known,
 )
-from dispatcher.api.models import QueryModel, ReplyModel, Time
+from dispatcher.api.models import QueryModel, ReplyModel, TenantFilter, Time, TypeFilter
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import PAGE, FoundEvent
@@ -39,14 +39,8 @@ _EVENT: Final[dict[str, Any]] = {
 class EventFilters(QueryModel):
     """Which events, and how many. Without `since`, those of the last 24 hours."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
-    type: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=1024, description="A type, or the beginning of one before `*`."),
-        ]
-        | None
-    ) = None
+    tenant: TenantFilter | None = None
+    type: TypeFilter | None = None
     since: Annotated[QueryTime, Field(description="Published at this time or later.")] | None = None
     until: Annotated[QueryTime, Field(description="Published before this time.")] | None = None
     cursor: Cursor | None = None

@@ -108,6 +108,24 @@ Time = Annotated[
 ]
 
 
+def _host(value: str) -> str:
+    """As the hosts of URLs are kept."""
+    return value.lower().rstrip(".")
+
+
+# Of lists and figures: what they are narrowed to.
+TenantFilter = Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")]
+SubscriptionFilter = Annotated[str, Field(min_length=1, max_length=64, description="To this subscription.")]
+TypeFilter = Annotated[
+    str, Field(min_length=1, max_length=1024, description="A type, or the beginning of one before `*`.")
+]
+HostFilter = Annotated[
+    str,
+    Field(min_length=1, max_length=253, description="With this host in the URL."),
+    AfterValidator(_host),
+]
+
+
 def whole_number(value: Any) -> Any:
     """The number of a query parameter, in digits. Pydantic would take ` 5 `, `+5` and `5_0` too."""
     if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) < 10):

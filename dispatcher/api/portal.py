@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from dispatcher.api.models import Duration, Pattern, QueryModel, ReplyModel, RequestModel, Tenant, Time
+from dispatcher.api.models import (
+    Duration,
+    Pattern,
+    QueryModel,
+    ReplyModel,
+    RequestModel,
+    Tenant,
+    TenantFilter,
+    Time,
+)
 from dispatcher.api.problems import Kind, Problem, invalid
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer
 from dispatcher.control.portal import MAX_LIFETIME, PortalAccess
@@ -233,13 +242,13 @@ class PortalSessionsRevoked(ReplyModel):
 class PortalFilters(QueryModel):
     """Which sessions."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
+    tenant: TenantFilter | None = None
 
 
 class OfTenant(QueryModel):
     """Whose sessions."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")]
+    tenant: TenantFilter
 
 
 class PortalImageCreate(RequestModel):

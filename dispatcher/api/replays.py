@@ -7,7 +7,16 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ConfigDict, Field
 
 from dispatcher.api.history_models import Cursor, PageSize, QueryTime
-from dispatcher.api.models import Pattern, QueryModel, RateLimit, ReplyModel, RequestModel, Tenant, Time
+from dispatcher.api.models import (
+    Pattern,
+    QueryModel,
+    RateLimit,
+    ReplyModel,
+    RequestModel,
+    SubscriptionFilter,
+    Tenant,
+    Time,
+)
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Body, Call, Reply, Route, RouteAnswer
 from dispatcher.core.replay.job import JobState, ReplayJob, ReplaySource
@@ -77,9 +86,7 @@ class ReplayStart(RequestModel):
             "event topics, whether or not it was sent before. deliveries: what the history knows, by any of the filters."
         ),
     ]
-    subscription: (
-        Annotated[str, Field(min_length=1, max_length=64, description="To this subscription.")] | None
-    ) = None
+    subscription: SubscriptionFilter | None = None
     tenant: Annotated[Tenant, Field(description="Events of this tenant.")] | None = None
     since: (
         Annotated[
@@ -242,9 +249,7 @@ class ReplayFilters(QueryModel):
     """Which replays, and how many."""
 
     state: _States | None = None
-    subscription: (
-        Annotated[str, Field(min_length=1, max_length=64, description="To this subscription.")] | None
-    ) = None
+    subscription: SubscriptionFilter | None = None
     limit: PageSize = PAGE
     cursor: Cursor | None = None
 

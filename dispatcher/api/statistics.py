@@ -7,7 +7,16 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from dispatcher.api.history_models import HistoryReply, QueryTime, known
-from dispatcher.api.models import QueryModel, ReplyModel, Time, whole_number
+from dispatcher.api.models import (
+    HostFilter,
+    QueryModel,
+    ReplyModel,
+    SubscriptionFilter,
+    TenantFilter,
+    Time,
+    TypeFilter,
+    whole_number,
+)
 from dispatcher.api.problems import Kind
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.statistics import (
@@ -82,20 +91,10 @@ class StatisticsFilters(QueryModel):
         ]
         | None
     ) = None
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
-    subscription: (
-        Annotated[str, Field(min_length=1, max_length=64, description="To this subscription.")] | None
-    ) = None
-    event_type: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=1024, description="A type, or the beginning of one before `*`."),
-        ]
-        | None
-    ) = None
-    host: (
-        Annotated[str, Field(min_length=1, max_length=253, description="With this host in the URL.")] | None
-    ) = None
+    tenant: TenantFilter | None = None
+    subscription: SubscriptionFilter | None = None
+    event_type: TypeFilter | None = None
+    host: HostFilter | None = None
     status: (
         Annotated[
             str,
@@ -258,7 +257,7 @@ async def get_statistics(call: Call) -> Reply:
         query.tenant,
         query.subscription,
         query.event_type,
-        None if query.host is None else query.host.lower().rstrip("."),
+        query.host,
         query.status,
         query.limit,
     )

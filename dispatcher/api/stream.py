@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from dispatcher.api.models import QueryModel, SubscriptionId
+from dispatcher.api.models import QueryModel, SubscriptionId, TenantFilter
 from dispatcher.api.problems import Kind, invalid
 from dispatcher.api.route import Audience, Call, Reply, Route, RouteAnswer
 from dispatcher.control.history import HistoryOff
@@ -20,7 +20,7 @@ EVENT_STREAM: Final = "text/event-stream"
 class StreamFilters(QueryModel):
     """What to hear of."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
+    tenant: TenantFilter | None = None
     subscription: Annotated[SubscriptionId, Field(description="Of this subscription.")] | None = None
 
 

@@ -11,6 +11,7 @@ from dispatcher.api.models import (
     Duration,
     EventTypes,
     Headers,
+    HostFilter,
     Jitter,
     MaxInFlight,
     QueryModel,
@@ -22,6 +23,7 @@ from dispatcher.api.models import (
     Signatures,
     SubscriptionId,
     Tenant,
+    TenantFilter,
     Time,
     TypeName,
     Url,
@@ -231,12 +233,10 @@ class SubscriptionPage(ReplyModel):
 class SubscriptionQuery(QueryModel):
     """Which subscriptions, and how many."""
 
-    tenant: Annotated[str, Field(min_length=1, max_length=256, description="Of this tenant.")] | None = None
+    tenant: TenantFilter | None = None
     status: Literal["active", "paused", "pending", "disabled"] | None = None
     event_type: Annotated[TypeName, Field(description="That want events of this type.")] | None = None
-    host: (
-        Annotated[str, Field(min_length=1, max_length=253, description="With this host in the URL.")] | None
-    ) = None
+    host: HostFilter | None = None
     cursor: (
         Annotated[str, Field(min_length=1, max_length=512, description="`next_cursor` of the page before.")]
         | None
