@@ -221,7 +221,10 @@ class Frame:
                 try:
                     media = wanted(route, request.headers.getall("Accept", []))
                     async with asyncio.timeout(HANDLER_TIMEOUT):
-                        reply = await (route.handler(call) if media is None else exported(route, call, media))
+                        if media is None:
+                            reply = await route.handler(call)
+                        else:
+                            reply = await exported(route, call, media, request[METER])
                 except (errors.Unavailable, TimeoutError):
                     # It may have taken effect all the same, and no other line would tell.
                     if route.method != "GET" and route.tag != "events":

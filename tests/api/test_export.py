@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +112,27 @@ async def test_an_export_has_all_pages_as_far_as_its_bound(
             "evt_5",
             "evt_6",
         ]
+
+
+@pytest.mark.parametrize(
+    ("media", "writer"), [("text/csv", "comma_separated"), ("application/x-ndjson", "ndjson")]
+)
+async def test_ten_thousand_rows_are_not_written_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, media: str, writer: str
+) -> None:
+    write = getattr(export, writer)
+    threads = []
+
+    def noted(rows: Sequence[Mapping[str, Any]]) -> bytes:
+        threads.append(threading.current_thread())
+        written: bytes = write(rows)
+        return written
+
+    monkeypatch.setattr(export, writer, noted)
+    async with running(tmp_path, KEY) as (call, _):
+        assert (await call("GET", "/v1/deliveries", headers={"Accept": media})).status == 200
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_what_is_wrong_is_a_problem_all_the_same() -> None:
