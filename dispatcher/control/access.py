@@ -25,6 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
@@ -291,6 +292,7 @@ class _Failures:
             self._buckets.popitem(last=False)
 
 
+@lru_cache(maxsize=1024)  # each request asks several times
 def counted_as(address: str) -> str:
     """What the caller at the address is counted as: one host has a whole /64 of IPv6 addresses to come from."""
     try:

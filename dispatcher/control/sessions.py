@@ -74,11 +74,8 @@ class Sessions:
         self._operators = frozenset(settings.console.trusted_operators)
         self.enabled = settings.console.enabled
         self.header = settings.console.trusted_header
-
-    @property
-    def name(self) -> str:
+        self.name = f"dispatcher_{signer.name}"
         """Of the cookie: two installations that are called by one host name leave each other's alone."""
-        return f"dispatcher_{self._signer.name}"
 
     def open(self, key: str, source: str) -> OpenedSession:
         """A session of the holder of this key. Raises Unauthenticated, TooManyWrongKeys, Unavailable."""

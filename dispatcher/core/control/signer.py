@@ -26,11 +26,8 @@ class Signer:
     def __init__(self, secrets: Sequence[bytes]) -> None:
         """At least one; what they are worth is the caller's business."""
         self._keys = [hmac.new(secret, b"dispatcher signer", sha256).digest() for secret in secrets]
-
-    @property
-    def name(self) -> str:
+        self.name = hmac.new(self._keys[0], b"name", sha256).hexdigest()[:8]
         """Tells one installation's signer from another's, and nothing of its secret."""
-        return hmac.new(self._keys[0], b"name", sha256).hexdigest()[:8]
 
     def sign(self, purpose: str, *parts: str) -> str:
         """The signature as text that a cookie and a URL can hold."""
