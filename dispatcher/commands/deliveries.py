@@ -65,7 +65,7 @@ def list_(api: Api, *, as_json: bool, limit: int, follow: bool, **filters: str |
             "deliveries",
             filters,
             lambda each: (each["id"], each["state"], each["generation"], each["attempts"]),
-            _json_line if as_json else _line,
+            orjson.dumps if as_json else _line,
         )
         return
     answer = listed(api, "/v1/deliveries", "deliveries", limit, filters)
@@ -78,10 +78,6 @@ def list_(api: Api, *, as_json: bool, limit: int, follow: bool, **filters: str |
         click.echo("there are none like that in this time (--since, --until)", err=True)
     tell_there_is_more(answer, limit)
     tell_what_is_missing(answer)
-
-
-def _json_line(each: Mapping[str, Any]) -> str:
-    return orjson.dumps(each).decode()
 
 
 def _line(each: Mapping[str, Any]) -> str:

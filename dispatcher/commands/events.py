@@ -60,7 +60,7 @@ def list_(
             "events",
             {"type": type_, **filters},
             lambda each: tuple(each["source"].values()),
-            _json_line if as_json else _line,
+            orjson.dumps if as_json else _line,
         )
         return
     answer = listed(api, "/v1/events", "events", limit, {"type": type_, **filters})
@@ -87,10 +87,6 @@ def list_(
         click.echo("there are none like that in this time (--since, --until)", err=True)
     tell_there_is_more(answer, limit)
     tell_what_is_missing(answer)
-
-
-def _json_line(each: Mapping[str, Any]) -> str:
-    return orjson.dumps(each).decode()
 
 
 def _line(each: Mapping[str, Any]) -> str:

@@ -76,11 +76,11 @@ def follow(
     name: str,
     filters: Mapping[str, object],
     key: Callable[[Mapping[str, Any]], tuple[Any, ...]],
-    line: Callable[[Mapping[str, Any]], str],
+    line: Callable[[Mapping[str, Any]], str | bytes],
 ) -> None:
     """Print what is listed and has not been printed yet, the oldest first, until somebody interrupts.
 
-    What has the same `key` as something printed is not printed again. Without `since`, only what comes from now on.
+    What has the same `key` as something printed is not printed again. `line` is how each is printed; bytes go as they are. Without `since`, only what comes from now on.
     """
     since = str(filters.get("since") or rfc3339(time.time() * 1000))
     begin = since
