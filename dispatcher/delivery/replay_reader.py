@@ -149,11 +149,11 @@ class ReplayReader:
         self._counts.clear()
         self._paused.clear()
         for key, line in list(self._lines.items()):
-            kept = deque(waiting for waiting in line if not waiting.tracker.lost)
+            kept = [waiting for waiting in line if not waiting.tracker.lost]
+            line.clear()  # in its place: whoever is about to take from it goes on with what is left
+            line.extend(kept)
             if not kept:
                 del self._lines[key]
-                continue
-            self._lines[key] = kept
             for waiting in kept:
                 self._count(waiting, 1)
         self._some.set()

@@ -363,3 +363,42 @@ async def test_of_a_partition_that_stays_nothing_is_sent_twice(many: MemoryBroke
         await returning.assign([REPLAY])
         await until(lambda: committed(world) == 50, within=120)
         assert sorted(map(_number, sent_ids(world))) == [*range(50)]
+
+
+class Told(Standings):
+    """Says when it has told so many times that a replay goes on, or is over."""
+
+    def __init__(self, times: int, **known: ReplayStanding) -> None:
+        super().__init__(**known)
+        self.told = asyncio.Event()
+        self._left = times
+
+    def standing(self, replay: str) -> ReplayStanding:
+        found = super().standing(replay)
+        if found is not ReplayStanding.WAIT:
+            self._left -= 1
+            if not self._left:
+                self.told.set()
+        return found
+
+
+# Asked once before a line is dropped; before the events are read and after it, where it is sent.
+@pytest.mark.parametrize(("standing", "times"), [(ReplayStanding.GO, 2), (ReplayStanding.OVER, 1)])
+async def test_partitions_that_are_shared_out_in_the_midst_of_a_line_change_nothing_of_it(
+    standing: ReplayStanding, times: int
+) -> None:
+    broker = MemoryBroker(EVENTS, REPLAY)
+    old(broker, 1000)
+    replayed(broker, *range(1000))
+    standings = Told(times, **{JOB: ReplayStanding.WAIT})
+    registry = FixedRegistry(subscription(max_in_flight=2000))
+    async with running(registry, broker, replays=standings, connections_per_host=2000) as world:
+        await asyncio.sleep(5)
+        returning = next(each for each in broker.consumers if "dispatcher.replay" in each._topics)
+        standings.known[JOB] = standing
+        await standings.told.wait()
+        assert 0 < world.value("partition_lag", topic="dispatcher.replay", partition="0") < 1000
+        await returning.assign([REPLAY])
+        await until(lambda: committed(world) == 1000, within=120)
+        sent = [*range(1000)] if standing is ReplayStanding.GO else []
+        assert sorted(map(_number, sent_ids(world))) == sent
