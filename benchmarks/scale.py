@@ -395,7 +395,7 @@ def run_latency(command: str, *, quick: bool, runs: int | None = None) -> Sectio
                     uvloop.run(publish(broker, topic, _PACE, 2))  # connections are open, code is warm
                     before = daemon.scrape()
                     ids = uvloop.run(publish(broker, topic, _PACE, seconds))
-                    _wait_for(daemon, len(ids) + before.delivered)
+                    wait_until_delivered(daemon, len(ids) + before.delivered)
                     after = daemon.scrape()
                 arrived = dict(endpoint.arrivals())
             missing = [event_id for event_id in ids if event_id not in arrived]
@@ -427,7 +427,7 @@ def run_latency(command: str, *, quick: bool, runs: int | None = None) -> Sectio
     return section
 
 
-def _wait_for(daemon: Daemon, expected: float, within: float = 60.0) -> Metrics:
+def wait_until_delivered(daemon: Daemon, expected: float, within: float = 60.0) -> Metrics:
     """Until so many are delivered."""
     seen: list[Metrics] = []
 
@@ -640,7 +640,7 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None) -> Sect
             begin = time.monotonic()
             ids = uvloop.run(publish(broker, topic, pace, minutes * 60))
             over = time.monotonic()
-            last = _wait_for(daemon, len(ids), within=300.0)
+            last = wait_until_delivered(daemon, len(ids), within=300.0)
     began = usage.samples[0][0]
     points = [((at - began) / 60, seen.rss / (1 << 20)) for at, seen in usage.samples]
     settled = [rss for at, rss in points if at >= minutes * 0.2]

@@ -14,15 +14,14 @@ import contextlib
 import itertools
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
-from benchmarks.end_to_end import HOSTS, PARTITIONS, TYPES, Daemon, Run, Wrong, kafka
+from benchmarks.end_to_end import HOSTS, PARTITIONS, TYPES, Daemon, Run, kafka
 from benchmarks.harness import (
     BODY_BYTES,
     SECRET,
@@ -35,9 +34,10 @@ from benchmarks.harness import (
     require,
     spread,
     two_digits,
+    wait_for,
 )
 from benchmarks.isolation import DEFAULTS, Dead, arrived
-from benchmarks.scale import addresses, fill, percentile, publish, subscription_for
+from benchmarks.scale import addresses, fill, percentile, publish, subscription_for, wait_until_delivered
 from dispatcher.broker.base import Message
 
 TENANTS: Final = (1, 100, 10_000)
@@ -167,20 +167,16 @@ def _turn(broker: str, folder: Path, *, seconds: float, hostile: bool) -> list[f
         with daemon.started():
             daemon.wait_until_ready()
             if hostile:
-                _until(lambda: daemon.scrape()["tenants_at_share"] == 1, "the hostile tenant has its share")
+                wait_for(
+                    lambda: daemon.scrape()["tenants_at_share"] == 1,
+                    _LATE,
+                    "the hostile tenant has its share",
+                )
             warm = uvloop.run(publish(broker, name, _PACE, _WARM, kinds))
             ids = uvloop.run(publish(broker, name, _PACE, seconds, kinds))
             expected = len(warm) + len(ids)
-            _until(lambda: daemon.scrape().delivered >= expected, "the honest tenants have their events")
+            wait_until_delivered(daemon, expected, _LATE)
         return sorted(arrived([*warm, *ids], ids, endpoint.arrivals(), _HONEST)[0])
-
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _LATE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise Wrong(f"not so within {_LATE:g} s: {what}")
-        time.sleep(0.25)
 
 
 def _among_hostile_ones(section: Section, broker: str, folder: Path, *, quick: bool, runs: int) -> None:

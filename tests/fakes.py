@@ -213,13 +213,14 @@ class MemoryBroker:
         value: bytes | None,
         headers: Sequence[tuple[str, bytes | None]] = (),
         *,
+        key: bytes | None = None,
         partition: TopicPartition | None = None,
         timestamp: int = 0,
     ) -> int:
         """Write one record; returns its offset."""
         where = partition or self.initial[0]
         log = self.log[where]
-        log.append(StoredRecord(len(log), timestamp, None, value, headers))
+        log.append(StoredRecord(len(log), timestamp, key, value, headers))
         self._wake()
         return len(log) - 1
 

@@ -6,7 +6,7 @@ It keeps the signatures and the rules that the HTTP side depends on; the end-to-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from dispatcher.api.route import Services
 from dispatcher.broker.base import Message
@@ -40,7 +40,7 @@ from dispatcher.control.secrets import OVERLAP
 from dispatcher.control.sessions import Sessions, make_signer
 from dispatcher.control.statistics import StatisticsReader
 from dispatcher.control.subscriptions import Rotated, Subscriptions
-from dispatcher.control.table import Row, Table
+from dispatcher.control.table import Table
 from dispatcher.control.tenant_counts import TenantCounts
 from dispatcher.control.views import SecretView, View, Views
 from dispatcher.core.cluster.record import ReplicaRecord
@@ -59,34 +59,14 @@ from dispatcher.telemetry.metrics import Metrics
 from tests.control.memory import MemoryTable
 from tests.fakes import MemoryBroker
 
-T = TypeVar("T")
 NOW = 1_760_000_000_000
 REPLAY = "rpl_0123456789ab"
 
 
-class RowsByName(Generic[T]):
-    """A table."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Row[T]] = {}
-        self.loaded = True
-
-    def get(self, name: str) -> Row[T] | None:
-        return self.rows.get(name)
-
-    def names(self) -> Sequence[str]:
-        return sorted(self.rows)
-
-    async def put(self, name: str, value: T, *, base: int) -> Row[T]:
-        self.rows[name] = Row(name, base + 1, value, NOW)
-        return self.rows[name]
-
-    async def delete(self, name: str, *, base: int) -> None:
-        del self.rows[name]
-
-
-class MemoryKeys(RowsByName[Key]):
+class MemoryKeys(MemoryTable[Key]):
     """A table of keys."""
+
+    loaded = True
 
 
 class MemorySubscriptions(Views, Listing, Creation, Subscriptions, EndpointChecks):
@@ -441,8 +421,8 @@ class Plane:
         settings = settings or Settings()
         signer = make_signer(settings)
         self.portal = PortalSessions(
-            RowsByName[PortalSession](),
-            RowsByName[PortalImage](),
+            MemoryTable[PortalSession](),
+            MemoryTable[PortalImage](),
             lambda: self.keys.loaded,
             signer,
             enabled=settings.portal.enabled,

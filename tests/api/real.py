@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import yaml
@@ -21,6 +21,8 @@ from dispatcher.history.base import HistoryStore, LogBatch, StoreUnavailable
 from dispatcher.settings.groups import Settings
 from tests.api.serving import Answer, Client
 from tests.e2e.daemon import eventually
+
+T = TypeVar("T")
 
 # Nothing asks the machine's own name servers: a port of this machine where none is.
 NETWORK = {
@@ -114,6 +116,10 @@ class InThread:
             self._ready.set()
             await self._done.wait()
 
+    def do(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result, of the thread's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
     def replay(self, owner: str | None) -> str:
         """The id of a replay of this tenant's key, or of an operator, that is paused."""
         job = paused_replay(owner)
@@ -128,19 +134,17 @@ class InThread:
                     continue  # its runner was first
                 return
 
-        asyncio.run_coroutine_threadsafe(put(), self._loop).result(60)
+        self.do(put())
         return job.id
 
     def remember(self, *batches: LogBatch) -> None:
         """Have the history know these, whatever the logs say."""
         assert self._app._history is not None
-        keeping = keep(self._app._history.store, *batches)
-        asyncio.run_coroutine_threadsafe(keeping, self._loop).result(60)
+        self.do(keep(self._app._history.store, *batches))
 
     def produce(self, *messages: Message) -> None:
         """Write these to the broker."""
-        writing = self._app.broker.produce(messages)
-        asyncio.run_coroutine_threadsafe(writing, self._loop).result(60)
+        self.do(self._app.broker.produce(messages))
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._done.set)

@@ -19,6 +19,7 @@ from tests.api.fakes import REPLAY, Plane
 URN = "urn:webhook-dispatcher:problem:"
 NEW = {"url": "https://a.example/", "event_types": ["*"]}
 KEY = "settings-key-" + "k" * 32
+OURS = {"Sec-Fetch-Site": "same-origin"}
 
 
 class Answer(NamedTuple):
@@ -73,6 +74,15 @@ async def serving(
             yield Client(f"http://127.0.0.1:{port}", session, keys[0] if keys else None), plane
     finally:
         await server.stop()
+
+
+async def login(call: Client, key: str = KEY) -> tuple[dict[str, str], Answer]:
+    """The headers of a page that has logged in: a browser's, and the page's own."""
+    answer = await call.using(None)("POST", "/v1/session", {"key": key}, headers=OURS)
+    assert answer.status == 201, answer
+    cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    call.session.cookie_jar.clear()
+    return {"Cookie": cookie, **OURS}, answer
 
 
 def address(route: Route) -> str:

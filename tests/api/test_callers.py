@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from dispatcher.core.control.keys import ALL_CAPABILITIES
-from tests.api.fakes import Plane
-from tests.api.serving import KEY, Answer, Client, problem, serving
+from tests.api.serving import KEY, OURS, login, problem, serving
 
 PROXY = {"http": {"trusted_proxies": ["127.0.0.1"]}}
 NAMED = {**PROXY, "console": {"trusted_header": "X-Forwarded-User", "trusted_operators": ["ada"]}}
-OURS = {"Sec-Fetch-Site": "same-origin"}
-
-
-async def login(call: Client, key: str = KEY) -> tuple[dict[str, str], Answer]:
-    """The headers of a page that has logged in: a browser's, and the page's own."""
-    answer = await call.using(None)("POST", "/v1/session", {"key": key}, headers=OURS)
-    assert answer.status == 201, answer
-    cookie = answer.headers["Set-Cookie"].partition(";")[0]
-    call.session.cookie_jar.clear()
-    return {"Cookie": cookie, **OURS}, answer
 
 
 async def test_a_cookie_is_the_key_that_opened_it() -> None:
@@ -178,7 +165,7 @@ async def test_what_was_shown_stands_in_no_log() -> None:
             assert secret not in said
 
 
-async def test_the_principal_of_each_way_in_is_told(tmp_path: Any) -> None:
+async def test_the_principal_of_each_way_in_is_told() -> None:
     async with serving(KEY, settings=NAMED) as (call, _):
         page, _ = await login(call)
         made = await call("POST", "/v1/portal-sessions", {"tenant": "acme"})
@@ -194,7 +181,6 @@ async def test_the_principal_of_each_way_in_is_told(tmp_path: Any) -> None:
             assert (answer.json["csrf"] is not None) == (by in ("cookie", "proxy"))
         nobody = await call.using(None)("GET", "/v1/session")
         assert (nobody.status, nobody.json["principal"]) == (200, None)
-    async with serving() as (call, plane):
-        assert isinstance(plane, Plane)
+    async with serving() as (call, _):
         opened = (await call("GET", "/v1/session")).json["principal"]
         assert (opened["by"], set(opened["capabilities"])) == ("open", set(ALL_CAPABILITIES))

@@ -10,7 +10,7 @@ from dispatcher.broker.base import Message
 from tests.api.real import running
 from tests.api.serving import KEY, Client, problem
 from tests.api.test_interventions import Answering, publish, subscribe
-from tests.e2e.daemon import Endpoint
+from tests.e2e.daemon import Endpoint, eventually
 
 
 async def listed(call: Client, count: int) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ async def test_a_dead_letter_is_shown_and_sent_again_without_any_history(tmp_pat
     answering = Answering(500)
     async with (
         Endpoint(answering) as endpoint,
-        running(tmp_path, KEY, history={"store": "off"}) as (call, app),
+        running(tmp_path, KEY, history={"store": "off"}) as (call, _),
     ):
         await subscribe(call, endpoint.url, retry={"schedule": []})
         await publish(call)
@@ -41,11 +41,8 @@ async def test_a_dead_letter_is_shown_and_sent_again_without_any_history(tmp_pat
         answer = await call("POST", f"/v1/dead-letters/{letter['id']}/retry")
         assert answer.status == 202, answer
         assert answer.json["delivery_id"] == letter["delivery_id"]
-        async with asyncio.timeout(60):
-            while endpoint.ids["evt_1"] != 2:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: endpoint.ids["evt_1"] == 2, 60)
         assert endpoint.requests[0][2] == endpoint.requests[1][2]
-        assert app._interventions is not None
 
 
 async def test_a_record_that_was_no_event_is_shown_and_cannot_be_sent_again(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.api.serving import KEY, fields, problem, serving
+from tests.api.serving import KEY, OURS, fields, login, problem, serving
 
-OURS = {"Sec-Fetch-Site": "same-origin"}
 PROXY = {"http": {"trusted_proxies": ["127.0.0.1"]}}
 
 
@@ -89,10 +88,7 @@ async def test_a_login_is_read_as_strictly_as_any_other_body() -> None:
 async def test_a_session_that_has_ended_is_nobodys() -> None:
     async with serving(KEY) as (call, plane):
         anonymous = call.using(None)
-        answer = await anonymous("POST", "/v1/session", {"key": KEY}, headers=OURS)
-        cookie = answer.headers["Set-Cookie"].partition(";")[0]
-        call.session.cookie_jar.clear()
-        page = {**OURS, "Cookie": cookie}
+        page, _ = await login(call)
         assert (await anonymous("GET", "/v1/session", headers=page)).json["principal"]["id"] == "settings"
         plane.wall += 12 * 3600
         assert (await anonymous("GET", "/v1/session", headers=page)).json["principal"] is None
@@ -103,10 +99,7 @@ async def test_a_session_ends_when_its_key_is_revoked() -> None:
     async with serving(KEY) as (call, _):
         made = (await call("POST", "/v1/keys", {"name": "ops", "scope": "operator"})).json
         anonymous = call.using(None)
-        answer = await anonymous("POST", "/v1/session", {"key": made["secret"]}, headers=OURS)
-        cookie = answer.headers["Set-Cookie"].partition(";")[0]
-        call.session.cookie_jar.clear()
-        page = {**OURS, "Cookie": cookie}
+        page, _ = await login(call, made["secret"])
         assert (await anonymous("GET", "/v1/subscriptions", headers=page)).status == 200
         await call("DELETE", f"/v1/keys/{made['key']['id']}")
         problem(await anonymous("GET", "/v1/subscriptions", headers=page), 401, "unauthenticated")

@@ -98,7 +98,7 @@ async def test_what_cannot_be_asked_is_refused_with_its_field(query: str, field:
         assert fields(problem(await call("GET", f"/v1/statistics?{query}"), 422, "invalid")) == [field]
 
 
-async def test_a_time_of_too_many_points_is_refused(tmp_path: Path) -> None:
+async def test_a_time_of_too_many_points_is_refused() -> None:
     async with serving(KEY) as (call, _):
         query = "since=2025-01-01T00:00:00Z&until=2025-02-01T00:00:00Z&step=minute"
         document = problem(await call("GET", f"/v1/statistics?{query}"), 422, "invalid")

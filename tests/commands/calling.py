@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from click.testing import CliRunner, Result
 
 from dispatcher.cli import main
 from tests.api.fakes import Plane
 from tests.api.real import InThread
 from tests.api.serving import KEY, serving
+from tests.e2e.daemon import Endpoint
 
 
 class Api:
@@ -65,6 +68,40 @@ class HistoryApi(InThread):
 
     def json(self, *arguments: str) -> Any:
         return _parsed(self(*arguments, "--json"))
+
+
+class Site:
+    """An endpoint in the dispatcher's thread, and what the tests do with it."""
+
+    def __init__(self, api: HistoryApi) -> None:
+        self.api = api
+        self.status = 200
+        self.endpoint = Endpoint(self._answer)
+        api.do(self.endpoint.__aenter__())
+
+    async def _answer(self, _request: web.Request) -> web.Response:
+        return web.Response(status=self.status)
+
+    def close(self) -> None:
+        self.api.do(self.endpoint.__aexit__())
+
+    def subscribe(self, id_: str, pattern: str) -> None:
+        added = self.api("subscriptions", "add", self.endpoint.url, pattern, "--id", id_, "--tenant", "*")
+        assert added.exit_code == 0, added.output
+
+    def publish(self, id_: str, kind: str) -> None:
+        event = {"id": id_, "type": kind, "data": {}}
+        self.api.do(self.api._app.plane.publisher.publish([event], tenant=None))
+
+    def delivery(self, event: str, state: str) -> str:
+        """The id of the delivery of an event, once it is so."""
+        deadline = time.monotonic() + 60
+        while True:
+            found = self.api.json("deliveries", "list", "--event", event)["deliveries"]
+            if found and found[0]["state"] == state:
+                return str(found[0]["id"])
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
 
 
 def call(

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.api.serving import KEY
-from tests.commands.calling import Api, HistoryApi
+from tests.commands.calling import Api, HistoryApi, Site
 
 
 @pytest.fixture
@@ -25,3 +25,10 @@ def history_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HistoryApi
         made.start()
         yield made
         made.stop()
+
+
+@pytest.fixture(scope="module")
+def site(history_api: HistoryApi) -> Iterator[Site]:
+    made = Site(history_api)
+    yield made
+    made.close()

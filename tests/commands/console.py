@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 COMMAND = Path(sys.executable).with_name("dispatcher")
 
@@ -15,6 +16,16 @@ def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This environment without the settings it may hold."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
     return {**kept, "PYTHONUNBUFFERED": "1", **changes}
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """SIGTERM, and SIGKILL where that is not heard."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(60)
 
 
 def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from dispatcher.broker.base import Message
-from tests.commands.calling import HistoryApi
-from tests.commands.test_interventions import Site
-
-
-@pytest.fixture(scope="module")
-def site(history_api: HistoryApi) -> Iterator[Site]:
-    made = Site(history_api)
-    yield made
-    made.close()
+from tests.commands.calling import HistoryApi, Site
 
 
 def letters(api: HistoryApi, count: int) -> list[dict[str, Any]]:
@@ -36,9 +24,7 @@ def test_what_was_given_up_is_listed_and_sent_again(site: Site) -> None:
     site.subscribe("sub_dead", "dead.*")
     site.publish("evt_dead", "dead.a")
     (letter,) = letters(api, 1)
-    asyncio.run_coroutine_threadsafe(
-        api._app.broker.produce([Message("events", b"no JSON")]), api._loop
-    ).result(60)
+    api.produce(Message("events", b"no JSON"))
     assert [each["retryable"] for each in letters(api, 2)] == [False, True]
     listed = api("dead-letters", "list")
     assert "gone" in listed.stdout

@@ -2,61 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import Iterator
-from typing import Any
 
-import pytest
-from aiohttp import web
-
-from tests.commands.calling import HistoryApi
-from tests.e2e.daemon import Endpoint
-
-
-class Site:
-    """An endpoint in the dispatcher's thread, and what the tests do with it."""
-
-    def __init__(self, api: HistoryApi) -> None:
-        self.api = api
-        self.status = 200
-        self.endpoint = Endpoint(self._answer)
-        self._do(self.endpoint.__aenter__())
-
-    async def _answer(self, _request: web.Request) -> web.Response:
-        return web.Response(status=self.status)
-
-    def _do(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.api._loop).result(60)
-
-    def close(self) -> None:
-        self._do(self.endpoint.__aexit__())
-
-    def subscribe(self, id_: str, pattern: str) -> None:
-        added = self.api("subscriptions", "add", self.endpoint.url, pattern, "--id", id_, "--tenant", "*")
-        assert added.exit_code == 0, added.output
-
-    def publish(self, id_: str, kind: str) -> None:
-        event = {"id": id_, "type": kind, "data": {}}
-        self._do(self.api._app.plane.publisher.publish([event], tenant=None))
-
-    def delivery(self, event: str, state: str) -> str:
-        """The id of the delivery of an event, once it is so."""
-        deadline = time.monotonic() + 60
-        while True:
-            found = self.api.json("deliveries", "list", "--event", event)["deliveries"]
-            if found and found[0]["state"] == state:
-                return str(found[0]["id"])
-            assert time.monotonic() < deadline, found
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def site(history_api: HistoryApi) -> Iterator[Site]:
-    made = Site(history_api)
-    yield made
-    made.close()
+from tests.commands.calling import Site
 
 
 def test_a_delivery_is_sent_again_and_with_wait_the_command_says_what_came_of_it(site: Site) -> None:

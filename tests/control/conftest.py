@@ -162,12 +162,6 @@ async def flaws(awaitable: Any) -> dict[str, str]:
     return {flaw.field: flaw.message for flaw in caught.value.flaws}
 
 
-async def until(condition: Callable[[], bool], within: float = 60.0) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.05)
-
-
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     made = World()

@@ -30,31 +30,31 @@ class MemoryTable(Table[T], Generic[T]):
     """Entries in a dictionary."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, Row[T]] = {}
+        self.rows: dict[str, Row[T]] = {}
 
     def get(self, name: str) -> Row[T] | None:
-        return self._rows.get(name)
+        return self.rows.get(name)
 
     def names(self) -> Sequence[str]:
-        return sorted(self._rows)
+        return sorted(self.rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     async def put(self, name: str, value: T, *, base: int) -> Row[T]:
         await asyncio.sleep(0)
-        current = self._rows.get(name)
+        current = self.rows.get(name)
         if (current.version if current else 0) != base:
             raise VersionMismatch(current.version if current else None)
-        row = self._rows[name] = Row(name, base + 1, value, 1_000_000_000_000)
+        row = self.rows[name] = Row(name, base + 1, value, 1_000_000_000_000)
         return row
 
     async def delete(self, name: str, *, base: int) -> None:
         await asyncio.sleep(0)
-        current = self._rows.get(name)
+        current = self.rows.get(name)
         if current is None or current.version != base:
             raise VersionMismatch(current.version if current else None)
-        del self._rows[name]
+        del self.rows[name]
 
 
 class MemoryStore(ControlStore):

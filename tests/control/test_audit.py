@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import orjson
 import pytest
 
@@ -14,6 +11,7 @@ from dispatcher.control.access import Principal
 from dispatcher.control.audit import AuditRecord, AuditTrail, read_audit
 from dispatcher.runtime.tasks import Tasks
 from tests.fakes import MemoryBroker
+from tests.world import until
 
 pytestmark = pytest.mark.looptime
 
@@ -28,12 +26,6 @@ def trail(broker: MemoryBroker) -> AuditTrail:
 @pytest.fixture
 def broker() -> MemoryBroker:
     return MemoryBroker(TopicPartition(TOPIC, 0))
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.1)
 
 
 async def test_a_change_is_known_to_every_process(broker: MemoryBroker) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
+from dispatcher.broker.base import BrokerUnavailable, TopicPartition, UnreadableBatch
 from dispatcher.control.dead_letters import DeadLetters, FoundDeadLetter
 from dispatcher.control.errors import Gone, Invalid, NotFound, Unavailable
 from dispatcher.core.retry.dead_letters import InvalidDeadLetter
@@ -16,8 +16,8 @@ TOPIC = "dispatcher.dead"
 
 
 def put(broker: MemoryBroker, partition: int, time_ms: int, value: bytes = b"{}") -> None:
-    log = broker.log[TopicPartition(TOPIC, partition)]
-    log.append(StoredRecord(len(log), time_ms, b"sub_1", value, headers()))
+    where = TopicPartition(TOPIC, partition)
+    broker.append(value, headers(), key=b"sub_1", partition=where, timestamp=time_ms)
 
 
 async def pages(letters: DeadLetters, limit: int, partition: int | None = None) -> list[tuple[int, int]]:
@@ -92,8 +92,7 @@ async def test_a_cursor_that_was_not_sent_is_refused(cursor: str) -> None:
 async def test_one_is_found_by_its_place() -> None:
     broker = MemoryBroker()
     put(broker, 0, 1)
-    log = broker.log[TopicPartition(TOPIC, 0)]
-    log.append(StoredRecord(1, 1, None, b"x", [("reason", b"json")]))
+    broker.append(b"x", [("reason", b"json")], partition=TopicPartition(TOPIC, 0))
     letters = DeadLetters(broker, TOPIC)
     assert (await letters.find(0, 0)).event.id == "evt_1"
     with pytest.raises(InvalidDeadLetter):

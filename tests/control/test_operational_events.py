@@ -8,8 +8,9 @@ import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, Message, StoredRecord
 from dispatcher.core.event.decode import Event, decode
-from tests.control.conftest import Make, Plane, until
+from tests.control.conftest import Make, Plane
 from tests.fakes import subscription
+from tests.world import until
 
 pytestmark = pytest.mark.looptime
 

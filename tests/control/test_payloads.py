@@ -24,6 +24,7 @@ from dispatcher.core.event.payload_mask import PayloadMask
 from dispatcher.core.retry.records import Source
 from dispatcher.history.base import DeliveryRow, EventRow, HistoryPage
 from tests.fakes import MemoryBroker
+from tests.history.records import delivery_row
 
 NOW_MS = 1_760_000_000_000
 BODY = b'{"id": "evt_1", "type": "invoice.paid", "tenant": "acme", "data": {"n": 1}}'
@@ -124,29 +125,7 @@ async def test_of_two_with_one_id_the_newest_or_the_one_that_is_named(broker: Br
 
 
 async def test_without_rows_of_events_the_deliveries_say_where_it_stands(broker: Broker) -> None:
-    delivery = DeliveryRow(
-        "0" * 24,
-        NOW_MS,
-        "evt_1",
-        "invoice.paid",
-        "acme",
-        "sub",
-        "events",
-        3,
-        0,
-        1,
-        4,
-        None,
-        1,
-        NOW_MS,
-        1,
-        200,
-        None,
-        1,
-        None,
-        None,
-        "{}",
-    )
+    delivery = delivery_row(event_id="evt_1", partition=3, offset=0)
     assert (await read(Store(deliveries=[delivery]), broker)).body == BODY
     with pytest.raises(Gone, match="made anew"):
         await read(Store(deliveries=[delivery._replace(event_type="order.made")]), broker)

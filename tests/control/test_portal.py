@@ -14,7 +14,8 @@ from dispatcher.control.portal import TOKEN_LIFETIME, PortalSessions
 from dispatcher.core.control.portal import MAX_IMAGE, PortalImage, PortalSession
 from dispatcher.core.control.signer import Signer
 from dispatcher.settings.groups import Settings
-from tests.api.fakes import MemoryKeys, RowsByName
+from tests.api.fakes import MemoryKeys
+from tests.control.memory import MemoryTable
 
 OPERATOR = Principal("settings", "key 1 of the settings", "operator")
 GIF = b"GIF89a" + bytes(20)
@@ -26,8 +27,8 @@ class Replica:
     def __init__(self, other: Replica | None = None, secret: bytes = b"s" * 32, **options: Any) -> None:
         self.now = 1_760_000_000.0
         self.loaded = True
-        self.sessions: RowsByName[PortalSession] = RowsByName() if other is None else other.sessions
-        self.images: RowsByName[PortalImage] = RowsByName() if other is None else other.images
+        self.sessions: MemoryTable[PortalSession] = MemoryTable() if other is None else other.sessions
+        self.images: MemoryTable[PortalImage] = MemoryTable() if other is None else other.images
         self.portal = PortalSessions(
             self.sessions,
             self.images,

@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 from dispatcher.control.errors import Invalid, QuotaExceeded, Unavailable, VersionMismatch
 from dispatcher.control.operational_events import AT_QUOTA
 from dispatcher.settings.groups import QuotaSettings
-from tests.control.conftest import Make, Plane, flaws, until
+from tests.control.conftest import Make, Plane, flaws
+from tests.world import until
 
 pytestmark = pytest.mark.looptime
 

@@ -156,9 +156,7 @@ async def test_what_was_there_before_is_known_by_its_timestamp_and_what_comes_la
 
     def tell(name: str, timestamp: float) -> None:
         value = write_replica(ReplicaRecord(replica=name, version="1", started_ms=1, at_ms=1))
-        log = broker.log[TOPIC]
-        log.append(StoredRecord(len(log), round(timestamp * 1000), name.encode(), value))
-        broker._wake()
+        broker.append(value, key=name.encode(), partition=TOPIC, timestamp=round(timestamp * 1000))
 
     tell("old:1", START - OLD - 1)
     tell("young:1", START - OLD + 10)
@@ -185,9 +183,7 @@ async def test_what_others_write_to_the_topic_changes_nothing() -> None:
                 (None, b"{}"),
                 (b"\xff", None),
             ):
-                log = broker.log[TOPIC]
-                log.append(StoredRecord(len(log), 0, key, value))
-            broker._wake()
+                broker.append(value, key=key, partition=TOPIC)
             await asyncio.sleep(1)
             assert process.known().keys() == {"one:1"}
     assert [line["event"] for line in logs].count(

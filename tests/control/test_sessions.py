@@ -67,10 +67,9 @@ async def test_a_key_of_the_same_id_does_not_have_the_old_ones_sessions() -> Non
     one = Installation(KEY)
     key, secret = await one.access.create("ops", "operator", None, by=OPERATOR)
     cookie = one.sessions.open(secret, "").cookie
-    _, successor = await one.access.create("ops", "operator", None, by=OPERATOR)
+    await one.access.create("ops", "operator", None, by=OPERATOR)
     [other] = [name for name in one.table.names() if name != key.id]
     one.table.rows[key.id] = one.table.rows[other]
-    assert successor
     assert one.sessions.read(cookie) is None
 
 
@@ -78,10 +77,14 @@ def test_nothing_of_a_cookie_can_be_changed() -> None:
     one = Installation(KEY)
     cookie = one.sessions.open(KEY, "").cookie
     mark, expires, nonce, signature = cookie.split(".")
+
+    def other(text: str) -> str:
+        return ("B" if text[0] == "A" else "A") + text[1:]
+
     for wrong in (
         f"{mark}.{int(expires) + 1}.{nonce}.{signature}",
-        f"{mark}.{expires}.{nonce[:-1]}{'A' if nonce[-1] != 'A' else 'B'}.{signature}",
-        f"{mark}.{expires}.{nonce}.{signature[:-2]}AA",
+        f"{mark}.{expires}.{other(nonce)}.{signature}",
+        f"{mark}.{expires}.{nonce}.{other(signature)}",
         "",
         "x" * 5000,
         cookie + ".",

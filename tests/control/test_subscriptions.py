@@ -14,7 +14,8 @@ from dispatcher.control.errors import (
 )
 from dispatcher.control.views import View
 from dispatcher.core.subscription.model import Status
-from tests.control.conftest import IN_FILE, OTHER, SECRET, Make, Plane, flaws, until
+from tests.control.conftest import IN_FILE, OTHER, SECRET, Make, Plane, flaws
+from tests.world import until
 
 pytestmark = [pytest.mark.looptime]
 

@@ -11,7 +11,8 @@ from dispatcher.control.errors import (
     VersionMismatch,
     WrongState,
 )
-from tests.control.conftest import IN_FILE, Make, Plane, until
+from tests.control.conftest import IN_FILE, Make, Plane
+from tests.world import until
 
 pytestmark = [pytest.mark.looptime]
 

@@ -625,6 +625,4 @@ class LaneAgainstModel(RuleBasedStateMachine):
 
 
 TestLaneAgainstModel = LaneAgainstModel.TestCase
-TestLaneAgainstModel.settings = settings(
-    max_examples=100, stateful_step_count=80, deadline=None, derandomize=True
-)
+TestLaneAgainstModel.settings = settings(max_examples=100, stateful_step_count=80)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import orjson
@@ -498,7 +497,6 @@ async def test_a_partition_that_moves_takes_its_commands_with_it() -> None:
     second = World(registry, Replica(shared, lambda p: p.topic != "events"), commands=True)
     for world in (first, second):
         await world.start()
-    held = [consumer for consumer in shared.consumers if EVENTS in consumer.assignment()]
     await until(lambda: any(EVENTS in consumer.assignment() for consumer in shared.consumers))
     held = [consumer for consumer in shared.consumers if EVENTS in consumer.assignment()]
     first.transport.answer = lambda *_: None  # it never answers
@@ -577,6 +575,21 @@ class Fuse(MemoryBroker):
             await self._die()
 
 
+async def _dies(
+    world: World, broker: Fuse, action: Action, at: int, *, after: bool
+) -> tuple[Intervention, bool]:
+    """Begin, have the delivery fail once, and command this of it: the command, and whether the process died at that write."""
+    await world.start()
+    broker.append(event(0))
+    await until(lambda: world.committed == 1)
+    made = command(world, action)
+    broker.arm(at, after=after)
+    writing = Tasks(_ignored).start(world.interventions.write(made), "write")  # type: ignore[union-attr]
+    dead = await _until_blown_or_quiet(world, broker)
+    writing.cancel()
+    return made, dead
+
+
 async def _until_blown_or_quiet(world: World, broker: Fuse) -> bool:
     """Whether the process died."""
     tasks = Tasks()
@@ -599,16 +612,8 @@ async def test_a_retry_whose_process_dies_at_any_write_is_sent_and_what_was_pend
         world = World(registry, broker, commands=True)
         answer = answers(503, 503, 200)
         world.transport.answer = answer
-        await world.start()
-        broker.append(event(0))
-        await until(partial(_committed, world, 1))
-        made = command(world, "retry")
-        broker.arm(at, after=after)
-        writing = Tasks(_ignored).start(world.interventions.write(made), "write")  # type: ignore[union-attr]
-        dead = await _until_blown_or_quiet(world, broker)
-        writing.cancel()
-        if not dead:
-            dead = await _died_within(broker, 100)
+        _, dead = await _dies(world, broker, "retry", at, after=after)
+        dead = dead or await _died_within(broker, 100)
         sent = world.transport.sent
         await world.stop()
         broker.mend()
@@ -635,10 +640,6 @@ async def test_a_retry_whose_process_dies_at_any_write_is_sent_and_what_was_pend
     assert died >= 4
 
 
-def _committed(world: World, offset: int) -> bool:
-    return world.committed == offset
-
-
 def _ignored(_: str, __: BaseException) -> None:
     """Whoever commanded something of a process that dies gets an error, and here nobody waits for it."""
 
@@ -662,14 +663,7 @@ async def test_a_cancel_whose_process_dies_at_any_write_ends_the_delivery_once_a
         registry = patient(40.0)
         world = World(registry, broker, commands=True)
         world.transport.answer = answers(503)
-        await world.start()
-        broker.append(event(0))
-        await until(partial(_committed, world, 1))
-        made = command(world, "cancel")
-        broker.arm(at, after=after)
-        writing = Tasks(_ignored).start(world.interventions.write(made), "write")  # type: ignore[union-attr]
-        dead = await _until_blown_or_quiet(world, broker)
-        writing.cancel()
+        made, dead = await _dies(world, broker, "cancel", at, after=after)
         await world.stop()
         broker.mend()
         if not dead:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, MadeAnew, StoredRecord, TopicPartition
+from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, MadeAnew, TopicPartition
 from dispatcher.core.retry.interventions import Intervention, encode_intervention
 from dispatcher.delivery import interventions
 from dispatcher.delivery.interventions import InterventionLog, interventions_topic
@@ -59,9 +58,7 @@ async def following(broker: MemoryBroker, step: float = 0.0) -> AsyncIterator[In
 
 
 def put(broker: MemoryBroker, key: bytes | None, value: bytes | None, *headers: tuple[str, bytes]) -> None:
-    log = broker.log[TOPIC]
-    log.append(StoredRecord(len(log), 0, key, value, headers))
-    broker._wake()
+    broker.append(value, headers, key=key, partition=TOPIC)
 
 
 async def test_what_is_there_is_known_after_the_start_and_what_is_written_when_it_is_answered() -> None:
@@ -172,9 +169,8 @@ async def test_catching_up_reads_what_is_there_and_waits_for_no_more() -> None:
     broker = MemoryBroker()
     async with following(broker) as log:
         await log.catch_up()
-        fields: dict[str, Any] = {"generation": 2}
         for number in range(1200):
-            made = command(offset=number, **fields)
+            made = command(offset=number)
             put(broker, made.key.encode(), encode_intervention(made))
         await log.catch_up()
         assert len(log.open()) == 1200

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition, UnreadableBatch
+from dispatcher.broker.base import BrokerUnavailable, TopicPartition, UnreadableBatch
 from dispatcher.core.event.decode import Event
 from dispatcher.core.replay.record import ReplayRecord, write_replay_record
 from dispatcher.core.replay.standing import ReplayStanding
@@ -237,8 +237,7 @@ async def test_a_dead_letter_is_sent_from_its_own_copy() -> None:
         last_result="status 500",
         reason="exhausted",
     )
-    where = TopicPartition("dispatcher.dead", 0)
-    broker.log[where].append(StoredRecord(0, 5, None, event(9), headers))
+    broker.append(event(9), headers, partition=TopicPartition("dispatcher.dead", 0), timestamp=5)
     replayed(broker, 9, at=Source("dispatcher.dead", 0, 0))
     replayed(broker, 8, at=Source("dispatcher.dead", 0, 0))  # somebody else's record
     async with running(FixedRegistry(subscription()), broker, replays=Standings()) as world:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import ssl
@@ -21,6 +20,7 @@ from aiohttp import web
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.groups import KafkaSettings
+from tests.commands.console import environment
 from tests.ports import free_port
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -124,12 +124,11 @@ class Daemon:
         new.replace(self.subscriptions_file)
 
     async def start(self, *, ready: bool = True) -> None:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("DISPATCHER_")}
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *(*self.command, "run", "--config", str(self.settings_file), *self.options),
                 cwd=self.folder,
-                env={**environ, **self.environ},
+                env=environment(self.environ),
                 stdout=output,
                 stderr=output,
             )
@@ -153,6 +152,14 @@ class Daemon:
                 return response.status, await response.read()
         except aiohttp.ClientConnectionError:
             return 0, b""
+
+    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and document of an answer of the API."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, f"http://127.0.0.1:{self.port}{path}", json=body) as response,
+        ):
+            return response.status, await response.json()
 
     async def post_event(self, event: bytes) -> None:
         """Publish an envelope by the API, which works on the embedded broker while the daemon runs."""

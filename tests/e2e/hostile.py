@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import resource
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ from typing import Any, Self
 
 import orjson
 
+from tests.commands.console import end, environment
 from tests.e2e.daemon import Daemon
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
@@ -97,17 +96,15 @@ class HostileDaemon(Daemon):
 
     def start_with(self, descriptors: int) -> None:
         """Start it with so many file descriptors."""
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("DISPATCHER_")}
+        limited = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"]
         with self.output.open("ab") as output:
             self._popen = subprocess.Popen(
-                [*self.command, "run", "--config", str(self.settings_file)],
+                [*limited, *self.command, "run", "--config", str(self.settings_file)],
                 cwd=self.folder,
-                env={**environ, **self.environ},
+                env=environment(self.environ),
                 stdout=output,
                 stderr=output,
             )
-        # Long before the interpreter has come to look at it.
-        resource.prlimit(self._popen.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     def descriptors(self) -> int:
         """How many it has open."""
@@ -120,12 +117,7 @@ class HostileDaemon(Daemon):
 
     def end(self) -> None:
         assert self._popen is not None
-        self._popen.terminate()
-        try:
-            self._popen.wait(60)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait(60)
+        end(self._popen)
 
 
 class Caller:

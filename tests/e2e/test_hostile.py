@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 import pytest
-import yaml
 
 from tests.api.real import made, running
 from tests.api.serving import KEY as REAL_KEY
@@ -211,7 +210,6 @@ async def test_a_subscriptions_file_that_is_none_is_refused_and_the_next_one_is_
 ) -> None:
     """A FIFO, which would be waited for, and a file of a tebibyte."""
     file = daemon.subscriptions_file
-    good = file.read_bytes()
 
     async def reloads(result: str) -> float:
         return await daemon.metric("registry_reloads_total", f'result="{result}"')
@@ -234,11 +232,9 @@ async def test_a_subscriptions_file_that_is_none_is_refused_and_the_next_one_is_
     await refused(os.mkfifo, "is a FIFO")
     await refused(huge, "is larger than 512 MiB")
     fine = await reloads("ok")
-    document = yaml.safe_load(good)
-    document["subscriptions"][0]["event_types"] = ["honest.*", "added.*"]
-    new = file.with_suffix(".other")
-    new.write_text(yaml.safe_dump(document))
-    new.replace(file)
+    daemon.write_subscriptions(
+        [{"id": "honest", "url": endpoint.url, "event_types": ["honest.*", "added.*"]}]
+    )
     async with asyncio.timeout(60):
         while await reloads("ok") == fine:
             await asyncio.sleep(0.1)

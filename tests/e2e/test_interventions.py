@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-import orjson
 import pytest
 from aiohttp import web
 
@@ -17,19 +14,11 @@ from tests.e2e.test_delivery import Stage, everything
 from tests.e2e.test_retries import QUICK, SHORT
 
 
-async def call(daemon: Daemon, method: str, path: str) -> tuple[int, Any]:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, f"http://127.0.0.1:{daemon.port}{path}") as response,
-    ):
-        return response.status, orjson.loads(await response.read())
-
-
 async def deliveries(daemon: Daemon, state: str, count: int) -> dict[str, str]:
     """Ids of the deliveries in that state, by event, once there are so many."""
     async with asyncio.timeout(90):
         while True:
-            _, found = await call(daemon, "GET", f"/v1/deliveries?state={state}&limit=200")
+            _, found = await daemon.call("GET", f"/v1/deliveries?state={state}&limit=200")
             if len(found["deliveries"]) >= count:
                 return {each["event_id"]: each["id"] for each in found["deliveries"]}
             await asyncio.sleep(0.1)
@@ -67,11 +56,11 @@ async def test_what_is_retried_and_cancelled_survives_kill_9_and_nothing_that_wa
             found = await deliveries(daemon, "retrying", 60)
             failing, hanging = False, True
             for id_ in retried:
-                status, said = await call(daemon, "POST", f"/v1/deliveries/{found[id_]}/retry")
+                status, said = await daemon.call("POST", f"/v1/deliveries/{found[id_]}/retry")
                 assert (status, said["generation"]) == (202, 2)
             await eventually(lambda: sum(began[id_] for id_ in retried) > len(retried), within=30)
             for id_ in cancelled:
-                assert (await call(daemon, "POST", f"/v1/deliveries/{found[id_]}/cancel"))[0] == 202
+                assert (await daemon.call("POST", f"/v1/deliveries/{found[id_]}/cancel"))[0] == 202
             await daemon.kill()
             hanging = False
             await daemon.start()

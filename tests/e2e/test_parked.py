@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import aiohttp
 import yaml
 from aiohttp import web
 
@@ -86,14 +85,8 @@ async def test_a_setting_lost_in_a_deploy_costs_no_event(stage: Stage) -> None:
         daemon = stage.make([])
         await daemon.start()
         document = {"url": endpoint.url, "event_types": ["*"], "tenant": "*"}
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(
-                f"http://127.0.0.1:{daemon.port}/v1/subscriptions",
-                json=document,
-            ) as response,
-        ):
-            assert response.status == 201, await response.text()
+        status, answer = await daemon.call("POST", "/v1/subscriptions", document)
+        assert status == 201, answer
         assert await daemon.stop() == 0
         settings = yaml.safe_load(daemon.settings_file.read_text())
         settings["network"]["https_only"] = True

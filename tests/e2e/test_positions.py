@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 import pytest
 from aiohttp import web
@@ -389,8 +388,5 @@ async def test_markers_of_transactions_leave_no_lag_behind(site: Site) -> None:
 
 
 async def post(daemon: Daemon, path: str, document: dict[str, Any]) -> None:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"http://127.0.0.1:{daemon.port}{path}", json=document) as response,
-    ):
-        assert response.status == 201, await response.text()
+    status, answer = await daemon.call("POST", path, document)
+    assert status == 201, answer

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -44,17 +43,14 @@ async def replicas(tmp_path: Path, kafka: str, unique: Callable[[str], str]) -> 
 
 
 async def call(daemon: Daemon, method: str, path: str, body: Any = None) -> Any:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, f"http://127.0.0.1:{daemon.port}{path}", json=body) as response,
-    ):
-        assert response.status < 300, await response.text()
-        return await response.json()
+    status, answer = await daemon.call(method, path, body)
+    assert status < 300, answer
+    return answer
 
 
 async def backlog(replicas: list[Daemon], wanted: int, others: int) -> set[str]:
     """Events that were consumed while nobody wanted them; the ids of those of the type `wanted`."""
-    topic = yaml_topic(replicas[0])
+    topic = topic_of(replicas[0])
     ids: set[str] = set()
     messages = []
     every = max(1, others // wanted + 1)
@@ -68,7 +64,7 @@ async def backlog(replicas: list[Daemon], wanted: int, others: int) -> set[str]:
     return ids
 
 
-def yaml_topic(daemon: Daemon) -> str:
+def topic_of(daemon: Daemon) -> str:
     topic: str = daemon.settings["topics"]["events"][0]
     return topic
 
@@ -166,7 +162,7 @@ async def test_a_hundred_thousand_among_a_million_while_runners_die(replicas: li
                     await victim.kill()
                     await victim.start()
                 id_, event = envelope(2_000_000 + fresh, "fresh.event")
-                await publish(replicas[0].broker, [Message(yaml_topic(replicas[0]), event, id_.encode())])
+                await publish(replicas[0].broker, [Message(topic_of(replicas[0]), event, id_.encode())])
                 fresh += 1
         assert well.ids.keys() == wanted
         assert well.ids.total() - len(wanted) <= (kills + 1) * 5 * AHEAD

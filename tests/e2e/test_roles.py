@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -50,11 +48,9 @@ async def test_what_one_process_takes_over_its_api_another_one_delivers(processe
         assert (await deliver.get("/v1/subscriptions"))[0] == 404, "it serves no API"
         assert (await api.get("/v1/subscriptions"))[0] == 200
 
-        async with aiohttp.ClientSession() as session:
-            document = {"id": "one", "url": endpoint.url, "event_types": ["test.*"]}
-            url = f"http://127.0.0.1:{api.port}/v1/subscriptions"
-            async with session.post(url, json=document) as response:
-                assert response.status == 201, await response.text()
+        document = {"id": "one", "url": endpoint.url, "event_types": ["test.*"]}
+        status, answer = await api.call("POST", "/v1/subscriptions", document)
+        assert status == 201, answer
         async with asyncio.timeout(WITHIN):
             while not await deliver.metric("subscriptions", 'status="active"'):
                 await asyncio.sleep(0.05)
@@ -72,11 +68,10 @@ async def _is_told_by_the_other(api: Daemon, deliver: Daemon) -> None:
     async def ill(_: web.Request) -> web.Response:
         return web.Response(status=503)
 
-    async with Endpoint(ill) as endpoint, aiohttp.ClientSession() as session:
-        url = f"http://127.0.0.1:{api.port}/v1/subscriptions"
+    async with Endpoint(ill) as endpoint:
         document = {"id": "ill", "url": endpoint.url, "event_types": ["test.*"]}
-        async with session.post(url, json=document) as response:
-            assert response.status == 201, await response.text()
+        status, answer = await api.call("POST", "/v1/subscriptions", document)
+        assert status == 201, answer
         async with asyncio.timeout(WITHIN):
             while await deliver.metric("subscriptions", 'status="active"') != 2:
                 await asyncio.sleep(0.05)
@@ -85,23 +80,21 @@ async def _is_told_by_the_other(api: Daemon, deliver: Daemon) -> None:
             failing: list[Any] = []
             while not failing:
                 await asyncio.sleep(0.2)
-                failing = json.loads((await api.get("/v1/failing"))[1])["failing"]
+                failing = (await api.call("GET", "/v1/failing"))[1]["failing"]
             explained: dict[str, str] = {}
             while explained != {"one": "delivered", "ill": "retrying"}:
                 await asyncio.sleep(0.2)
-                status, body = await api.get(f"/v1/events/{id_}/explain")
-                events = json.loads(body)["events"] if status == 200 else [{"explanations": []}]
+                status, found = await api.call("GET", f"/v1/events/{id_}/explain")
+                events = found["events"] if status == 200 else [{"explanations": []}]
                 explained = {each["subscription_id"]: each["outcome"] for each in events[0]["explanations"]}
     (each,) = failing
     assert (each["subscription_id"], each["last_result"]) == ("ill", "status 503")
-    replicas = {
-        ",".join(replica["roles"]): replica
-        for replica in json.loads((await api.get("/v1/cluster"))[1])["replicas"]
-    }
+    _, cluster = await api.call("GET", "/v1/cluster")
+    replicas = {",".join(replica["roles"]): replica for replica in cluster["replicas"]}
     assert replicas.keys() == {"deliver", "api,history"}
     assert each["replicas"] == [replicas["deliver"]["replica"]]
     assert replicas["deliver"]["subscriptions_in_trouble"] == 1
     assert len(next(iter(replicas["deliver"]["partitions"].values()))) == 4
     assert (replicas["api,history"]["partitions"], replicas["deliver"]["history"]) == ({}, None)
-    status, payload = await api.get(f"/v1/events/{id_}/payload")
-    assert (status, json.loads(payload)["id"]) == (200, id_)
+    status, payload = await api.call("GET", f"/v1/events/{id_}/payload")
+    assert (status, payload["id"]) == (200, id_)

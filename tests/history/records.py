@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from dispatcher.core.retry.records import delivery_id
-from dispatcher.history.base import DeadRow, EventRow, Gap, LogBatch, LogPartition
+from dispatcher.history.base import DeadRow, DeliveryRow, DeliveryState, EventRow, Gap, LogBatch, LogPartition
 from dispatcher.history.logged import DAY_MS, LoggedAttempt, read_attempt
 
 NOON = 20_400 * DAY_MS + DAY_MS // 2
@@ -103,5 +103,33 @@ def dead_letter(at: int, offset: int, subscription: str | None = "sub_a", **more
         "events",
         0,
         offset,
+    )
+    return row._replace(**more)
+
+
+def delivery_row(**more: Any) -> DeliveryRow:
+    """The delivery of the event at offset 7, delivered at the first attempt."""
+    row = DeliveryRow(
+        delivery_id="0" * 24,
+        created_ms=NOON,
+        event_id="evt_7",
+        event_type="invoice.paid",
+        tenant="acme",
+        subscription_id="sub_a",
+        topic="events",
+        partition=0,
+        offset=7,
+        generation=1,
+        state=DeliveryState.DELIVERED,
+        reason=None,
+        attempts=1,
+        last_ms=NOON,
+        last_attempt=1,
+        status=200,
+        failure=None,
+        total_ms=40,
+        due_ms=None,
+        host="a.example",
+        first="{}",
     )
     return row._replace(**more)

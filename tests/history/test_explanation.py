@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher.history.base import DELETED, DeliveryRow, DeliveryState, SubscriptionVersion
 from dispatcher.history.explanation import Explanation, Subject, VersionDocument, document_of, explain
+from tests.history.records import delivery_row
 
 NOON = 1_760_000_000_000
 AT = "2025-10-09T08:53:20.000Z"
@@ -23,30 +24,8 @@ def version(since: int = -1000, status: str = "active", tenant: str | None = "ac
 
 
 def delivery(state: DeliveryState, **fields: Any) -> DeliveryRow:
-    row = DeliveryRow(
-        "0" * 24,
-        NOON,
-        "evt_1",
-        "invoice.paid",
-        "acme",
-        "sub_a",
-        "events",
-        0,
-        7,
-        1,
-        int(state),
-        None,
-        2,
-        NOON + 900,
-        2,
-        503,
-        None,
-        100,
-        None,
-        "a.example",
-        "{}",
-    )
-    return row._replace(**fields)
+    of = {"attempts": 2, "last_ms": NOON + 900, "last_attempt": 2, "status": 503, "total_ms": 100}
+    return delivery_row(**{"created_ms": NOON, "state": state, **of, **fields})
 
 
 def told(row: DeliveryRow | None = None, *versions: SubscriptionVersion, **fields: Any) -> Explanation:

@@ -85,18 +85,14 @@ async def test_a_pause_stops_the_writing_and_loses_nothing() -> None:
         replica = made.replica()
         await begun(made, rate=50.0)
         await asyncio.sleep(8)
-        row = replica.store.get(ID)
-        assert row is not None
-        await replica.store.put(row.value.pause(replica.store.now_ms()), base=row.version)
+        await replica.change(lambda job: job.pause(replica.store.now_ms()))
         await asyncio.sleep(5)
         written = len(made.broker.log[REPLAY])
         await asyncio.sleep(600)
         assert len(made.broker.log[REPLAY]) == written
         job = replica.job()
         assert (job.state, job.runner, job.written) == (JobState.PAUSED, None, written)
-        row = replica.store.get(ID)
-        assert row is not None
-        await replica.store.put(row.value.resume(), base=row.version)
+        await replica.change(lambda job: job.resume())
         job = await over(replica)
         assert (job.state, job.written) == (JobState.DONE, 1000)
         assert set(made.sent().values()) == {1}
@@ -108,9 +104,7 @@ async def test_what_is_cancelled_is_not_written_on() -> None:
         replica = made.replica()
         await begun(made, rate=50.0)
         await asyncio.sleep(8)
-        row = replica.store.get(ID)
-        assert row is not None
-        await replica.store.put(row.value.cancel(7, "by me"), base=row.version)
+        await replica.change(lambda job: job.cancel(7, "by me"))
         await asyncio.sleep(5)
         written = len(made.broker.log[REPLAY])
         await asyncio.sleep(60)
@@ -177,16 +171,7 @@ async def test_a_runner_that_lost_its_job_writes_no_more() -> None:
         await becomes(first, JobState.RUNNING)
         second = made.replica("b")
         await second.store.wait_loaded()
-        row = second.store.get(ID)
-        assert row is not None
-        while True:
-            row = second.store.get(ID)
-            assert row is not None
-            try:
-                await second.store.put(row.value.begin(5, "c"), base=row.version)
-            except Exception:  # noqa: BLE001 - its runner was first
-                continue
-            break
+        await second.change(lambda job: job.begin(5, "c"))
         await asyncio.sleep(2)
         assert not first.runner._running
         assert not first.failures

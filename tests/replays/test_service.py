@@ -20,6 +20,7 @@ from dispatcher.control.table import Row
 from dispatcher.core.commit.note import pack
 from dispatcher.core.replay.job import JobState, ReplayJob, ReplayRange, ReplaySource
 from dispatcher.core.subscription.index import Index
+from dispatcher.core.subscription.model import Status
 from dispatcher.replays.service import MOST, MOST_OF_TENANT, ReplayAsked, Replays
 from tests.fakes import subscription
 from tests.replays.world import ID, WALL, ReplayWorld, Replica, asked, world
@@ -199,8 +200,7 @@ async def test_catching_up_begins_at_the_marks_and_by_time_where_there_are_none(
 
 async def test_to_what_takes_nothing_nothing_is_begun() -> None:
     async with world() as made:
-        paused = subscription().with_status(subscription().status.PAUSED)
-        made.index = Index([paused])
+        made.index = Index([subscription(status=Status.PAUSED)])
         service, _ = await service_of(made)
         with pytest.raises(WrongState, match="resume it first"):
             await start(service, replace(DEAD, subscription="sub_1"))

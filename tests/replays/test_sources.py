@@ -13,6 +13,7 @@ from dispatcher.core.subscription.index import Index
 from dispatcher.history.base import DeliveryQuery, DeliveryRow, DeliveryState, HistoryPage
 from dispatcher.replays.sources import HistoryReading, Piece, ReplayReading, history_query, log_reading
 from tests.fakes import MemoryBroker, subscription
+from tests.history.records import delivery_row
 from tests.replays.world import asked
 
 pytestmark = [pytest.mark.looptime]
@@ -94,28 +95,17 @@ async def test_a_range_that_ends_beyond_the_log_ends_all_the_same() -> None:
 
 
 def row(number: int, **changes: object) -> DeliveryRow:
-    known = DeliveryRow(
-        f"{number:024x}",
-        1000 + number,
-        f"evt_{number}",
-        "a.b",
-        None,
-        "sub_1",
-        "events",
-        number % 2,
-        100 - number,
-        2,
-        DeliveryState.DEAD,
-        "exhausted",
-        3,
-        0,
-        3,
-        503,
-        None,
-        1,
-        None,
-        "h",
-        "{}",
+    dead = {"state": DeliveryState.DEAD, "reason": "exhausted", "status": 503}
+    where = {"partition": number % 2, "offset": 100 - number, "generation": 2}
+    known = delivery_row(
+        delivery_id=f"{number:024x}",
+        created_ms=1000 + number,
+        event_id=f"evt_{number}",
+        event_type="a.b",
+        tenant=None,
+        subscription_id="sub_1",
+        **where,
+        **dead,
     )
     return known._replace(**changes)  # type: ignore[arg-type] # its fields
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from dispatcher.broker.base import BrokerUnavailable, Message, Stretch, TopicPartition
+from dispatcher.control.errors import VersionMismatch
 from dispatcher.core.replay.job import JobState, ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.core.replay.record import ReplayRecord, read_replay_record
 from dispatcher.core.subscription.index import Index
@@ -105,6 +106,15 @@ class Replica:
         row = self.store.get(id_)
         assert row is not None
         return row.value
+
+    async def change(self, change: Callable[[ReplayJob], ReplayJob]) -> None:
+        """Change the job; again where its runner was first."""
+        while True:
+            row = self.store.get(ID)
+            assert row is not None
+            with suppress(VersionMismatch):
+                await self.store.put(change(row.value), base=row.version)
+                return
 
 
 class ReplayWorld:

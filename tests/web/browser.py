@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
+import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 # Debian's package. Headless, as root, with little shared memory, and calling nobody of its own accord.
@@ -23,6 +24,14 @@ _FLAGS: Final = (
 def chromium() -> str | None:
     """Where the browser is."""
     return shutil.which("chromium")
+
+
+IN_CHROMIUM: Final = [
+    pytest.mark.skipif(chromium() is None, reason="needs Chromium"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+"""Of a module whose tests open pages."""
 
 
 @contextmanager

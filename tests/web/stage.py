@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any, Final, Self
 
 import yaml
 
+from tests.commands.console import end, environment
 from tests.ports import HOST, free_port
 
 MARKUP: Final = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
@@ -108,12 +108,11 @@ class Stage:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
         with (self.folder / "daemon.log").open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dispatcher", "run", "--config", str(self.folder / "dispatcher.yaml")],
                 cwd=self.folder,
-                env=environ,
+                env=environment({}),
                 stdout=output,
                 stderr=output,
             )
@@ -122,12 +121,7 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
         self.endpoints.shutdown()
         self.endpoints.server_close()
 

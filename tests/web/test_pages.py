@@ -17,16 +17,12 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.web.browser import browser, chromium, opened, settled
+from tests.web.browser import IN_CHROMIUM, opened, settled
 from tests.web.stage import MARKUP, Stage
 from tests.web.test_build import WEB, node
 
 AXE = WEB / "node_modules" / "axe-core" / "axe.min.js"
-pytestmark = [
-    pytest.mark.skipif(chromium() is None, reason="needs Chromium"),
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-]
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -43,49 +39,43 @@ def packages() -> None:
         subprocess.run(["npm", "ci", "--no-progress"], cwd=WEB, check=True, capture_output=True, timeout=170)
 
 
+PAGES = {
+    "overview": "",
+    "deliveries": "deliveries",
+    "deliveries-failed": "deliveries?state=failed",
+    "delivery": "delivery?id={tried}",
+    "delivery-dead": "delivery?id={dead}",
+    "delivery-retrying": "delivery?id={retrying}",
+    "events": "events",
+    "event": "event?id=evt_large",
+    "event-markup": f"event?id={quote('evt_' + MARKUP)}",
+    "subscriptions": "subscriptions",
+    "subscription": "subscription?id=sub_shop",
+    "subscription-broken": "subscription?id=sub_crm",
+    "edit-new": "edit",
+    "edit": "edit?id=sub_billing",
+    "failing": "failing",
+    "replays": "replays",
+    "replays-new": "replays?new=dead_letters&subscription=sub_crm",
+    "dead-letters": "dead-letters",
+    "event-types": "event-types",
+    "event-type": "event-type?id=odd.one",
+    "keys": "keys",
+    "replicas": "replicas",
+}
+"""Every page with something on it: a name, and its address below the console. In braces: a delivery (`ids`)."""
+
+
 @pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    with browser() as window:
-        yield window
-
-
-def pages(stage: Stage) -> dict[str, str]:
-    """Every page with something on it: a name, and its address below the console."""
-    dead = stage.deliveries("subscription=sub_refused&state=dead")[0]
-    retrying = stage.deliveries("subscription=sub_later&state=retrying")[0]
+def ids(stage: Stage) -> dict[str, str]:
+    """A delivery that took several attempts, and one of each other fate."""
     delivered = stage.deliveries("subscription=sub_shop&limit=50")
-    tried = next((each for each in delivered if each["attempts"] > 1), delivered[0])
-    return {
-        "overview": "",
-        "deliveries": "deliveries",
-        "deliveries-failed": "deliveries?state=failed",
-        "delivery": f"delivery?id={tried['id']}",
-        "delivery-dead": f"delivery?id={dead['id']}",
-        "delivery-retrying": f"delivery?id={retrying['id']}",
-        "events": "events",
-        "event": "event?id=evt_large",
-        "event-markup": f"event?id={quote('evt_' + MARKUP)}",
-        "subscriptions": "subscriptions",
-        "subscription": "subscription?id=sub_shop",
-        "subscription-broken": "subscription?id=sub_crm",
-        "edit-new": "edit",
-        "edit": "edit?id=sub_billing",
-        "failing": "failing",
-        "replays": "replays",
-        "replays-new": "replays?new=dead_letters&subscription=sub_crm",
-        "dead-letters": "dead-letters",
-        "event-types": "event-types",
-        "event-type": "event-type?id=odd.one",
-        "keys": "keys",
-        "replicas": "replicas",
+    found = {
+        "tried": next((each for each in delivered if each["attempts"] > 1), delivered[0]),
+        "dead": stage.deliveries("subscription=sub_refused&state=dead")[0],
+        "retrying": stage.deliveries("subscription=sub_later&state=retrying")[0],
     }
-
-
-NAMES = (
-    "overview", "deliveries", "deliveries-failed", "delivery", "delivery-dead", "delivery-retrying", "events", "event", "event-markup",
-    "subscriptions", "subscription", "subscription-broken", "edit-new", "edit", "failing", "replays", "replays-new", "dead-letters",
-    "event-types", "event-type", "keys", "replicas",
-)  # fmt: skip
+    return {name: each["id"] for name, each in found.items()}
 
 
 def keep(page: Page, name: str) -> None:
@@ -110,11 +100,13 @@ def axe(page: Page) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_renders_with_data_and_complains_of_nothing(stage: Stage, window: Browser, name: str) -> None:
-    address = f"{stage.url}/console/{pages(stage)[name]}"
+@pytest.mark.parametrize("name", PAGES)
+def test_it_renders_with_data_and_complains_of_nothing(
+    stage: Stage, ids: dict[str, str], window: Browser, name: str
+) -> None:
+    address = f"{stage.url}/console/{PAGES[name].format(**ids)}"
     # Every page wide and narrow, light and dark, in both languages; every second one the other way round.
-    themes = ("light", "dark") if NAMES.index(name) % 2 == 0 else ("dark", "light")
+    themes = ("light", "dark") if [*PAGES].index(name) % 2 == 0 else ("dark", "light")
     for theme, language, width in ((themes[0], "en", 1280), (themes[1], "de", 380)):
         with opened(window, address, width=width, theme=theme, language=language) as (page, watch):
             settled(page)
@@ -141,8 +133,8 @@ def test_stored_markup_is_shown_as_it_is(stage: Stage, window: Browser) -> None:
         expect(page.get_by_text(MARKUP).first).to_be_visible()
         assert page.evaluate("() => window.hit") is None
         watch.check()
-    shop = next(each for each in stage.deliveries("subscription=sub_refused&state=dead"))
-    with opened(window, f"{stage.url}/console/delivery?id={shop['id']}") as (page, watch):
+    refused = stage.deliveries("subscription=sub_refused&state=dead")[0]
+    with opened(window, f"{stage.url}/console/delivery?id={refused['id']}") as (page, watch):
         settled(page)
         expect(page.get_by_text("<h1>Refused</h1>").first).to_be_visible()
         assert page.evaluate("() => window.hit") is None

@@ -220,9 +220,7 @@ class FairnessAgainstModel(RuleBasedStateMachine):
 
 
 TestFairnessAgainstModel = FairnessAgainstModel.TestCase
-TestFairnessAgainstModel.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, derandomize=True
-)
+TestFairnessAgainstModel.settings = settings(max_examples=100, stateful_step_count=50)
 
 
 def max_min(wanted: list[int], capacity: int) -> list[int]:
@@ -239,7 +237,7 @@ def max_min(wanted: list[int], capacity: int) -> list[int]:
     most=st.sampled_from([50, 100, 300]),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 def test_whoever_came_first_in_time_everybody_has_the_max_min_share(
     wanted: list[int], most: int, seed: int
 ) -> None:

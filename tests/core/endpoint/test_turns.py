@@ -302,6 +302,4 @@ class LaneOfTenants(RuleBasedStateMachine):
 
 
 TestLaneOfTenants = LaneOfTenants.TestCase
-TestLaneOfTenants.settings = settings(
-    max_examples=100, stateful_step_count=60, deadline=None, derandomize=True
-)
+TestLaneOfTenants.settings = settings(max_examples=100, stateful_step_count=60)

@@ -1,4 +1,4 @@
-"""CommandTable as records: what is read, and which of two counts."""
+"""Commands as records: what is read, and which of two counts."""
 
 from __future__ import annotations
 
