@@ -115,16 +115,20 @@ class VersionKeeper:
         self._everything = False
         now_ms = self._now_ms()
         index = self._registry.index
+        found = []
         for number, subscription in enumerate(list(index), 1):
-            self._waiting.append(self._found(subscription, now_ms))
+            found.append(self._found(subscription, now_ms))
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         after = ""
         while known := await self._store.present_subscriptions(after, _AT_ONCE):
-            for version in known:
-                if index.get(version.subscription_id) is None:
-                    self._waiting.append(_gone(version.subscription_id, version.tenant, now_ms))
+            found.extend(
+                _gone(version.subscription_id, version.tenant, now_ms)
+                for version in known
+                if index.get(version.subscription_id) is None
+            )
             after = known[-1].subscription_id
+        self._waiting[:0] = found  # before what has changed meanwhile
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

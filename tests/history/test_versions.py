@@ -206,3 +206,31 @@ async def test_a_store_that_is_away_delays_the_versions_and_loses_none(
         bench.put("sub_a", status=Status.PAUSED)
         found = await bench.versions("sub_a", 2)
     assert [each.status for each in found] == ["active", "paused"]
+
+
+async def test_looking_again_and_again_while_the_store_is_away_notes_each_subscription_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present, note = bench.store.present_subscriptions, bench.store.note_versions
+    left = 2
+    noted: list[str] = []
+
+    async def refuses(after: str, limit: int) -> Sequence[SubscriptionVersion]:
+        nonlocal left
+        if left:
+            left -= 1
+            raise StoreUnavailable("away")
+        return await present(after, limit)
+
+    async def notes(versions: Sequence[SubscriptionVersion]) -> None:
+        noted.extend(each.subscription_id for each in versions)
+        await note(versions)
+
+    monkeypatch.setattr(bench.store, "present_subscriptions", refuses)
+    monkeypatch.setattr(bench.store, "note_versions", notes)
+    bench.put("sub_a")
+    bench.put("sub_b")
+    async with bench.keeping():
+        await bench.versions("sub_a", 1)
+        await bench.versions("sub_b", 1)
+    assert noted == ["sub_a", "sub_b"]

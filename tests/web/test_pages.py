@@ -254,6 +254,17 @@ def test_an_error_breaks_one_panel_only(stage: Stage, window: Browser) -> None:
         expect(page.get_by_role("heading", name="Failing now")).to_be_visible()
 
 
+def test_the_figures_of_subscriptions_are_those_of_the_filter(stage: Stage, window: Browser) -> None:
+    with opened(window, f"{stage.url}/console/subscriptions?tenant=nobody") as (page, watch):
+        settled(page)
+        assert page.locator("tr.row").count() == 0
+        page.locator("a.chip", has_text="nobody").click()
+        page.wait_for_url(lambda url: "tenant=" not in url)
+        settled(page)
+        expect(page.locator("tr.row", has_text="sub_shop").locator("svg.spark")).to_be_visible()
+        watch.check()
+
+
 def test_the_zone_that_is_chosen_rules_and_is_remembered(stage: Stage, window: Browser) -> None:
     with opened(window, f"{stage.url}/console/events") as (page, watch):
         settled(page)
@@ -282,9 +293,11 @@ def test_a_retry_is_followed_to_its_end(stage: Stage, window: Browser) -> None:
         try:
             page.get_by_role("button", name="Retry now").click()
             page.get_by_role("dialog").get_by_role("button", name="Retry now").click()
-            # Another note may offer to show what has happened meanwhile.
             expect(page.locator(".note.good[role=status]")).to_contain_text("Delivered", timeout=60_000)
             expect(page.locator("main")).to_contain_text("delivered")
+            # The stream tells of it within a second or two. The page shows it already, and offers nothing.
+            page.wait_for_timeout(3000)
+            assert page.locator(".note[role=status]").count() == 1
         finally:
             stage.endpoints.mended.clear()
         watch.check()

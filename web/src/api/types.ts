@@ -12,11 +12,21 @@ export type KnownEvent = Schemas["KnownEvent"];
 export type EventWithDeliveries = Schemas["EventWithDeliveries"];
 export type Subscription = Schemas["Subscription"];
 export type SubscriptionDetail = Schemas["SubscriptionDetail"];
-export type DeliveryHealth = Schemas["DeliveryHealth"];
 export type EventType = Schemas["EventType"];
 export type Key = Schemas["Key"];
 export type Ping = Schemas["Ping"];
 export type Capability = Key["capabilities"][number];
+export type Figures = Schemas["FiguresReply"];
+export type Series = Schemas["StatisticsSeries"];
+export type Statistics = Schemas["Statistics"];
+export type FailingAnswer = Schemas["FailingSubscriptions"];
+export type Waiting = Schemas["WaitingReply"];
+export type Replica = Schemas["ReplicaReply"];
+export type Intervention = Schemas["DeliveryCommanded"];
+export type DeadLetter = Schemas["DeadLetterRecord"];
+export type Plan = Schemas["ReplayPlan"];
+export type Replay = Schemas["Replay"];
+export type ReplayShown = Schemas["ReplayShown"];
 
 /** A record of the attempt log (docs/attempts.md). A field that doesn't apply is absent. */
 export interface Attempt {

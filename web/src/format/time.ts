@@ -61,11 +61,6 @@ export function timeText(ms: number, zone: string, precision: Precision = "secon
   return isAmbiguous(ms, zone) ? `${text} ${offsetText(offsetAt(ms, zone))}` : text;
 }
 
-/** `02:30:00`, for where the day is known. */
-export function clockText(ms: number, zone: string, precision: Precision = "second"): string {
-  return timeText(ms, zone, precision).slice(11);
-}
-
 /** RFC 3339 in UTC: `2026-10-25T00:30:00.123Z`, without a fraction where it is zero. */
 export function utcText(ms: number): string {
   return new Date(ms).toISOString().replace(".000Z", "Z");

@@ -2,12 +2,12 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { DeadLetter, Intervention } from "../api/coming";
+import type { DeadLetter, Intervention } from "../api/types";
 import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
 import { may } from "../state/session";
 import { t } from "../text/text";
-import { A, Badge, Button, Bytes, Empty, Time } from "../ui/bits";
+import { A, Badge, Bytes, Empty, Reload, Time } from "../ui/bits";
 import { Confirm } from "../ui/dialog";
 import { Filters, Pager } from "../ui/filters";
 import { Panel } from "../ui/panel";
@@ -23,9 +23,7 @@ export function DeadLetters() {
   return (
     <>
       <Head title={t.pages["dead-letters"]} under={t.deadLetter.what}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {may("resend") ? (
           <A page="replays" query={{ new: "dead_letters" }} class="button small">
             {t.bulk.replayAll}

@@ -2,18 +2,17 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import { statistics, type Intervention, type Statistics } from "../api/coming";
-import type { Delivery } from "../api/types";
+import type { Delivery, Intervention, Statistics } from "../api/types";
 import { countText, percentText } from "../format/numbers";
 import { utcText } from "../format/time";
 import { FAILURE_CLASSES, stepTimes, values } from "../state/figures";
-import { DELIVERY_FILTERS, filtersOf, listQuery, rangeOf } from "../state/filters";
+import { DELIVERY_FILTERS, filtersOf, listQuery, rangeOf, rangeQuery } from "../state/filters";
 import { useNews } from "../state/live";
 import { useLoad } from "../state/load";
 import { changed, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { language, t } from "../text/text";
-import { Button, Copy, Duration, Empty, Note } from "../ui/bits";
+import { Button, Copy, Duration, Empty, Note, Reload } from "../ui/bits";
 import { Chart } from "../ui/chart";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { asProblem, Confirm } from "../ui/dialog";
@@ -25,7 +24,7 @@ import { RangePicker } from "../ui/range";
 import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
 
-export function deliveryFields(): FilterField[] {
+function deliveryFields(): FilterField[] {
   const fields: FilterField[] = [
     { name: "state", label: t.columns.state, options: stateOptions() },
     { name: "status", label: t.columns.status, help: t.filters.statusHelp },
@@ -74,9 +73,7 @@ export function Deliveries() {
     <>
       <Head title={t.pages.deliveries}>
         <RangePicker />
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         <Export path="/v1/deliveries" name="deliveries" query={() => listQuery(query, DELIVERY_FILTERS, Date.now())} />
         <Copy label={t.copyLink} text={() => new URL(changed({ since: utcText(rangeOf(query, Date.now()).since), until: utcText(rangeOf(query, Date.now()).until ?? Date.now()) }), document.baseURI).href} />
       </Head>
@@ -212,10 +209,8 @@ function DeliveriesOverTime() {
   const { query } = place.use();
   const filters = filtersOf(query, DELIVERY_FILTERS);
   const [open, setOpen] = useState(false);
-  const range = rangeOf(query, Date.now());
   const asked = {
-    since: utcText(range.since),
-    until: range.until === null ? null : utcText(range.until),
+    ...rangeQuery(rangeOf(query, Date.now())),
     subscription: filters["subscription"],
     tenant: filters["tenant"],
     event_type: filters["event_type"],
@@ -223,7 +218,7 @@ function DeliveriesOverTime() {
     status: filters["status"],
   };
   const fits = !filters["event"] && !filters["reason"];
-  const load = useLoad(open && fits ? `deliveries over time ${query.toString()}` : null, (signal) => statistics(asked, signal));
+  const load = useLoad(open && fits ? `deliveries over time ${JSON.stringify(asked)}` : null, (signal) => get("/v1/statistics", { query: asked, signal }));
   if (!fits) return null;
   return (
     <details class="fold" open={open} onToggle={(event) => setOpen(event.currentTarget.open)}>
@@ -245,7 +240,7 @@ function DeliveriesOverTime() {
 }
 
 /** Attempts by class, stacked. */
-export function ClassChart(props: { answer: Statistics; height?: number }) {
+export function ClassChart(props: { answer: Statistics }) {
   const times = stepTimes(props.answer);
   const all = props.answer.series[0];
   const text = (value: number) => countText(Math.round(value), language);
@@ -255,7 +250,6 @@ export function ClassChart(props: { answer: Statistics; height?: number }) {
       times={times}
       stacked
       text={text}
-      {...(props.height ? { height: props.height } : {})}
       lines={[
         { name: t.states.delivered, colour: "good", values: values(all, times, (each) => each.delivered) },
         { name: "4xx", colour: "warn", values: values(all, times, (each) => each.failures["4xx"]) },
@@ -272,7 +266,7 @@ const GROUPS = ["status", "event_type", "subscription", "host", "tenant"] as con
 /** The same by what it was, the busiest first. Each row is a filter of the list. */
 function Groups(props: { asked: Record<string, string | null | undefined> }) {
   const [group, setGroup] = useState<(typeof GROUPS)[number]>("status");
-  const load = useLoad(`groups ${group} ${JSON.stringify(props.asked)}`, (signal) => statistics({ ...props.asked, group, step: "day", limit: 50 }, signal));
+  const load = useLoad(`groups ${group} ${JSON.stringify(props.asked)}`, (signal) => get("/v1/statistics", { query: { ...props.asked, group, step: "day", limit: 50 }, signal }));
   const names: Record<(typeof GROUPS)[number], string> = { status: t.columns.answer, event_type: t.columns.eventType, subscription: t.columns.subscription, host: t.columns.host, tenant: t.columns.tenant };
   return (
     <>

@@ -2,17 +2,16 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { Intervention } from "../api/coming";
-import type { Attempt, Delivery, DeliveryDetail } from "../api/types";
+import type { Attempt, Delivery, DeliveryDetail, Intervention } from "../api/types";
 import { instant } from "../format/time";
 import { curl, headerLines, phasesOf } from "../state/attempts";
 import { useStream, type StreamRow } from "../state/live";
 import { useLoad } from "../state/load";
 import { changed, go, place } from "../state/place";
 import { isOperator, may } from "../state/session";
-import { verdict } from "../state/verdict";
+import { failureText, verdict } from "../state/verdict";
 import { span, t, word } from "../text/text";
-import { A, Badge, Button, Bytes, Copy, Distance, Duration, Fact, Facts, Id, Note, StateBadge, Time, type Tone } from "../ui/bits";
+import { A, Badge, Button, Bytes, Copy, Distance, Duration, Fact, Facts, Id, Note, Reload, StateBadge, Time, type Tone } from "../ui/bits";
 import { Done } from "../ui/audit";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Knowledge, Panel, problemTexts } from "../ui/panel";
@@ -23,26 +22,30 @@ export function DeliveryPage() {
   const { query } = place.use();
   const id = query.get("id") ?? "";
   const load = useLoad(`delivery ${id}`, (signal) => get("/v1/deliveries/{id}", { path: { id }, signal }));
+  const row = load.value?.delivery;
   const [news, setNews] = useState(false);
-  const follow = useFollow(id, load);
+  const reload = () => {
+    setNews(false);
+    load.reload();
+  };
+  const follow = useFollow(id, reload);
   useEffect(() => setNews(false), [load.at]);
   useStream((event) => {
     if (event.event !== "deliveries") return;
     const rows = (JSON.parse(event.data) as { deliveries: StreamRow[] }).deliveries;
-    if (rows.some((row) => row.id === id)) setNews(true);
+    // The stream tells once a second: of what the page has asked for meanwhile, too.
+    const shown = instant(row?.last_attempt_at) ?? 0;
+    if (rows.some((each) => each.id === id && (instant(each.at) ?? 0) > shown)) setNews(true);
   });
-  const row = load.value?.delivery;
   return (
     <>
       <Head title={row ? row.event_type : t.pages.delivery} under={<Id id={id} />}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={reload} />
         {row ? <Actions row={row} follow={follow.start} /> : null}
       </Head>
       {follow.state ? <FollowNote state={follow.state} /> : null}
       {news && !follow.state?.open ? (
-        <Note tone="info" live actions={<Button kind="small" onClick={load.reload}>{t.show}</Button>}>
+        <Note tone="info" live actions={<Button kind="small" onClick={reload}>{t.show}</Button>}>
           {t.news.thisDelivery}
         </Note>
       ) : null}
@@ -57,7 +60,7 @@ export function DeliveryPage() {
       <Panel title={t.delivery.attempts} load={load} lines={5}>
         {(detail) => <Attempts detail={detail} />}
       </Panel>
-      {row ? <Payload row={row} /> : null}
+      {load.value ? <Payload detail={load.value} /> : null}
       <Done id={id} />
     </>
   );
@@ -166,7 +169,7 @@ function Attempts(props: { detail: DeliveryDetail }) {
 }
 
 function outcomeOf(attempt: Attempt): string {
-  if (attempt.failure) return word(Object.fromEntries(Object.entries(t.failures).map(([name, text]) => [name, text.why])), attempt.failure);
+  if (attempt.failure) return failureText(attempt.failure, t);
   if (attempt.status !== undefined) return `HTTP ${attempt.status}`;
   if (attempt.reason) {
     const all: Readonly<Record<string, { why: string } | undefined>> = { ...t.parkReasons, ...t.deadReasons, ...t.droppedReasons };
@@ -312,12 +315,11 @@ function Headers(props: { lines: [string, string][] }) {
   );
 }
 
-function Payload(props: { row: Delivery }) {
-  const { row } = props;
+function Payload(props: { detail: DeliveryDetail }) {
+  const row = props.detail.delivery;
   const place = `${row.source.topic}-${row.source.partition}-${row.source.offset}`;
   const load = useLoad(`payload ${row.event_id} ${place}`, (signal) => loadPayload(row.event_id, { source: place }, signal));
   const subscription = useLoad(`subscription ${row.subscription_id}`, (signal) => get("/v1/subscriptions/{id}", { path: { id: row.subscription_id }, signal }));
-  const detail = useLoad(`delivery ${row.id} for curl`, (signal) => get("/v1/deliveries/{id}", { path: { id: row.id }, signal }));
   return (
     <Panel
       title={t.payload.title}
@@ -328,7 +330,7 @@ function Payload(props: { row: Delivery }) {
           <Copy
             label={t.delivery.curl}
             text={() => {
-              const attempts = (detail.value?.attempts ?? []) as unknown as Attempt[];
+              const attempts = props.detail.attempts as unknown as Attempt[];
               const recorded = headerLines([...attempts].reverse().find((each) => each.request_headers)?.request_headers);
               const plain: [string, string][] = [
                 ["content-type", load.value!.type || "application/json"],
@@ -396,12 +398,19 @@ interface FollowState {
 const FOLLOWED = 120_000; // milliseconds until the page stops following by itself
 
 /** After an action: look again until its attempt has ended, and say how. */
-function useFollow(id: string, load: { value: DeliveryDetail | undefined; reload: () => void }) {
+function useFollow(id: string, reload: () => void) {
   const [state, setState] = useState<FollowState | null>(null);
   const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
-  const reload = useRef(load.reload);
-  reload.current = load.reload;
-  useEffect(() => () => clearTimeout(timer.current), [id]);
+  const left = useRef(false);
+  const latest = useRef(reload);
+  latest.current = reload;
+  useEffect(
+    () => () => {
+      left.current = true;
+      clearTimeout(timer.current);
+    },
+    [],
+  );
   const start = (action: Action, answer: Intervention) => {
     const began = Date.now();
     setState({ action, open: true, tone: "info", text: action === "retry" ? t.follow.retrying : t.follow.cancelling });
@@ -414,10 +423,11 @@ function useFollow(id: string, load: { value: DeliveryDetail | undefined; reload
         const problem = asProblem(error);
         if (problem.status !== 404 && problem.status !== 0 && problem.status !== 503) next = { action, open: false, tone: "bad", text: problemTexts(problem).detail };
       }
+      if (left.current) return;
       if (next === null && Date.now() - began > FOLLOWED) next = { action, open: false, tone: "warn", text: t.follow.tooLong };
       if (next) {
         setState(next);
-        reload.current();
+        latest.current();
         return;
       }
       timer.current = setTimeout(() => void look(), Date.now() - began < 10_000 ? 500 : 2000);

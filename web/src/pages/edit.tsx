@@ -6,8 +6,7 @@ import type { EventType, Subscription } from "../api/types";
 import { readDuration } from "../format/time";
 import { useLoad } from "../state/load";
 import { APP, go, place, to } from "../state/place";
-import { matches } from "../state/patterns";
-import { current, isOperator } from "../state/session";
+import { isHidden, isOperator } from "../state/session";
 import { t } from "../text/text";
 import { A, Button, Note } from "../ui/bits";
 import { asProblem } from "../ui/dialog";
@@ -241,8 +240,7 @@ function Types(props: { chosen: string[]; set: (types: string[]) => void; wrong:
   const { chosen, set } = props;
   const load = useLoad("event types", (signal) => get("/v1/event-types", { signal }));
   const [own, setOwn] = useState("");
-  const hidden = current().portal?.hidden_event_types ?? [];
-  const types = (load.value?.event_types ?? []).filter((each: EventType) => !each.deprecated && !hidden.some((pattern) => matches(pattern, each.name)));
+  const types = (load.value?.event_types ?? []).filter((each: EventType) => !each.deprecated && !isHidden(each.name));
   const add = () => {
     const name = own.trim();
     if (name !== "" && !chosen.includes(name)) set([...chosen, name]);

@@ -6,10 +6,9 @@ import { parseTree } from "../api/json";
 import type { EventType } from "../api/types";
 import { useLoad } from "../state/load";
 import { changed, go, place, to } from "../state/place";
-import { matches } from "../state/patterns";
-import { current, may } from "../state/session";
+import { isHidden, may } from "../state/session";
 import { t } from "../text/text";
-import { A, Badge, Button, Copy, Empty, Fact, Facts, Note, Time } from "../ui/bits";
+import { A, Badge, Button, Copy, Empty, Fact, Facts, Note, Reload, Time } from "../ui/bits";
 import { Done } from "../ui/audit";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Area, Check, Input } from "../ui/form";
@@ -21,15 +20,12 @@ import { Table } from "../ui/table";
 export function EventTypes() {
   const { query } = place.use();
   const load = useLoad("event types", (signal) => get("/v1/event-types", { signal }));
-  const hidden = current().portal?.hidden_event_types ?? [];
   const [text, setText] = useState("");
   const wanted = text.trim().toLowerCase();
   return (
     <>
       <Head title={t.pages["event-types"]} under={t.eventType.what}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {may("operator") ? (
           <a class="button main" href={changed({ new: "1" })}>
             {t.eventType.make}
@@ -43,7 +39,7 @@ export function EventTypes() {
       ) : null}
       <Panel title={t.list.title} load={load} lines={6}>
         {(answer) => {
-          const rows = answer.event_types.filter((each) => !hidden.some((pattern) => matches(pattern, each.name)) && (each.name.toLowerCase().includes(wanted) || each.description.toLowerCase().includes(wanted)));
+          const rows = answer.event_types.filter((each) => !isHidden(each.name) && (each.name.toLowerCase().includes(wanted) || each.description.toLowerCase().includes(wanted)));
           return (
             <>
               {answer.event_types.length > 10 ? <Input label={t.filters.find} value={text} set={setText} /> : null}

@@ -2,13 +2,12 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { Intervention } from "../api/coming";
-import type { EventWithDeliveries } from "../api/types";
+import type { EventWithDeliveries, Intervention } from "../api/types";
 import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { t, word } from "../text/text";
-import { A, Badge, Button, Bytes, Copy, Empty, Fact, Facts, Id, Note, Time, type Tone, Words } from "../ui/bits";
+import { A, Badge, Button, Bytes, Copy, Empty, Fact, Facts, Id, Note, Reload, Time, type Tone, Words } from "../ui/bits";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { Confirm } from "../ui/dialog";
 import { Input } from "../ui/form";
@@ -25,9 +24,7 @@ export function EventPage() {
   return (
     <>
       <Head title={events[0]?.type ?? t.pages.event} under={<Id id={id} />}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {events[0] && may("resend") ? <DeliverTo event={events[0]} several={events.length > 1} /> : null}
       </Head>
       <Panel title={t.event.published} load={load}>

@@ -7,7 +7,7 @@ import { useLoad } from "../state/load";
 import { place, to } from "../state/place";
 import { isOperator } from "../state/session";
 import { t } from "../text/text";
-import { Button, Bytes, Empty, Time, Words } from "../ui/bits";
+import { Bytes, Empty, Reload, Time, Words } from "../ui/bits";
 import { Export } from "../ui/export";
 import { Filters, Pager, type FilterField } from "../ui/filters";
 import { Knowledge, Panel } from "../ui/panel";
@@ -24,9 +24,7 @@ export function Events() {
     <>
       <Head title={t.pages.events}>
         <RangePicker />
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         <Export path="/v1/events" name="events" query={() => listQuery(query, EVENT_FILTERS, Date.now())} />
       </Head>
       <Filters fields={fields} />

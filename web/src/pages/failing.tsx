@@ -1,18 +1,19 @@
 // Who is failing now, on any replica.
 
-import { failing, type FailingAnswer, type Waiting } from "../api/coming";
+import { get } from "../api/client";
+import type { FailingAnswer, Waiting } from "../api/types";
 import { countText, percentText } from "../format/numbers";
 import { useLoad, type Loading } from "../state/load";
 import { to } from "../state/place";
 import { isOperator } from "../state/session";
 import { language, t, word } from "../text/text";
-import { A, Badge, Button, Distance, Empty, Time, Words } from "../ui/bits";
+import { A, Badge, Distance, Empty, Reload, Time, Words } from "../ui/bits";
 import { Panel } from "../ui/panel";
 import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
 
-export function useFailing(): Loading<FailingAnswer> {
-  return useLoad("failing", failing);
+export function useFailing(wanted = true): Loading<FailingAnswer> {
+  return useLoad(wanted ? "failing" : null, (signal) => get("/v1/failing", { signal }));
 }
 
 export function Failing() {
@@ -20,9 +21,7 @@ export function Failing() {
   return (
     <>
       <Head title={t.pages.failing} under={t.failing.what}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
       </Head>
       <Panel title={t.list.title} load={load} lines={6}>
         {(answer) => <FailingTable answer={answer} />}

@@ -7,7 +7,7 @@ import { useLoad } from "../state/load";
 import { changed, go, place, to } from "../state/place";
 import { may } from "../state/session";
 import { t } from "../text/text";
-import { A, Badge, Button, Empty, Time } from "../ui/bits";
+import { A, Badge, Button, Empty, Reload, Time } from "../ui/bits";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Check, Input, Select } from "../ui/form";
 import { Panel, ProblemNote, Section } from "../ui/panel";
@@ -25,9 +25,7 @@ export function Keys() {
   return (
     <>
       <Head title={t.pages.keys} under={t.keys.what}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {may("operator") ? (
           <a class="button main" href={changed({ new: "1" })}>
             {t.keys.make}

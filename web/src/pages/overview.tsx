@@ -2,17 +2,16 @@
 
 import { useState } from "preact/hooks";
 import { get } from "../api/client";
-import { cluster, statistics, type Statistics } from "../api/coming";
+import type { Statistics } from "../api/types";
 import { countText, rateText } from "../format/numbers";
-import { utcText } from "../format/time";
-import { rangeOf } from "../state/filters";
+import { rangeOf, rangeQuery } from "../state/filters";
 import { lagOf, secondsOf } from "../state/figures";
 import { useStream } from "../state/live";
 import { useLoad } from "../state/load";
 import { API_ROOT, APP, place } from "../state/place";
 import { current, isOperator, may } from "../state/session";
 import { language, span, t } from "../text/text";
-import { A, Button, Copy, Note } from "../ui/bits";
+import { A, Button, Copy, Note, Reload } from "../ui/bits";
 import { Knowledge, Panel } from "../ui/panel";
 import { RangePicker } from "../ui/range";
 import { Head } from "../ui/shell";
@@ -26,9 +25,9 @@ const HOUR = 3_600_000;
 export function Overview() {
   const { query } = place.use();
   const range = rangeOf(query, Date.now(), HOUR);
-  const asked = { since: utcText(range.since), until: range.until === null ? null : utcText(range.until) };
-  const load = useLoad(may("read") ? `overview ${query.toString()}` : null, (signal) => statistics(asked, signal));
-  const troubles = useFailing();
+  const asked = rangeQuery(range);
+  const load = useLoad(may("read") ? `overview ${query.toString()}` : null, (signal) => get("/v1/statistics", { query: asked, signal }));
+  const troubles = useFailing(may("read"));
   const [news, setNews] = useState(0);
   useStream((event) => {
     if (event.event !== "tick" || range.until !== null) return;
@@ -43,9 +42,7 @@ export function Overview() {
     <>
       <Head title={t.pages.overview}>
         <RangePicker length={HOUR} />
-        <Button kind="small" data-reload onClick={reload}>
-          {t.reload}
-        </Button>
+        <Reload call={reload} />
       </Head>
       {news > 0 ? (
         <Note tone="info" live actions={<Button kind="small" onClick={reload}>{t.show}</Button>}>
@@ -79,7 +76,7 @@ export function Overview() {
 
 /** What the processes say of themselves: lag, what waits, how far the history is. Operators only. */
 function Now(props: { answer: Statistics }) {
-  const load = useLoad(isOperator() ? "cluster" : null, cluster);
+  const load = useLoad(isOperator() ? "cluster" : null, (signal) => get("/v1/cluster", { signal }));
   if (!load.value) return null;
   const replicas = load.value.replicas;
   const add = (of: (each: (typeof replicas)[number]) => number) => replicas.reduce((total, each) => total + of(each), 0);

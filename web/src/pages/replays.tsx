@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { Plan, Replay, ReplayShown } from "../api/coming";
+import type { Plan, Replay, ReplayShown } from "../api/types";
 import { countText, percentText, rateText } from "../format/numbers";
 import { readTime, timeText, utcText } from "../format/time";
 import { useLoad } from "../state/load";
@@ -10,7 +10,7 @@ import { changed, go, place, to } from "../state/place";
 import { zoneName } from "../state/preferences";
 import { isOperator, may } from "../state/session";
 import { language, span, t, word } from "../text/text";
-import { A, Badge, Button, Distance, Empty, Fact, Facts, Id, Note, Time, type Tone } from "../ui/bits";
+import { A, Badge, Button, Distance, Empty, Fact, Facts, Id, Note, Reload, Time, type Tone } from "../ui/bits";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Done } from "../ui/audit";
 import { Pager } from "../ui/filters";
@@ -29,9 +29,7 @@ export function Replays() {
   return (
     <>
       <Head title={t.pages.replays} under={t.replay.what}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {may("resend") && !making ? (
           <a class="button main" href={changed({ new: "dead_letters" })}>
             {t.replay.make}
@@ -220,9 +218,7 @@ export function ReplayPage() {
   return (
     <>
       <Head title={t.pages.replay} under={<Id id={id} />}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {may("resend") && (state === "running" || state === "planned") ? <Button onClick={() => setOpen("pause")}>{t.actions.pause}</Button> : null}
         {may("resend") && state === "paused" ? <Button kind="main" onClick={() => setOpen("resume")}>{t.actions.resume}</Button> : null}
         {may("resend") && (state === "running" || state === "planned" || state === "paused") ? <Button kind="danger" onClick={() => setOpen("cancel")}>{t.replay.cancel}</Button> : null}

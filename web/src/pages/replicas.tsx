@@ -1,22 +1,21 @@
 // The processes of the installation, as each says of itself.
 
-import { cluster, type Replica } from "../api/coming";
+import { get } from "../api/client";
+import type { Replica } from "../api/types";
 import { countText } from "../format/numbers";
 import { lagOf } from "../state/figures";
 import { useLoad } from "../state/load";
 import { language, span, t, word } from "../text/text";
-import { Badge, Button, Distance, Empty, Fact, Facts, Note, Time } from "../ui/bits";
+import { Badge, Distance, Empty, Fact, Facts, Note, Reload, Time } from "../ui/bits";
 import { Panel } from "../ui/panel";
 import { Head } from "../ui/shell";
 
 export function Replicas() {
-  const load = useLoad("cluster", cluster, { every: 5000 });
+  const load = useLoad("cluster", (signal) => get("/v1/cluster", { signal }), { every: 5000 });
   return (
     <>
       <Head title={t.pages.replicas} under={t.replicas.what}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
       </Head>
       <Panel title={t.list.title} load={load} lines={6}>
         {(answer) => (answer.replicas.length === 0 ? <Empty title={t.replicas.none} /> : <>{answer.replicas.map((each) => <One key={each.replica} replica={each} />)}</>)}

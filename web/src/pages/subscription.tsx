@@ -2,17 +2,17 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import { statistics, type Statistics } from "../api/coming";
-import type { Ping, Subscription, SubscriptionDetail } from "../api/types";
+import type { Ping, Statistics, Subscription, SubscriptionDetail } from "../api/types";
 import { countText, percentText, rateText } from "../format/numbers";
-import { readDuration, utcText } from "../format/time";
-import { rangeOf } from "../state/filters";
+import { readDuration } from "../format/time";
+import { rangeOf, rangeQuery } from "../state/filters";
 import { secondsOf, stepTimes, values } from "../state/figures";
 import { useLoad } from "../state/load";
 import { go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
+import { failureText } from "../state/verdict";
 import { language, span, t, word } from "../text/text";
-import { A, Badge, Button, Copy, Duration, Fact, Facts, Id, Note, StatusBadge, Time } from "../ui/bits";
+import { A, Badge, Button, Copy, Duration, Fact, Facts, Id, Note, Reload, StatusBadge, Time } from "../ui/bits";
 import { Done } from "../ui/audit";
 import { Chart } from "../ui/chart";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
@@ -35,9 +35,7 @@ export function SubscriptionPage() {
     <>
       <Head title={t.pages.subscription} under={<Id id={id} />}>
         <RangePicker />
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
       </Head>
       {secret !== null ? <SecretShown secrets={[secret]} close={() => setSecret(null)} /> : null}
       <Panel title={t.subscription.now} load={load}>
@@ -267,7 +265,7 @@ function PingView(props: { ping: Ping; close: () => void }) {
   return (
     <Dialog title={t.subscription.pingAnswer} close={props.close}>
       <Note tone={ping.delivered ? "good" : "bad"} live title={ping.delivered ? t.subscription.pingGood : t.subscription.pingBad}>
-        {ping.status !== null ? `HTTP ${ping.status}` : null} {ping.reason ? word(Object.fromEntries(Object.entries(t.failures).map(([name, text]) => [name, text.why])), ping.reason) : null} {ping.detail} {span(ping.duration * 1000)}
+        {ping.status !== null ? `HTTP ${ping.status}` : null} {ping.reason ? failureText(ping.reason, t) : null} {ping.detail} {span(ping.duration * 1000)}
       </Note>
       <Facts>
         <Fact name={t.columns.event}>
@@ -300,16 +298,16 @@ export function SecretShown(props: { secrets: string[]; close: () => void }) {
 
 function Charts(props: { id: string }) {
   const { query } = place.use();
-  const range = rangeOf(query, Date.now());
+  const asked = { subscription: props.id, ...rangeQuery(rangeOf(query, Date.now())) };
   const load = useLoad(`subscription's figures ${props.id} ${query.get("since") ?? ""} ${query.get("until") ?? ""}`, (signal) =>
-    statistics({ subscription: props.id, since: utcText(range.since), until: range.until === null ? null : utcText(range.until) }, signal),
+    get("/v1/statistics", { query: asked, signal }),
   );
   return (
     <Panel title={t.chart.overTime} load={load} lines={8}>
       {(answer) => (
         <>
           <Knowledge as_of={answer.as_of} gaps={answer.gaps} at={load.at} />
-          <Totals answer={answer} query={{ subscription: props.id, since: utcText(range.since), until: range.until === null ? null : utcText(range.until) }} />
+          <Totals answer={answer} query={asked} />
           <div class="charts">
             <ClassChart answer={answer} />
             <LatencyChart answer={answer} />

@@ -1,7 +1,7 @@
 // The list of subscriptions, each with what it got in the last day.
 
 import { get } from "../api/client";
-import { statistics, type Series } from "../api/coming";
+import type { Series } from "../api/types";
 import { countText, percentText } from "../format/numbers";
 import { filtersOf } from "../state/filters";
 import { stepTimes, values } from "../state/figures";
@@ -9,20 +9,20 @@ import { useLoad } from "../state/load";
 import { APP, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { language, t, word } from "../text/text";
-import { A, Button, Empty, StatusBadge, Words } from "../ui/bits";
+import { A, Empty, Reload, StatusBadge, Words } from "../ui/bits";
 import { Sparkline } from "../ui/chart";
 import { Filters, Pager, type FilterField } from "../ui/filters";
 import { Panel } from "../ui/panel";
 import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
 
-export const SUBSCRIPTION_FILTERS = ["status", "event_type", "host", "tenant"] as const;
+const SUBSCRIPTION_FILTERS = ["status", "event_type", "host", "tenant"] as const;
 
 export function Subscriptions() {
   const { query } = place.use();
   const filters = filtersOf(query, SUBSCRIPTION_FILTERS);
   const load = useLoad(`subscriptions ${query.toString()}`, (signal) => get("/v1/subscriptions", { query: { ...filters, cursor: query.get("cursor"), limit: 100 }, signal }));
-  const figures = useLoad("subscriptions' figures", (signal) => statistics({ group: "subscription", step: "hour", limit: 200, tenant: filters["tenant"] }, signal));
+  const figures = useLoad(`subscriptions' figures ${filters["tenant"] ?? ""}`, (signal) => get("/v1/statistics", { query: { group: "subscription", step: "hour", limit: 200, tenant: filters["tenant"] }, signal }));
   const byId = new Map<string, Series>((figures.value?.series ?? []).map((each) => [String(each.group["subscription"]), each]));
   const times = figures.value ? stepTimes(figures.value) : [];
   const fields: FilterField[] = [
@@ -34,9 +34,7 @@ export function Subscriptions() {
   return (
     <>
       <Head title={APP === "portal" ? t.pages.endpoints : t.pages.subscriptions}>
-        <Button kind="small" data-reload onClick={load.reload}>
-          {t.reload}
-        </Button>
+        <Reload call={load.reload} />
         {may("write") ? (
           <A page="edit" class="button main">
             {t.actions.newSubscription}

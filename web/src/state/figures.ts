@@ -1,12 +1,8 @@
 // Statistics as charts need them: steps in which nothing happened have no point in the answer, and are zero here.
 
-import type { Figures, Series, Statistics } from "../api/coming";
+import type { Figures, Series, Statistics } from "../api/types";
 
 const STEPS = { minute: 60_000, hour: 3_600_000, day: 86_400_000 } as const;
-
-export function stepMs(answer: Pick<Statistics, "step">): number {
-  return STEPS[answer.step];
-}
 
 /** The beginnings of all steps of the answer, in Unix milliseconds. */
 export function stepTimes(answer: Pick<Statistics, "since" | "until" | "step">): number[] {

@@ -6,6 +6,7 @@ import { ask, credentials, Problem, whenUnauthenticated } from "../api/client";
 import type { Capability } from "../api/types";
 import { API_ROOT, APP } from "./place";
 import { originAllowed } from "./origins";
+import { matches } from "./patterns";
 import { store } from "./store";
 
 type Schemas = components["schemas"];
@@ -33,6 +34,11 @@ export function current(): Session {
 
 export function isOperator(): boolean {
   return current().principal.scope === "operator";
+}
+
+/** Whether a portal leaves this event type out. */
+export function isHidden(eventType: string): boolean {
+  return (current().portal?.hidden_event_types ?? []).some((pattern) => matches(pattern, eventType));
 }
 
 const ALL: readonly Capability[] = ["publish", "read", "write", "secrets", "resend"];

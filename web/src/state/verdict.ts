@@ -54,9 +54,14 @@ function failureOf(row: Row, texts: Texts): { todo: string; remedy: Remedy } | n
   return { todo: exact ?? advice[`${Math.floor(row.status / 100)}xx`] ?? texts.verdict.waits, remedy: row.status === 401 || row.status === 403 || row.status === 404 ? "subscription" : "wait" };
 }
 
+/** Why there was no answer, in words; a failure that is newer than this page as the API names it. */
+export function failureText(failure: string, texts: Texts): string {
+  return Object.hasOwn(texts.failures, failure) ? texts.failures[failure as keyof Texts["failures"]].why : failure;
+}
+
 /** What came of the last attempt, in words. */
 export function answerText(row: Pick<Delivery, "status" | "failure">, texts: Texts): string {
-  if (row.failure) return Object.hasOwn(texts.failures, row.failure) ? texts.failures[row.failure as keyof Texts["failures"]].why : row.failure;
+  if (row.failure) return failureText(row.failure, texts);
   if (row.status !== null && row.status !== undefined) return texts.verdict.answered(row.status);
   return texts.verdict.noAttempt;
 }

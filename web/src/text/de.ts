@@ -94,7 +94,7 @@ export const de: Texts = {
     sealed: "Kein Schlüssel öffnet seine Geheimnisse.",
   },
   decisions: { delivered: "zugestellt", retry: "fehlgeschlagen", parked: "zurückgestellt", dead: "aufgegeben", dropped: "verworfen", left_to_another: "einem anderen Replikat überlassen" },
-  breakers: { closed: "geschlossen", open: "offen", "half-open": "prüft", half_open: "prüft", probing: "prüft" },
+  breakers: { closed: "geschlossen", open: "offen", "half-open": "prüft" },
 
   verdict: {
     whyTitle: "Warum",
@@ -116,7 +116,7 @@ export const de: Texts = {
     retry_after: { why: "Der Endpunkt hat um Zeit gebeten (Retry-After).", next: "Es wird gesendet, wenn diese Zeit vorbei ist.", todo: "Nichts: warten.", remedy: "wait" },
     queue_wait: { why: "Für den Endpunkt steht mehr an, als er annimmt.", next: "Es wird der Reihe nach gesendet, das Älteste zuerst.", todo: "Den Endpunkt schneller antworten lassen oder seine Grenzen anheben.", remedy: "subscription" },
     cap: { why: "Für den Endpunkt steht mehr an, als er annimmt, und der Speicher des Prozesses war voll.", next: "Es wird der Reihe nach gesendet, das Älteste zuerst.", todo: "Den Endpunkt schneller antworten lassen oder seine Grenzen anheben.", remedy: "subscription" },
-    fair_share: { why: "Sein Mandant hat seinen Anteil am Speicher, und andere warten auch.", next: "Es wird der Reihe nach gesendet, das Älteste zuerst.", todo: "Die Endpunkte des Mandanten schneller antworten lassen oder ihm einen größeren Anteil geben.", remedy: "subscription" },
+    fair_share: { why: "Sein Mandant hat seinen Anteil am Speicher, und andere warten auch.", next: "Es wird gesendet, wenn der Mandant wieder Platz hat, das Älteste zuerst.", todo: "Die Endpunkte des Mandanten schneller antworten lassen oder ihr Zeitlimit verkürzen.", remedy: "subscription" },
     hold_limit: { why: "Es hat so lange im Speicher gewartet, wie es erlaubt ist.", next: "Es wird gesendet, wenn der Endpunkt wieder etwas annimmt.", todo: "Nachsehen, was der Endpunkt antwortet.", remedy: "subscription" },
     shutdown: { why: "Der Prozess, der es hatte, wurde beendet.", next: "Ein anderer Prozess sendet es.", todo: "Nichts: warten.", remedy: "wait" },
     paused: { why: "Das Abonnement ist angehalten.", next: "Es wird gesendet, wenn das Abonnement fortgesetzt ist.", todo: "Das Abonnement fortsetzen, bevor das Aufgehobene verfällt.", remedy: "resume" },
@@ -157,7 +157,6 @@ export const de: Texts = {
     blocked: { why: "Die Einstellungen dieser Installation lehnen die Adresse des Endpunkts ab.", todo: "Eine öffentliche Adresse nehmen; Betreiber: network.allow.", remedy: "subscription" },
     proxy_error: { why: "Der ausgehende Proxy des Dispatchers ist gestört oder lehnt ab.", todo: "Betreiber: den Proxy ansehen. Der Endpunkt ist nicht schuld.", remedy: "operator" },
     shutdown: { why: "Der Prozess wurde während des Versuchs beendet; ob er ankam, ist nicht bekannt.", todo: "Nichts: Ein anderer Prozess sendet es.", remedy: "wait" },
-    cancelled: { why: "Der Prozess wurde während des Versuchs beendet; ob er ankam, ist nicht bekannt.", todo: "Nichts: Ein anderer Prozess sendet es.", remedy: "wait" },
   },
   statusAdvice: {
     "400": "Der Empfänger lehnt die Anfrage ab: seine Antwort unten ansehen.",
@@ -194,7 +193,7 @@ export const de: Texts = {
     reasons: { behind: "er war zu weit im Rückstand", before: "älter als der Verlauf dieser Installation", retention: "gelöscht, bevor es gelesen war", unreadable: "unlesbar" },
   },
 
-  live: { connecting: "verbindet", live: "live", stalled: "stockt", off: "aus" },
+  live: { connecting: "verbindet", live: "live", stalled: "stockt" },
   news: {
     exactly: (n) => `${n} neu oder geändert`,
     atLeast: (count) => `Mindestens ${count} neu oder geändert`,
@@ -563,7 +562,7 @@ export const de: Texts = {
     inFlight: "Wartend / unterwegs / gehalten",
     parked: "Zurückgestellt",
     breakers: "Offene Schutzschalter",
-    scopes: { subscription: "Abonnements", host: "Hosts", lane: "Hosts" },
+    scopes: { subscription: "Abonnements", host: "Hosts" },
     history: "Verlauf im Rückstand",
     partitions: "Partitionen",
   },

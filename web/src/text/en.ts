@@ -104,7 +104,7 @@ export const en = {
     sealed: "No key opens its secrets.",
   },
   decisions: { delivered: "delivered", retry: "failed", parked: "set aside", dead: "given up", dropped: "dropped", left_to_another: "left to another replica" },
-  breakers: { closed: "closed", open: "open", "half-open": "probing", half_open: "probing", probing: "probing" },
+  breakers: { closed: "closed", open: "open", "half-open": "probing" },
 
   verdict: {
     whyTitle: "Why",
@@ -126,7 +126,7 @@ export const en = {
     retry_after: { why: "The endpoint asked for time (Retry-After).", next: "It is sent when that time is over.", todo: "Nothing: wait.", remedy: "wait" },
     queue_wait: { why: "The endpoint is owed more than it takes.", next: "It is sent in its turn, the oldest first.", todo: "Let the endpoint answer faster, or raise its limits.", remedy: "subscription" },
     cap: { why: "The endpoint is owed more than it takes, and the process's memory was full.", next: "It is sent in its turn, the oldest first.", todo: "Let the endpoint answer faster, or raise its limits.", remedy: "subscription" },
-    fair_share: { why: "Its tenant has what is its share of the memory, and others wait too.", next: "It is sent in its turn, the oldest first.", todo: "Let the tenant's endpoints answer faster, or give it a larger share.", remedy: "subscription" },
+    fair_share: { why: "Its tenant has what is its share of the memory, and others wait too.", next: "It is sent when its tenant has room again, the oldest first.", todo: "Let the tenant's endpoints answer faster, or shorten their timeout.", remedy: "subscription" },
     hold_limit: { why: "It waited in memory for as long as that is allowed.", next: "It is sent when the endpoint takes something again.", todo: "Look at what the endpoint answers.", remedy: "subscription" },
     shutdown: { why: "The process that had it was stopped.", next: "Another process sends it.", todo: "Nothing: wait.", remedy: "wait" },
     paused: { why: "The subscription is paused.", next: "It is sent after the subscription is resumed.", todo: "Resume the subscription before what it keeps expires.", remedy: "resume" },
@@ -167,7 +167,6 @@ export const en = {
     blocked: { why: "The settings of this installation refuse the endpoint's address.", todo: "Use a public address; operators: network.allow.", remedy: "subscription" },
     proxy_error: { why: "The dispatcher's egress proxy failed or refused.", todo: "Operators: look at the proxy. The endpoint is not to blame.", remedy: "operator" },
     shutdown: { why: "The process was stopped during the attempt; whether it arrived is not known.", todo: "Nothing: another process sends it.", remedy: "wait" },
-    cancelled: { why: "The process was stopped during the attempt; whether it arrived is not known.", todo: "Nothing: another process sends it.", remedy: "wait" },
   }),
   statusAdvice: {
     "400": "The receiver refuses the request: look at its answer below.",
@@ -204,7 +203,7 @@ export const en = {
     reasons: { behind: "it was too far behind", before: "older than this installation's history", retention: "deleted before it was read", unreadable: "unreadable" },
   },
 
-  live: { connecting: "connecting", live: "live", stalled: "stalled", off: "off" },
+  live: { connecting: "connecting", live: "live", stalled: "stalled" },
   news: {
     exactly: (n: number) => `${n} new or changed`,
     atLeast: (count: string) => `At least ${count} new or changed`,
@@ -573,7 +572,7 @@ export const en = {
     inFlight: "Queued / under way / held",
     parked: "Set aside",
     breakers: "Open breakers",
-    scopes: { subscription: "subscriptions", host: "hosts", lane: "hosts" },
+    scopes: { subscription: "subscriptions", host: "hosts" },
     history: "History behind",
     partitions: "Partitions",
   },

@@ -19,9 +19,9 @@ export function A(props: { page: string; query?: Record<string, string | number 
 }
 
 /** An instant in the reader's zone; UTC on hover. */
-export function Time(props: { at: string | number | null | undefined; precision?: Precision; none?: string }) {
+export function Time(props: { at: string | number | null | undefined; precision?: Precision }) {
   const ms = typeof props.at === "number" ? props.at : instant(props.at);
-  if (ms === null) return <span class="faint">{props.none ?? "–"}</span>;
+  if (ms === null) return <span class="faint">–</span>;
   return (
     <time dateTime={utcText(ms)} title={utcText(ms)}>
       {timeText(ms, zoneName(), props.precision)}
@@ -52,10 +52,6 @@ export function Words(props: { of: string }) {
       {parts.map((part, at) => (at === 0 ? part : [<wbr key={at} />, part]))}
     </span>
   );
-}
-
-export function Count(props: { of: number | string }) {
-  return <>{countText(props.of, language)}</>;
 }
 
 export function Bytes(props: { of: number }) {
@@ -95,15 +91,23 @@ interface ButtonProps {
   onClick?: () => void;
   children: ComponentChildren;
   "aria-expanded"?: boolean;
-  "data-reload"?: boolean;
 }
 
 export function Button({ kind = "plain", type = "button", ...rest }: ButtonProps) {
   return <button type={type} class={`button ${kind}`} {...rest} />;
 }
 
+/** Loads what the page shows anew, also by the key `.`. */
+export function Reload(props: { call: () => void }) {
+  return (
+    <button type="button" class="button small" data-reload onClick={props.call}>
+      {t.reload}
+    </button>
+  );
+}
+
 /** Copies a text, and says so. */
-export function Copy(props: { text: string | (() => string | Promise<string>); label?: string; small?: boolean }) {
+export function Copy(props: { text: string | (() => string | Promise<string>); label?: string }) {
   const [done, setDone] = useState<"" | "done" | "failed">("");
   const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
   useEffect(() => () => clearTimeout(timer.current), []);

@@ -21,9 +21,9 @@ interface ChartProps {
   stacked?: boolean;
   text: (value: number) => string;
   axis?: (value: number) => string;
-  zoom?: boolean;
-  height?: number;
 }
+
+const HEIGHT = 180; // pixels
 
 // The tokens are `light-dark()` pairs: only an element's colour says which of the two is in force.
 function resolved(probe: HTMLElement, value: string): string {
@@ -55,9 +55,9 @@ export function Chart(props: ChartProps) {
     const data = stack(props);
     const options: uPlot.Options = {
       width: Math.max(200, element.clientWidth),
-      height: props.height ?? 180,
+      height: HEIGHT,
       legend: { show: false },
-      cursor: { y: false, drag: { x: props.zoom !== false, y: false, setScale: false } },
+      cursor: { y: false, drag: { x: true, y: false, setScale: false } },
       scales: { x: { time: true }, y: { range: (_, __, max) => [0, max > 0 ? max * 1.08 : 1] } },
       axes: [
         {
@@ -90,7 +90,7 @@ export function Chart(props: ChartProps) {
       },
     };
     const plot = new uPlot(options, data.rows as uPlot.AlignedData, element);
-    const watch = new ResizeObserver(() => plot.setSize({ width: Math.max(200, element.clientWidth), height: props.height ?? 180 }));
+    const watch = new ResizeObserver(() => plot.setSize({ width: Math.max(200, element.clientWidth), height: HEIGHT }));
     watch.observe(element);
     return () => {
       watch.disconnect();

@@ -7,7 +7,7 @@ import { t } from "../text/text";
 import { Button } from "./bits";
 import { ProblemNote } from "./panel";
 
-export function Dialog(props: { title: string; close: () => void; children: ComponentChildren; wide?: boolean }) {
+export function Dialog(props: { title: string; close: () => void; children: ComponentChildren }) {
   const element = useRef<HTMLDialogElement>(null);
   // At once, so that what is typed right after the key that opened it goes into it.
   useLayoutEffect(() => {
@@ -17,7 +17,6 @@ export function Dialog(props: { title: string; close: () => void; children: Comp
   return (
     <dialog
       ref={element}
-      class={props.wide ? "wide" : undefined}
       aria-label={props.title}
       onClose={props.close}
       onClick={(event) => {

@@ -12,7 +12,6 @@ export interface FilterField {
   label: string;
   options?: readonly (readonly [string, string])[];
   help?: string;
-  list?: readonly string[];
 }
 
 export function Filters(props: { fields: FilterField[] }) {

@@ -77,10 +77,10 @@ export function Select({ label, help, wrong, value, set, options }: FieldProps &
   );
 }
 
-export function Check(props: { label: ComponentChildren; checked: boolean; set: (checked: boolean) => void; help?: ComponentChildren; disabled?: boolean }) {
+export function Check(props: { label: ComponentChildren; checked: boolean; set: (checked: boolean) => void; help?: ComponentChildren }) {
   return (
     <label class="check">
-      <input type="checkbox" checked={props.checked} disabled={props.disabled} onChange={(event) => props.set(event.currentTarget.checked)} />
+      <input type="checkbox" checked={props.checked} onChange={(event) => props.set(event.currentTarget.checked)} />
       <span>
         {props.label}
         {props.help ? <span class="faint small block">{props.help}</span> : null}

@@ -5,7 +5,7 @@ import { Problem } from "../api/client";
 import type { Gap } from "../api/types";
 import { countText } from "../format/numbers";
 import { instant, timeText } from "../format/time";
-import { useNow, type Loading } from "../state/load";
+import type { Loading } from "../state/load";
 import { zoneName } from "../state/preferences";
 import { language, span, t, word } from "../text/text";
 import { Button, Note, Time } from "./bits";
@@ -74,17 +74,14 @@ interface PanelProps<T> {
   children: (value: T) => ComponentChildren;
   actions?: ComponentChildren;
   lines?: number; // of the skeleton
-  level?: 1 | 2;
-  id?: string;
 }
 
 export function Panel<T>(props: PanelProps<T>) {
   const { load } = props;
-  const Heading = props.level === 1 ? "h1" : "h2";
   return (
-    <section class="panel" aria-busy={load.busy} id={props.id}>
+    <section class="panel" aria-busy={load.busy}>
       <header>
-        <Heading>{props.title}</Heading>
+        <h2>{props.title}</h2>
         <div class="actions">
           {load.busy && load.value !== undefined ? <span class="spinner" role="status" aria-label={t.loading} /> : null}
           {props.actions}
@@ -97,12 +94,11 @@ export function Panel<T>(props: PanelProps<T>) {
 }
 
 /** A part without a request of its own. */
-export function Section(props: { title: string; children: ComponentChildren; actions?: ComponentChildren; id?: string }) {
+export function Section(props: { title: string; children: ComponentChildren }) {
   return (
-    <section class="panel" id={props.id}>
+    <section class="panel">
       <header>
         <h2>{props.title}</h2>
-        <div class="actions">{props.actions}</div>
       </header>
       <Fence>{props.children}</Fence>
     </section>
@@ -148,10 +144,4 @@ export function Knowledge(props: { as_of: string | null | undefined; gaps?: Gap[
       ) : null}
     </>
   );
-}
-
-/** Says for how long nothing has been heard. */
-export function Since(props: { at: number }) {
-  const now = useNow();
-  return <>{span(Math.max(0, now - props.at))}</>;
 }

@@ -20,11 +20,11 @@ export async function loadPayload(id: string, query: Record<string, string | num
   return { bytes: new Uint8Array(await response.arrayBuffer()), type: response.headers.get("Content-Type") ?? "", masked: response.headers.has("X-Payload-Masked") };
 }
 
-export function PayloadPanel(props: { id: string; query?: Record<string, string | number | undefined>; sha256?: string | null | undefined; name?: string }) {
-  const load = useLoad(`payload ${props.id} ${JSON.stringify(props.query ?? {})}`, (signal) => loadPayload(props.id, props.query ?? {}, signal));
+export function PayloadPanel(props: { id: string; query: Record<string, string>; sha256: string | null | undefined }) {
+  const load = useLoad(`payload ${props.id} ${JSON.stringify(props.query)}`, (signal) => loadPayload(props.id, props.query, signal));
   return (
     <Panel title={t.payload.title} load={load} lines={6}>
-      {(payload) => <PayloadView payload={payload} sha256={props.sha256} name={props.name ?? props.id} />}
+      {(payload) => <PayloadView payload={payload} sha256={props.sha256} name={props.id} />}
     </Panel>
   );
 }
@@ -84,7 +84,7 @@ export function PayloadView(props: { payload: Payload; sha256?: string | null | 
   );
 }
 
-export function Tab(props: { name: string; on: boolean; set: () => void }) {
+function Tab(props: { name: string; on: boolean; set: () => void }) {
   return (
     <button type="button" aria-pressed={props.on} onClick={props.set}>
       {props.name}
@@ -148,12 +148,12 @@ const LONG = 2000; // characters of a value
 export function Tree(props: { node: Node }) {
   return (
     <div class="tree code" role="group" aria-label={t.payload.tree}>
-      <Branch node={props.node} path="" depth={0} last />
+      <Branch node={props.node} path="" depth={0} />
     </div>
   );
 }
 
-function Branch(props: { node: Node; name?: string; path: string; depth: number; last: boolean }) {
+function Branch(props: { node: Node; name?: string; path: string; depth: number }) {
   const { node, name, path, depth } = props;
   const [open, setOpen] = useState(depth < 2);
   const [shown, setShown] = useState(CHILDREN);
@@ -195,7 +195,7 @@ function Branch(props: { node: Node; name?: string; path: string; depth: number;
       {open ? (
         <div class="children">
           {children.map(([key, where, child], at) => (
-            <Branch key={at} node={child} {...(key === undefined ? {} : { name: key })} path={where} depth={depth + 1} last={at === count - 1} />
+            <Branch key={at} node={child} {...(key === undefined ? {} : { name: key })} path={where} depth={depth + 1} />
           ))}
           {count > shown ? (
             <Button kind="small" onClick={() => setShown(shown + 10 * CHILDREN)}>
