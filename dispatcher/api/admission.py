@@ -35,6 +35,7 @@ REFUSALS: Final = (
     "connections",
     "connections_of_address",
     "slow_head",
+    "malformed",
     "requests_of_address",
     "requests_of_key",
 )
@@ -170,6 +171,10 @@ class Admission:
         self._reading[gate] = HEAD.deadline(self._reading.get(gate, now + HEAD.grace), size, now)
         if self._sweep is None:
             self._sweep = self._loop.call_later(_SWEEP, self._look)
+
+    def unreadable(self, address: str | None) -> None:
+        """No request comes of what was sent."""
+        self._refuse("malformed", address=address)
 
     def lost(self, gate: ApiConnection) -> None:
         """It is closed."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
 from dispatcher.api import problems
@@ -55,6 +55,7 @@ HANDLER_TIMEOUT: Final = 90.0
 """Seconds; the operations have bounds of their own, this is for one that forgets."""
 
 _HEALTH: Final = ("/healthz", "/readyz")  # asked by whatever would restart this process if it got no answer
+_VERSIONS: Final = (HttpVersion10, HttpVersion11)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -114,10 +115,21 @@ def answer(problem: Problem, request_id: str) -> web.Response:
     return response
 
 
+def new_request_id() -> str:
+    """Of a request that brings none that can be used."""
+    return f"req_{secrets.token_urlsafe(12)}"
+
+
+def bug() -> Problem:
+    """What a caller is told of an error that nobody foresaw."""
+    said = "a bug of the dispatcher, not of your request; its log says more under this request_id"
+    return Problem(Kind.INTERNAL, said)
+
+
 def tag(request: web.Request) -> None:
     """Give the request its id: the caller's, where that is harmless in a log, or a new one."""
     given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else new_request_id()
     request[CALLER] = request.app[GUARD].caller(request)
 
 
@@ -128,6 +140,7 @@ async def problem_documents(request: web.Request, handler: Handler) -> web.Strea
     guard = request.app[GUARD]
     guard.began(request)
     try:
+        _check_version(request)
         if request.path in _HEALTH:
             return await handler(request)
         guard.count_request(request[CALLER])
@@ -138,19 +151,26 @@ async def problem_documents(request: web.Request, handler: Handler) -> web.Strea
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return _of_http(error, request)
+        return of_http(error, request)
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:
         # The one place where a bug is caught: the caller gets an answer, and the log where it happened.
         log.exception("a request failed", method=request.method, request_id=request[REQUEST_ID])
-        said = "a bug of the dispatcher, not of your request; its log says more under this request_id"
-        return answer(Problem(Kind.INTERNAL, said), request[REQUEST_ID])
+        return answer(bug(), request[REQUEST_ID])
     finally:
         guard.ended(request)
 
 
-def _of_http(error: web.HTTPException, request: web.Request) -> web.StreamResponse:
+def _check_version(request: web.Request) -> None:
+    """Aiohttp takes any that is a number, and answers as if it were its own."""
+    if request.version not in _VERSIONS:
+        said = "this version of HTTP is not spoken here: send HTTP/1.1"
+        raise Problem(Kind.MALFORMED, said, headers={"Connection": "close"})
+
+
+def of_http(error: web.HTTPException, request: web.Request) -> web.StreamResponse:
+    """An error of aiohttp's as an answer."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allow = {"Allow": ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))}
         if request.method == "OPTIONS":
@@ -160,6 +180,10 @@ def _of_http(error: web.HTTPException, request: web.Request) -> web.StreamRespon
     if error.status == 404:
         return answer(
             Problem(Kind.NOT_FOUND, "there is no such address; /openapi.json lists all"), request[REQUEST_ID]
+        )
+    if error.status == 417:
+        return answer(
+            Problem(Kind.MALFORMED, "Expect may say 100-continue and nothing else"), request[REQUEST_ID]
         )
     kind = Kind.TOO_LARGE if error.status == 413 else Kind.MALFORMED if error.status < 500 else Kind.INTERNAL
     return answer(Problem(kind, error.reason), request[REQUEST_ID])

@@ -39,6 +39,11 @@ class MinimumRate(NamedTuple):
         return min(before + size / self.rate, now + self.grace)
 
 
+MAX_LINE: Final = 8 << 10
+"""Bytes of a request's address."""
+MAX_FIELD: Final = MAX_LINE - 1
+"""Bytes of a header field. Not as many as of an address: only the number in the parser's error tells which of the two was too long."""
+MAX_FIELDS: Final = 128
 HEAD: Final = MinimumRate(10.0, 1024.0)
 """From the first byte of a request to the end of its head."""
 BODY: Final = MinimumRate(10.0, 8192.0)

@@ -298,6 +298,8 @@ def _problems(route: Route, references: dict[_Reference, Any]) -> dict[str, Any]
         Kind.MALFORMED,
         Kind.FOREIGN_ORIGIN,
         Kind.TOO_LARGE,
+        Kind.ADDRESS_TOO_LONG,
+        Kind.FIELDS_TOO_LARGE,
         Kind.INVALID,
         Kind.UNAVAILABLE,
         *route.problems,

@@ -4,7 +4,7 @@ aiohttp serves it. Nothing here is on the delivery path; a scrape costs the loop
 some milliseconds.
 
 The cost of a client is bounded: connections, requests and slow senders by `admission.py` and `limits.py`, the loop's time by `loop_budget.py`, a connection that sends
-nothing by `_IDLE`, a body's size by `frame.py`, the head's by aiohttp. Bodies are never decompressed.
+nothing by `_IDLE`, a body's size by `frame.py`, the head's by `protocol.py`. Bodies are never decompressed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dispatcher.api.limits import ApiLimits, ConnectionLimit, RequestLimit, Trus
 from dispatcher.api.loop_budget import BUDGET, METER, CallerKind, LoopBudget
 from dispatcher.api.pages import Pages
 from dispatcher.api.problems import Kind, Problem, retry_after
+from dispatcher.api.protocol import protocols
 from dispatcher.api.route import Audience, Services
 from dispatcher.api.table import ROUTES
 from dispatcher.control.errors import Unavailable
@@ -146,16 +147,19 @@ class ApiServer:
             app,
             access_log=None,
             handle_signals=False,
-            logger=logger,
-            keepalive_timeout=_IDLE,
-            auto_decompress=False,
         )
         await self._runner.setup()
         server = self._runner.server
         assert server is not None  # noqa: S101 - `setup` has made it
         try:
             loop = asyncio.get_running_loop()
-            protocol = guard.protocol(server)
+            options = {
+                "access_log": None,
+                "logger": logger,
+                "keepalive_timeout": _IDLE,
+                "auto_decompress": False,
+            }
+            protocol = guard.protocol(protocols(server, guard, _SERVER, **options))
             if self._listener is not None:
                 self._listening = await loop.create_server(protocol, sock=self._listener, backlog=_BACKLOG)
             else:

@@ -116,7 +116,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "dead_letters_total": (("reason",), "Records written to the dead-letter topic."),
     "connections_opened_total": ((), "Connections to endpoints opened."),
-    "api_refused_total": (("why",), "Callers of the API that were refused: the bound that they met."),
+    "api_refused_total": (
+        ("why",),
+        "Callers of the API that were refused: the bound that they met, or malformed (no HTTP that can be read).",
+    ),
     "api_loop_seconds_total": ((), "Seconds of the event loop's time that requests of the API took."),
     "api_waits_total": (
         ("result",),
@@ -238,6 +241,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
         ("connections",),
         ("connections_of_address",),
         ("slow_head",),
+        ("malformed",),
         ("requests_of_address",),
         ("requests_of_key",),
     ),

@@ -165,23 +165,6 @@ async def test_the_rest_of_a_body_that_was_answered_before_is_no_head(
         assert Timed.pieces <= 2
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-A: " + b"a" * 9000 + b"\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"X-A: a\r\n" * 200 + b"\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"X-A: a\r\n" * 100_000,
-    ],
-    ids=["a long address", "a long field", "many fields", "fields without end"],
-)
-async def test_a_head_has_a_size(head: bytes) -> None:
-    async with raw(ApiLimits()) as api:
-        stream = await api.connect()
-        assert (await api.ask(stream, head)).split(b" ")[1] == b"400"
-        assert await closed(stream)
-
-
 async def test_an_address_that_asks_too_often_is_told_to_wait_and_health_is_not_counted() -> None:
     async with serving(KEY, limits=ApiLimits(requests_per_address=0.01)) as (call, _):
         assert (await call("GET", "/v1/subscriptions")).status == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -86,20 +85,3 @@ async def test_a_port_that_is_taken_is_named() -> None:
         server = ApiServer("127.0.0.1", port, CollectorRegistry(), list)
         with pytest.raises(CannotListen, match=rf"127\.0\.0\.1:{port}.*another process.*http\.port"):
             await server.start()
-
-
-@pytest.mark.parametrize(
-    "garbage", [b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n", b"GET /" + b"x" * 9000]
-)
-async def test_what_is_no_http_is_refused_and_leaves_no_traceback(
-    garbage: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = ApiServer("127.0.0.1", 0, Metrics().registry, list)
-    port = await server.start()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(garbage)
-    async with asyncio.timeout(30):
-        assert (await reader.read()).startswith(b"HTTP/1.0 400 ")
-    writer.close()
-    await server.stop()
-    assert not [record for record in caplog.records if record.exc_info]
