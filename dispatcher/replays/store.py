@@ -33,6 +33,7 @@ KEPT: Final = 7 * 86400.0
 PAUSED_AT_MOST: Final = 7 * 86400.0
 """Seconds after which a paused job is cancelled: the topics delete what it was to send."""
 
+_READING: Final = 10.0  # seconds that reading may take at a start before anybody is told
 _HOUSEKEEPING: Final = 300.0  # seconds between two looks, and up to half of it more
 _STANDINGS: Final = {
     JobState.PLANNED: ReplayStanding.GO,
@@ -64,6 +65,7 @@ class ReplayStore:
     ) -> None:
         """`wall` gives Unix seconds; `on_failure` is told when it died. Times in seconds."""
         self._wall = wall
+        self._started = float("-inf")
         self._tasks = Tasks(on_failure)
         kinds = Kinds()
         self._log = ControlLog(
@@ -78,6 +80,7 @@ class ReplayStore:
         async def loaded() -> None:
             log.info("replays loaded", jobs=len(self._jobs))
 
+        self._started = asyncio.get_running_loop().time()
         self._log.start(loaded)
         self._tasks.start(self._keep_house(), "replays housekeeping")
 
@@ -98,8 +101,10 @@ class ReplayStore:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with it, in one sentence."""
-        return self._log.warning or (None if self._log.loaded else self._log.problem)
+        """What is wrong with it, in one sentence. That it is being read is not, unless it takes long."""
+        if self._log.loaded or asyncio.get_running_loop().time() - self._started < _READING:
+            return self._log.warning
+        return self._log.warning or self._log.problem
 
     def check(self) -> None:
         """Raise Unavailable before everything is read, and after the stop."""

@@ -11,6 +11,7 @@ from dispatcher.core.replay.job import JobState
 from dispatcher.core.replay.standing import ReplayStanding
 from dispatcher.replays.store import KEPT, PAUSED_AT_MOST, ReplayStore, replays_topic
 from dispatcher.settings.groups import Settings
+from tests.fakes import MemoryReader
 from tests.replays.world import ID, ReplayWorld, asked
 
 pytestmark = [pytest.mark.looptime]
@@ -49,10 +50,10 @@ async def test_deliveries_are_told_what_to_do_by_the_state_of_their_replay() -> 
     made = ReplayWorld()
     store = ReplayStore(Settings(), made.broker, wall=made.wall)
     # Before anything is read nobody can say that there is no such replay.
-    before = (store.standing(ID), store.warning is None)
+    before = store.standing(ID)
     store.start()
     await store.wait_loaded()
-    assert before == (ReplayStanding.WAIT, False)
+    assert before == ReplayStanding.WAIT
     assert (store.standing(ID), store.warning) == (ReplayStanding.UNKNOWN, None)
     row = await store.put(asked(), base=0)
     standings = []
@@ -69,6 +70,24 @@ async def test_deliveries_are_told_what_to_do_by_the_state_of_their_replay() -> 
         standings.append(store.standing(ID).value)
         assert store.counts()[job.state.value] == 1
     assert standings == ["go", "go", "wait", "go", "go", "go", "over"]
+    await store.stop()
+
+
+async def test_reading_at_a_start_is_told_only_where_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(reader: MemoryReader) -> None:
+        await asyncio.sleep(20)
+        reader.caught_up = True
+
+    monkeypatch.setattr(MemoryReader, "start", slow)
+    made = ReplayWorld()
+    store = ReplayStore(Settings(), made.broker, wall=made.wall)
+    store.start()
+    await asyncio.sleep(9)
+    assert (store.loaded, store.warning) == (False, None)
+    await asyncio.sleep(2)
+    assert "not read yet" in str(store.warning)
+    await store.wait_loaded()
+    assert store.warning is None
     await store.stop()
 
 
