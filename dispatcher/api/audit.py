@@ -121,6 +121,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         list_changes,
         description="Of the newest 10,000 changes that were made through the API, on any replica.",
         query=AuditFilters,
+        quota="queries",
         problems=(Kind.NOT_FOUND, Kind.HISTORY_OFF),
     ),
 )

@@ -404,14 +404,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         "disabling the subscription; retries take its schedule. A subscription that is not active is left out. Sent is the event as it stands in "
         "its topic; where that was deleted, a dead letter's own copy. After a crash some may be sent twice, and none is left out.",
         body=Body(ReplayStart),
-        problems=(
-            Kind.NOT_FOUND,
-            Kind.WRONG_STATE,
-            Kind.HISTORY_OFF,
-            Kind.OVERLOADED,
-            Kind.QUOTA_EXCEEDED,
-        ),
+        problems=(Kind.NOT_FOUND, Kind.WRONG_STATE, Kind.HISTORY_OFF, Kind.OVERLOADED),
         idempotent=True,
+        quota="queries",
     ),
     Route(
         "GET",

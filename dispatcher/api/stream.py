@@ -54,6 +54,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         " second, and how many more); `failing` (a subscription has begun to fail, or has ended failing); `heartbeat` every 5 s of silence;"
         " `end` (`slow`, `stopping`, `session`). Read it with `fetch`. docs/api.md says more.",
         query=StreamFilters,
+        quota="streams",
         problems=(Kind.HISTORY_OFF, Kind.OVERLOADED),
     ),
 )

@@ -27,6 +27,7 @@ _DESCRIPTIONS: Final[dict[QuotaName, str]] = {
     "bytes_per_second": "Bytes of their data, likewise.",
     "replays": "Replays that are not over.",
     "queries": "Requests to the history at a time, in each replica.",
+    "streams": "Streams at a time, in each replica.",
     "max_timeout": "The longest `timeout` of a subscription.",
     "max_in_flight": "The largest `max_in_flight` of a subscription.",
     "max_schedule": "The most waits in `retry.schedule`.",
@@ -53,6 +54,7 @@ class QuotasPut(RequestModel):
     bytes_per_second: Annotated[Size, _field("bytes_per_second")] | None = None
     replays: Annotated[int, Field(ge=0, le=10_000), _field("replays")] | None = None
     queries: Annotated[int, Field(ge=1, le=10_000), _field("queries")] | None = None
+    streams: Annotated[int, Field(ge=1, le=10_000), _field("streams")] | None = None
     max_timeout: Annotated[Duration, _field("max_timeout")] | None = None
     max_in_flight: Annotated[int, Field(ge=1, le=10_000), _field("max_in_flight")] | None = None
     max_schedule: Annotated[int, Field(ge=0, le=100), _field("max_schedule")] | None = None
@@ -70,6 +72,7 @@ class QuotaValues(ReplyModel):
     bytes_per_second: Annotated[str, _field("bytes_per_second")]
     replays: Annotated[int, _field("replays")]
     queries: Annotated[int, _field("queries")]
+    streams: Annotated[int, _field("streams")]
     max_timeout: Annotated[str, _field("max_timeout")]
     max_in_flight: Annotated[int, _field("max_in_flight")]
     max_schedule: Annotated[int, _field("max_schedule")]

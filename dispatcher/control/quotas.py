@@ -6,7 +6,7 @@ operator is bound by none: where a method takes a tenant, None stands for an ope
 What holds over replicas:
 
 - How many subscriptions there are is the same on all replicas. Two replicas that make one at the same moment may both find room.
-- Rates (creations, events, bytes) and queries at a time are counted by each replica alone.
+- Rates (creations, events, bytes), and queries and streams at a time, are counted by each replica alone.
 
 Somebody who reaches a quota again and again is told of once: a warning in the log and an operational event when it *lives at* a quota, which
 means at a count at the first refusal, at a rate when it has been refused for a minute. It is told of anew after ten minutes without a refusal.
@@ -45,9 +45,9 @@ from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-AtATime = Literal["queries"]
+AtATime = Literal["queries", "streams"]
 """Quotas of what a tenant has under way in this process."""
-Gate = Literal["queries", "events_per_second"]
+Gate = Literal["queries", "streams", "events_per_second"]
 """Quotas that a request is held against before it is looked at."""
 
 _TRIES: Final = 5
@@ -57,6 +57,11 @@ _LIVES: Final = 60.0  # seconds of refusals after which it is told of a rate
 _OVER: Final = 600.0  # seconds without a refusal after which it is over
 _EPISODES: Final = 10_000
 _COUNTS: Final[frozenset[QuotaName]] = frozenset(("subscriptions", "subscriptions_per_origin", "replays"))
+_FREED: Final[Mapping[AtATime, tuple[str, float]]] = {
+    "queries": ("wait until one of them is answered", 1.0),
+    "streams": ("close one of them", 5.0),
+}
+"""How there is room again, and in how many seconds it is worth another try."""
 _MORE: Final = "ask an operator for a larger quota"
 
 
@@ -171,9 +176,10 @@ class Quotas:
             self._check_publishing(tenant)
             yield
             return
-        most = self.of(tenant).queries
+        most = int(getattr(self.of(tenant), gate))
         if self._under_way[tenant, gate] >= most:
-            self._refuse(tenant, gate, most, f"wait until one of them is answered, or {_MORE}", 1.0)
+            remedy, retry_after = _FREED[gate]
+            self._refuse(tenant, gate, most, f"{remedy}, or {_MORE}", retry_after)
         self._under_way[tenant, gate] += 1
         try:
             yield
@@ -299,4 +305,5 @@ _SAID: Final[Mapping[QuotaName, str]] = {
     "bytes_per_second": "your tenant publishes more than {} a second",
     "replays": "your tenant may have {} replays that are not over, and not more",
     "queries": "your tenant may have {} requests to the history under way, and not more",
+    "streams": "your tenant may have {} streams open, and not more",
 }

@@ -217,6 +217,7 @@ class QuotaSettings(SettingsGroup):
     bytes_per_second: Annotated[Size, size_between("1KiB", "1TiB")] = 16 << 20
     replays: Annotated[Int, Field(ge=0, le=10_000)] = 2
     queries: Annotated[Int, Field(ge=1, le=10_000)] = 4
+    streams: Annotated[Int, Field(ge=1, le=10_000)] = 50
     max_timeout: Annotated[Duration, duration_between("10ms", "10m")] = 60.0
     max_in_flight: Annotated[Int, Field(ge=1, le=10_000)] = 100
     max_schedule: Annotated[Int, Field(ge=0, le=100)] = 20

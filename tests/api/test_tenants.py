@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.real import made, running
 from tests.api.serving import KEY, Client, fields, problem, serving
+from tests.e2e.daemon import eventually
 
 PATH = "/v1/tenants/acme/quotas"
 NEW = {"url": "http://127.0.0.1:80/", "event_types": ["*"]}
@@ -128,10 +129,43 @@ async def test_a_tenants_questions_to_the_history_are_held_against_its_quota(tmp
         assert (await acme("GET", "/v1/events")).status == 200
         with app.plane.quotas.admitted("acme", "queries"):
             await call("PUT", PATH, {"queries": 1})
-            for path in ("/v1/events", "/v1/deliveries", "/v1/events/evt_1"):
-                refused = await acme("GET", path)
+            for method, path, body in (
+                ("GET", "/v1/events", None),
+                ("GET", "/v1/deliveries", None),
+                ("GET", "/v1/events/evt_1", None),
+                ("GET", "/v1/audit?subject=dlv_" + "0" * 24, None),
+                (
+                    "POST",
+                    "/v1/replays",
+                    {"source": "deliveries", "since": "2026-01-01T00:00:00Z", "dry_run": True},
+                ),
+            ):
+                refused = await acme(method, path, body)
                 assert problem(refused, 429, "quota-exceeded")["quota"] == "queries"
                 assert int(refused.headers["Retry-After"]) >= 1
             assert (await call("GET", "/v1/events")).status == 200
             assert (await acme("GET", "/v1/subscriptions")).status == 200
         assert (await acme("GET", "/v1/events")).status == 200
+
+
+async def test_a_tenants_streams_are_held_against_its_quota_while_they_are_open(tmp_path: Path) -> None:
+    async with running(tmp_path, KEY) as (call, app):
+        await call("PUT", PATH, {"streams": 1})
+        # One caller after the other: what a caller may have is another bound.
+        first, second = await key_of(call, "acme"), await key_of(call, "acme")
+        headers = {"Authorization": f"Bearer {first.key}"}
+        async with call.session.get(f"{call.base}/v1/stream", headers=headers) as stream:
+            assert (await stream.content.readline()) == b"event: hello\n"
+            refused = await second("GET", "/v1/stream")
+            assert problem(refused, 429, "quota-exceeded")["quota"] == "streams"
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert (await second("GET", "/v1/events")).status == 200
+            async with call.session.get(
+                f"{call.base}/v1/stream", headers={"Authorization": f"Bearer {KEY}"}
+            ) as of_operator:
+                assert of_operator.status == 200
+        await eventually(lambda: not app.plane.quotas._under_way, 60)
+        async with call.session.get(
+            f"{call.base}/v1/stream", headers={"Authorization": f"Bearer {second.key}"}
+        ) as again:
+            assert again.status == 200

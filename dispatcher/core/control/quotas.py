@@ -24,6 +24,7 @@ QuotaName = Literal[
     "bytes_per_second",
     "replays",
     "queries",
+    "streams",
     "max_timeout",
     "max_in_flight",
     "max_schedule",
@@ -47,6 +48,8 @@ class TenantQuotas(NamedTuple):
     """That are not over."""
     queries: int
     """Requests to the history at a time."""
+    streams: int
+    """Streams at a time."""
     max_timeout: float
     max_in_flight: int
     max_schedule: int
