@@ -202,7 +202,17 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "tenant_takes_all_attempts",
         "a tenant may have all attempts that there may be, whoever comes then",
         (Edit("room = more(held, free)", "room = free"),),
-        ("core/endpoint/test_fairness.py::test_a_tenant_takes_two_thirds_and_the_next_ones_find_room",),
+        (
+            "core/endpoint/test_fairness.py::test_a_tenant_alone_takes_all_but_an_eighth_and_the_next_ones_two_thirds_of_what_they_find",
+        ),
+    ),
+    Mutant(
+        "all_attempts_are_lent",
+        "a tenant that is alone may have all attempts that there may be",
+        (Edit("self.reserve = max(1, most // RESERVE)", "self.reserve = 0"),),
+        (
+            "core/endpoint/test_fairness.py::test_a_tenant_alone_takes_all_but_an_eighth_and_the_next_ones_two_thirds_of_what_they_find",
+        ),
     ),
     Mutant(
         "tenant_takes_all_slots",

@@ -31,7 +31,7 @@ async def test_what_is_retried_and_cancelled_survives_kill_9_and_nothing_that_wa
     events = dict(envelope(number) for number in range(60))
     ids = sorted(events)
     retried, cancelled, left = ids[:20], ids[20:40], ids[40:]
-    failing, hanging = True, False
+    failing = True
     delivered: Counter[str] = Counter()
     began: Counter[str] = Counter()
 
@@ -40,21 +40,21 @@ async def test_what_is_retried_and_cancelled_survives_kill_9_and_nothing_that_wa
         began[id_] += 1
         if failing:
             return web.Response(status=503)
-        if hanging:
+        # By who sends, and not by when it is read here: what the killed process sent last may be read after its death.
+        if "x-second" not in request.headers:
             await asyncio.sleep(3600)
         delivered[id_] += 1
         return web.Response()
 
     async with Endpoint(answer) as endpoint:
         stage = Stage(tmp_path, f"kafka://{kafka}")
-        daemon = stage.make(
-            [everything(endpoint, retry={"schedule": ["40s"], "jitter": 0})], retry=SHORT, kafka=QUICK
-        )
+        wants = everything(endpoint, retry={"schedule": ["40s"], "jitter": 0})
+        daemon = stage.make([wants], retry=SHORT, kafka=QUICK)
         try:
             await stage.publish(list(events.values()))
             await daemon.start()
             found = await deliveries(daemon, "retrying", 60)
-            failing, hanging = False, True
+            failing = False
             for id_ in retried:
                 status, said = await daemon.call("POST", f"/v1/deliveries/{found[id_]}/retry")
                 assert (status, said["generation"]) == (202, 2)
@@ -62,7 +62,7 @@ async def test_what_is_retried_and_cancelled_survives_kill_9_and_nothing_that_wa
             for id_ in cancelled:
                 assert (await daemon.call("POST", f"/v1/deliveries/{found[id_]}/cancel"))[0] == 202
             await daemon.kill()
-            hanging = False
+            daemon.write_subscriptions([{**wants, "headers": {"X-Second": "yes"}}])
             await daemon.start()
             await eventually(lambda: all(delivered[id_] for id_ in (*retried, *left)), within=120)
             # When the tiers are empty, nothing can come any more.
@@ -72,9 +72,8 @@ async def test_what_is_retried_and_cancelled_survives_kill_9_and_nothing_that_wa
             await deliveries(daemon, "dropped", 20)
             assert await deliveries(daemon, "delivered", 40)
             assert {id_ for id_ in events if delivered[id_]} == {*retried, *left}
-            assert set(delivered.values()) == {1}, (
-                "what hung was not answered: it was under way, and sent again"
-            )
+            doubled = {id_: count for id_, count in delivered.items() if count > 1}
+            assert not doubled, f"what hung was not answered, so each comes once\n{daemon.log()}"
             assert await daemon.stop() == 0
         finally:
             await daemon.kill()

@@ -2,9 +2,12 @@
 
 The rule is a threshold that moves with what is free (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998):
 a tenant may have at most `FACTOR` times as much as is free. Nobody counts tenants, and nobody has to know who will come. Where all of
-`n` tenants want more than that, each has the same, and `FACTOR * n / (1 + FACTOR * n)` of everything is in use: two thirds with one tenant, 95 % with ten.
+`n` tenants want more than that, each has the same, and `FACTOR * n / (1 + FACTOR * n)` of everything is in use: four fifths with two tenants, 95 % with ten.
 Whoever wants less has all that he wants. So it is max-min fair, and a part is always left for the next one to come.
 That part is what it costs: an attempt that runs can't be taken back before its timeout, so what is given away is gone for that long.
+
+A tenant that alone has attempts under way is lent more of them: all but an eighth (`RESERVE`). The next tenant has its part of that eighth at once, and the
+first one begins nothing until it has no more than its own part again. Of the bytes nothing is lent: an eighth of them may be a few bodies.
 
 The same rule holds between the subscriptions of a tenant, within what the tenant may have more.
 
@@ -28,6 +31,9 @@ from typing import Final
 
 FACTOR: Final = 2
 """A tenant may have so many times what is free."""
+
+RESERVE: Final = 8
+"""The part that a tenant which is alone leaves free for the next one to come: an eighth."""
 
 _SPARE: Final = 16  # the part of the bytes that may be under way beyond them
 _LOOKS: Final = 64  # tenants that are looked at in one search for the next
@@ -89,6 +95,7 @@ class Fairness:
         "easy_bytes",
         "most",
         "most_bytes",
+        "reserve",
         "shared",
         "waiting",
     )
@@ -106,6 +113,7 @@ class Fairness:
         """Whether a tenant of a name has been seen: then there may be others."""
         self.most = most
         self.most_bytes = most_bytes
+        self.reserve = max(1, most // RESERVE)
         self._usages: dict[str | None, TenantUsage] = {}
         self._line: deque[TenantUsage] = deque()
 
@@ -151,7 +159,14 @@ class Fairness:
         if free_bytes <= 0:
             # With one tenant, its subscriptions that have none under way get one all the same, for a while.
             return not self.shared and not own and free_bytes > -(self.most_bytes // _SPARE)
-        return self.fits(usage.attempts, usage.attempt_bytes, own, free, free_bytes)
+        if self.fits(usage.attempts, usage.attempt_bytes, own, free, free_bytes):
+            return True
+        # It may be alone: then it is lent what nobody else wants.
+        return (
+            usage.attempts == self.attempts
+            and usage.attempt_bytes < FACTOR * free_bytes
+            and own < FACTOR * (free - self.reserve)
+        )
 
     def fits(self, held: int, held_bytes: int, own: int, free: int, free_bytes: int) -> bool:
         """Whether a subscription that has `own` of the `held` of its tenant may have one more. Something is free of both."""

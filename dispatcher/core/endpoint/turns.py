@@ -26,14 +26,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar, cast
 
-from dispatcher.core.endpoint.fairness import FACTOR, NOBODY, Fairness, TenantUsage, more
+from dispatcher.core.endpoint.fairness import FACTOR, NOBODY, RESERVE, Fairness, TenantUsage, more
 from dispatcher.core.endpoint.limiter import Limiter
 from dispatcher.core.endpoint.share import Share, TenantPart
 
 T = TypeVar("T")
-
-RESERVE: Final = 8
-"""The part of a lane's slots that a tenant leaves free for the next one to come: an eighth."""
 
 NO_SHARES: Final[dict[str, Any]] = {}  # see rule 6
 NO_TURNS: Final = cast(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dispatcher.core.endpoint.fairness import FACTOR, Fairness, TenantUsage, level, more
+from dispatcher.core.endpoint.fairness import FACTOR, RESERVE, Fairness, TenantUsage, level, more
 
 TENANTS: Final = [None, "a", "b", "c"]
 PLENTY: Final = 1 << 30
@@ -24,11 +24,22 @@ def greedy(fairness: Fairness, usage: TenantUsage, size: int = 0) -> int:
     return count
 
 
-def test_a_tenant_takes_two_thirds_and_the_next_ones_find_room() -> None:
+def test_a_tenant_alone_takes_all_but_an_eighth_and_the_next_ones_two_thirds_of_what_they_find() -> None:
     fairness = Fairness(9000, PLENTY)
     taken = [greedy(fairness, fairness.usage_of(name)) for name in ("a", "b", "c", "d")]
-    assert taken == [6000, 2000, 667, 222]
+    assert taken == [7875, 750, 250, 84]
     assert greedy(fairness, fairness.usage_of("e")) > 0
+
+
+def test_what_a_tenant_alone_was_lent_goes_to_the_next_one_as_it_comes_back() -> None:
+    fairness = Fairness(9000, PLENTY)
+    a, b = fairness.usage_of("a"), fairness.usage_of("b")
+    greedy(fairness, a)
+    while a.attempts > b.attempts:
+        greedy(fairness, b)
+        fairness.ended(a, 0)
+        assert not fairness.admits(a, 0) or a.attempts < 2 * (9000 - fairness.attempts)
+    assert b.attempts == 3600, "as if it had been the first"
 
 
 def test_the_operator_alone_takes_everything() -> None:
@@ -133,6 +144,9 @@ class FairnessAgainstModel(RuleBasedStateMachine):
         return sum(1 for who, which, _ in self.under_way if who == tenant and subscription in (None, which))
 
     def may(self, tenant: str | None, subscription: int) -> bool:
+        return self.fits(tenant, subscription) or self.lent(tenant, subscription)
+
+    def fits(self, tenant: str | None, subscription: int) -> bool:
         free = self.most - len(self.under_way)
         free_bytes = self.most_bytes - sum(size for _, _, size in self.under_way)
         own = self.held(tenant, subscription)
@@ -149,6 +163,14 @@ class FairnessAgainstModel(RuleBasedStateMachine):
                 return False
             room = min(free - 1, FACTOR * free - self.held(tenant))
         return own < FACTOR * room
+
+    def lent(self, tenant: str | None, subscription: int) -> bool:
+        """Nobody else has anything, and an eighth stays free."""
+        free = self.most - len(self.under_way)
+        free_bytes = self.most_bytes - sum(size for _, _, size in self.under_way)
+        if self.held(tenant) < len(self.under_way) or FACTOR * free_bytes <= self.most_bytes - free_bytes:
+            return False
+        return self.held(tenant, subscription) < FACTOR * (free - max(1, self.most // RESERVE))
 
     def ask(self, tenant: str | None, subscription: int, size: int) -> None:
         usage = self.fairness.usage_of(tenant)
