@@ -254,13 +254,6 @@ _WITHOUT_NAMESAKE = {
     ),
     "control/interventions.py": "tests/api/test_interventions.py commands over HTTP",
     "history/rebuilding.py": "tests/commands/test_history.py runs it",
-    **dict.fromkeys(
-        (
-            "delivery/delivery.py",
-            "delivery/reporting.py",
-        ),
-        "tests/delivery/test_engine.py and its neighbours run it",
-    ),
 }
 
 
