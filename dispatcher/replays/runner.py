@@ -104,7 +104,7 @@ class ReplayParts:
 
     def selector(self, job: ReplayJob) -> Selector:
         """What is selected for a job."""
-        return Selector(job.request, job.owner, job.id, self.index, self.next_generation)
+        return Selector(job.request, job.owner, job.id, self.index, self.next_generation, job.generation)
 
 
 class JobLost(Exception):

@@ -43,6 +43,7 @@ from dispatcher.core.subscription.model import Status
 from dispatcher.history.base import HistoryError, QueryTooLong
 from dispatcher.replays.planning import ReplayPlan, plan_history, plan_log, plan_ranges
 from dispatcher.replays.runner import ReplayParts
+from dispatcher.replays.store import ReplayClaim
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ _REMEDIES: Final = {
     Status.PENDING: "it is sent nothing before its endpoint has passed the validation",
     Status.DISABLED: "enable it first",
 }
+_USED: Final = "this Idempotency-Key was used for another request: use a new one"
 _DEFAULT_STATES: Final = ("dead", "dropped")
 
 
@@ -171,10 +173,26 @@ class Replays:
                 return earlier
         request = self._checked(asked, tenant, now)
         self._check_room(tenant)
-        job = ReplayJob(
-            replay_id(self._order(now), token_hex(4)), request, tenant, now, name, idempotency=idempotency
-        )
-        return (await self._store.put(job, base=0)).value
+        id_ = replay_id(self._order(now), token_hex(4))
+        if idempotency is not None:
+            id_ = await self._claimed(idempotency, id_)
+        number = await self._store.next_number()
+        job = ReplayJob(id_, request, tenant, now, name, number, idempotency=idempotency)
+        try:
+            return (await self._store.put(job, base=0)).value
+        except VersionMismatch:
+            row = self._store.get(id_)
+            if row is None or idempotency is None:
+                raise
+            return row.value  # the same request has begun it meanwhile, on another replica
+
+    async def _claimed(self, idempotency: tuple[str, str, str], id_: str) -> str:
+        """The id of the job that this request begins, or has begun: `id_`, unless the request came before. Raises WrongState, Unavailable."""
+        principal, key, asked = idempotency
+        claim = await self._store.claim(_claim_name(principal, key), ReplayClaim(id_, asked))
+        if claim.asked != asked:
+            raise WrongState(_USED)
+        return claim.job
 
     async def marks(self) -> tuple[tuple[str, int, int], ...]:
         """Where the event topics are read at least: everything before is taken up. Empty where the broker doesn't tell now."""
@@ -239,6 +257,7 @@ class Replays:
             tenant,
             now,
             name,
+            await self._store.next_number(),
             ranges=ranges,
             exhausted=not ranges,
         )
@@ -311,7 +330,7 @@ class Replays:
             known = row.value.idempotency
             if known is not None and known[:2] == idempotency[:2]:
                 if known[2] != idempotency[2]:
-                    raise WrongState("this Idempotency-Key was used for another request: use a new one")
+                    raise WrongState(_USED)
                 return row.value
         return None
 
@@ -389,6 +408,11 @@ class Replays:
 
 def _sees(tenant: str | None, job: ReplayJob) -> bool:
     return tenant is None or job.owner == tenant
+
+
+def _claim_name(principal: str, key: str) -> str:
+    """Of fixed length, and without what a key may hold."""
+    return blake2b(f"{principal}\0{key}".encode(), digest_size=16).hexdigest()
 
 
 def _digest(asked: ReplayAsked) -> str:

@@ -3,6 +3,9 @@
 The topic is followed as the control plane's is (`control/log.py`): a change is made from a version, and of two changes from one version the first counts,
 on every replica. So whoever runs a job holds it by writing its checkpoints, and one that lost the job finds out at its next checkpoint.
 
+Beside the jobs the topic has the number of the last job (`sequence`), and which job a request with an Idempotency-Key began (`claim`). A claim is written
+before its job: of two replicas that are sent one request at the same moment, one writes it, and both go on with the job that it names.
+
 Deliveries ask `standing` before they are sent. Nothing waits for this topic: until it is read, what was replayed stands still.
 """
 
@@ -12,12 +15,12 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
 from dispatcher.broker.base import Broker
-from dispatcher.control.errors import ControlError
+from dispatcher.control.errors import ControlError, Unavailable, VersionMismatch
 from dispatcher.control.log import WRITE_TIMEOUT, ControlLog
 from dispatcher.control.table import Kinds, Row, Table
 from dispatcher.core.replay.job import JobState, ReplayJob, read_job
@@ -34,6 +37,8 @@ PAUSED_AT_MOST: Final = 7 * 86400.0
 """Seconds after which a paused job is cancelled: the topics delete what it was to send."""
 
 _READING: Final = 10.0  # seconds that reading may take at a start before anybody is told
+_LAST: Final = "replays"  # the name of the one entry of the sequence
+_TRIES: Final = 20  # to get a number that others want, too
 _HOUSEKEEPING: Final = 300.0  # seconds between two looks, and up to half of it more
 _STANDINGS: Final = {
     JobState.PLANNED: ReplayStanding.GO,
@@ -49,6 +54,26 @@ _STANDINGS: Final = {
 def replays_topic(settings: Settings) -> str:
     """The topic that the jobs are in."""
     return f"{settings.topics.prefix}replays"
+
+
+class ReplayClaim(NamedTuple):
+    """Which job a request with an Idempotency-Key began."""
+
+    job: str
+    asked: str
+    """A digest of what was asked for."""
+
+
+def _read_claim(_name: str, document: dict[str, Any]) -> ReplayClaim:
+    return ReplayClaim(str(document["job"]), str(document["asked"]))
+
+
+def _write_last(last: int) -> dict[str, Any]:
+    return {"last": last}
+
+
+def _read_last(_name: str, document: dict[str, Any]) -> int:
+    return int(document["last"])
 
 
 class ReplayStore:
@@ -72,7 +97,10 @@ class ReplayStore:
             broker, replays_topic(settings), kinds, self._tasks, wall, write_timeout, holds="replays"
         )
         self._jobs: Table[ReplayJob] = Table(self._log, "job", ReplayJob.document, read_job)
-        kinds.add(self._jobs.kind)
+        self._claims: Table[ReplayClaim] = Table(self._log, "claim", ReplayClaim._asdict, _read_claim)
+        self._sequence: Table[int] = Table(self._log, "sequence", _write_last, _read_last)
+        for kind in (self._jobs.kind, self._claims.kind, self._sequence.kind):
+            kinds.add(kind)
 
     def start(self) -> None:
         """Read and follow in the background. The topic must exist."""
@@ -137,6 +165,29 @@ class ReplayStore:
         """Write it in the place of version `base` (0: a new one). Raises VersionMismatch, Unavailable, TooLarge."""
         return await self._jobs.put(job.id, job, base=base)
 
+    async def next_number(self) -> int:
+        """The number of a job that begins now: no other one has it, on any replica. Raises Unavailable."""
+        for _ in range(_TRIES):
+            row = self._sequence.get(_LAST)
+            last, base = (0, 0) if row is None else (row.value, row.version)
+            try:
+                return (await self._sequence.put(_LAST, last + 1, base=base)).value
+            except VersionMismatch:
+                continue  # another replica has begun one
+        raise Unavailable("replays are begun all the time: send the request again", 1.0)
+
+    async def claim(self, name: str, claim: ReplayClaim) -> ReplayClaim:
+        """Claim a request of this name for a job, unless it is claimed: the claim that holds. Raises Unavailable."""
+        row = self._claims.get(name)
+        if row is None:
+            try:
+                row = await self._claims.put(name, claim, base=0)
+            except VersionMismatch as error:
+                row = self._claims.get(name)  # another replica was first
+                if row is None:
+                    raise Unavailable("the same request is under way: send it again", 1.0) from error
+        return row.value
+
     async def delete(self, id: str, *, base: int) -> None:  # noqa: A002 - the field's name
         """Forget it. Raises VersionMismatch, Unavailable."""
         await self._jobs.delete(id, base=base)
@@ -170,4 +221,16 @@ class ReplayStore:
                     )
             except ControlError as error:
                 log.info("a replay is looked after later", replay=job.id, reason=str(error))
+        for name in list(self._claims.names()):
+            claim = self._claims.get(name)
+            if (
+                claim is None
+                or self._jobs.get(claim.value.job) is not None
+                or claim.updated_ms + KEPT * 1000 > now
+            ):
+                continue
+            try:
+                await self._claims.delete(name, base=claim.version)
+            except ControlError as error:
+                log.info("a replay's request is forgotten later", reason=str(error))
         self._log.forget()

@@ -12,9 +12,13 @@ from dispatcher.core.replay.job import JobState, ReplaySource
 from dispatcher.core.replay.pacing import AHEAD
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import Status
+from dispatcher.history.base import DeliveryState
+from dispatcher.history.merge import merge
 from dispatcher.replays.runner import LEASE
+from dispatcher.replays.service import ReplayAsked, Replays
 from tests.fakes import subscription
-from tests.replays.world import ID, REPLAY, WALL, ReplayWorld, asked, becomes, over, world
+from tests.history.records import NOON, attempt
+from tests.replays.world import ID, REPLAY, WALL, ReplayWorld, Replica, asked, becomes, over, world
 
 pytestmark = [pytest.mark.looptime]
 
@@ -273,3 +277,88 @@ async def test_an_error_of_its_own_ends_the_job_and_not_the_process() -> None:
         assert job.state is JobState.FAILED
         assert "a bug" in (job.detail or "")
         assert not replica.failures
+
+
+def service_of(replica: Replica) -> Replays:
+    return Replays(replica.parts, int, history_is_on=True)
+
+
+async def start(replica: Replica) -> str:
+    """One of everything, 50 a second."""
+    await replica.store.wait_loaded()
+    everything = ReplayAsked(ReplaySource.EVENTS, since_ms=0, rate=50.0)
+    return (await service_of(replica).start(everything, tenant=None, principal="p", name="ops")).id
+
+
+async def ended(replica: Replica, *ids: str) -> None:
+    async with asyncio.timeout(600):
+        while not all(replica.job(id_).state is JobState.DONE for id_ in ids):
+            await asyncio.sleep(0.05)
+
+
+def generations(made: ReplayWorld, *ids: str) -> list[set[int]]:
+    """Of each replay's deliveries."""
+    return [{each.generation for each in made.broker.replayed() if each.replay == id_} for id_ in ids]
+
+
+@pytest.mark.parametrize("later_first", [False, True])
+async def test_two_replays_of_one_event_have_a_generation_each_whichever_runs_first(
+    later_first: bool,
+) -> None:
+    async with world() as made:
+        made.publish(100)
+        replica = made.replica()
+        ids = [await start(replica), await start(replica)]
+        for id_ in ids:
+            await service_of(replica).pause(id_, tenant=None)
+        for id_ in reversed(ids) if later_first else ids:
+            await service_of(replica).resume(id_, tenant=None)
+            await ended(replica, id_)
+        assert generations(made, *ids) == [{2}, {3}]
+        assert len(made.broker.replayed()) == 200
+
+
+@pytest.mark.parametrize("delivered_first", [False, True])
+def test_of_two_replays_of_one_event_the_later_one_holds_in_whatever_order_they_end(
+    delivered_first: bool,
+) -> None:
+    # The first replay delivers; the second one, begun later, is given up.
+    records = [
+        attempt(0, decision="dead", reason="exhausted", generation=1),
+        attempt(1, generation=2, time_ms=NOON + 10),
+        attempt(
+            2,
+            decision="dead",
+            reason="exhausted",
+            generation=3,
+            time_ms=NOON + (20 if delivered_first else 5),
+        ),
+    ]
+    row, _ = merge(
+        None, records if delivered_first else [records[0], records[2], records[1]], (), NOON, int, {}
+    )
+    assert row is not None
+    assert (row.state, row.generation, row.attempts) == (DeliveryState.DEAD, 3, 3)
+
+
+async def test_after_a_crash_each_replay_goes_on_with_its_own_generation() -> None:
+    async with world() as made:
+        made.publish(100)
+        one = made.replica("one")
+        ids = [await start(one), await start(one)]
+        await asyncio.sleep(1.1)
+        made.broker.dies = lambda _, topic: "after" if topic == REPLAY.topic else None
+        await asyncio.sleep(1)
+        await one.kill()
+        made.replicas.remove(one)
+        made.broker.dies = lambda *_: None
+        written = len(made.broker.replayed())
+        other = made.replica("other")
+        await other.store.wait_loaded()
+        await ended(other, *ids)
+        assert 0 < written < 200
+        assert generations(made, *ids) == [{2}, {3}]
+        for id_ in ids:
+            assert {each.event.id for each in made.broker.replayed() if each.replay == id_} == {
+                f"evt_0_{number}" for number in range(100)
+            }

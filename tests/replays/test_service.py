@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -22,8 +23,9 @@ from dispatcher.core.replay.job import JobState, ReplayJob, ReplayRange, ReplayS
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import Status
 from dispatcher.replays.service import MOST, MOST_OF_TENANT, ReplayAsked, Replays
+from dispatcher.replays.store import KEPT
 from tests.fakes import subscription
-from tests.replays.world import ID, WALL, ReplayWorld, Replica, asked, world
+from tests.replays.world import ID, WALL, Killed, ReplayWorld, Replica, asked, world
 
 pytestmark = [pytest.mark.looptime]
 
@@ -204,3 +206,94 @@ async def test_to_what_takes_nothing_nothing_is_begun() -> None:
         service, _ = await service_of(made)
         with pytest.raises(WrongState, match="resume it first"):
             await start(service, replace(DEAD, subscription="sub_1"))
+
+
+async def two_replicas(made: ReplayWorld) -> list[Replica]:
+    """Two on one broker, whose jobs nobody runs."""
+    replicas = [Replica(made, name) for name in "ab"]
+    made.replicas += replicas
+    for replica in replicas:
+        replica.store.start()
+        await replica.store.wait_loaded()
+    return replicas
+
+
+async def send(replica: Replica, key: str, asked_for: ReplayAsked = DEAD) -> ReplayJob:
+    """The request of a caller with an Idempotency-Key."""
+    service = Replays(replica.parts, int, history_is_on=True)
+    return await service.start(asked_for, tenant=None, principal="p", name="ops", idempotency_key=key)
+
+
+async def same_jobs(replicas: list[Replica]) -> list[str]:
+    """The ids of all jobs, once both replicas know them."""
+    async with asyncio.timeout(60):
+        while replicas[0].store.ids() != replicas[1].store.ids():
+            await asyncio.sleep(0.05)
+    return list(replicas[0].store.ids())
+
+
+async def test_a_request_that_two_replicas_get_at_once_begins_one_replay() -> None:
+    async with world() as made:
+        replicas = await two_replicas(made)
+        jobs = await asyncio.gather(*(send(replica, "k") for replica in (*replicas, *replicas)))
+        assert len({job.id for job in jobs}) == 1
+        assert await same_jobs(replicas) == [jobs[0].id]
+        # And again, when all is quiet; another key is another request.
+        assert (await send(replicas[1], "k")).id == jobs[0].id
+        assert (await send(replicas[1], "k2")).id != jobs[0].id
+
+
+async def test_a_key_that_two_replicas_get_with_different_requests_at_once_is_refused_to_one() -> None:
+    async with world() as made:
+        replicas = await two_replicas(made)
+        since = replace(DEAD, since_ms=1)
+        answers = await asyncio.gather(
+            send(replicas[0], "k"), send(replicas[1], "k", since), return_exceptions=True
+        )
+        assert sorted(type(answer).__name__ for answer in answers) == ["ReplayJob", "WrongState"]
+        assert len(await same_jobs(replicas)) == 1
+
+
+async def test_a_crash_between_any_two_writes_of_a_request_leaves_one_replay_when_it_is_sent_again() -> None:
+    for at in range(3):
+        for when in ("before", "after"):
+            async with world() as made:
+                replicas = await two_replicas(made)
+                begin = len(made.broker.writes)
+                made.broker.dies = lambda number, _, die=(begin + at, when): (
+                    die[1] if number == die[0] else None
+                )  # type: ignore[misc] # the parameter is bound
+                with pytest.raises(Killed):
+                    await send(replicas[0], "k")
+                jobs = [await send(replica, "k") for replica in reversed(replicas)]
+                assert len({job.id for job in jobs}) == 1
+                assert await same_jobs(replicas) == [jobs[0].id]
+
+
+async def test_no_two_replays_have_one_number_though_two_replicas_begin_them_at_once() -> None:
+    async with world() as made:
+        replicas = await two_replicas(made)
+        jobs = await asyncio.gather(
+            *(start(Replays(replica.parts, int, history_is_on=True)) for replica in replicas * 3)
+        )
+        assert sorted(job.number for job in jobs) == [1, 2, 3, 4, 5, 6]
+        caught_up = await Replays(replicas[1].parts, int, history_is_on=True).catch_up(
+            "sub_1", 0, (), tenant=None, name="x"
+        )
+        assert (caught_up.number, caught_up.generation) == (7, 8)
+
+
+async def test_a_claim_is_forgotten_with_its_replay() -> None:
+    async with world() as made:
+        replica = (await two_replicas(made))[0]
+        job = await send(replica, "k")
+        made.later = KEPT + 60
+        await replica.store.keep_house()
+        claims = replica.store._claims
+        assert len(claims.names()) == 1  # the replay is not over
+        service = Replays(replica.parts, int, history_is_on=True)
+        await service.cancel(job.id, tenant=None, by="x")
+        made.later += KEPT + 60
+        await replica.store.keep_house()
+        assert (replica.store.ids(), claims.names()) == ([], [])
+        assert (await send(replica, "k")).id != job.id

@@ -9,6 +9,8 @@ Rules:
 1. A job ends in exactly one of `done`, `cancelled`, `failed`, and nothing leads out of these.
 2. `ranges` are fixed when the job is planned: what a replay itself adds to a topic is never part of it.
 3. The checkpoint only advances: `next` of a range never falls, and lies between `start` and `end`.
+4. No two jobs have one `number`, and a later job has a greater one. So each job's deliveries are of a generation that no other job's are of, after a
+   crash of its runner too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
+
+from dispatcher.core.retry.records import FIRST_GENERATION
 
 
 class JobState(StrEnum):
@@ -91,6 +95,8 @@ class ReplayJob:
     """The tenant whose key began it; None for an operator."""
     created_ms: int
     created_by: str
+    number: int = 0
+    """Which replay of the installation it is, from 1; 0 for one that an earlier version began."""
     state: JobState = JobState.PLANNED
     detail: str | None = None
     """Why it failed or was cancelled, or what it waits for."""
@@ -118,6 +124,11 @@ class ReplayJob:
     """When its runner said the last of this."""
     idempotency: tuple[str, str, str] | None = None
     """The request that began it: whose, its Idempotency-Key, and a digest of what it asked for."""
+
+    @property
+    def generation(self) -> int:
+        """The least generation of its deliveries. Above what any replay before it has begun."""
+        return FIRST_GENERATION + self.number
 
     @property
     def behind(self) -> int:
@@ -265,6 +276,7 @@ class ReplayJob:
 _LISTS: Final = ("event_types", "states", "status_codes", "reasons")
 _PLAIN: Final = (
     "owner",
+    "number",
     "detail",
     "started_ms",
     "ended_ms",
@@ -301,6 +313,7 @@ def read_job(name: str, document: Mapping[str, Any]) -> ReplayJob:
         owner=document.get("owner"),
         created_ms=int(document["created_ms"]),
         created_by=str(document["created_by"]),
+        number=int(document.get("number", 0)),
         state=JobState(document["state"]),
         detail=document.get("detail"),
         started_ms=document.get("started_ms"),

@@ -15,7 +15,7 @@ from dispatcher.core.event.decode import EventRecord, InvalidEvent, decode, is_t
 from dispatcher.core.replay.job import ReplayRequest
 from dispatcher.core.replay.record import ReplayRecord
 from dispatcher.core.retry.dead_letters import InvalidDeadLetter, header, read_dead_letter
-from dispatcher.core.retry.records import BODY_EXPIRED, BODY_UNREADABLE, Source
+from dispatcher.core.retry.records import BODY_EXPIRED, BODY_UNREADABLE, FIRST_GENERATION, Source
 from dispatcher.core.retry.sources import ExpectedEvent
 from dispatcher.core.subscription.index import Index
 from dispatcher.core.subscription.model import EVERY_TENANT, Status, Subscription
@@ -73,12 +73,15 @@ class Selector:
         replay: str,
         index: Callable[[], Index],
         next_generation: NextGeneration,
+        least: int = FIRST_GENERATION,
     ) -> None:
+        """`least` is the replay's own generation: no other replay's deliveries have it."""
         self._request = request
         self._owner = owner
         self._replay = replay
         self._index = index
         self._next_generation = next_generation
+        self._least = least
 
     def event(self, record: EventRecord, topic: str, partition: int) -> Selection:
         """Of a record of an event topic."""
@@ -110,7 +113,7 @@ class Selector:
             if subscription.status is not Status.ACTIVE:
                 skipped.append(NOT_ACTIVE)
             else:
-                generation = self._next_generation(source, subscription.id, 1)
+                generation = self._generation(source, subscription.id, FIRST_GENERATION)
                 records.append(ReplayRecord(self._replay, subscription.id, source, generation, expected))
         return Selection(records, skipped, event.type)
 
@@ -156,13 +159,16 @@ class Selector:
             return Selection(skipped=(DELETED,), event_type=event.type)
         if subscription.status is not Status.ACTIVE:
             return Selection(skipped=(NOT_ACTIVE,), event_type=event.type)
-        generation = self._next_generation(found.source, found.subscription_id, found.generation)
+        generation = self._generation(found.source, found.subscription_id, found.generation)
         record = ReplayRecord(self._replay, found.subscription_id, found.source, generation, event, at)
         return Selection((record,), (), event.type)
 
     def of_type(self, event_type: str) -> bool:
         """Whether the type is one of those that were asked for."""
         return self._of_type(event_type)
+
+    def _generation(self, source: Source, subscription_id: str, known: int) -> int:
+        return max(self._least, self._next_generation(source, subscription_id, known))
 
     def _sees(self, found: FoundDelivery) -> bool:
         """Whether whoever asks may know of it: a tenant sees what is its own."""

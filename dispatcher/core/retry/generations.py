@@ -13,7 +13,8 @@ Rules:
    asked for is `PURGED`, later events are not.
 3. A command that was made after a purge (by `order`) is not purged. A command from before it is.
 4. A replay is purged if it began before the purge. Its id says when that was (`replay_id`), so no replica has to know the job.
-5. A replay supersedes nothing, and its generation is the one that `next_generation` gives: then no former command supersedes it.
+5. A replay supersedes nothing. Its generation is the one that `next_generation` gives, so that no former command supersedes it, and at least the one of its
+   job (`ReplayJob.generation`), so that no other replay's delivery of the same event has it.
 
 `order` is Unix milliseconds, or one more than the newest order that its maker had read (`next_order`). So a command that was made with the knowledge of
 another one comes behind it, whatever the clocks say.

@@ -47,6 +47,7 @@ jobs = st.builds(
     st.none() | texts,
     st.integers(0, 2**50),
     texts,
+    st.integers(0, 10**6),
     st.sampled_from(JobState),
     st.none() | texts,
     *[st.none() | st.integers(1, 2**50)] * 3,

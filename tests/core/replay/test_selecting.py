@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.broker.base import StoredRecord
 from dispatcher.core.event.decode import Event
-from dispatcher.core.replay.job import ReplayRequest, ReplaySource
+from dispatcher.core.replay.job import ReplayJob, ReplayRequest, ReplaySource
 from dispatcher.core.replay.selecting import (
     BODY_LOST,
     DELETED,
@@ -38,6 +38,22 @@ def selector(owner: str | None = None, source: ReplaySource = ReplaySource.EVENT
     return Selector(
         request, owner, "rpl_1", lambda: Index(SUBSCRIPTIONS), lambda _source, _subscription, known: known + 1
     )
+
+
+def test_a_replay_begins_a_generation_of_its_own_and_none_below_what_is_known() -> None:
+    request = ReplayRequest(ReplaySource.DELIVERIES, 10_000)
+
+    def of(number: int, known: int) -> int:
+        made = Selector(
+            request, None, "rpl_1", lambda: Index(SUBSCRIPTIONS), lambda _source, _subscription, known: known + 1,
+            ReplayJob("rpl_1", request, None, 1, "ops", number).generation,
+        )  # fmt: skip
+        expected = ExpectedEvent("evt_1", "order.made", "acme")
+        found = FoundDelivery("sub_acme", Source("events", 0, 1), known, expected)
+        return made.delivery(found).records[0].generation
+
+    assert [of(number, 1) for number in (0, 1, 2, 7)] == [2, 2, 3, 8]
+    assert [of(2, known) for known in (2, 3, 9)] == [3, 4, 10]
 
 
 def event(tenant: str | None = "acme", kind: str = "order.made", timestamp: int = 5000) -> StoredRecord:
