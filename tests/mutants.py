@@ -748,6 +748,35 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ),
         ("api/test_interventions.py::test_an_event_is_delivered_to_a_subscription_that_was_made_later",),
     ),
+    Mutant(
+        "history_stands_before_its_rows",
+        "the history's position is committed before the rows behind it",
+        (
+            Edit(
+                "for day, work in sorted(works.items()): self._day(day).write(work, reached) self._advance(batches)",
+                "self._advance(batches)\n        for day, work in sorted(works.items()):\n            self._day(day).write(work, reached)",
+            ),
+        ),
+        (
+            "history/conformance/test_conformance.py::test_a_crash_between_any_two_statements_loses_and_doubles_nothing",
+        ),
+    ),
+    Mutant(
+        "history_takes_again_what_it_has",
+        "after a crash between two commits the history writes again what a day's file has already",
+        (Edit("return file is not None and offset < file.positions.get(partition, 0)", "return False"),),
+        (
+            "history/conformance/test_conformance.py::test_a_crash_between_any_two_statements_loses_and_doubles_nothing",
+        ),
+    ),
+    Mutant(
+        "history_knows_no_generations",
+        "to the history the end of an older generation stays the end of a delivery that was sent again",
+        (Edit("if record.generation > row.generation:", "if False:"),),
+        (
+            "history/conformance/test_conformance.py::test_the_next_generation_begins_anew_and_an_older_one_changes_nothing",
+        ),
+    ),
 )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from tests.kafka.server import Unavailable
+from tests.postgres import server as postgresql
 from tests.torture.harness import Ground, Report, kafka_ground, torture
 from tests.torture.schedule import (
     Schedule,
@@ -23,17 +24,11 @@ from tests.torture.schedule import (
     plan_embedded,
     plan_quiet,
     plan_replicated,
+    seeds_of,
     with_traits,
 )
+from tests.torture.store import HistoryServer
 from tests.torture.traits import Trait, fit
-
-
-def _seeds(text: str) -> list[int]:
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        seeds += range(int(first), int(last or first) + 1)
-    return seeds
 
 
 def _traits(text: str) -> frozenset[Trait] | None:
@@ -70,6 +65,9 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
         if arguments.broker != "sqlite":
             replicated = arguments.broker == "replicated"
             ground = await stack.enter_async_context(kafka_ground(replicated=replicated))
+        store: HistoryServer | None = None
+        if arguments.history == "postgresql":
+            store = await stack.enter_async_context(HistoryServer())
         for seed in arguments.seeds:
             if arguments.minutes and time.monotonic() - begin > arguments.minutes * 60:
                 print(f"out of time before seed {seed}", flush=True)
@@ -77,7 +75,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
             schedule = _schedule(arguments, seed)
             print(f"seed {seed}: {schedule}", flush=True)
             try:
-                report = await torture(schedule, folder, ground)
+                report = await torture(schedule, folder, ground, store=store)
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError):
                     raise
@@ -97,7 +95,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[Report]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("1-20"), help="such as 1-20 or 3,7,11-13")
+    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("1-20"), help="such as 1-20 or 3,7,11-13")
     parser.add_argument("--broker", choices=("kafka", "replicated", "sqlite"), default="kafka")
     parser.add_argument("--length", type=float, default=20.0, help="seconds of faults (kafka)")
     parser.add_argument("--rounds", type=int, default=6, help="lives of the daemon (sqlite)")
@@ -107,6 +105,12 @@ def main() -> int:
         type=_traits,
         default="none",
         help=f"none, drawn (by each seed), or of {', '.join(Trait)} (several: a,b)",
+    )
+    parser.add_argument(
+        "--history",
+        choices=("sqlite", "postgresql"),
+        default="sqlite",
+        help="where the daemons keep their history; PostgreSQL is killed once in each run",
     )
     parser.add_argument("--quiet", action="store_true", help="no fault: what the numbers are compared with")
     parser.add_argument(
@@ -126,6 +130,9 @@ def main() -> int:
         reports = asyncio.run(_run(arguments, folder))
     except Unavailable as error:
         print(f"Kafka can't be started: {error}", file=sys.stderr)
+        return 1
+    except postgresql.Unavailable as error:
+        print(f"PostgreSQL can't be started: {error}", file=sys.stderr)
         return 1
     print(f"\n{Report.HEAD}")
     for report in reports:

@@ -2,7 +2,7 @@
 
 steady   takes everything at once
 flaky    answers 503 to one request in four
-picky    answers 422 to one event in 29, whenever it comes: a dead letter in the end
+picky    answers 422 to one event in 29, whenever it comes: a dead letter in the end; in the end it may turn, and refuse what it took
 moody    goes through the schedule's phases: fails, hangs, is down
 stall    takes everything, but for its stalls: what comes then is answered when they are over
 
@@ -13,6 +13,7 @@ The last part of a URL's path is the subscription. Each life of a daemon connect
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import re
 from collections.abc import Sequence
@@ -58,6 +59,10 @@ class Endpoints:
         """Requests from an address of no life."""
         self.failed: set[tuple[str, str]] = set()
         """Debts to the endpoint that stalls which had an attempt that was not answered in time."""
+        self.turned: dict[tuple[str, str], bool] = {}
+        """Of these debts picky has come to think otherwise: whether it takes them from now on."""
+        self.bodies: dict[str, str] = {}
+        """SHA-256 of what came of each event."""
         self._draw = random.Random(f"endpoints {seed}")
         self._runner: web.AppRunner | None = None
         self._sites: dict[str, web.TCPSite] = {}
@@ -124,7 +129,7 @@ class Endpoints:
     async def _handle(self, request: web.Request) -> web.Response:
         clock = asyncio.get_running_loop().time
         begin = self.last_request = clock()
-        await request.read()
+        body = await request.read()
         event = request.headers["webhook-id"]
         debt = (request.match_info["subscription"], event)
         life = self.lives.get(request.remote or "")
@@ -132,6 +137,8 @@ class Endpoints:
             self.strangers += 1
             return web.Response(status=503)
         self.first.setdefault(life, begin)
+        if event not in self.bodies:
+            self.bodies[event] = hashlib.sha256(body).hexdigest()
         self.ledger.ask(debt, life, begin)
         status = await self._decide(request.match_info["endpoint"], debt, request)
         if status == 200:
@@ -142,7 +149,7 @@ class Endpoints:
     async def _decide(self, name: str, debt: tuple[str, str], request: web.Request) -> int:
         event = debt[1]
         if name == "picky":
-            return 422 if refused(event) else 200
+            return 200 if self.turned.get(debt, not refused(event)) else 422
         if name == "stall":
             return await self._stalled(debt, request)
         if self._healed.is_set() or name == "steady":

@@ -17,27 +17,42 @@ from tests.torture.on_kafka import Ground, KafkaRun, kafka_ground
 from tests.torture.on_sqlite import EmbeddedRun, small_disk
 from tests.torture.report import Report
 from tests.torture.schedule import Schedule
+from tests.torture.store import HistoryServer
 from tests.torture.subscribers import Sizes
 
 __all__ = ["Ground", "Report", "kafka_ground", "torture"]
 
 
 async def torture(
-    schedule: Schedule, folder: Path, ground: Ground | None, *, mutant: str | None = None
+    schedule: Schedule,
+    folder: Path,
+    ground: Ground | None,
+    *,
+    mutant: str | None = None,
+    store: HistoryServer | None = None,
 ) -> Report:
-    """One run: on Kafka, or without a ground on the embedded broker; `mutant` names a daemon of mutants.py."""
+    """One run: on Kafka, or without a ground on the embedded broker; `mutant` names a daemon of mutants.py.
+
+    `store` keeps the history; without one SQLite does.
+    """
     report = Report(kind_of(ground), schedule, folder=folder, commit=_commit())
     begin = time.monotonic()
     patience = Sizes.of(schedule.seed, schedule.traits).patience
     async with Endpoints(schedule.seed, patience) as endpoints:
         if ground is not None:
-            await KafkaRun(report, endpoints, folder, ground, mutant)()
+            await _play(KafkaRun(report, endpoints, folder, ground, mutant, store), store)
         else:
             small = Path(tempfile.mkdtemp(prefix="torture-", dir=folder))
             with small_disk(small, larger=bool(schedule.traits)) as disk:
-                await EmbeddedRun(report, endpoints, folder, disk, mutant)()
+                await _play(EmbeddedRun(report, endpoints, folder, disk, mutant, store), store)
     report.seconds = time.monotonic() - begin
     return report
+
+
+async def _play(run: KafkaRun | EmbeddedRun, store: HistoryServer | None) -> None:
+    if store is not None:
+        await store.make(run.schema)
+    await run()
 
 
 def kind_of(ground: Ground | None) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from dispatcher.broker import assignment
 from dispatcher.broker.assignment import Start
@@ -24,6 +26,9 @@ from dispatcher.core.commit.reservation import Reservation
 from dispatcher.delivery import parking, returning, sending
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.delivery.settlement import Settlement
+from dispatcher.history import merge
+from dispatcher.history.sqlite.day_file import DayFile
+from dispatcher.history.sqlite.files import HistoryFiles
 from dispatcher.transport.pool import Pool
 
 RECORD_GONE = "a parked delivery is lost: its record has been deleted from the topic"
@@ -189,6 +194,45 @@ def comes_back_late() -> None:
     _replace(consumer.KafkaConsumer, "start", late)
 
 
+def advances_the_history_before_its_rows() -> None:
+    """The history stands behind rows that it writes some seconds later."""
+    write, advance = DayFile.write, HistoryFiles._advance
+    late: list[tuple[Any, ...]] = []
+
+    def early(files: HistoryFiles, batches: Any) -> None:
+        advance(files, batches)
+        if late:
+            time.sleep(3.0)
+        while late:
+            write(*late.pop(0))
+
+    _replace(DayFile, "write", lambda *work: late.append(work))
+    _replace(HistoryFiles, "_advance", early)
+
+
+def writes_again_what_a_day_has() -> None:
+    """After a crash between the commits of its two files the history takes what it reads again for new."""
+    advance = HistoryFiles._advance
+
+    def late(files: HistoryFiles, batches: Any) -> None:
+        if any(batch.attempts or batch.events or batch.dead for batch in batches):
+            time.sleep(3.0)
+        advance(files, batches)
+
+    _replace(HistoryFiles, "_has", lambda *_: False)
+    _replace(HistoryFiles, "_advance", late)
+
+
+def knows_no_generations() -> None:
+    """To the history an end stays the end, whatever generation follows it."""
+    next_ = merge._next
+
+    def same(row: Any, record: Any) -> Any:
+        return next_(row, structs.replace(record, generation=row.generation))
+
+    _replace(merge, "_next", same)
+
+
 def _replace(owner: object, name: str, value: object) -> None:
     if not hasattr(owner, name):
         raise AttributeError(f"{owner!r} has no {name}: what it was called is called otherwise by now")
@@ -208,10 +252,14 @@ OF_TRAITS = {
     "retention": says_nothing_of_what_expired,
     "odd": passes_over_what_it_cannot_read,
     "alone": comes_back_late,
+    "history": advances_the_history_before_its_rows,
 }
 """What each trait is there to find."""
 
-ALL = (*LOSING, *REPEATING, *OF_TRAITS.values(), knows_only_what_is_done)
+OF_HISTORY = (advances_the_history_before_its_rows, writes_again_what_a_day_has, knows_no_generations)
+"""The history says what isn't so, and every delivery is made."""
+
+ALL = (*LOSING, *REPEATING, *OF_TRAITS.values(), *OF_HISTORY, knows_only_what_is_done)
 
 if __name__ == "__main__":
     {each.__name__: each for each in ALL}[sys.argv.pop(1)]()

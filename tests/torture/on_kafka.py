@@ -28,6 +28,7 @@ from tests.torture.replica import HEARD_WITHIN
 from tests.torture.report import Report
 from tests.torture.run import PARTITIONS, Run, read_all
 from tests.torture.schedule import Fault, Kind
+from tests.torture.store import HistoryServer
 from tests.torture.traits import Act, Trait, Turn
 
 REPLICAS = 2
@@ -42,9 +43,15 @@ T = TypeVar("T")
 
 class KafkaRun(Run):
     def __init__(
-        self, report: Report, endpoints: Endpoints, folder: Path, ground: Ground, mutant: str | None = None
+        self,
+        report: Report,
+        endpoints: Endpoints,
+        folder: Path,
+        ground: Ground,
+        mutant: str | None = None,
+        store: HistoryServer | None = None,
     ) -> None:
-        super().__init__(report, endpoints, folder, mutant)
+        super().__init__(report, endpoints, folder, mutant, store)
         self.ground = ground
         self.broker = self._connection()
         self.producer = (
@@ -85,6 +92,7 @@ class KafkaRun(Run):
             self.doing += [
                 self.tasks.start(self._take(turn, started), str(turn)) for turn in self.schedule.turns
             ]
+            self.doing.append(self.tasks.start(self.crash_store(), "crash the store"))
             self.stage("start")
             await asyncio.gather(*self.doing, playing, producing)
             self.stage("faults")
@@ -94,13 +102,21 @@ class KafkaRun(Run):
             self.stage("settle")
             await self._committed()
             self.stage("commit")
+            if Trait.HISTORY in self.traits:
+                await self.audit.send_again()
+                await self._committed()
+                self.stage("send again")
             sampling.cancel()
             await asyncio.gather(*(replica.terminate() for replica in self.replicas))
             self.stage("stop")
             await self.nothing_left(self.replicas[0])
             self.stage("nothing left")
-            self.judge(await read_all(self.broker, self.own_topics, epoch=1))
+            records = await read_all(self.broker, self.own_topics, epoch=1)
+            self.judge(records)
             self.stage("judge")
+            if Trait.HISTORY in self.traits:
+                await self.audit(records)
+                self.stage("history")
         finally:
             for replica in self.replicas:
                 replica.up = False
@@ -211,7 +227,7 @@ class KafkaRun(Run):
             self.with_more = False
 
         async def ends() -> dict[TopicPartition, int]:
-            return await self._ends([self.more])
+            return await self.ends([self.more])
 
         # What was taken from it must be done with: what is deleted unread nobody can deliver.
         deadline = self.clock() + _DONE_WITHIN
@@ -298,7 +314,7 @@ class KafkaRun(Run):
             if key.topic in self.event_topics and position.offset >= 0:
                 self.committed[TopicPartition(*key)] = position.offset
 
-    async def _ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
+    async def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         infos = await self._retried(self.broker.topics)
         return {
             TopicPartition(info.name, each.partition): each.latest
@@ -309,7 +325,7 @@ class KafkaRun(Run):
 
     async def _committed(self) -> None:
         """Wait until the group has committed everything."""
-        ends = await self._ends(self.event_topics)
+        ends = await self.ends(self.event_topics)
 
         def astray() -> dict[TopicPartition, tuple[int, int]]:
             return {

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dispatcher.broker.base import Broker, TopicPartition, TopicSpec
@@ -18,6 +18,7 @@ from tests.torture.replica import HEARD_WITHIN
 from tests.torture.report import Report
 from tests.torture.run import PARTITIONS, Run, read_all
 from tests.torture.schedule import Fault, Kind
+from tests.torture.store import HistoryServer
 from tests.torture.traits import Act, Trait
 
 _ROOM = 12 << 20  # of the small disk
@@ -34,8 +35,9 @@ class EmbeddedRun(Run):
         folder: Path,
         disk: Path | None,
         mutant: str | None,
+        store: HistoryServer | None = None,
     ) -> None:
-        super().__init__(report, endpoints, folder, mutant)
+        super().__init__(report, endpoints, folder, mutant, store)
         self.disk = disk
         place = (disk or folder) / self.name
         self.url = f"sqlite:///{place}.db"
@@ -44,6 +46,7 @@ class EmbeddedRun(Run):
 
     async def __call__(self) -> None:
         playing = self.tasks.start(self.endpoints.play(self.schedule.phases), "play")
+        self.doing.append(self.tasks.start(self.crash_store(), "crash the store"))
         faults = self.schedule.faults
         left = [self.schedule.events]
         bursts = self.schedule.bursts // len(faults)
@@ -82,6 +85,9 @@ class EmbeddedRun(Run):
             self.pauses.forgive()
             await self.settled(self.replicas)
             self.stage("settle")
+            if Trait.HISTORY in self.traits:
+                await self.audit.send_again()
+                self.stage("send again")
             await self.one.terminate()
             await self._look()
             self.stage("stop")
@@ -89,10 +95,14 @@ class EmbeddedRun(Run):
             self.stage("nothing left")
             broker = await self._open()
             try:
-                self.judge(await read_all(broker, self.own_topics))
+                records = await read_all(broker, self.own_topics)
             finally:
                 await broker.close()
+            self.judge(records)
             self.stage("judge")
+            if Trait.HISTORY in self.traits:
+                await self.audit(records)
+                self.stage("history")
         finally:
             self.one.up = False
             await self.one.daemon.kill()
@@ -108,6 +118,18 @@ class EmbeddedRun(Run):
         try:
             await broker.ensure_topics([TopicSpec(self.topic, PARTITIONS)], create=True)
             await broker.produce([*self.messages(count), *self.messages(bursts, bursts=True)])
+        finally:
+            await broker.close()
+
+    async def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        broker = await self._open()
+        try:
+            return {
+                TopicPartition(info.name, each.partition): each.latest
+                for info in await broker.topics()
+                if info.name in topics
+                for each in info.partitions
+            }
         finally:
             await broker.close()
 

@@ -27,6 +27,7 @@ class Report:
     oldest: float = 0.0  # seconds before its trouble that the oldest duplicate had been paid
     causes: Counter[str] = field(default_factory=Counter)  # of duplicates, by kind of trouble
     dead: int = 0
+    audited: int = 0  # deliveries of the history that were compared with the endpoints' record
     parked: Counter[str] = field(default_factory=Counter)  # records in retry topics, by why
     healed_after: float = 0.0  # seconds from the end of the faults to the complete ledger
     seconds: float = 0.0
@@ -71,6 +72,7 @@ class Report:
                 "oldest": round(self.oldest, 2),
                 "causes": self.causes,
                 "dead": self.dead,
+                "audited": self.audited,
                 "parked": self.parked,
                 "healed_after": round(self.healed_after, 1),
                 "seconds": round(self.seconds, 1),

@@ -9,12 +9,14 @@ What counts:
 3. No daemon ends by itself, none logs a traceback, each ends with 0 after SIGTERM.
 4. The group's committed positions reach the end, and a fresh start delivers nothing.
 5. A subscription that is paused gets nothing; one endpoint's stall delays nothing for longer than what has gathered takes.
+6. With the trait `history`, the history says the same as the endpoints (`history.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
 import sys
 import time
 import uuid
@@ -33,10 +35,12 @@ from tests.e2e.daemon import Daemon, envelope
 from tests.ports import free_port
 from tests.torture import ledger as books
 from tests.torture.endpoints import Endpoints
+from tests.torture.history import HistoryAudit
 from tests.torture.ledger import Debt, Payment, Trouble
 from tests.torture.pauses import Pauses
 from tests.torture.replica import Replica, now
 from tests.torture.report import Report
+from tests.torture.store import HistoryServer
 from tests.torture.subscribers import BURST, EVENT, STALLING, Published, Subscribers
 from tests.torture.traits import Trait
 
@@ -62,6 +66,20 @@ class Placed(NamedTuple):
     partition: TopicPartition
     record: Record
     epoch: int = 0
+
+
+class Found(NamedTuple):
+    """What the records say."""
+
+    places: Mapping[str, Sequence[tuple[int, TopicPartition, int]]]
+    """Where each event stands: epoch, partition and offset."""
+    dead: Collection[Debt]
+    dead_ids: Collection[str]
+    """Of the deliveries whose dead letters there are."""
+    refused_at: Collection[tuple[str, int, int]]
+    """Where the records stand that were no events, and have a dead letter."""
+    written: Mapping[Debt, Sequence[tuple[TopicPartition, int]]]
+    """Where retries stand."""
 
 
 class Late(NamedTuple):
@@ -113,7 +131,15 @@ async def read_all(broker: Broker, topics: Sequence[str], epoch: int = 0) -> lis
 class Run:
     """One seed on one kind of broker."""
 
-    def __init__(self, report: Report, endpoints: Endpoints, folder: Path, mutant: str | None = None) -> None:
+    def __init__(
+        self,
+        report: Report,
+        endpoints: Endpoints,
+        folder: Path,
+        mutant: str | None = None,
+        store: HistoryServer | None = None,
+    ) -> None:
+        """`mutant` names a daemon of mutants.py; `store` has the history, where that isn't on SQLite."""
         self.report = report
         self.schedule = report.schedule
         self.endpoints = endpoints
@@ -139,7 +165,10 @@ class Run:
         self.replicas: list[Replica] = []
         self.doing: list[asyncio.Task[None]] = []
         self.pauses = Pauses(self)
+        self.audit = HistoryAudit(self)
+        self.found = Found({}, (), (), (), {})
         self._mutant = mutant
+        self._store = store
         self._stage_begun = now()
 
     def stage(self, name: str) -> None:
@@ -163,6 +192,7 @@ class Run:
     def replica(self, number: int, broker: str) -> Replica:
         folder = self.folder / f"{self.name}-{number}"
         folder.mkdir()
+        history = {} if self._store is None else {"store": self._store.url(self.schema)}
         port = free_port()
         own = DeliverySettings()  # what a deployment has that says nothing of it
         isolation = {
@@ -187,6 +217,7 @@ class Run:
                 "hold_limit": f"{self.schedule.hold_limit:g}s",
             },
             shutdown={"drain": f"{DRAIN:g}s"},
+            history=history,
             kafka={
                 "session_timeout": f"{session:g}s",
                 "heartbeat_interval": "1s",
@@ -196,6 +227,8 @@ class Run:
             },
         )
         daemon.port = port
+        if self._store is not None:
+            daemon.environ["DISPATCHER_HISTORY__PASSWORD"] = self._store.password
         if self._mutant is not None:
             daemon.command = [sys.executable, str(_MUTANTS), self._mutant]
         return Replica(
@@ -207,6 +240,18 @@ class Run:
             self.report,
             session,
         )
+
+    @property
+    def schema(self) -> str:
+        """Where the history is, in a database."""
+        return self.name.replace("-", "_")
+
+    async def crash_store(self) -> None:
+        """kill -9 the database of the history once in mid-run. Deliveries don't notice."""
+        if self._store is not None:
+            draw = random.Random(f"store {self.schedule.seed}")
+            await asyncio.sleep(draw.uniform(0.2, 0.8) * self.schedule.length)
+            await self._store.crash(draw.uniform(0.5, 3.0))
 
     def messages(
         self, count: int, topic: str = "", *, bursts: bool = False, owed: bool = True
@@ -295,13 +340,20 @@ class Run:
         await asyncio.sleep(2.0)
         if again := self.ledger.requests - before:
             self.report.findings.append(f"{again} requests after a fresh start, with everything committed")
+        if Trait.HISTORY in self.traits:
+            await self.audit.caught_up(replica)
         await replica.terminate()
+
+    async def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """Where these topics end."""
+        raise NotImplementedError
 
     # The judgement.
 
     def judge(self, records: Sequence[Placed]) -> None:
         report, ledger = self.report, self.ledger
-        places, dead, refused_at, written = self._sort([*self.saved, *records])
+        self.found = self._sort([*self.saved, *records])
+        places, dead, _, refused_at, written = self.found
         if missing := [event for event in self.published if event not in places]:
             report.findings.append(
                 f"the broker lost {len(missing)} acknowledged events (no fault of the dispatcher): {missing[:5]}"
@@ -336,18 +388,11 @@ class Run:
         for replica in self.replicas:
             self._read_log(replica)
 
-    def _sort(
-        self, records: Iterable[Placed]
-    ) -> tuple[
-        dict[str, list[tuple[int, TopicPartition, int]]],
-        set[Debt],
-        set[tuple[str, int, int]],
-        dict[Debt, list[tuple[TopicPartition, int]]],
-    ]:
-        """Where each event stands, whose dead letters there are, of what records, and where retries stand."""
+    def _sort(self, records: Iterable[Placed]) -> Found:
         ahead = time.time() - self.clock()
         places: defaultdict[str, list[tuple[int, TopicPartition, int]]] = defaultdict(list)
         dead: set[Debt] = set()
+        dead_ids: set[str] = set()
         refused_at: set[tuple[str, int, int]] = set()
         written: defaultdict[Debt, list[tuple[TopicPartition, int]]] = defaultdict(list)
         for partition, record, epoch in records:
@@ -362,11 +407,12 @@ class Run:
                 debt = (headers["subscription_id"], headers["event_id"])
                 if partition.topic == self.dead_topic:
                     dead.add(debt)
+                    dead_ids.add(headers["delivery_id"])
                     continue
                 self.report.parked[headers["reason"]] += 1
                 written[debt].append((partition, record.offset))
                 self.ledger.written[debt].append(record.timestamp / 1000 - ahead)
-        return places, dead, refused_at, written
+        return Found(places, dead, dead_ids, refused_at, written)
 
     def _judge_lost(
         self,
@@ -377,7 +423,7 @@ class Run:
         report, ledger = self.report, self.ledger
         lost = books.lost(ledger, dead)
         if Trait.RETENTION in self.traits:
-            gone = self._told_gone()
+            gone = self.told_gone()
             excused = {
                 debt
                 for debt in lost
@@ -396,14 +442,14 @@ class Run:
 
     def _judge_odd(self, refused_at: Collection[tuple[str, int, int]]) -> None:
         """Each record that is no event has a dead letter, or is gone and was said to be."""
-        gone = self._told_gone()
+        gone = self.told_gone()
         without = self.odd.difference(refused_at)
         if left := [each for each in sorted(without) if not gone(TopicPartition(*each[:2]), each[2])]:
             self.report.findings.append(
                 f"{len(left)} of {len(self.odd)} records that are no events have no dead letter: {left[:5]}"
             )
 
-    def _told_gone(self) -> Callable[[TopicPartition, int], bool]:
+    def told_gone(self) -> Callable[[TopicPartition, int], bool]:
         """Whether a daemon has said of a record that it was deleted too early. Only where somebody deletes records."""
         deletes = Trait.RETENTION in self.traits
         told = [gap for replica in self.replicas for gap in replica.skipped()] if deletes else []

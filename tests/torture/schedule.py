@@ -83,6 +83,7 @@ class Schedule:
     bursts: int = 0  # more events, which only the endpoint that stalls is owed
     traits: frozenset[Trait] = frozenset()
     turns: Sequence[Turn] = ()
+    embedded: bool = False  # each fault ends a life of the one process
 
     def __str__(self) -> str:
         return (
@@ -105,6 +106,7 @@ _LASTS = {
 _EMBEDDED = {Kind.KILL: 5, Kind.TERM: 2, Kind.FULL: 2}
 _FROZEN = 30.0
 _FROZEN_SHARE = 0.1  # of the schedules have a stop of that length: it makes them longer
+_COMPARED_SHARE = 0.3  # of those that draw their traits have their history compared
 
 
 def plan(seed: int, *, length: float = 20.0, rate: float = 60.0) -> Schedule:
@@ -181,6 +183,7 @@ def plan_embedded(seed: int, *, rounds: int = 6, rate: float = 60.0) -> Schedule
         1,
         faults,
         _phases(draw, length),
+        embedded=True,
     )
     return _isolated(schedule, "embedded")
 
@@ -227,6 +230,8 @@ def plan_trait(trait: Trait) -> Schedule:
         ),
         Trait.ODD: well,
         Trait.ALONE: replace(well, faults=[Fault(3.0, Kind.KILL, 0, 0.0)]),
+        # Killed while the history has something to write.
+        Trait.HISTORY: replace(well, faults=[Fault(at, Kind.KILL, 0, 0.0) for at in (1.5, 1.9)]),
     }
     return replace(found[trait], traits=frozenset({trait}))
 
@@ -289,9 +294,13 @@ AMONG = {"kafka": ON_KAFKA, "replicated": REPLICATED, "sqlite": EMBEDDED}
 
 
 def drawn(schedule: Schedule, broker: str) -> Schedule:
-    """The same with one to three traits that its seed chooses."""
+    """The same with one to three traits that its seed chooses; the history of some is compared besides."""
     draw = random.Random(f"traits {broker} {schedule.seed}")
-    return with_traits(schedule, draw_traits(draw, AMONG[broker]))
+    traits = draw_traits(draw, (trait for trait in AMONG[broker] if trait is not Trait.HISTORY))
+    # By itself, as above.
+    if random.Random(f"history {broker} {schedule.seed}").random() < _COMPARED_SHARE:
+        traits |= {Trait.HISTORY}
+    return with_traits(schedule, traits)
 
 
 def with_traits(schedule: Schedule, traits: frozenset[Trait]) -> Schedule:
@@ -300,6 +309,8 @@ def with_traits(schedule: Schedule, traits: frozenset[Trait]) -> Schedule:
     draw = random.Random(f"turns {schedule.seed}")
     found = turns(draw, traits, schedule.length)
     changed = replace(schedule, traits=traits, turns=found)
+    if Trait.HISTORY in traits:
+        changed = replace(changed, faults=_crashes(schedule))
     if Trait.FANOUT in traits:
         changed = replace(
             changed,
@@ -349,3 +360,29 @@ def _kills(draw: random.Random, length: float) -> list[Fault]:
         faults.append(Fault(round(at, 2), Kind.KILL, 0, round(lasts, 2)))
         at += lasts + draw.uniform(7.0, 12.0)
     return faults
+
+
+def _crashes(schedule: Schedule) -> Sequence[Fault]:
+    """Its faults, among them kill -9 of the replica whose history is compared, and of the broker."""
+    faults = list(schedule.faults)
+    if not faults:
+        return faults
+    draw = random.Random(f"crashes {schedule.seed}")
+    if schedule.embedded:
+        if all(fault.kind is not Kind.KILL for fault in faults):
+            faults[-1] = replace(faults[-1], kind=Kind.KILL)
+        return faults
+    for kind in (Kind.KILL, Kind.BROKER):
+        if not any(fault.kind is kind and (kind is Kind.BROKER or fault.target == 0) for fault in faults):
+            at, lasts = draw.uniform(0.3, 0.9) * schedule.length, draw.uniform(0.5, 3.0)
+            faults.append(Fault(round(at, 2), kind, 0, round(lasts, 2)))
+    return sorted(faults, key=lambda each: each.at)
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds as `--seeds` takes them: `1-3,7`."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds

@@ -25,6 +25,7 @@ BURST = "burst.event"
 """What only the endpoint that stalls is owed."""
 BY_API = "sub_api"
 STALLING = "sub_stall"
+PICKY = "sub_picky"
 PAUSABLE = ("sub_moody", "sub_flaky", "sub_steady")
 """Of the file's, those that are paused in mid-run."""
 
@@ -75,7 +76,7 @@ class Subscribers:
             self._entry("sub_steady", "steady", everyone),
             self._entry("sub_flaky", "flaky", everyone),
             {
-                **self._entry("sub_picky", "picky", everyone),
+                **self._entry(PICKY, "picky", everyone),
                 "retry": {"schedule": ["200ms"], "jitter": 0},
             },
             self._entry("sub_moody", "moody", everyone),

@@ -36,6 +36,7 @@ from tests.torture.ledger import (
 )
 from tests.torture.mutants import (
     LOSING,
+    OF_HISTORY,
     OF_TRAITS,
     REPEATING,
     knows_only_what_is_done,
@@ -65,7 +66,7 @@ Mutant = Callable[[], None]
 LONG = pytest.mark.skipif(
     not os.environ.get("DISPATCHER_TEST_LONG"), reason="takes minutes; DISPATCHER_TEST_LONG=1 runs it"
 )
-QUIET = {Trait.FANOUT, Trait.TENANTS, Trait.LATEST, Trait.ODD, Trait.ALONE}
+QUIET = {Trait.FANOUT, Trait.TENANTS, Trait.LATEST, Trait.ODD, Trait.ALONE, Trait.HISTORY}
 """Traits that do nothing at a time of their own."""
 
 
@@ -231,7 +232,7 @@ def test_what_was_deleted_is_excused_where_the_daemon_has_said_so_and_nowhere_el
     replica.skipped = lambda: Replica.skipped(cast("Replica", replica))
     odd = {("events", 1, 7), ("events", 1, 8), ("events", 1, 9)}
     run = SimpleNamespace(report=report, ledger=ledger, traits=traits, replicas=[replica], odd=odd)
-    run._told_gone = lambda: Run._told_gone(cast("Run", run))
+    run.told_gone = lambda: Run.told_gone(cast("Run", run))
     ledger.owe([("a", "parked and said"), ("a", "parked"), ("a", "read and said"), ("a", "read")])
     places = {
         "read and said": [(1, TopicPartition("events", 1), 6)],
@@ -299,12 +300,30 @@ def test_a_seed_draws_traits_that_fit_together_and_every_trait_is_drawn_by_some(
         make = makers[broker]
         schedules = [drawn(make(seed), broker) for seed in range(100)]
         assert schedules[7] == drawn(make(7), broker)
-        assert all(1 <= len(each.traits) <= 3 and fit(each.traits) for each in schedules)
+        assert all(1 <= len(each.traits - {Trait.HISTORY}) <= 3 and fit(each.traits) for each in schedules)
         assert {trait for each in schedules for trait in each.traits} == set(among)
         for each in schedules:
             assert all(0 < turn.at < each.length for turn in each.turns)
             assert bool(each.turns) == bool(each.traits - QUIET)
     assert not fit({Trait.FANOUT, Trait.TENANTS})
+
+
+def test_where_the_history_is_compared_its_process_and_the_broker_are_killed() -> None:
+    traits = frozenset({Trait.HISTORY})
+    for seed in range(50):
+        embedded = with_traits(plan_embedded(seed, rounds=2), traits)
+        assert Kind.KILL in {fault.kind for fault in embedded.faults}
+        assert len(embedded.faults) == 2
+        killed = {(fault.kind, fault.target) for fault in with_traits(plan(seed), traits).faults}
+        assert (Kind.KILL, 0) in killed
+        assert Kind.BROKER in {kind for kind, _ in killed}
+        assert killed >= {(fault.kind, fault.target) for fault in plan(seed).faults}
+        # Of three brokers no more than one at a time is away.
+        replicated = with_traits(plan_replicated(seed), traits).faults
+        assert [f for f in replicated if f.kind is Kind.BROKER] == [
+            f for f in plan_replicated(seed).faults if f.kind is Kind.BROKER
+        ]
+    assert not with_traits(plan_quiet(1), traits).faults
 
 
 def test_what_is_matched_while_a_subscription_is_paused_is_not_owed_and_what_was_matched_before_is() -> None:
@@ -351,6 +370,28 @@ async def test_a_daemon_that_is_right_passes_and_one_with_a_fault_does_not(tmp_p
         assert report.lost > 0, f"{mutant.__name__}: nothing found"
     for mutant, report in zip(REPEATING, wrong[len(LOSING) :], strict=True):
         assert any("that nothing explains" in finding for finding in report.findings), (
+            f"{mutant.__name__}: nothing found"
+        )
+
+
+@LONG
+@pytest.mark.timeout(900)
+async def test_the_history_says_what_the_endpoints_say_and_one_with_a_fault_does_not(tmp_path: Path) -> None:
+    """Of each of its mutants. One that is right is in every run of the tests, as are the mutants' twins in tests/mutants.py."""
+
+    async def life(mutant: Mutant | None) -> Report:
+        folder = tmp_path / (mutant.__name__ if mutant else "right")
+        folder.mkdir()
+        return await torture(
+            plan_trait(Trait.HISTORY), folder, None, mutant=mutant.__name__ if mutant is not None else None
+        )
+
+    right, *wrong = await asyncio.gather(*(life(mutant) for mutant in (None, *OF_HISTORY)))
+    assert not right.findings, "\n".join(right.findings)
+    assert right.audited >= right.owed > 0
+    for mutant, report in zip(OF_HISTORY, wrong, strict=True):
+        assert report.lost == 0
+        assert any(finding.startswith("the history: ") for finding in report.findings), (
             f"{mutant.__name__}: nothing found"
         )
 
@@ -428,19 +469,24 @@ async def test_what_was_taken_up_before_a_crash_is_owed_through_a_pause_and_a_da
 @pytest.mark.kafka
 @pytest.mark.timeout(600)
 async def test_a_group_that_begins_at_the_end_loses_nothing_when_partitions_are_added(tmp_path: Path) -> None:
-    schedule = with_traits(plan(9, length=4.0), frozenset({Trait.LATEST, Trait.PARTITIONS}))
+    schedule = with_traits(plan(9, length=4.0), frozenset({Trait.LATEST, Trait.PARTITIONS, Trait.HISTORY}))
     async with ground_or_skip() as ground:
         report = await torture(schedule, tmp_path, ground)
     assert report.owed > 0
+    assert report.audited > 0
     assert report.lost == 0
     assert not report.findings, f"{report.schedule}\n" + "\n".join(report.findings)
 
 
 @pytest.mark.timeout(600)
-async def test_a_replica_on_sqlite_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    report = await torture(plan_embedded(3, rounds=2), tmp_path, None)
+async def test_a_replica_on_sqlite_that_is_killed_again_and_again_loses_nothing_and_its_history_tells_all(
+    tmp_path: Path,
+) -> None:
+    schedule = with_traits(plan_embedded(3, rounds=2), frozenset({Trait.HISTORY}))
+    report = await torture(schedule, tmp_path, None)
     assert report.owed > 0
     assert report.lost == 0
+    assert report.audited >= report.owed
     assert not report.findings, f"{report.schedule}\n" + "\n".join(report.findings)
 
 

@@ -78,6 +78,8 @@ def main() -> int:
     print(f"\n{len(counted)} schedules, {sum(run['seconds'] for run in counted) / 3600:.1f} h")
     print(f"duplicates by cause: {dict(causes.most_common())}")
     print(f"records in retry topics by reason: {dict(parked.most_common())}")
+    if audited := [run["audited"] for run in counted if run.get("audited")]:
+        print(f"{sum(audited):,} deliveries in {len(audited)} histories compared, each history twice")
     stages = Counter[str]()
     for run in counted:
         stages.update(run["stages"])

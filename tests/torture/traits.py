@@ -23,6 +23,7 @@ class Trait(StrEnum):
     PAUSE = "pause"  # subscriptions are paused and resumed, in the file and through the API
     ODD = "odd"  # records that are no events, that can't be unpacked, and events without a value
     ALONE = "alone"  # one replica with a deployment's session timeout, killed again and again
+    HISTORY = "history"  # at the end the history is compared with what the endpoints say, thrown away, and made again
 
 
 _APART = (
@@ -39,8 +40,9 @@ REPLICATED = (
     Trait.ANEW,
     Trait.STALLS,
     Trait.PAUSE,
+    Trait.HISTORY,
 )
-EMBEDDED = (Trait.FANOUT, Trait.TENANTS, Trait.STALLS, Trait.PAUSE)
+EMBEDDED = (Trait.FANOUT, Trait.TENANTS, Trait.STALLS, Trait.PAUSE, Trait.HISTORY)
 
 
 class Act(StrEnum):
