@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench compiled format openapi web manifests site lock image clean
+.PHONY: help demo test check bench compiled wheels format openapi web manifests site lock image clean
 
 help: ## what can be done here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside w
 
 compiled: $(VENV)/.dev-stamp ## a wheel with the hot path compiled to C, in dist/; needs a C compiler
 	DISPATCHER_COMPILE=1 $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+wheels: $(VENV)/.dev-stamp ## build and test the compiled wheel of each Python that is named in pyproject.toml; needs them, and a C compiler
+	DISPATCHER_TEST_WHEELS=$(or $(PYTHONS),1) $(BIN)/python -m pytest tests/wheels -s $(ARGS)
 
 format: $(VENV)/.dev-stamp ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .

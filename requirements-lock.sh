@@ -17,3 +17,4 @@ compile pyproject.toml --group dev --constraint requirements.txt --output-file r
 # mypyc has to see the dependencies as well: what the compiled modules import decides what is made of them.
 compile pyproject.toml --group compile --constraint requirements-dev.txt --output-file requirements-compile.txt
 compile --group sbom --output-file requirements-sbom.txt
+compile tests/wheels/requirements.in --output-file tests/wheels/requirements.txt

@@ -156,6 +156,7 @@ def test_settings_and_commands_that_are_named_exist(page: Path) -> None:
         "DISPATCHER_TEST_LONG",
         "DISPATCHER_TEST_SCREENSHOTS",
         "DISPATCHER_TEST_UPGRADE",
+        "DISPATCHER_TEST_WHEELS",
         "DISPATCHER_CONFIG",
         "DISPATCHER_API_URL",
         "DISPATCHER_API_KEY",
