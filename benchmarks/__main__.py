@@ -22,6 +22,7 @@ from benchmarks import (
     scale,
     tenants,
     toggles,
+    workers,
 )
 from benchmarks.harness import (
     CORES,
@@ -45,6 +46,7 @@ ALL = (
     "latency",
     "growth",
     "replicas",
+    "workers",
     "isolation",
     "tenants",
     "memory",
@@ -132,6 +134,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: scale.run_growth(command, **load_options)
             case "replicas":
                 yield lambda: scale.run_replicas(command, **load_options)
+            case "workers":
+                yield lambda: workers.run(command, **load_options)
             case "isolation":
                 yield lambda: isolation.run(command, **load_options)
             case "tenants":

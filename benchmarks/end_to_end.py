@@ -252,9 +252,12 @@ class Daemon:
         ready: float = _READY,
         warm: float = 0.05,
         site: str | None = None,
+        options: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         """`subscriptions` are those of `per_host` unless given; `ready` are the seconds until the first delivery.
+
+        `options` are of `dispatcher run`.
 
         `site` is the folder with the package to run, where it is another revision's.
 
@@ -268,6 +271,7 @@ class Daemon:
         self._ready = ready
         self._warm = warm
         self._site = site
+        self._options = options
         self._settings = settings
         self._folder = folder
         self._port = 0
@@ -307,7 +311,7 @@ class Daemon:
     @contextlib.contextmanager
     def started(self, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
         """The process, until the block ends; `prefix` goes before its command."""
-        run = [daemon_python(), "-m", "dispatcher", "run", "--config", str(self._configure())]
+        run = [daemon_python(), "-m", "dispatcher", "run", "--config", str(self._configure()), *self._options]
         command = pinned(CORES.client, [*prefix, *run])
         with process(command, log=self.log, cwd=self._folder, environ=daemon_environ(self._site)) as child:
             yield child

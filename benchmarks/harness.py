@@ -911,6 +911,7 @@ TITLES: Final = (
     "Latency",
     "Growth",
     "Replicas",
+    "Workers",
     "Isolation",
     "Tenants",
     "Memory",

@@ -65,6 +65,7 @@ from benchmarks.harness import (
     wrk,
 )
 from benchmarks.retries import PENDING, SETTINGS, fill_pending
+from benchmarks.shares import PERIOD, core_share
 from dispatcher.broker.base import Message, TopicSpec
 from dispatcher.broker.open import open_broker
 from dispatcher.settings.groups import KafkaSettings
@@ -75,13 +76,11 @@ _EACH: Final = 5  # events for each of them
 _HOSTS: Final = 10_000
 _PACE: Final = 5000  # events a second, of the latency
 _SHARE: Final = 0.3  # of a core, for each of two replicas; Kafka and nginx have to keep up with both
-_PERIOD: Final = 10_000  # us within which the CPU controller gives out the shares
 _IN_FLIGHT: Final = 10_000
 _AT_ONCE: Final = 1000  # events handed to the producer together at most
 _UNDER_WAY: Final = 200  # such batches that the broker has not acknowledged, at most
 _SOAK: Final = 0.7  # of what the daemon can
 _SUPPLY: Final = 20_000  # events a second that producer, Kafka and nginx keep up with for long, on the core that they share
-_CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def fill(
@@ -445,31 +444,6 @@ def wait_until_delivered(daemon: Daemon, expected: float, within: float = 60.0) 
 # Replicas.
 
 
-@contextlib.contextmanager
-def _share_of_a_core(share: float) -> Iterator[Sequence[str]]:
-    """What to put before a command so that it gets that much of a core: a group of the CPU controller."""
-    old = _CGROUP / "cpu"
-    new = _CGROUP / "cgroup.controllers"
-    name = f"bench-{os.getpid()}-{time.monotonic_ns()}"
-    folder = (_CGROUP if new.exists() else old) / name
-    try:
-        folder.mkdir()
-        if new.exists():
-            (folder / "cpu.max").write_text(f"{int(share * _PERIOD)} {_PERIOD}")
-        else:
-            (folder / "cpu.cfs_period_us").write_text(str(_PERIOD))
-            (folder / "cpu.cfs_quota_us").write_text(str(int(share * _PERIOD)))
-    except OSError as error:
-        raise CannotRun(
-            f"a share of a core can't be given out: {error} (it takes root and the CPU controller)"
-        ) from error
-    try:
-        yield ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh"]
-    finally:
-        wait_for(lambda: not (folder / "cgroup.procs").read_text().strip(), 30.0, "the replica has ended")
-        folder.rmdir()
-
-
 def run_replicas(command: str, *, quick: bool, count: int | None = None, runs: int | None = None) -> Section:
     """Two replicas against one, each with the same share of a core."""
     require("nginx", "taskset")
@@ -493,7 +467,7 @@ def run_replicas(command: str, *, quick: bool, count: int | None = None, runs: i
     section.add(table)
     section.add(
         f"{count:,} events of {BODY_BYTES} bytes. Each replica has {_SHARE:.0%} of one core (CPU controller, "
-        f"{_PERIOD // 1000} ms periods), Kafka and nginx have the other core."
+        f"{PERIOD // 1000} ms periods), Kafka and nginx have the other core."
     )
     return section
 
@@ -507,8 +481,8 @@ def _replicas(broker: str, endpoint: Nginx, folder: Path, replicas: int, count: 
         for number in range(replicas):
             own = _folder(str(folder), str(number))
             daemon = Daemon(broker, endpoint, own, group=group)
-            prefix = stack.enter_context(_share_of_a_core(_SHARE))
-            stack.enter_context(daemon.started(prefix))
+            share = stack.enter_context(core_share(_SHARE))
+            stack.enter_context(daemon.started(share.prefix))
             daemons.append(daemon)
 
         def done() -> bool:
@@ -633,7 +607,7 @@ def run_soak(command: str, *, quick: bool, minutes: float | None = None) -> Sect
         fill(broker, topic, iter(()), limits)
         daemon = Daemon(broker, endpoint, _folder(name, "soak"), topic=topic)
         with contextlib.ExitStack() as stack:
-            prefix = stack.enter_context(_share_of_a_core(share)) if share < 1 else ()
+            prefix = stack.enter_context(core_share(share)).prefix if share < 1 else ()
             child = stack.enter_context(daemon.started(prefix))
             usage = stack.enter_context(Sampler(child.pid, interval=1.0))
             daemon.wait_until_ready()
