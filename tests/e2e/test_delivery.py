@@ -114,8 +114,6 @@ async def test_kill_9_in_the_middle_loses_nothing(stage: Stage) -> None:
         daemon = stage.make(
             [everything(endpoint)],
             delivery={"connections_per_host": 8},
-            # Kafka gives the partitions of a killed member to the next one when its session is over.
-            kafka={"session_timeout": "6s", "heartbeat_interval": "1s"},
         )
         await stage.publish(list(events.values()))
         kills = 0

@@ -24,7 +24,7 @@ from dispatcher.core.commit.note import read_note, read_whole
 from dispatcher.settings.groups import KafkaSettings
 from tests.e2e.daemon import SECRET, Daemon, envelope, eventually, publish
 from tests.e2e.test_delivery import Stage
-from tests.e2e.test_trouble import QUICK
+from tests.e2e.test_retries import QUICK
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 

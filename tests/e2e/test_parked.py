@@ -26,9 +26,7 @@ async def test_what_was_owed_before_a_pause_comes_after_it_also_through_a_crash_
 
     async with Endpoint(answer) as endpoint:
         sub = everything(endpoint, retry={"schedule": ["2s"] * 9, "jitter": 0}, max_in_flight=4)
-        daemon = stage.make(
-            [sub], shutdown={"drain": "1s"}, kafka={"session_timeout": "6s", "heartbeat_interval": "1s"}
-        )
+        daemon = stage.make([sub], shutdown={"drain": "1s"})
         events = dict(envelope(number, size=100) for number in range(400))
         await stage.publish(list(events.values()))
         await daemon.start()

@@ -22,12 +22,7 @@ from tests.kafka.groups import delete_group
 
 pytestmark = pytest.mark.timeout(300)
 
-KAFKA: dict[str, Any] = {
-    "offset_reset": "latest",
-    "session_timeout": "6s",
-    "heartbeat_interval": "1s",
-    "rebalance_timeout": "10s",
-}
+KAFKA: dict[str, Any] = {"offset_reset": "latest", "heartbeat_interval": "500ms"}
 
 
 class Site:
