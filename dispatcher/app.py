@@ -38,6 +38,7 @@ from dispatcher.control.live import Live
 from dispatcher.control.payloads import Payloads
 from dispatcher.control.plane import ControlPlane
 from dispatcher.control.publishing import batch_limit
+from dispatcher.control.reading_times import ReadingTimes
 from dispatcher.control.replicas import Replicas, SharedProgress, Sources, replicas_topic
 from dispatcher.control.statistics import StatisticsReader
 from dispatcher.core.event.payload_mask import PayloadMask
@@ -197,7 +198,12 @@ class App:
                 quotas=self.plane.quotas,
                 history=reader,
                 payloads=Payloads(reader, self.broker, PayloadMask(settings.payload.mask)),
-                explanations=Explanations(reader, self.registry, keeps_all=settings.history.keep == "all"),
+                explanations=Explanations(
+                    reader,
+                    self.registry,
+                    keeps_all=settings.history.keep == "all",
+                    reading_times=ReadingTimes(reader, self.broker),
+                ),
                 cluster=cluster,
                 statistics=StatisticsReader(reader, time.time),
                 replays=Replays(

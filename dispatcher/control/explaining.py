@@ -10,11 +10,18 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from dispatcher.control.history import Answered, FoundEvent, HistoryReader
+from dispatcher.control.reading_times import ReadingTimes
 from dispatcher.control.views import sees, unknown
 from dispatcher.core.retry.records import Source
 from dispatcher.core.subscription.model import EVERY_TENANT, Subscription
 from dispatcher.history.base import DeliveryQuery, DeliveryRow, EventRow, Gap, SubscriptionVersion
-from dispatcher.history.explanation import Explanation, Subject, explain
+from dispatcher.history.explanation import (
+    Explanation,
+    Subject,
+    depends_on_reading,
+    explain,
+    read_time_of,
+)
 from dispatcher.registry.registry import Registry
 
 MOST: Final = 200
@@ -46,11 +53,19 @@ class ExplainedEvent(NamedTuple):
 class Explanations:
     """Explains. `tenant` None is an operator, who sees all."""
 
-    def __init__(self, history: HistoryReader, registry: Registry, *, keeps_all: bool) -> None:
-        """`keeps_all`: the history has a row also of what succeeds at the first attempt."""
+    def __init__(
+        self,
+        history: HistoryReader,
+        registry: Registry,
+        *,
+        keeps_all: bool,
+        reading_times: ReadingTimes | None = None,
+    ) -> None:
+        """`keeps_all`: the history has a row also of what succeeds at the first attempt. Without `reading_times` nobody asks when neighbours were read."""
         self._history = history
         self._registry = registry
         self._keeps_all = keeps_all
+        self._reading_times = reading_times
 
     async def explain(
         self, tenant: str | None, event_id: str, subscription_id: str | None = None
@@ -84,31 +99,43 @@ class Explanations:
         for version in await self._history.ask(lambda store: store.versions(ids)):
             versions.setdefault(version.subscription_id, []).append(version)
         gap = any(each.until_ms >= time_ms for each in gaps)
-        explained = []
+        read = read_time_of(deliveries.values())
+        subjects = []
         for id_ in ids:
             known = [each for each in versions.get(id_, ()) if sees(tenant, each.tenant)]
             delivery = deliveries.get(id_)
             subscription = self._registry.index.get(id_)
             if not self._may_see(tenant, subscription, known, delivery):
                 continue
-            subject = Subject(
-                id_,
-                row.event_type,
-                row.tenant,
-                time_ms,
-                delivery,
-                known,
-                None if subscription is None else subscription.status.value,
-                as_of_ms,
-                gap,
-                self._keeps_all,
-                () if subscription is None else subscription.retry.schedule,
+            subjects.append(
+                Subject(
+                    id_,
+                    row.event_type,
+                    row.tenant,
+                    time_ms,
+                    delivery,
+                    known,
+                    None if subscription is None else subscription.status.value,
+                    as_of_ms,
+                    gap,
+                    self._keeps_all,
+                    () if subscription is None else subscription.retry.schedule,
+                    read,
+                )
             )
-            explained.append(
-                Explained(id_, None if delivery is None else f"dlv_{delivery.delivery_id}", explain(subject))
-            )
-        if subscription_id is not None and not explained:
+        if subscription_id is not None and not subjects:
             raise unknown(subscription_id)
+        if not read.known and self._reading_times is not None and any(map(depends_on_reading, subjects)):
+            read = await self._reading_times.around(found.source)
+            subjects = [subject._replace(read=read) for subject in subjects]
+        explained = [
+            Explained(
+                each.subscription_id,
+                None if each.delivery is None else f"dlv_{each.delivery.delivery_id}",
+                explain(each),
+            )
+            for each in subjects
+        ]
         return ExplainedEvent(found.source, row.event_id, row.event_type, row.tenant, time_ms, explained, cut)
 
     async def _delivery(

@@ -2,22 +2,32 @@
 
 What is said is known, and no more: where the history has a gap, or does not know what a subscription was at the time, the sentence says so.
 
-A subscription's versions (`SubscriptionVersion`) say what it was when the event was published. The document of a version is `VersionDocument`.
+What a subscription was when the event was *read* decides whether it is owed the event. A record's time doesn't say when that was: producers choose it by
+clocks of their own, and a record may wait in its topic for hours. So `ReadTime` comes from what is recorded of deliveries. Where nothing is, the sentence goes
+by the record's time, and says so wherever another time would make another sentence.
+
+A subscription's versions (`SubscriptionVersion`) say what it was. The document of a version is `VersionDocument`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
+from dispatcher.core.retry.records import FIRST_GENERATION
 from dispatcher.core.subscription.model import EVERY_TENANT
 from dispatcher.core.subscription.patterns import matches
 from dispatcher.core.text.times import rfc3339
-from dispatcher.history.base import DELETED, DeliveryRow, DeliveryState, SubscriptionVersion
+from dispatcher.history.base import DELETED, FUTURE_MS, DeliveryRow, DeliveryState, SubscriptionVersion
+from dispatcher.history.logged import AttemptDetail
 
+_heads: Final = msgspec.json.Decoder(AttemptDetail)
 _PATTERNS: Final = 5  # that a sentence names
+_BY_THE_RECORD: Final = "that goes by the time in the event's record, as nothing tells when it was read"
+_PERHAPS: Final = "perhaps before it was read"
 
 _DEAD: Final[Mapping[str, str]] = {
     "exhausted": "every attempt of its schedule had failed",
@@ -70,6 +80,39 @@ class VersionDocument(msgspec.Struct, omit_defaults=True):
     """When it was made; None where that is not known (of the subscriptions file)."""
 
 
+class ReadTime(NamedTuple):
+    """When an event was read, as far as that is known: not before `since_ms`, not after `until_ms`. Unix ms."""
+
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to go by."""
+        return self.since_ms is not None or self.until_ms is not None
+
+
+NOT_KNOWN: Final = ReadTime()
+
+
+def read_time_of(deliveries: Iterable[DeliveryRow]) -> ReadTime:
+    """When an event was read that has these deliveries."""
+    times = []
+    exact = False
+    for row in deliveries:
+        try:
+            head = _heads.decode(row.first)
+        except msgspec.MsgspecError:
+            continue
+        # A replay and whatever somebody asked for come long after.
+        if head.generation != FIRST_GENERATION or head.attempt > 1:
+            continue
+        made = head.total_ms is not UNSET
+        exact = exact or made
+        times.append(head.time_ms - head.queue_ms if made else head.time_ms)
+    return ReadTime(min(times) if exact else None, min(times)) if times else NOT_KNOWN
+
+
 class Subject(NamedTuple):
     """An event and a subscription, and what is known of the two. Times in Unix ms."""
 
@@ -78,7 +121,7 @@ class Subject(NamedTuple):
     tenant: str | None
     """The event's."""
     time_ms: int
-    """When it was published."""
+    """When it was published, by its record."""
     delivery: DeliveryRow | None
     versions: Sequence[SubscriptionVersion]
     """The subscription's, the oldest first."""
@@ -92,6 +135,8 @@ class Subject(NamedTuple):
     """First attempts that succeed are kept, too."""
     schedule: Sequence[float] = ()
     """The subscription's waits between attempts, in seconds."""
+    read: ReadTime = NOT_KNOWN
+    """When the event was read."""
 
 
 class Explanation(NamedTuple):
@@ -105,9 +150,49 @@ def explain(subject: Subject) -> Explanation:
     """Why it was delivered, or not."""
     if subject.delivery is not None:
         return _of_delivery(subject, subject.delivery)
-    version = _at(subject)
+    if not subject.read.known:
+        found = _judged(subject, subject.time_ms)
+        if found.sentence.endswith(f"{_PERHAPS}.") or not depends_on_reading(subject):
+            return found
+        return found._replace(sentence=f"{found.sentence.removesuffix('.')}; {_BY_THE_RECORD}.")
+    since, until = subject.read
+    begin = min(subject.time_ms - FUTURE_MS, until or 0) if since is None else since
+    moments = _moments(subject, begin, max(begin, subject.as_of_ms) if until is None else until)
+    each_time = [_judged(subject, moment) for moment in moments]
+    first = each_time[0]
+    changed = next(
+        (moment for moment, each in zip(moments, each_time, strict=True) if each.outcome != first.outcome),
+        None,
+    )
+    if changed is None:
+        return first
+    return Explanation(
+        "unknown",
+        f"Whether it was owed to {subject.subscription_id} is not known: the subscription changed at {_time(changed)}, at about the time at which the"
+        " event was read.",
+    )
+
+
+def depends_on_reading(subject: Subject) -> bool:
+    """Whether the explanation is another one if the event was read at another time than its record has. Of one with a delivery nothing does."""
+    if subject.delivery is not None:
+        return False
+    begin = subject.time_ms - FUTURE_MS
+    moments = _moments(subject, begin, max(subject.time_ms, subject.as_of_ms))
+    return len({_judged(subject, moment).outcome for moment in moments}) > 1
+
+
+def _moments(subject: Subject, since_ms: int, until_ms: int) -> list[int]:
+    """Those from the one to the other at which the subscription became what it was."""
+    later = (version.since_ms for version in subject.versions)
+    return [since_ms, *(time_ms for time_ms in later if since_ms < time_ms <= until_ms)]
+
+
+def _judged(subject: Subject, moment: int) -> Explanation:
+    """Why there is no delivery, if the event was read then."""
+    version = _at(subject, moment)
     if version is None:
-        return _before_all(subject)
+        return _before_all(subject, moment)
     return _unrecorded(subject, version)
 
 
@@ -176,8 +261,13 @@ def _now(subject: Subject) -> str:
             return ""
 
 
-def _before_all(subject: Subject) -> Explanation:
-    published = f"the event was published at {_time(subject.time_ms)}"
+def _before_all(subject: Subject, moment: int) -> Explanation:
+    exactly = subject.read.since_ms is not None and subject.read.since_ms == subject.read.until_ms
+    published = (
+        f"the event was read{f' at {_time(moment)}' if exactly else ''}"
+        if subject.read.known
+        else f"the event was published at {_time(subject.time_ms)}"
+    )
     if not subject.versions:
         return Explanation(
             "unknown",
@@ -185,7 +275,7 @@ def _before_all(subject: Subject) -> Explanation:
         )
     first = subject.versions[0]
     made = document_of(first).created_ms
-    if made is not None and made > subject.time_ms:
+    if made is not None and made > moment:
         return Explanation(
             "made_later",
             f"It was not owed to {subject.subscription_id}, which was made at {_time(made)}, after {published}.",
@@ -207,7 +297,7 @@ def _unrecorded(subject: Subject, version: SubscriptionVersion) -> Explanation:
     if version.tenant not in (subject.tenant, EVERY_TENANT):
         return Explanation(
             "no_match_tenant",
-            f"It was not owed to {id_}, which was another tenant's when the event was published.",
+            f"It was not owed to {id_}, which was another tenant's when the event was {_came(subject)}.",
         )
     if not any(matches(pattern, subject.event_type) for pattern in document.event_types):
         named = ", ".join(document.event_types[:_PATTERNS])
@@ -215,7 +305,7 @@ def _unrecorded(subject: Subject, version: SubscriptionVersion) -> Explanation:
         wanted = f"{named} and {more} more" if more > 0 else named or "nothing"
         return Explanation(
             "no_match_type",
-            f"It was not owed to {id_}, which wanted {wanted} when the event was published: the type {subject.event_type} is not among that.",
+            f"It was not owed to {id_}, which wanted {wanted} when the event was {_came(subject)}: the type {subject.event_type} is not among that.",
         )
     match version.status:
         case "paused":
@@ -245,14 +335,20 @@ def _matched(subject: Subject) -> Explanation:
             "unknown",
             f"It was owed to {id_}, and what became of it is not known: the history has a gap at that time.",
         )
-    later = next(
-        (each for each in subject.versions if each.since_ms > subject.time_ms and each.status != "active"),
-        None,
-    )
+    later = None
+    if not subject.read.known:
+        later = next(
+            (
+                each
+                for each in subject.versions
+                if each.since_ms > subject.time_ms and each.status != "active"
+            ),
+            None,
+        )
     changed = (
         ""
         if later is None
-        else f"; the subscription is {later.status} since {_time(later.since_ms)}, perhaps before it was read"
+        else f"; the subscription is {later.status} since {_time(later.since_ms)}, {_PERHAPS}"
     )
     if not subject.keeps_all:
         return Explanation(
@@ -265,11 +361,15 @@ def _matched(subject: Subject) -> Explanation:
     )
 
 
-def _at(subject: Subject) -> SubscriptionVersion | None:
-    """What it was when the event was published."""
+def _came(subject: Subject) -> str:
+    return "read" if subject.read.known else "published"
+
+
+def _at(subject: Subject, moment: int) -> SubscriptionVersion | None:
+    """What it was then."""
     found = None
     for version in subject.versions:
-        if version.since_ms > subject.time_ms:
+        if version.since_ms > moment:
             break
         found = version
     return found

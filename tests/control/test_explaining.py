@@ -16,7 +16,7 @@ from dispatcher.control.explaining import Explained, ExplainedEvent, Explanation
 from dispatcher.control.history import HistoryReader
 from dispatcher.core.retry.records import Source
 from dispatcher.history.base import DELETED, Retention, SubscriptionVersion
-from dispatcher.history.explanation import VersionDocument
+from dispatcher.history.explanation import ReadTime, VersionDocument
 from dispatcher.history.logged import DAY_MS
 from dispatcher.history.sqlite.store import SqliteHistory
 from tests.fakes import FixedRegistry, subscription
@@ -166,3 +166,45 @@ async def test_each_event_of_an_id_is_explained_by_itself(bench: Bench) -> None:
 
 def _of(found: ExplainedEvent, id_: str) -> Explained:
     return next(each for each in found.explanations if each.subscription_id == id_)
+
+
+async def test_the_time_at_which_it_was_read_is_what_its_other_deliveries_say(bench: Bench) -> None:
+    # It was made a second ago by its producer's clock, which is slow, and read just now: sub_orders is paused since then.
+    await bench.store.note_versions([version("sub_orders", "acme", "paused", -500, "*")])
+    late = event(9, time_ms=NOW - 900)
+    records = [attempt(1, 9, time_ms=NOW, event_type="invoice.paid")]
+    await bench.store.apply([batch(records, 1, 2), batch([], 8, 10, partition=EVENTS, events=[late])], NOW)
+    found = _of(await bench.explain("acme", "evt_9"), "sub_orders")
+    assert found.explanation.outcome == "paused"
+
+
+async def test_its_neighbours_are_asked_only_where_that_makes_a_difference(bench: Bench) -> None:
+    asked: list[Source] = []
+
+    class Times:
+        async def around(self, source: Source) -> ReadTime:
+            asked.append(source)
+            return ReadTime(NOW - 100, NOW)
+
+    alone = event(9, time_ms=NOW - 900)
+    await bench.store.apply([batch([], 8, 10, partition=EVENTS, events=[alone])], NOW)
+    explanations = Explanations(
+        HistoryReader(bench.store, None),
+        bench.registry,
+        keeps_all=True,
+        reading_times=Times(),  # type: ignore[arg-type] # what is asked of it
+    )
+
+    async def outcome(id_: str) -> str:
+        (found,) = (await explanations.explain("acme", "evt_9", id_)).value
+        return found.explanations[0].explanation.outcome
+
+    await bench.store.note_versions(
+        [version("sub_a", since=-9_000_000), version("sub_orders", "acme", "paused", -500, "*")]
+    )
+    bench.registry.index = bench.registry.index.replaced(subscription("sub_same", tenant="acme"))
+    await bench.store.note_versions([version("sub_same", since=-9_000_000)])
+    assert await outcome("sub_same") == "pending"
+    assert asked == []
+    assert await outcome("sub_orders") == "paused"
+    assert asked == [Source("events", 0, 9)]
