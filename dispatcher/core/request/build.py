@@ -108,6 +108,19 @@ class Template:
         return len(self.ready)
 
 
+class _Second:
+    """The time that was signed last: thousands of requests are built in a second."""
+
+    __slots__ = ("number", "text")
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.text = b""
+
+
+_signed: Final = _Second()
+
+
 class Templated(Protocol):
     """What building needs of a subscription."""
 
@@ -150,7 +163,9 @@ def build(subscription: Templated, event: Event, now: int) -> bytes:
     lines = event.lines
     if lines is None:
         lines = event.lines = _type_line(event.type) + _time_line(event.occurred_ms)
-    timestamp = b"%d" % now
+    if now != _signed.number:
+        _signed.number, _signed.text = now, b"%d" % now
+    timestamp = _signed.text
     first = ready = parts.ready
     if parts.padded:
         first = ready[PADS:]

@@ -43,4 +43,4 @@ def rfc3339_ascii(moment: int) -> bytes:
     if minute != _written.number:
         _written.text = (_EPOCH + timedelta(minutes=minute)).isoformat()[:16].encode("ascii")
         _written.number = minute
-    return b"".join((_written.text, _SECONDS[seconds - minute * 60], _MILLISECONDS[moment - seconds * 1000]))
+    return b"".join((_written.text, _SECONDS[seconds % 60], _MILLISECONDS[moment % 1000]))

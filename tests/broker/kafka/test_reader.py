@@ -10,6 +10,8 @@ from dispatcher.broker.base import (
     Message,
     TopicPartition,
 )
+from dispatcher.broker.kafka.reader import fetch_wait
+from dispatcher.settings.groups import KafkaSettings
 from tests.broker.backends import OnKafka
 from tests.broker.test_contract import numbered, numbers
 from tests.broker.test_reader import read_until, started
@@ -49,3 +51,17 @@ async def test_a_topic_made_anew_is_an_error_and_not_read_as_if_it_went_on(
     with pytest.raises(BrokerError, match="start again"):
         await read_until(reader, lambda _: False)
     await backend.close_all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({}, 2.0),
+        ({"fetch_max_wait": 5.0}, 5.0),
+        ({"fetch_max_wait": 0.1, "request_timeout": 1.0}, 0.5),
+    ],
+)
+def test_an_empty_answer_is_waited_for_as_long_as_no_request_takes(
+    settings: dict[str, float], seconds: float
+) -> None:
+    assert fetch_wait(KafkaSettings(**settings)) == seconds
