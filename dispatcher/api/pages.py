@@ -58,28 +58,17 @@ class _PageAsset(NamedTuple):
     for_ever: bool
 
 
-class Pages:
+class PageFiles:
     """The shell and its parts, read when first asked for."""
 
-    def __init__(
-        self, portal: PortalSessions, frame_ancestors: Sequence[str], folder: Traversable | None = None
-    ) -> None:
-        """`frame_ancestors` may embed the portal; `folder` is where the application was built to."""
-        self._portal = portal
-        self._ancestors = " ".join(frame_ancestors) or "'none'"
+    def __init__(self, folder: Traversable | None = None) -> None:
+        """`folder` is where the application was built to."""
         self._folder = files("dispatcher").joinpath("web") if folder is None else folder
         self._shell: tuple[bytes, bytes] | None = None  # before and after the place of <base>
         self._assets: Mapping[str, _PageAsset] | None = None
 
-    def console(self, request: web.Request) -> web.Response:
-        """/console and all below."""
-        return self._page(request, "console", "'none'")
-
-    def portal(self, request: web.Request) -> web.Response:
-        """/portal and all below."""
-        return self._page(request, "portal", self._ancestors)
-
-    def _page(self, request: web.Request, name: str, ancestors: str) -> web.Response:
+    def page(self, request: web.Request, name: str, ancestors: str = "'none'") -> web.Response:
+        """/<name> and all below: the shell. `ancestors` may embed it."""
         if self._shell is None:
             self._shell = self._read_shell()
         before, after = self._shell
@@ -136,6 +125,24 @@ class Pages:
         response.headers["Content-Security-Policy"] = _IMAGE_POLICY
         response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         return _careful(response)
+
+
+class Pages(PageFiles):
+    """The console and the portal, with what was uploaded for portals."""
+
+    def __init__(self, portal: PortalSessions, frame_ancestors: Sequence[str]) -> None:
+        """`frame_ancestors` may embed the portal."""
+        super().__init__()
+        self._portal = portal
+        self._ancestors = " ".join(frame_ancestors) or "'none'"
+
+    def console(self, request: web.Request) -> web.Response:
+        """/console and all below."""
+        return self.page(request, "console")
+
+    def portal(self, request: web.Request) -> web.Response:
+        """/portal and all below."""
+        return self.page(request, "portal", self._ancestors)
 
     def image(self, request: web.Request) -> web.Response:
         """/portal/images/{name}."""

@@ -8,12 +8,17 @@ import errno
 import random
 import secrets
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import click
 import uvloop
 from rich.console import Console
 from rich.text import Text
 
+from dispatcher.commands.inspection import Inspection
+from dispatcher.commands.inspection_server import NAME, InspectionServer
 from dispatcher.commands.receiver import (
     Arrival,
     InvalidSecretError,
@@ -54,10 +59,37 @@ _STYLES = {
     type=click.FloatRange(0, 3600),
     help="Seconds to wait before each answer.",
 )
-def listen(host: str, port: int, secret: str | None, status: int, fail_rate: float, delay: float) -> None:
+@click.option(
+    "--inspect",
+    is_flag=True,
+    help="Show the last requests on a page too: headers, body, signature, answer.",
+)
+@click.option(
+    "--inspect-host", default="127.0.0.1", show_default=True, help="Address of the page of --inspect."
+)
+@click.option(
+    "--inspect-port",
+    default=9001,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port of the page; 0 takes a free one.",
+)
+def listen(
+    host: str,
+    port: int,
+    secret: str | None,
+    status: int,
+    fail_rate: float,
+    delay: float,
+    *,
+    inspect: bool,
+    inspect_host: str,
+    inspect_port: int,
+) -> None:
     """Receive webhooks here: verify each signature and print a line per request.
 
-    Without --secret a new one is made, and the subscription to paste is printed. Stop with Ctrl-C.
+    Without --secret a new one is made, and the subscription to paste is printed. With --inspect a page shows the last
+    requests, at the address that is printed. Stop with Ctrl-C.
     """
     made = secret is None
     if secret is None:
@@ -81,28 +113,70 @@ def listen(host: str, port: int, secret: str | None, status: int, fail_rate: flo
         else:
             console.print(line(arrival), soft_wrap=True)
 
-    receiver = Receiver(key, show, answer)
-    try:
-        uvloop.run(_serve(receiver, host, port, secret if made else None, console))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise click.ClickException(f"port {port} is taken: choose another with --port") from error
-        raise click.ClickException(f"can't listen on {host}:{port}: {error.strerror or error}") from error
-    except KeyboardInterrupt:
-        # Ctrl-C is how this command ends.
-        pass
+    inspection = Inspection()
+
+    def arrived(arrival: Arrival) -> None:
+        if inspect:
+            inspection.keep(arrival)
+        show(arrival)
+
+    receiver = Receiver(key, arrived, answer, inspection.note_left)
+    page = (lambda url: InspectionServer(inspection, key, url)) if inspect else None
+    place = ListenPlace(host, port, inspect_host, inspect_port)
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how this command ends
+        uvloop.run(_serve(receiver, page, place, secret if made else None, console))
 
 
-async def _serve(receiver: Receiver, host: str, port: int, secret: str | None, console: Console) -> None:
-    port = await receiver.start(host, port)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+class ListenPlace(NamedTuple):
+    """Where the receiver listens, and where its page."""
+
+    host: str
+    port: int
+    page_host: str
+    page_port: int
+
+
+async def _serve(
+    receiver: Receiver,
+    page: Callable[[str], InspectionServer] | None,
+    place: ListenPlace,
+    secret: str | None,
+    console: Console,
+) -> None:
+    server, page_port = None, 0
+    with _said(place.host, place.port, "--port"):
+        port = await receiver.start(place.host, place.port)
+    url = _url(place.host, port)
     try:
+        if page is not None:
+            server = page(url)
+            with _said(place.page_host, place.page_port, "--inspect-port"):
+                page_port = await server.start(place.page_host, place.page_port)
         console.print(f"Listening on {url}", soft_wrap=True)
+        if server is not None:
+            console.print(f"Inspect at {_url(place.page_host, page_port)}{NAME}/", soft_wrap=True)
         if secret is not None:
             console.print(snippet(url, secret), style="dim", soft_wrap=True, markup=False)
         await asyncio.get_running_loop().create_future()
     finally:
+        if server is not None:
+            await server.stop()
         await receiver.stop()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+@contextmanager
+def _said(host: str, port: int, option: str) -> Iterator[None]:
+    """Tell why it can't listen there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise click.ClickException(f"port {port} is taken: choose another with {option}") from error
+        raise click.ClickException(f"can't listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def snippet(url: str, secret: str) -> str:

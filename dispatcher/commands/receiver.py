@@ -7,6 +7,7 @@ Rules:
 
 1. Every request is verified and reported exactly once, before it is answered, also when it is left without an answer.
 2. The answer depends on the request and its number alone, so that a run can be repeated.
+3. A sender that leaves before its answer is reported once more (`on_left`): it never got what it was to be answered.
 """
 
 from __future__ import annotations
@@ -63,13 +64,18 @@ def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> S
     signatures = headers.get("webhook-signature")
     if not (message_id and timestamp and signatures):
         return SignatureVerdict.MISSING
-    signed = b"%b.%b.%b" % (_raw(message_id), _raw(timestamp), body)
-    expected = b"v1," + base64.b64encode(hmac.digest(key, signed, "sha256"))
+    expected = expected_signature(key, message_id, timestamp, body)
     if not any(hmac.compare_digest(expected, _raw(signature)) for signature in signatures.split(" ")):
         return SignatureVerdict.WRONG
     if not (timestamp.isascii() and timestamp.isdigit() and abs(int(timestamp[:20]) - now) <= TOLERANCE):
         return SignatureVerdict.STALE
     return SignatureVerdict.VALID
+
+
+def expected_signature(key: bytes, message_id: str, timestamp: str, body: bytes) -> bytes:
+    """Return the `v1` signature of a request with this id, timestamp and body."""
+    signed = b"%b.%b.%b" % (_raw(message_id), _raw(timestamp), body)
+    return b"v1," + base64.b64encode(hmac.digest(key, signed, "sha256"))
 
 
 def _raw(text: str) -> bytes:
@@ -85,7 +91,7 @@ class ReceiverAnswer(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """One request, as the endpoint saw it. `number` counts the requests with this webhook-id, from 1."""
+    """One request, as the endpoint saw it. `number` counts the requests with this webhook-id, from 1, and `serial` all requests."""
 
     id: str
     number: int
@@ -94,6 +100,10 @@ class Arrival(NamedTuple):
     at: float  # Unix seconds
     headers: Mapping[str, str]
     body: bytes
+    method: str = "POST"
+    target: str = "/"  # path and query, as they were sent
+    remote: str | None = None  # the sender's address
+    serial: int = 1
 
 
 Behaviour = Callable[[str, int], ReceiverAnswer]
@@ -106,14 +116,20 @@ def healthy(_id: str, _number: int) -> ReceiverAnswer:
 
 
 class Receiver:
-    """One endpoint on a port of its own. `on_arrival` hears of every request."""
+    """One endpoint on a port of its own. `on_arrival` hears of every request, `on_left` of senders that left before their answer."""
 
     def __init__(
-        self, key: bytes, on_arrival: Callable[[Arrival], None], behaviour: Behaviour = healthy
+        self,
+        key: bytes,
+        on_arrival: Callable[[Arrival], None],
+        behaviour: Behaviour = healthy,
+        on_left: Callable[[Arrival], None] | None = None,
     ) -> None:
         self._key = key
         self._on_arrival = on_arrival
         self._behaviour = behaviour
+        self._on_left = on_left
+        self._serial = 0
         self._numbers: dict[str, int] = {}
         self._runner: web.AppRunner | None = None
 
@@ -125,7 +141,7 @@ class Receiver:
         await runner.setup()
         self._runner = runner
         # A site of its own would resolve port 0 where it can't be read back.
-        listener = _listening_socket(host, port)
+        listener = listening_socket(host, port)
         await web.SockSite(runner, listener, backlog=1024).start()
         return int(listener.getsockname()[1])
 
@@ -145,9 +161,28 @@ class Receiver:
             del self._numbers[next(iter(self._numbers))]
         verdict = verify(self._key, request.headers, body, now)
         answer = self._behaviour(event_id, number)
-        self._on_arrival(Arrival(event_id, number, verdict, answer, now, request.headers, body))
+        self._serial += 1
+        arrival = Arrival(
+            event_id,
+            number,
+            verdict,
+            answer,
+            now,
+            request.headers,
+            body,
+            request.method,
+            request.raw_path,
+            request.remote,
+            self._serial,
+        )
+        self._on_arrival(arrival)
         if answer.delay > 0:
-            await asyncio.sleep(answer.delay)
+            try:
+                await asyncio.sleep(answer.delay)
+            except asyncio.CancelledError:
+                if self._on_left is not None:
+                    self._on_left(arrival)
+                raise
         if answer.status is None:
             if request.transport is not None:
                 request.transport.abort()
@@ -155,7 +190,8 @@ class Receiver:
         return web.Response(status=answer.status)
 
 
-def _listening_socket(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Return a bound socket, whose port can be read also where it was 0. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -117,6 +119,41 @@ def test_a_wrong_command_line_exits_2_and_says_why(tmp_path: Path, options: list
     assert ended.returncode == 2
     assert word in ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def test_the_page_of_what_came_is_served_on_this_machine_and_told(listening: Listening) -> None:
+    process, url = listening("--secret", SECRET, "--inspect", "--inspect-port", "0")
+    page = read(process).removeprefix("Inspect at ").strip()
+    assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+/inspect/", page)
+    post(url, SECRET, "evt_1")
+    with urllib.request.urlopen(page.replace("/inspect/", "/v1/deliveries"), timeout=30) as answer:
+        (row,) = json.load(answer)["deliveries"]
+    assert (row["event_id"], row["received"]["signature"]["verdict"]) == ("evt_1", "valid")
+
+
+def test_a_sender_that_leaves_before_its_answer_is_told_on_the_page(listening: Listening) -> None:
+    process, url = listening("--secret", SECRET, "--inspect", "--inspect-port", "0", "--delay", "3600")
+    page = read(process).removeprefix("Inspect at ").strip().replace("/inspect/", "/v1/deliveries")
+    with pytest.raises(TimeoutError):
+        urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=1)
+    end = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(page, timeout=30) as answer:
+            (row,) = json.load(answer)["deliveries"]
+        if row["received"]["answer"] == "left":
+            break
+        assert time.monotonic() < end, row
+        time.sleep(0.05)
+
+
+def test_a_taken_port_of_the_page_names_its_option(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = console.dispatcher(
+            "listen", "--port", "0", "--inspect", "--inspect-port", str(port), cwd=tmp_path
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == f"Error: port {port} is taken: choose another with --inspect-port\n"
 
 
 def arrival(**changes: Any) -> Arrival:

@@ -128,6 +128,36 @@ async def test_a_request_is_judged_reported_and_answered() -> None:
     assert endpoint.arrivals[1].body == b"{}!"
 
 
+async def test_a_request_tells_its_method_target_sender_and_place() -> None:
+    async with Endpoint() as endpoint, aiohttp.ClientSession() as client:
+        await client.post(endpoint.url)
+        await client.put(endpoint.url)
+    assert [(each.serial, each.method, each.target, each.remote) for each in endpoint.arrivals] == [
+        (1, "POST", "/hooks/x?y=1", "127.0.0.1"),
+        (2, "PUT", "/hooks/x?y=1", "127.0.0.1"),
+    ]
+
+
+async def test_a_sender_that_leaves_before_its_answer_is_reported() -> None:
+    left: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
+    receiver = Receiver(
+        secret_key(SECRET),
+        lambda _arrival: None,
+        lambda _id, _number: ReceiverAnswer(200, 3600),
+        left.set_result,
+    )
+    port = await receiver.start("127.0.0.1")
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+        assert (await asyncio.wait_for(left, 30)).target == "/a"
+        del reader
+    finally:
+        await receiver.stop()
+
+
 async def test_the_behaviour_sees_which_request_with_an_id_this_is() -> None:
     async with (
         Endpoint(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+WEB: Final = Path(__file__).parent.parent.parent / "web"
+AXE: Final = WEB / "node_modules" / "axe-core" / "axe.min.js"
+"""It comes with what builds the pages. Where no Node is, the pages are looked at without it."""
 
 # Debian's package. Headless, as root, with little shared memory, and calling nobody of its own accord.
 _FLAGS: Final = (
@@ -108,3 +114,25 @@ def settled(page: Page) -> None:
         "() => document.querySelector('main, .gate') !== null"
         " && document.querySelector('[aria-busy=true], .skeleton') === null && !document.querySelector('#app > .skeleton')"
     )
+
+
+def keep(page: Page, name: str) -> None:
+    """A screenshot, for somebody to look at."""
+    if folder := os.environ.get("DISPATCHER_TEST_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def axe(page: Page) -> list[dict[str, Any]]:
+    """What axe finds serious or worse."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        {
+            "rule": each["id"],
+            "impact": each["impact"],
+            "nodes": [node["html"][:200] for node in each["nodes"][:5]],
+        }
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]

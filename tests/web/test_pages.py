@@ -6,23 +6,17 @@ Screenshots of all of them are left in the folder that DISPATCHER_TEST_SCREENSHO
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
-from tests.web.browser import IN_CHROMIUM, opened, settled
+from tests.web.browser import AXE, IN_CHROMIUM, axe, keep, opened, settled
 from tests.web.stage import MARKUP, Stage
-from tests.web.test_build import WEB, node
 
-AXE = WEB / "node_modules" / "axe-core" / "axe.min.js"
-pytestmark = IN_CHROMIUM
+pytestmark = [*IN_CHROMIUM, pytest.mark.usefixtures("packages")]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +24,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Stage(tmp_path_factory.mktemp("stage")) as stage:
         stage.play()
         yield stage
-
-
-@pytest.fixture(scope="module", autouse=True)
-def packages() -> None:
-    """axe comes with what builds the pages. Where no Node is, the pages are looked at without it."""
-    if not AXE.exists() and node():
-        subprocess.run(["npm", "ci", "--no-progress"], cwd=WEB, check=True, capture_output=True, timeout=170)
 
 
 PAGES = {
@@ -76,28 +63,6 @@ def ids(stage: Stage) -> dict[str, str]:
         "retrying": stage.deliveries("subscription=sub_later&state=retrying")[0],
     }
     return {name: each["id"] for name, each in found.items()}
-
-
-def keep(page: Page, name: str) -> None:
-    """A screenshot, for somebody to look at."""
-    if folder := os.environ.get("DISPATCHER_TEST_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
-def axe(page: Page) -> list[dict[str, Any]]:
-    """What axe finds serious or worse."""
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
-    return [
-        {
-            "rule": each["id"],
-            "impact": each["impact"],
-            "nodes": [node["html"][:200] for node in each["nodes"][:5]],
-        }
-        for each in found["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -7,14 +7,14 @@ import "./styles/tokens.css";
 import "./styles/base.css";
 import "./styles/parts.css";
 import { startStream, stopStream } from "./state/live";
-import { CAME_TO_NONE, go, place, to } from "./state/place";
+import { APP, CAME_TO_NONE, FIRST, go, place, to } from "./state/place";
 import { preferences, showTheme } from "./state/preferences";
 import { followHost, look, session, showBranding, takeToken } from "./state/session";
 import { t } from "./text/text";
 import { Empty } from "./ui/bits";
 import { Overlays, useKeys } from "./ui/palette";
 import { Fence, ProblemNote, Skeleton } from "./ui/panel";
-import { Shell } from "./ui/shell";
+import { pageTitle, Shell } from "./ui/shell";
 import { DeadLetters } from "./pages/dead-letters";
 import { Deliveries } from "./pages/deliveries";
 import { DeliveryPage } from "./pages/delivery";
@@ -31,7 +31,7 @@ import { Replicas } from "./pages/replicas";
 import { SubscriptionPage } from "./pages/subscription";
 import { Subscriptions } from "./pages/subscriptions";
 
-const PAGES: Record<string, () => preact.JSX.Element | null> = {
+const PAGES: Record<string, () => preact.JSX.Element | null> = APP === "inspect" ? { deliveries: Deliveries, delivery: DeliveryPage } : {
   overview: Overview,
   deliveries: Deliveries,
   delivery: DeliveryPage,
@@ -96,7 +96,7 @@ function App() {
 function Missing() {
   return (
     <Empty title={t.pages.missing}>
-      <a href={to("overview")}>{t.pages.overview}</a>
+      <a href={to(FIRST)}>{pageTitle(FIRST)}</a>
     </Empty>
   );
 }

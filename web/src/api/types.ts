@@ -28,6 +28,23 @@ export type Plan = Schemas["ReplayPlan"];
 export type Replay = Schemas["Replay"];
 export type ReplayShown = Schemas["ReplayShown"];
 
+/** A request as a local receiver got it (`dispatcher listen --inspect`). */
+export interface ReceivedRequest {
+  serial: number;
+  method: string;
+  url: string;
+  size: number;
+  content_type: string | null;
+  answer: "answered" | "waiting" | "reset" | "left";
+  signature: {
+    verdict: "valid" | "missing" | "stale" | "wrong";
+    missing: string[];
+    off_seconds: number | null;
+    schemes: string[];
+    expected: string | null;
+  };
+}
+
 /** A record of the attempt log (docs/attempts.md). A field that doesn't apply is absent. */
 export interface Attempt {
   attempt: number;
@@ -58,5 +75,6 @@ export interface Attempt {
   host?: string;
   path?: string;
   triggered_by?: string;
+  received?: ReceivedRequest; // of what a local receiver got
   [other: string]: unknown;
 }

@@ -2,14 +2,14 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { Delivery, Intervention, Statistics } from "../api/types";
+import type { Delivery, Intervention, Series, Statistics } from "../api/types";
 import { countText, percentText } from "../format/numbers";
 import { utcText } from "../format/time";
 import { FAILURE_CLASSES, stepTimes, values } from "../state/figures";
-import { DELIVERY_FILTERS, filtersOf, listQuery, rangeOf, rangeQuery } from "../state/filters";
+import { AT_ONCE, DELIVERY_FILTERS, filtersOf, listQuery, pageSize, rangeOf, rangeQuery } from "../state/filters";
 import { useNews } from "../state/live";
 import { useLoad } from "../state/load";
-import { changed, place, to } from "../state/place";
+import { APP, changed, go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { language, t } from "../text/text";
 import { Button, Copy, Duration, Empty, Note, Reload } from "../ui/bits";
@@ -21,10 +21,12 @@ import { Filters, Pager, stateOptions, type FilterField } from "../ui/filters";
 import { Select } from "../ui/form";
 import { Knowledge, Panel, ProblemNote, problemTexts } from "../ui/panel";
 import { RangePicker } from "../ui/range";
-import { Head } from "../ui/shell";
+import { receivedColumns, receivedFields } from "../ui/received";
+import { Head, pageTitle } from "../ui/shell";
 import { Table } from "../ui/table";
 
 function deliveryFields(): FilterField[] {
+  if (APP === "inspect") return receivedFields();
   const fields: FilterField[] = [
     { name: "state", label: t.columns.state, options: stateOptions() },
     { name: "status", label: t.columns.status, help: t.filters.statusHelp },
@@ -40,8 +42,8 @@ function deliveryFields(): FilterField[] {
 
 export function Deliveries() {
   const { query } = place.use();
-  const key = query.toString();
-  const load = useLoad(`deliveries ${key}`, (signal) => get("/v1/deliveries", { query: listQuery(query, DELIVERY_FILTERS, Date.now()), signal }));
+  const key = withoutView(query).toString();
+  const load = useLoad(`deliveries ${key}`, (signal) => loadRows(query, signal));
   const filters = filtersOf(query, DELIVERY_FILTERS);
   const live = !query.has("until") && !query.has("cursor");
   const news = useNews(
@@ -71,14 +73,14 @@ export function Deliveries() {
   );
   return (
     <>
-      <Head title={t.pages.deliveries}>
+      <Head title={pageTitle("deliveries")}>
         <RangePicker />
         <Reload call={load.reload} />
-        <Export path="/v1/deliveries" name="deliveries" query={() => listQuery(query, DELIVERY_FILTERS, Date.now())} />
+        {APP === "inspect" ? null : <Export path="/v1/deliveries" name="deliveries" query={() => listQuery(query, DELIVERY_FILTERS, Date.now())} />}
         <Copy label={t.copyLink} text={() => new URL(changed({ since: utcText(rangeOf(query, Date.now()).since), until: utcText(rangeOf(query, Date.now()).until ?? Date.now()) }), document.baseURI).href} />
       </Head>
       <Filters fields={deliveryFields()} />
-      <DeliveriesOverTime />
+      {APP === "inspect" ? null : <DeliveriesOverTime />}
       {live && news.count > 0 ? (
         <Note tone="info" live actions={<Button kind="small" onClick={load.reload}>{t.show}</Button>}>
           {news.atLeast ? t.news.atLeast(countText(news.count, language)) : t.news.exactly(news.count)}
@@ -105,7 +107,7 @@ export function Deliveries() {
               <DeliveryTable
                 caption={t.pages.deliveries}
                 rows={page.deliveries}
-                columns={columnsOf()}
+                columns={APP === "inspect" ? receivedColumns() : columnsOf()}
                 {...(may("resend")
                   ? {
                       pick,
@@ -121,12 +123,30 @@ export function Deliveries() {
                   : {})}
               />
             )}
-            <Pager next={page.next_cursor} shown={page.deliveries.length} />
+            <Pager next={page.next_cursor} shown={page.deliveries.length} sizes />
           </>
         )}
       </Panel>
     </>
   );
+}
+
+/** As many rows as the address asks for; the API gives fewer at once. */
+async function loadRows(query: URLSearchParams, signal: AbortSignal) {
+  const asked = listQuery(query, DELIVERY_FILTERS, Date.now());
+  let page = await get("/v1/deliveries", { query: asked, signal });
+  for (let more = page; more.next_cursor !== null && more.deliveries.length > 0 && page.deliveries.length < pageSize(query); ) {
+    more = await get("/v1/deliveries", { query: { ...asked, cursor: more.next_cursor, limit: Math.min(AT_ONCE, pageSize(query) - page.deliveries.length) }, signal });
+    page = { ...page, deliveries: [...page.deliveries, ...more.deliveries], next_cursor: more.next_cursor };
+  }
+  return page;
+}
+
+/** What of the address says which rows there are, and not how they are counted. */
+function withoutView(query: URLSearchParams): URLSearchParams {
+  const rows = new URLSearchParams(query);
+  for (const name of ["by", "order"]) rows.delete(name);
+  return rows;
 }
 
 /** "All that are like these" is a replay: its filter and its time are frozen at the click. */
@@ -156,7 +176,7 @@ function ReplayThese() {
   );
 }
 
-const AT_ONCE = 4;
+const WORKERS = 4;
 
 function Bulk(props: { rows: Delivery[]; done: () => void }) {
   const [open, setOpen] = useState<"" | "retry" | "cancel">("");
@@ -179,7 +199,7 @@ function Bulk(props: { rows: Delivery[]; done: () => void }) {
         setProgress({ done, failed: [...failed] });
       }
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, work));
+    await Promise.all(Array.from({ length: WORKERS }, work));
     if (failed.length > 0) throw new Error(`${t.bulk.failed(failed.length)} ${failed.slice(0, 5).join("; ")}`);
     props.done();
   };
@@ -208,7 +228,7 @@ function Bulk(props: { rows: Delivery[]; done: () => void }) {
 function DeliveriesOverTime() {
   const { query } = place.use();
   const filters = filtersOf(query, DELIVERY_FILTERS);
-  const [open, setOpen] = useState(false);
+  const open = query.has("by");
   const asked = {
     ...rangeQuery(rangeOf(query, Date.now())),
     subscription: filters["subscription"],
@@ -221,7 +241,7 @@ function DeliveriesOverTime() {
   const load = useLoad(open && fits ? `deliveries over time ${JSON.stringify(asked)}` : null, (signal) => get("/v1/statistics", { query: asked, signal }));
   if (!fits) return null;
   return (
-    <details class="fold" open={open} onToggle={(event) => setOpen(event.currentTarget.open)}>
+    <details class="fold" open={open} onToggle={(event) => event.currentTarget.open !== open && go(changed({ by: open ? null : "status", order: null }), { replace: true })}>
       <summary>{t.chart.overTime}</summary>
       {open ? (
         <Panel title={t.chart.attempts} load={load}>
@@ -261,23 +281,27 @@ export function ClassChart(props: { answer: Statistics }) {
   );
 }
 
+const ORDERS = ["busiest", "failed", "slowest"] as const;
 const GROUPS = ["status", "event_type", "subscription", "host", "tenant"] as const;
 
 /** The same by what it was, the busiest first. Each row is a filter of the list. */
 function Groups(props: { asked: Record<string, string | null | undefined> }) {
-  const [group, setGroup] = useState<(typeof GROUPS)[number]>("status");
-  const load = useLoad(`groups ${group} ${JSON.stringify(props.asked)}`, (signal) => get("/v1/statistics", { query: { ...props.asked, group, step: "day", limit: 50 }, signal }));
+  const { query } = place.use();
+  const group = GROUPS.find((each) => each === query.get("by")) ?? "status";
+  const order = ORDERS.find((each) => each === query.get("order")) ?? "busiest";
+  const load = useLoad(`groups ${group} ${JSON.stringify(props.asked)}`, (signal) => get("/v1/statistics", { query: { ...props.asked, group, step: "day", limit: 200 }, signal }));
   const names: Record<(typeof GROUPS)[number], string> = { status: t.columns.answer, event_type: t.columns.eventType, subscription: t.columns.subscription, host: t.columns.host, tenant: t.columns.tenant };
   return (
     <>
       <div class="inline">
-        <Select label={t.chart.by} value={group} set={(value) => setGroup(value as "status")} options={GROUPS.filter((each) => each !== "tenant" || isOperator()).map((each) => [each, names[each]])} />
+        <Select label={t.chart.by} value={group} set={(value) => go(changed({ by: value }), { replace: true })} options={GROUPS.filter((each) => each !== "tenant" || isOperator()).map((each) => [each, names[each]])} />
+        <Select label={t.chart.order} value={order} set={(value) => go(changed({ order: value }), { replace: true })} options={ORDERS.map((each) => [each, t.chart.orders[each]])} />
       </div>
       {load.problem ? <ProblemNote problem={load.problem} again={load.reload} /> : null}
       {load.value ? (
         <Table
           caption={t.chart.by}
-          rows={load.value.series}
+          rows={ordered(load.value.series, order)}
           id={(row) => String(row.group[group])}
           href={(row) => filterOf(group, row.group[group] ?? null)}
           columns={[
@@ -292,6 +316,13 @@ function Groups(props: { asked: Record<string, string | null | undefined> }) {
       {load.value?.cut ? <p class="faint small">{t.chart.cut}</p> : null}
     </>
   );
+}
+
+/** Series come by how busy they are. */
+function ordered(series: Series[], order: (typeof ORDERS)[number]): Series[] {
+  if (order === "busiest") return series;
+  const value = (each: Series) => (order === "failed" ? each.totals.failed : (each.totals.p99_ms ?? -1));
+  return [...series].sort((one, other) => value(other) - value(one));
 }
 
 function filterOf(group: (typeof GROUPS)[number], value: string | number | null): string | null {

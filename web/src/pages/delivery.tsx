@@ -7,7 +7,7 @@ import { instant } from "../format/time";
 import { curl, headerLines, phasesOf } from "../state/attempts";
 import { useStream, type StreamRow } from "../state/live";
 import { useLoad } from "../state/load";
-import { changed, go, place } from "../state/place";
+import { APP, changed, go, place } from "../state/place";
 import { isOperator, may } from "../state/session";
 import { failureText, verdict } from "../state/verdict";
 import { span, t, word } from "../text/text";
@@ -16,6 +16,7 @@ import { Done } from "../ui/audit";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Knowledge, Panel, problemTexts } from "../ui/panel";
 import { loadPayload, PayloadView, Text } from "../ui/payload";
+import { Received, SignatureBadge, SignatureFact } from "../ui/received";
 import { Head } from "../ui/shell";
 
 export function DeliveryPage() {
@@ -39,7 +40,7 @@ export function DeliveryPage() {
   });
   return (
     <>
-      <Head title={row ? row.event_type : t.pages.delivery} under={<Id id={id} />}>
+      <Head title={row?.event_type || t.pages.delivery} under={<Id id={id} />}>
         <Reload call={reload} />
         {row ? <Actions row={row} follow={follow.start} /> : null}
       </Head>
@@ -53,7 +54,7 @@ export function DeliveryPage() {
         {(detail) => (
           <>
             <Knowledge as_of={detail.as_of} gaps={detail.gaps} at={load.at} />
-            <Standing row={detail.delivery} detail={detail} />
+            {APP === "inspect" ? <Received row={detail.delivery} /> : <Standing row={detail.delivery} detail={detail} />}
           </>
         )}
       </Panel>
@@ -61,7 +62,7 @@ export function DeliveryPage() {
         {(detail) => <Attempts detail={detail} />}
       </Panel>
       {load.value ? <Payload detail={load.value} /> : null}
-      <Done id={id} />
+      {APP === "inspect" ? null : <Done id={id} />}
     </>
   );
 }
@@ -132,11 +133,16 @@ function Standing(props: { row: Delivery; detail: DeliveryDetail }) {
 
 const DECISION_TONES: Record<string, Tone> = { delivered: "good", retry: "warn", parked: "info", dead: "bad", dropped: "calm", left_to_another: "calm" };
 
+/** Which attempt the address names; the last one where it names none. */
+function chosenOf(query: URLSearchParams, count: number): number {
+  const asked = Number(query.get("attempt"));
+  return query.has("attempt") && asked >= 0 && asked < count ? asked : count - 1;
+}
+
 function Attempts(props: { detail: DeliveryDetail }) {
   const { query } = place.use();
   const attempts = props.detail.attempts as unknown as Attempt[];
-  const asked = Number(query.get("attempt"));
-  const at = query.has("attempt") && asked >= 0 && asked < attempts.length ? asked : attempts.length - 1;
+  const at = chosenOf(query, attempts.length);
   const chosen = attempts[at];
   if (!chosen) return <p class="faint">{t.delivery.noAttempts}</p>;
   const longest = Math.max(1, ...attempts.map((each) => (each.queue_ms ?? 0) + (each.total_ms ?? 0)));
@@ -151,7 +157,7 @@ function Attempts(props: { detail: DeliveryDetail }) {
                 <Time at={each.time_ms} precision="millisecond" />
               </span>
               <span class="what">
-                <Badge tone={DECISION_TONES[each.decision] ?? "calm"}>{word(t.decisions, each.decision)}</Badge> {each.total_ms === undefined ? null : `${t.delivery.attempt(each.attempt)}:`}{" "}
+                {each.received ? <SignatureBadge of={each.received} /> : <Badge tone={DECISION_TONES[each.decision] ?? "calm"}>{word(t.decisions, each.decision)}</Badge>} {each.total_ms === undefined ? null : `${t.delivery.attempt(each.attempt)}:`}{" "}
                 <span class="break">{outcomeOf(each)}</span>
               </span>
               <span class="bar">
@@ -169,6 +175,7 @@ function Attempts(props: { detail: DeliveryDetail }) {
 }
 
 function outcomeOf(attempt: Attempt): string {
+  if (attempt.received && attempt.received.answer !== "answered") return t.inspect.answers[attempt.received.answer];
   if (attempt.failure) return failureText(attempt.failure, t);
   if (attempt.status !== undefined) return `HTTP ${attempt.status}`;
   if (attempt.reason) {
@@ -230,6 +237,7 @@ function AttemptView(props: { attempt: Attempt; row: Delivery }) {
           {outcomeOf(attempt)}
           {attempt.detail && attempt.failure ? <span class="block faint break">{attempt.detail}</span> : null}
         </Fact>
+        {attempt.received ? <SignatureFact of={attempt.received} /> : null}
         {attempt.due_ms !== undefined ? (
           <Fact name={t.delivery.next}>
             <Time at={attempt.due_ms} />
@@ -268,7 +276,7 @@ function AttemptView(props: { attempt: Attempt; row: Delivery }) {
         <div>
           <h4>{t.delivery.request}</h4>
           <p class="code break">
-            POST {attempt.host ?? props.row.host ?? "?"}
+            {attempt.received?.method ?? "POST"} {attempt.host ?? props.row.host ?? "?"}
             {attempt.path ?? ""}
           </p>
           <Headers lines={requestHeaders} />
@@ -316,28 +324,31 @@ function Headers(props: { lines: [string, string][] }) {
 }
 
 function Payload(props: { detail: DeliveryDetail }) {
+  const { query } = place.use();
+  const attempts = props.detail.attempts as unknown as Attempt[];
+  const received = attempts[chosenOf(query, attempts.length)]?.received;
   const row = props.detail.delivery;
-  const place = `${row.source.topic}-${row.source.partition}-${row.source.offset}`;
-  const load = useLoad(`payload ${row.event_id} ${place}`, (signal) => loadPayload(row.event_id, { source: place }, signal));
-  const subscription = useLoad(`subscription ${row.subscription_id}`, (signal) => get("/v1/subscriptions/{id}", { path: { id: row.subscription_id }, signal }));
+  const source = received ? `${row.source.topic}-${row.source.partition}-${received.serial}` : `${row.source.topic}-${row.source.partition}-${row.source.offset}`;
+  const load = useLoad(`payload ${row.event_id} ${source}`, (signal) => loadPayload(row.event_id, { source }, signal));
+  const subscription = useLoad(received ? null : `subscription ${row.subscription_id}`, (signal) => get("/v1/subscriptions/{id}", { path: { id: row.subscription_id }, signal }));
+  const url = received?.url ?? subscription.value?.url;
   return (
     <Panel
       title={t.payload.title}
       load={load}
       lines={6}
       actions={
-        load.value && subscription.value ? (
+        load.value && url ? (
           <Copy
             label={t.delivery.curl}
             text={() => {
-              const attempts = props.detail.attempts as unknown as Attempt[];
-              const recorded = headerLines([...attempts].reverse().find((each) => each.request_headers)?.request_headers);
+              const recorded = headerLines(received ? attempts[chosenOf(query, attempts.length)]!.request_headers : [...attempts].reverse().find((each) => each.request_headers)?.request_headers);
               const plain: [string, string][] = [
                 ["content-type", load.value!.type || "application/json"],
                 ["webhook-id", row.event_id],
                 ["webhook-event-type", row.event_type],
               ];
-              return curl(subscription.value!.url, recorded.length > 0 ? recorded : plain, load.value!.bytes);
+              return curl(url, recorded.length > 0 ? recorded : plain, load.value!.bytes);
             }}
           />
         ) : null

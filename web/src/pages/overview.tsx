@@ -62,6 +62,7 @@ export function Overview() {
                   <ClassChart answer={answer} />
                   <LatencyChart answer={answer} />
                 </div>
+                <A page="deliveries" query={{ ...asked, by: "subscription", order: "slowest" }}>{t.chart.whoIsSlow}</A>
               </>
             )}
           </Panel>

@@ -5,7 +5,8 @@ import { instant, utcText } from "../format/time";
 
 export const DELIVERY_FILTERS = ["state", "status", "reason", "event_type", "subscription", "tenant", "event", "host"] as const;
 export const EVENT_FILTERS = ["type", "tenant"] as const;
-export const PAGE_SIZES = [50, 100, 200] as const;
+export const PAGE_SIZES = [50, 100, 200, 1000] as const;
+export const AT_ONCE = 200; // rows of one answer of the API, at the most
 
 export interface Range {
   since: number; // Unix milliseconds
@@ -41,7 +42,7 @@ export function listQuery(query: URLSearchParams, names: readonly string[], now:
   const asked: Query = { ...filtersOf(query, names), ...rangeQuery(rangeOf(query, now)) };
   const cursor = query.get("cursor");
   if (cursor) asked["cursor"] = cursor;
-  asked["limit"] = pageSize(query);
+  asked["limit"] = Math.min(AT_ONCE, pageSize(query));
   return asked;
 }
 
@@ -54,7 +55,7 @@ export function pageSize(query: URLSearchParams): number {
 export function guessId(text: string): { page: string; id: string }[] {
   const id = text.trim().replace(/^["'<]+|["'>,;]+$/g, "");
   if (id === "") return [];
-  const address = /\/(?:console|portal)\/([a-z-]+)\?(?:[^#]*&)?id=([^&#]+)/.exec(id);
+  const address = /\/(?:console|portal|inspect)\/([a-z-]+)\?(?:[^#]*&)?id=([^&#]+)/.exec(id);
   if (address) return [{ page: address[1]!, id: decodeURIComponent(address[2]!) }];
   if (/^dlv_[0-9a-f]+$/.test(id)) return [{ page: "delivery", id }];
   if (/^rpl_/.test(id)) return [{ page: "replay", id }, { page: "event", id }];

@@ -78,11 +78,14 @@ export function useLoad<T>(key: string | null, load: (signal: AbortSignal) => Pr
 const followers = new Set<() => void>();
 let ticking: ReturnType<typeof setInterval> | undefined;
 
-/** The present, told again every second while the page is seen. */
-export function useNow(): number {
-  const [now, setNow] = useState(Date.now);
+/** What is said of the present, asked again every second while the page is seen. Only what is said anew is drawn anew. */
+export function useTick(say: (now: number) => string): string {
+  const latest = useRef(say);
+  latest.current = say;
+  const text = say(Date.now());
+  const [, setText] = useState(text);
   useEffect(() => {
-    const tick = () => setNow(Date.now());
+    const tick = () => setText(latest.current(Date.now()));
     followers.add(tick);
     ticking ??= setInterval(() => {
       if (document.visibilityState === "visible") for (const each of [...followers]) each();
@@ -94,5 +97,5 @@ export function useNow(): number {
       ticking = undefined;
     };
   }, []);
-  return now;
+  return text;
 }

@@ -8,7 +8,10 @@ const DIRECTORY = new URL(".", document.baseURI).pathname;
 
 /** The API's root, with a slash at its end. */
 export const API_ROOT = new URL("../", location.origin + DIRECTORY).href;
-export const APP: "console" | "portal" = /\/portal\/$/.test(DIRECTORY) ? "portal" : "console";
+export const APP = (/\/(portal|inspect)\/$/.exec(DIRECTORY)?.[1] ?? "console") as "console" | "portal" | "inspect";
+
+/** The page of the application's own address. */
+export const FIRST = APP === "inspect" ? "deliveries" : "overview";
 
 /** Whether the reader came to the application itself, and to no page of it. */
 export const CAME_TO_NONE = location.pathname.slice(DIRECTORY.length) === "";
@@ -35,7 +38,7 @@ function here(returned: boolean): Place {
   const state = history.state as EntryState | null;
   const key = state?.key ?? newKey();
   if (state?.key !== key) history.replaceState({ ...state, key }, "");
-  const page = (location.pathname.startsWith(DIRECTORY) && location.pathname.slice(DIRECTORY.length)) || "overview";
+  const page = (location.pathname.startsWith(DIRECTORY) && location.pathname.slice(DIRECTORY.length)) || FIRST;
   const query = new URLSearchParams(location.search);
   const length = Object.hasOwn(LENGTHS, page) ? LENGTHS[page]! : 0;
   if (length > 0 && !query.has("since")) {
@@ -75,7 +78,7 @@ export function to(page: string, query: Record<string, string | number | null | 
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) if (value !== null && value !== undefined && value !== "") search.set(name, String(value));
   const text = search.toString();
-  return `${page === "overview" ? "./" : page}${text === "" ? "" : `?${text}`}`;
+  return `${page === FIRST ? "./" : page}${text === "" ? "" : `?${text}`}`;
 }
 
 /** The present address with some of its query changed; null takes a name out. */
@@ -87,7 +90,7 @@ export function changed(changes: Record<string, string | number | null | undefin
     else next.set(name, String(value));
   }
   const text = next.toString();
-  return `${page === "overview" ? "./" : page}${text === "" ? "" : `?${text}`}`;
+  return `${page === FIRST ? "./" : page}${text === "" ? "" : `?${text}`}`;
 }
 
 // Rows, tabs and buttons that lead somewhere are links: a plain click on one stays in this document.

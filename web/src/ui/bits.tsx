@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import type { DeliveryState } from "../api/types";
 import { bytesText, countText } from "../format/numbers";
 import { instant, timeText, utcText, type Precision } from "../format/time";
-import { useNow } from "../state/load";
+import { useTick } from "../state/load";
 import { to } from "../state/place";
 import { zoneName } from "../state/preferences";
 import { language, span, t, word } from "../text/text";
@@ -31,10 +31,10 @@ export function Time(props: { at: string | number | null | undefined; precision?
 
 /** How long until or since an instant, counted on. What is to come and is due already comes at any moment. */
 export function Distance(props: { at: string | number | null | undefined; coming?: boolean }) {
-  const now = useNow();
   const ms = typeof props.at === "number" ? props.at : instant(props.at);
+  const text = useTick((now) => (ms === null ? "" : props.coming && ms <= now ? t.time.due : distanceText(ms, now)));
   if (ms === null) return null;
-  return <span title={`${timeText(ms, zoneName())} · ${utcText(ms)}`}>{props.coming && ms <= now ? t.time.due : distanceText(ms, now)}</span>;
+  return <span title={`${timeText(ms, zoneName())} · ${utcText(ms)}`}>{text}</span>;
 }
 
 export function distanceText(ms: number, now: number): string {
@@ -91,10 +91,12 @@ interface ButtonProps {
   onClick?: () => void;
   children: ComponentChildren;
   "aria-expanded"?: boolean;
+  "data-key"?: string; // that clicks it, wherever the focus is
+  "data-first"?: boolean | undefined; // it has the focus in its dialog
 }
 
-export function Button({ kind = "plain", type = "button", ...rest }: ButtonProps) {
-  return <button type={type} class={`button ${kind}`} {...rest} />;
+export function Button({ kind = "plain", type = "button", "data-first": first, ...rest }: ButtonProps) {
+  return <button type={type} class={`button ${kind}`} {...(first ? { "data-first": "" } : {})} {...rest} />;
 }
 
 /** Loads what the page shows anew, also by the key `.`. */

@@ -1,11 +1,12 @@
 // Deliveries as rows, wherever they are listed.
 
 import type { Delivery } from "../api/types";
-import { to } from "../state/place";
+import { APP, to } from "../state/place";
 import { answerText, verdict, type Verdict } from "../state/verdict";
 import { isOperator, may } from "../state/session";
 import { t } from "../text/text";
 import { A, Distance, Duration, StateBadge, Time, Words } from "./bits";
+import { ReceivedUnder } from "./received";
 import { Table, type Column } from "./table";
 
 export function lastAnswer(row: Delivery): string {
@@ -46,6 +47,7 @@ export function columnsOf(options: { event?: boolean; subscription?: boolean } =
 
 /** Under a row that isn't delivered: why, what comes next, when, and the one thing to do. */
 export function Under(props: { row: Delivery; here?: boolean | undefined }) {
+  if (APP === "inspect") return <ReceivedUnder row={props.row} />;
   const found = verdict(props.row, t);
   if (found === null) return null;
   return (
@@ -104,7 +106,7 @@ export function DeliveryTable(props: { rows: readonly Delivery[]; caption: strin
       id={(row) => row.id}
       href={(row) => to("delivery", { id: row.id })}
       name={(row) => `${row.event_type}, ${t.states[row.state] ?? row.state}, ${row.id}`}
-      under={(row) => (row.state === "delivered" ? null : <Under row={row} here={props.here} />)}
+      under={(row) => (row.state === "delivered" && (APP !== "inspect" || row.reason === null) ? null : <Under row={row} here={props.here} />)}
       {...(props.pick ? { pick: props.pick, pickAll: props.pickAll } : {})}
     />
   );

@@ -12,7 +12,12 @@ export function Dialog(props: { title: string; close: () => void; children: Comp
   // At once, so that what is typed right after the key that opened it goes into it.
   useLayoutEffect(() => {
     const dialog = element.current;
-    if (dialog && !dialog.open) dialog.showModal();
+    if (!dialog || dialog.open) return;
+    dialog.showModal();
+    // The browser would take the first button, which closes it.
+    const first = dialog.querySelector<HTMLElement>("input:not([type=checkbox]), textarea, select, [data-first]");
+    first?.focus();
+    if (first instanceof HTMLInputElement) first.select();
   }, []);
   return (
     <dialog
@@ -62,8 +67,10 @@ export function Confirm(props: { title: string; label: string; danger?: boolean;
         {props.children}
         {problem ? <ProblemNote problem={problem} /> : null}
         <div class="actions end">
-          <Button onClick={props.close}>{t.cancel}</Button>
-          <Button type="submit" kind={props.danger ? "danger" : "main"} disabled={busy}>
+          <Button data-first={props.danger} onClick={props.close}>
+            {t.cancel}
+          </Button>
+          <Button type="submit" data-first={!props.danger} kind={props.danger ? "danger" : "main"} disabled={busy}>
             {props.label}
           </Button>
         </div>

@@ -1,9 +1,10 @@
 // The filters of a list: what is in the address, as fields; and each that is set, as a link that takes it out.
 
-import { useState } from "preact/hooks";
-import { filtersOf } from "../state/filters";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
+import { countText } from "../format/numbers";
+import { filtersOf, PAGE_SIZES, pageSize } from "../state/filters";
 import { changed, go, place } from "../state/place";
-import { t, word } from "../text/text";
+import { language, t, word } from "../text/text";
 import { Button } from "./bits";
 import { Input, Select } from "./form";
 
@@ -23,7 +24,7 @@ export function Filters(props: { fields: FilterField[] }) {
   return (
     <div class="filters">
       <div class="chips">
-        <Button kind="small" aria-expanded={open} onClick={() => setOpen(!open)}>
+        <Button kind="small" data-key="f" aria-expanded={open} onClick={() => setOpen(!open)}>
           {t.filters.title}
         </Button>
         {Object.entries(set).map(([name, value]) => {
@@ -48,9 +49,15 @@ export function Filters(props: { fields: FilterField[] }) {
 
 function FilterForm(props: { fields: FilterField[]; set: Record<string, string>; close: () => void }) {
   const [values, setValues] = useState<Record<string, string>>(props.set);
+  const form = useRef<HTMLFormElement>(null);
+  useLayoutEffect(() => {
+    form.current?.querySelector<HTMLElement>("select, input")?.focus();
+    return () => document.querySelector<HTMLElement>("[data-key=f]")?.focus();
+  }, []);
   const put = (name: string) => (value: string) => setValues((old) => ({ ...old, [name]: value }));
   return (
     <form
+      ref={form}
       class="filter-form"
       onSubmit={(event) => {
         event.preventDefault();
@@ -80,8 +87,9 @@ export function stateOptions(): [string, string][] {
 }
 
 /** The way to the next page, and back to the first. */
-export function Pager(props: { next: string | null; shown: number; end?: string }) {
+export function Pager(props: { next: string | null; shown: number; end?: string; sizes?: boolean }) {
   const { query } = place.use();
+  const size = pageSize(query);
   const paged = query.has("cursor");
   return (
     <nav class="pager" aria-label={t.pager.title}>
@@ -93,6 +101,19 @@ export function Pager(props: { next: string | null; shown: number; end?: string 
       ) : (
         <span class="faint small">{props.end ?? t.pager.end}</span>
       )}
+      {props.sizes ? (
+        <span class="faint small">
+          {t.pager.rows}{" "}
+          {PAGE_SIZES.map((each) => (
+            <>
+              {" "}
+              <a key={each} href={changed({ limit: each === PAGE_SIZES[0] ? null : each })} aria-current={each === size ? "true" : undefined}>
+                {countText(each, language)}
+              </a>
+            </>
+          ))}
+        </span>
+      ) : null}
     </nav>
   );
 }

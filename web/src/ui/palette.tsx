@@ -2,7 +2,8 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { guessId } from "../state/filters";
-import { go, to } from "../state/place";
+import { APP, go, to } from "../state/place";
+import { isOperator } from "../state/session";
 import { store } from "../state/store";
 import { t } from "../text/text";
 import { Dialog } from "./dialog";
@@ -32,12 +33,14 @@ function choices(text: string): Choice[] {
     .map((each) => ({ text: pageTitle(each.page), hint: `g ${each.key}`, href: to(each.page) }))
     .filter((each) => typed === "" || each.text.toLowerCase().includes(typed));
   if (typed === "") return pages;
-  const ids = guessId(text).map(({ page, id }) => ({ text: id, hint: pageTitle(page), href: to(page, { id }) }));
+  const ids = guessId(text).filter(({ page }) => APP !== "inspect" || page === "delivery").map(({ page, id }) => ({ text: id, hint: pageTitle(page), href: to(page, { id }) }));
   const lists: Choice[] = [
     { text: text.trim(), hint: t.palette.deliveriesOfEvent, href: to("deliveries", { event: text.trim() }) },
     { text: text.trim(), hint: t.palette.deliveriesOfType, href: to("deliveries", { event_type: text.trim() }) },
     { text: text.trim(), hint: t.palette.deliveriesOfHost, href: to("deliveries", { host: text.trim() }) },
   ];
+  if (APP === "inspect") lists.pop();
+  if (isOperator()) lists.push({ text: text.trim(), hint: t.palette.subscriptionsOfTenant, href: to("subscriptions", { tenant: text.trim() }) });
   // A page's name is meant where one begins like that; everything else is an id.
   const likely = pages.some((each) => each.text.toLowerCase().startsWith(typed));
   return likely ? [...pages, ...ids, ...lists] : [...ids, ...pages, ...lists];
@@ -105,6 +108,8 @@ function Help() {
     ["/", t.palette.title],
     ["j  k", t.help.rows],
     ["Enter", t.help.enter],
+    ["f", t.filters.title],
+    ["t", t.range.title],
     ["n", t.help.next],
     [".", t.help.reload],
     ["Esc", t.close],
@@ -160,7 +165,10 @@ export function useKeys(): void {
         openPalette();
       } else if (event.key === "j" || event.key === "k") step(event.key === "j" ? 1 : -1);
       else if (event.key === "n") document.querySelector<HTMLElement>("[data-next]")?.click();
-      else if (event.key === ".") document.querySelector<HTMLElement>("[data-reload]")?.click();
+      else if (event.key === "f" || event.key === "t") {
+        event.preventDefault();
+        document.querySelector<HTMLElement>(`[data-key=${event.key}]`)?.click();
+      } else if (event.key === ".") document.querySelector<HTMLElement>("[data-reload]")?.click();
     };
     addEventListener("keydown", pressed);
     return () => removeEventListener("keydown", pressed);

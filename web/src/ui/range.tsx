@@ -28,7 +28,7 @@ export function RangePicker(props: { length?: number }) {
   return (
     <>
       <div class="range" role="group" aria-label={t.range.title}>
-        <Button kind="small" onClick={() => setOpen(true)}>
+        <Button kind="small" data-key="t" onClick={() => setOpen(true)}>
           <Time at={range.since} precision="minute" /> – {range.until === null ? t.range.now : <Time at={range.until} precision="minute" />}
         </Button>
         <a class="button small" href={changed({ since: utcText(range.since - (until - range.since)), until: utcText(range.since), cursor: null })} aria-label={t.range.before} title={t.range.before}>

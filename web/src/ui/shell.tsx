@@ -1,7 +1,7 @@
 // The frame around every page: navigation, where one is, and the reader's choices.
 
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { API_ROOT, APP, place } from "../state/place";
 import { prefer, preferences, zoneExists, zoneName, type Theme } from "../state/preferences";
 import { inkOn } from "../format/colours";
@@ -20,7 +20,7 @@ export interface PageLink {
   shown: () => boolean;
 }
 
-export const PAGES: PageLink[] = [
+export const PAGES: PageLink[] = APP === "inspect" ? [{ page: "deliveries", under: ["delivery"], key: "d", shown: () => true }] : [
   { page: "overview", key: "o", shown: () => true },
   { page: "deliveries", under: ["delivery"], key: "d", shown: () => may("read") },
   { page: "events", under: ["event"], key: "e", shown: () => may("read") },
@@ -34,6 +34,7 @@ export const PAGES: PageLink[] = [
 ];
 
 export function pageTitle(page: string): string {
+  if (page === "deliveries" && APP === "inspect") return t.inspect.requests;
   if (page === "subscriptions" && APP === "portal") return t.pages.endpoints;
   return Object.hasOwn(t.pages, page) ? t.pages[page as keyof typeof t.pages] : t.pages.missing;
 }
@@ -41,13 +42,17 @@ export function pageTitle(page: string): string {
 export function Shell(props: { children: ComponentChildren }) {
   const { page } = place.use();
   const [open, setOpen] = useState(false);
+  const shown = useRef<string | null>(null);
   const session = current();
   const branding = session.portal?.branding;
-  const name = branding?.name ?? (APP === "portal" ? t.portalName : "webhook-dispatcher");
+  const name = branding?.name ?? (APP === "portal" ? t.portalName : APP === "inspect" ? t.inspect.name : "webhook-dispatcher");
   const navigation = session.portal?.navigation ?? true;
 
   useEffect(() => {
     setOpen(false);
+    // Another page: who goes by keyboard is at its beginning, and not before all links of the navigation.
+    if (shown.current !== null && shown.current !== page && !document.querySelector("dialog[open]")) document.getElementById("content")?.focus({ preventScroll: true });
+    shown.current = page;
     const id = place.get().query.get("id");
     document.title = [id, pageTitle(page), session.environment?.name, name].filter(Boolean).join(" · ");
   }, [page, place.get().key]);
