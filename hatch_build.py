@@ -28,6 +28,7 @@ MODULES = (
     "broker/kafka/wire/bulk.py",
     "broker/partitioning.py",
     "core/attempt/encode.py",
+    "core/attempt/tracing.py",
     "core/commit/commands.py",
     "core/commit/note.py",
     "core/event/decode.py",

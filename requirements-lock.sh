@@ -11,7 +11,7 @@ compile() {
   "$tool/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$@"
 }
-compile pyproject.toml --extra postgres --output-file requirements.txt
+compile pyproject.toml --extra postgres --extra otel --output-file requirements.txt
 compile --group build --output-file requirements-build.txt
 compile pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
 # mypyc has to see the dependencies as well: what the compiled modules import decides what is made of them.

@@ -64,6 +64,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Labels, Metrics
+from dispatcher.telemetry.tracing import open_tracing
 from dispatcher.topics.specs import missing_topics, needed_groups, needed_rights, needed_specs, runs_replays
 from dispatcher.topics.watch import TopicWatch
 from dispatcher.transport.client import Transport
@@ -86,7 +87,10 @@ class App:
     def __init__(
         self, settings: Settings, environ: Mapping[str, str], place: WorkerPlace | None = None
     ) -> None:
-        """`environ` fills the `${NAME}` of the subscriptions file; `place`: among several workers of this machine."""
+        """`environ` fills the `${NAME}` of the subscriptions file, and has the `OTEL_*`; `place`: among several workers of this machine.
+
+        Raises TracingRefused: what tracing takes isn't installed.
+        """
         self.settings = settings
         self.metrics = Metrics()
         self.http_port = 0
@@ -107,6 +111,7 @@ class App:
         self._transport = Transport(
             delivery=settings.delivery, network=network, guard=guard, timers=self._timers
         )
+        self._tracing = open_tracing(settings, replica_name(), environ)
         self._engine: Engine | None = None
         self._interventions = (
             InterventionLog(
@@ -312,6 +317,7 @@ class App:
             replays=self._replays,
             interventions=self._interventions,
             descriptors=_descriptors(),
+            tracing=self._tracing,
         )
         self._engine.start()
         self.plane.attach(self._engine)
@@ -431,6 +437,8 @@ class App:
             steps.append(("history", self._history.end()))
         if self._engine is not None:
             steps.append(("engine", self._engine.stop(self.settings.shutdown.drain)))
+        if self._tracing is not None:
+            steps.append(("tracing", self._tracing.close()))
         steps.append(("cluster view", self._replicas.stop()))
         if self._history is not None:
             steps.append(("history's store", self._history.close()))
@@ -477,6 +485,10 @@ class App:
         interventions = self._interventions
         if interventions is not None:
             reads("interventions", lambda: _by_word(interventions.counts()))
+        tracing = self._tracing
+        if tracing is not None:
+            reads("trace_spans_total", lambda: _by_word(tracing.sink.counts()))
+            reads("trace_spans_waiting", lambda: tracing.sink.waiting)
         reads("api_refused_total", lambda: _by_word(self._api.refused))
         reads("api_loop_seconds_total", lambda: self._budget.spent)
         reads("api_waits_total", lambda: _by_word(self._budget.waits))

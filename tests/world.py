@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from dispatcher.broker.base import TopicPartition
 from dispatcher.core.control.skips import Skip
@@ -22,8 +22,10 @@ from dispatcher.settings.groups import (
     RetrySettings,
     Settings,
     SubscriptionSettings,
+    TracingSettings,
 )
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.tracing import Tracing
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, ScriptedTransport
 
@@ -50,6 +52,8 @@ class World:
         replays: ReplayStandings | None = None,
         commands: bool = False,
         descriptors: int | None = None,
+        tracing: Tracing | None = None,
+        propagate: Literal["event", "attempt", "none"] = "event",
         **delivery: Any,
     ) -> None:
         """`commands`: it follows the topic of interventions (`start`)."""
@@ -66,6 +70,7 @@ class World:
             retry=retry or RetrySettings(),
             attempts=attempts or AttemptsSettings(),
             subscription=subscription or SubscriptionSettings(),
+            tracing=TracingSettings(propagate=propagate),
         )
         self.wall: Callable[[], float] = lambda: 1_000_000.0 + self.step + loop.time()
         self.interventions = (
@@ -95,6 +100,7 @@ class World:
             replays=replays,
             interventions=self.interventions,
             descriptors=descriptors,
+            tracing=tracing,
             chance=lambda: 0.5,
             wall=self.wall,
         )

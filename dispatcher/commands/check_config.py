@@ -24,6 +24,7 @@ from dispatcher.registry.file import SubscriptionsError, load_file
 from dispatcher.settings.broker_url import SqliteFile
 from dispatcher.settings.groups import Settings
 from dispatcher.settings.load import describe
+from dispatcher.telemetry.tracing import check_tracing
 from dispatcher.topics.checks import concerns, retry_group, takes_over, warnings
 from dispatcher.topics.specs import needed_specs
 from dispatcher.transport import tls
@@ -53,6 +54,10 @@ def check_config(
     settings = load_settings(config, {**overrides, **own})
     found = _subscriptions(settings)
     _files(settings)
+    try:
+        check_tracing(settings, os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not quiet:
         _show(settings)
     if connect:

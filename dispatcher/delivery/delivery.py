@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 
 from dispatcher.broker.base import Message
 from dispatcher.core.attempt.encode import Decided
+from dispatcher.core.attempt.tracing import DeliveryTrace, Sampler
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.fairness import Fairness, TenantUsage
 from dispatcher.core.endpoint.lane import Lane
@@ -89,6 +90,7 @@ class Delivery:
         "share",
         "started",
         "subscription",
+        "trace",
         "tracker",
         "triggered_by",
         "usage",
@@ -128,6 +130,7 @@ class Delivery:
         self.queued = 0.0  # when it came into its lane
         self.started = 0.0
         self.due = 0.0
+        self.trace: DeliveryTrace | None = None  # of one that is sampled, from the first of its spans
         self.hop: Target | None = None  # where a redirect has led this attempt
         self.hops = 0
 
@@ -138,6 +141,13 @@ class Delivery:
             return self.event_source
         tracker = self.tracker
         return tracker.topic, tracker.partition, self.offset
+
+    def sampled_by(self, sampler: Sampler) -> bool:
+        """Whether it is traced."""
+        source = self.event_source
+        if source is None:
+            return sampler.samples(self.event, self.tracker.partition, self.offset)
+        return sampler.samples(self.event, source.partition, source.offset)
 
     @property
     def overdue(self) -> bool:

@@ -36,6 +36,7 @@ from dispatcher.core.endpoint.fairness import Fairness
 from dispatcher.core.endpoint.health import Health
 from dispatcher.core.replay.record import replay_topic
 from dispatcher.core.replay.standing import NoReplays, ReplayStandings
+from dispatcher.core.request.build import without_trace
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.generations import Generations
 from dispatcher.core.retry.tiers import Tiers
@@ -43,6 +44,7 @@ from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.delivery.backlogs import Backlogs
 from dispatcher.delivery.commit_notes import READ_LIMIT, notes_topic
 from dispatcher.delivery.consuming import Consuming
+from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.endpoints import Endpoints
 from dispatcher.delivery.executing import Executing
 from dispatcher.delivery.holding import Holding
@@ -58,7 +60,7 @@ from dispatcher.delivery.replay_reader import ReplayReader
 from dispatcher.delivery.reporting import report
 from dispatcher.delivery.retry_reader import Retries
 from dispatcher.delivery.returning import Returning
-from dispatcher.delivery.sending import Sending
+from dispatcher.delivery.sending import Outgoing, Sending
 from dispatcher.delivery.settlement import GivenUp, Settlement, attempts_below
 from dispatcher.delivery.stuck import pass_over, sentence
 from dispatcher.delivery.troubles import DeliveryReport, Troubles
@@ -68,6 +70,7 @@ from dispatcher.runtime.tasks import Tasks
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.tracing import Tracing
 from dispatcher.transport.client import Transport
 
 log = structlog.get_logger(__name__)
@@ -103,6 +106,7 @@ class Engine:
         replays: ReplayStandings | None = None,
         interventions: InterventionLog | None = None,
         descriptors: int | None = None,
+        tracing: Tracing | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -111,7 +115,7 @@ class Engine:
         remembered of a consumer group; without it nothing is. `skips` gives what operators have given up reading. `replays` knows
         what the deliveries of each replay are to do. `interventions` is read already: what people have commanded; without it nothing is superseded.
 
-        `descriptors` is how many files this process may have open: attempts take half of them at the most.
+        `descriptors` is how many files this process may have open: attempts take half of them at the most. `tracing` makes spans; without it none are made.
 
         `wall` gives Unix seconds, `chance` a number in [0, 1).
         """
@@ -151,6 +155,7 @@ class Engine:
             metrics,
             fairness,
             on_given_up=on_given_up,
+            tracing=tracing,
             wall=wall,
         )
         memory_shares = MemoryShares(settings, self._settlement, fairness)
@@ -189,6 +194,7 @@ class Engine:
             holding=self._holding,
             parking=self._parking,
             settlement=self._settlement,
+            tracing=tracing,
             chance=chance,
             wall=wall,
         )
@@ -206,6 +212,7 @@ class Engine:
             generations=generations,
             memory=memory_shares,
             fairness=fairness,
+            outgoing=_outgoing(settings, tracing),
             on_broken=self._broken,
             wall=wall,
         )
@@ -501,6 +508,20 @@ class Engine:
             late = max(0.0, time.perf_counter() - before - _LAG_INTERVAL)
             lag.observe(late)
             self._late = late > _LATE and (self._busy > 0 or any(self._events.lag().values()))
+
+
+def _outgoing(settings: Settings, tracing: Tracing | None) -> Outgoing | None:
+    """What requests say of a trace, where that isn't what their event says."""
+    match settings.tracing.propagate:
+        case "none":
+            return _without_trace
+        case "attempt" if tracing is not None:
+            return tracing.outgoing
+    return None
+
+
+def _without_trace(_delivery: Delivery, request: bytes, _now: float, _unix: float) -> bytes:
+    return without_trace(request)
 
 
 def _tracker(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import nlargest
 
+from dispatcher.core.attempt.outcome import LEFT_TO_ANOTHER, RETRY
 from dispatcher.core.endpoint.fairness import TenantUsage
 from dispatcher.core.retry.tiers import LEAD, Tiers
 from dispatcher.core.retry.wheel import Entry
@@ -82,6 +83,7 @@ class Holding:
         """Let it wait in a retry topic until it is due; settled when the broker has it."""
         unix = self._wall()
         wait = delivery.due - self._clock()
+        self._settlement.left(delivery, RETRY, reason)
         message = delivery.record(
             self._tiers.choose(wait).topic, reason, due=unix + wait, parked=delivery.parked, unix=unix
         )
@@ -129,6 +131,8 @@ class Holding:
                 # What came out of a topic of ours still stands there.
                 self._metrics.parked["shutdown"] += 1
                 self.hand_over(delivery, "shutdown")
+            elif delivery.trace is not None:
+                self._settlement.left(delivery, LEFT_TO_ANOTHER, "shutdown")
         return len(held)
 
     def forget(self) -> None:

@@ -1,7 +1,7 @@
 """What a result means for its delivery, and who hears of it.
 
 In comes the result of each attempt (`sending.py`). Out goes the delivery, to be settled, held, written to a tier or given up, as
-`core/retry/policy.py` decides. `attempt_ended` is called once for each attempt, and is the one place where metrics, attempt log, log line and
+`core/retry/policy.py` decides. `attempt_ended` is called once for each attempt, and is the one place where metrics, attempt log, log line, trace and
 endpoint (`endpoints.py`) hear of it. This room alone writes a delivery's history, last result and number of attempts after a result, and releases its slot.
 """
 
@@ -26,6 +26,7 @@ from dispatcher.delivery.settlement import Settlement
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.tracing import TraceIds, Tracing, trace_ids
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +45,11 @@ class Outcomes:
         holding: Holding,
         parking: Parking,
         settlement: Settlement,
+        tracing: Tracing | None,
         chance: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        """`wall` gives Unix seconds, `chance` a number in [0, 1)."""
+        """`tracing` makes spans, where they are made. `wall` gives Unix seconds, `chance` a number in [0, 1)."""
         self._registry = registry
         self._endpoints = endpoints
         self._attempts = attempts
@@ -55,6 +57,7 @@ class Outcomes:
         self._holding = holding
         self._parking = parking
         self._settlement = settlement
+        self._tracing = tracing
         self._chance = chance
         self._wall = wall
         self._success_sample = settings.log.success_sample
@@ -77,6 +80,7 @@ class Outcomes:
                 self._metrics.left_to_another += 1
             if self._attempts.failures:
                 self._attempts.note(delivery, result, decision, now, self._wall(), None, reason)
+            self._trace(delivery, result, decision, now, self._wall(), reason)
             delivery.attempt -= 1
             self._parking.leave_behind(delivery, noted=True)
         else:
@@ -148,13 +152,16 @@ class Outcomes:
         due: float | None = None,
         reason: str | None = None,
     ) -> None:
-        """Tell metrics, endpoint, attempt log and log. `now` by the loop's clock, `unix` the same by the wall's.
+        """Tell metrics, endpoint, attempt log, trace and log. `now` by the loop's clock, `unix` the same by the wall's.
 
         `described` is the result in words, of one that failed. To be called before the attempt's slot is released.
         """
         metrics = self._metrics
         took = now - delivery.started
         metrics.attempt_duration.observe(took)
+        ids: TraceIds | None = None
+        if self._tracing is not None:
+            ids = self._trace(delivery, result, decision, now, unix, reason)
         if decision == DELIVERED:
             metrics.delivered += 1
             metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
@@ -162,7 +169,7 @@ class Outcomes:
             if self._attempts.successes:
                 self._attempts.note(delivery, result, DELIVERED, now, unix)
             if self._success_sample and self._chance() < self._success_sample:
-                self._line(delivery, describe(result), now, DELIVERED, None, None)
+                self._line(delivery, describe(result), now, DELIVERED, None, None, ids)
         else:
             if isinstance(result, Response):
                 metrics.attempts["status", f"{result.status // 100}xx"] += 1
@@ -175,7 +182,20 @@ class Outcomes:
             self._endpoints.attribute_failure(delivery, result, described, now, unix)
             if self._attempts.failures:
                 self._attempts.note(delivery, result, decision, now, unix, due, reason)
-            self._line(delivery, described, now, decision, due, reason)
+            self._line(delivery, described, now, decision, due, reason, ids)
+
+    def trace_ids(self, delivery: Delivery) -> TraceIds:
+        """What a log line about it says of its trace."""
+        return trace_ids(self._tracing, delivery.event, delivery.source, delivery.subscription.id)
+
+    def _trace(
+        self, delivery: Delivery, result: Result, decision: str, now: float, unix: float, reason: str | None
+    ) -> TraceIds | None:
+        """Make the attempt's span, and return its ids, where the delivery is sampled."""
+        tracing = self._tracing
+        if tracing is None or not (delivery.trace is not None or delivery.sampled_by(tracing.sampler)):
+            return None
+        return tracing.attempt(delivery, result, decision, now, unix, reason)
 
     def _line(
         self,
@@ -185,16 +205,20 @@ class Outcomes:
         decision: str,
         due: float | None,
         reason: str | None,
+        ids: TraceIds | None,
     ) -> None:
-        """The one line of an attempt: always the same keys."""
+        """The one line of an attempt: always the same keys, with tracing two more."""
         failed = decision != DELIVERED
+        subscription_id = delivery.subscription.id
+        if ids is None:
+            ids = self.trace_ids(delivery)
         (log.warning if failed else log.info)(
             "attempt failed" if failed else "attempt delivered",
-            delivery_id=delivery_id(*delivery.source, delivery.subscription.id),
+            delivery_id=delivery_id(*delivery.source, subscription_id),
             event_id=delivery.event.id,
             event_type=delivery.event.type,
             tenant=delivery.event.tenant,
-            subscription_id=delivery.subscription.id,
+            subscription_id=subscription_id,
             host=delivery.subscription.origin.host,
             attempt=delivery.attempt,
             result=described,
@@ -202,4 +226,5 @@ class Outcomes:
             decision=decision,
             reason=reason,
             due=None if due is None else round(due, 3),
+            **ids,
         )

@@ -122,6 +122,7 @@ class Parking:
         now, unix = self._loop.time(), self._wall()
         if self._attempts.failures and not noted:
             self._attempts.decided(delivery.decided(PARKED, reason, unix))
+        self._settlement.left(delivery, PARKED, reason)
         message = delivery.record(
             self._topic,
             reason,
@@ -172,3 +173,5 @@ class Parking:
         """Park it, since this process ends. What came out of a topic of ours still stands there. `noted` as in `park`."""
         if delivery.event_source is None:
             self.park(delivery, "shutdown", noted=noted)
+        elif delivery.trace is not None:
+            self._settlement.left(delivery, self.left_as(delivery), "shutdown")

@@ -44,6 +44,9 @@ from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Timers
 from dispatcher.transport.client import Transport
 
+Outgoing = Callable[[Delivery, bytes, float, float], bytes]
+"""What becomes of a request's trace context: the delivery, its request, and now by the loop's clock and the wall's."""
+
 log = structlog.get_logger(__name__)
 
 _SLICE: Final = 32  # deliveries dropped in one turn of the loop: about 1 ms of work
@@ -70,10 +73,11 @@ class Sending(DeliveryOwner):
         generations: Generations,
         memory: MemoryShares,
         fairness: Fairness,
+        outgoing: Outgoing | None,
         on_broken: Callable[[str, Exception], None],
         wall: Callable[[], float],
     ) -> None:
-        """`generations` tells what is superseded. `on_broken` is told of rule 2. `wall` gives Unix seconds."""
+        """`outgoing` is None where requests have the trace context of their event. `generations` tells what is superseded. `on_broken` is told of rule 2. `wall` gives Unix seconds."""
         self.gate = True  # see rule 1
         self._transport = transport
         self._registry = registry
@@ -88,6 +92,7 @@ class Sending(DeliveryOwner):
         self._generations = generations
         self._memory = memory
         self._fairness = fairness
+        self._outgoing = outgoing
         self._on_broken = on_broken
         self._wall = wall
         self._loop = asyncio.get_running_loop()
@@ -247,10 +252,15 @@ class Sending(DeliveryOwner):
                     self._settlement.drop(delivery, "cancelled")
                     return False
                 delivery.request = with_replay(delivery.request, delivery.replay)
+            if self._outgoing is not None:
+                delivery.request = self._outgoing(delivery, delivery.request, now, unix)
         except Exception as error:
             # Whatever it is about this delivery, the others must not wait for it.
             log.exception(
-                "request could not be built", subscription_id=subscription.id, event_id=delivery.event.id
+                "request could not be built",
+                subscription_id=subscription.id,
+                event_id=delivery.event.id,
+                **self._outcomes.trace_ids(delivery),
             )
             delivery.last_result = describe(Failure(Reason.PROTOCOL_ERROR, repr(error)))
             self._settlement.give_up(delivery, "unsendable")

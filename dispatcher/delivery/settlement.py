@@ -23,7 +23,7 @@ import structlog
 
 from dispatcher.broker.base import Message, Record, UnreadableRecord
 from dispatcher.core.attempt.encode import Decided
-from dispatcher.core.attempt.outcome import DEAD, DROPPED
+from dispatcher.core.attempt.outcome import DEAD, DROPPED, LEFT_TO_ANOTHER
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.fairness import Fairness, TenantUsage, more
 from dispatcher.core.event.decode import Event
@@ -40,6 +40,7 @@ from dispatcher.delivery.delivery import Delivery
 from dispatcher.delivery.outbox import Outbox
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.tracing import Tracing, trace_ids
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +71,10 @@ class Settlement:
         fairness: Fairness,
         *,
         on_given_up: GivenUp | None = None,
+        tracing: Tracing | None = None,
         wall: Callable[[], float],
     ) -> None:
-        """`on_given_up` is told of each delivery whose dead letter is written. `wall` gives Unix seconds."""
+        """`on_given_up` is told of each delivery whose dead letter is written. `tracing` makes spans, where they are made. `wall` gives Unix seconds."""
         self.in_flight = 0
         self.bytes = 0  # of the events' bodies, once per delivery
         self.full = False  # somebody waits for `has_room_again`
@@ -83,6 +85,7 @@ class Settlement:
         self._outbox = outbox
         self._attempts = attempts
         self._metrics = metrics
+        self._tracing = tracing
         self._wall = wall
         self._dead_topic = f"{settings.topics.prefix}dead"
         self._max_in_flight = settings.delivery.max_in_flight
@@ -112,6 +115,14 @@ class Settlement:
         if usage is not None:
             usage.in_flight -= 1
             usage.bytes -= size
+        if delivery.trace is not None:
+            self.left(delivery, LEFT_TO_ANOTHER, None)
+
+    def left(self, delivery: Delivery, outcome: str, reason: str | None) -> None:
+        """It is on its way out of memory, to its end or into a topic: the end of its span. Whoever leaves without a word went with its partition."""
+        tracing = self._tracing
+        if tracing is not None and (delivery.trace is not None or delivery.sampled_by(tracing.sampler)):
+            tracing.ended(delivery, outcome, reason, self._clock(), self._wall())
 
     @property
     def free(self) -> int:
@@ -185,6 +196,7 @@ class Settlement:
         """It is owed to nobody any more: an end. `recorded`: the attempt log has it already."""
         if self._attempts.failures and not recorded:
             self._attempts.decided(delivery.decided(DROPPED, reason, self._wall()))
+        self.left(delivery, DROPPED, reason)
         self.pass_by(delivery, reason)
 
     def pass_by(self, delivery: Delivery, reason: str) -> None:
@@ -220,6 +232,7 @@ class Settlement:
             subscription_id=retry.subscription_id,
             reason=lost.reason,
             detail=str(lost),
+            **trace_ids(self._tracing, retry.event, retry.source, retry.subscription_id),
         )
         headers = delivery_headers(
             retry.event,
@@ -274,12 +287,14 @@ class Settlement:
             event_id=event.id,
             subscription_id=subscription_id,
             reason=reason,
+            **trace_ids(self._tracing, event, source, subscription_id),
         )
 
     def give_up(self, delivery: Delivery, reason: str) -> None:
         """It is not attempted (any more): an end without a request, and a dead letter."""
         if self._attempts.failures:
             self._attempts.decided(delivery.decided(DEAD, reason, self._wall()))
+        self.left(delivery, DEAD, reason)
         self.dead_letter(delivery, reason)
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:

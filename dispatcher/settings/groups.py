@@ -29,6 +29,7 @@ from dispatcher.settings.values import (
     ApiKeyText,
     BodyPaths,
     BrokerUrl,
+    CollectorUrl,
     Color,
     Durations,
     FrameAncestors,
@@ -49,6 +50,7 @@ from dispatcher.settings.values import (
     ProxyUrl,
     ProxyUsername,
     SecretsKeyText,
+    SentHeader,
     Share,
     Text,
     Topic,
@@ -372,6 +374,22 @@ class LogSettings(SettingsGroup):
     success_sample: Share = 0.0
 
 
+class TracingSettings(SettingsGroup):
+    enabled: bool = False
+    endpoint: CollectorUrl | None = None
+    protocol: Literal["http/protobuf", "grpc"] | None = None
+    headers: Annotated[tuple[SentHeader, ...], Listed, Unique] = ()
+    timeout: Annotated[Duration, duration_between("100ms", "1m")] | None = None
+    sampler: Literal["parentbased_traceidratio", "traceidratio"] = "parentbased_traceidratio"
+    ratio: Share = 0.01
+    queue: Annotated[Int, Field(ge=512, le=1_000_000)] = 8192
+    propagate: Literal["event", "attempt", "none"] = "event"
+
+    def between_fields(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.propagate == "attempt" and not self.enabled:
+            yield ("propagate", "enabled"), "attempt has no effect: tracing.enabled must be true"
+
+
 class SqliteSettings(SettingsGroup):
     partitions: Annotated[Int, Field(ge=1, le=1024)] = 4
     retention: Annotated[Duration, duration_between("1m", "3650d")] = 7 * 86400.0
@@ -407,6 +425,7 @@ class Settings(SettingsGroup):
     payload: PayloadSettings = PayloadSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     _sources: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 

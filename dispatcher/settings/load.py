@@ -37,6 +37,7 @@ _NOT_SETTINGS: Final = re.compile(r"DISPATCHER_(?:CONFIG|API_URL|API_KEY|TEST_.*
 _SERVICE_LINK: Final = re.compile(
     r"DISPATCHER_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)"
 )
+_MOST_GUESSES: Final = 3
 _SERVICE_PORT: Final = re.compile(r"DISPATCHER_(?:[A-Z0-9]+_)*PORT")
 _SERVICE_PORT_VALUE: Final = re.compile(r"(?:tcp|udp|sctp)://")
 
@@ -96,7 +97,11 @@ def _group(name: str) -> type[SettingsGroup] | None:
     return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None
 
 
-_ADDRESSES: Final = {("broker",), ("network", "proxy")}  # people write passwords into them
+_ADDRESSES: Final = {
+    ("broker",),
+    ("network", "proxy"),
+    ("tracing", "endpoint"),
+}  # people write passwords into them
 
 
 @cache
@@ -256,9 +261,9 @@ def _unknown(name: _Name) -> str:
     close = get_close_matches(dotted, known, n=1, cutoff=0.6)
     if len(name) == 1 and not same:
         close = get_close_matches(dotted, Settings.model_fields, n=1, cutoff=0.6) or close
-    guess = same[:1] if len(same) == 1 else close
+    guess = same if len(same) == 1 or (len(name) == 1 and 0 < len(same) <= _MOST_GUESSES) else close
     return f"{without_credentials(dotted)}: there is no such setting" + (
-        f" (did you mean {guess[0]}?)" if guess else ""
+        f" (did you mean {' or '.join(guess)}?)" if guess else ""
     )
 
 

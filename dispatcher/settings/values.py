@@ -194,6 +194,30 @@ def _secrets_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _collector(value: str) -> str:
+    # The value stays out of these messages where it could hold a password.
+    if "@" in value or "?" in value:
+        raise ValueError(
+            "must not contain credentials or a query: what the collector asks for belongs into tracing.headers"
+        )
+    if not re.fullmatch(
+        r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,253})(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?", value
+    ):
+        raise ValueError(
+            "must be the collector's address: http://collector:4318, or http://collector:4317 for gRPC"
+        )
+    return value
+
+
+def _sent_header(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(
+        r"[A-Za-z0-9_.-]{1,128}\s*=\s*[\x21-\x7e](?:[\x20-\x7e]{0,4094}[\x21-\x7e])?",
+        value.get_secret_value(),
+    ):
+        raise ValueError("must be name=value, both of visible ASCII characters")
+    return value
+
+
 def _number(value: Any) -> Any:
     # Python takes True for 1; nobody who writes `port: true` means that.
     if isinstance(value, bool):
@@ -260,6 +284,8 @@ BrokerUrl = Annotated[str, AfterValidator(_broker)]
 ApiKeyText = Annotated[SecretStr, AfterValidator(_api_key)]
 HistoryStoreName = Annotated[str, BeforeValidator(_history_store)]
 SecretsKeyText = Annotated[SecretStr, AfterValidator(_secrets_key)]
+CollectorUrl = Annotated[str, AfterValidator(_collector)]
+SentHeader = Annotated[SecretStr, AfterValidator(_sent_header)]
 FrameAncestors = Annotated[tuple[Annotated[str, AfterValidator(_frame_ancestor)], ...], Listed]
 PageUrl = Annotated[str, AfterValidator(_page_url)]
 Label = Annotated[str, AfterValidator(_label)]

@@ -168,6 +168,10 @@ _COUNTERS: Final[Mapping[str, tuple[Labels, str]]] = {
         ("result",),
         "Questions to the history's store: answered, slow (answered after more than a second), too_long (given up at the time limit), failed.",
     ),
+    "trace_spans_total": (
+        ("result",),
+        "Spans for the collector: exported, dropped (too many waited to be sent), failed (the collector did not take them).",
+    ),
     "validations_total": (
         ("result",),
         "Times an endpoint was asked whether it wants its events: passed, refused.",
@@ -236,6 +240,7 @@ _VALUES: Final[Mapping[str, tuple[Labels, ...]]] = {
     "operational_events_total": (("published",), ("dropped",)),
     "history_records_total": (("indexed",), ("refused",), ("skipped",)),
     "history_queries_total": (("answered",), ("slow",), ("too_long",), ("failed",)),
+    "trace_spans_total": (("exported",), ("dropped",), ("failed",)),
     "validations_total": (("passed",), ("refused",)),
     "api_refused_total": (
         ("connections",),
@@ -277,6 +282,7 @@ _GAUGES: Final[Mapping[str, tuple[Labels, str]]] = {
     ),
     "subscriptions": (("status",), "Subscriptions known, by status."),
     "outbox_waiting": ((), "Records waiting to be acknowledged by the broker."),
+    "trace_spans_waiting": ((), "Spans that wait to be sent to the collector."),
     "attempt_records_waiting": ((), "Records of the attempt log waiting to be acknowledged by the broker."),
     "partitions_stuck": (
         ("topic", "partition"),

@@ -25,7 +25,7 @@ _HOME: Final = "start"  # where the README goes
 
 CONTENTS: Final = {
     "Start": [_HOME],
-    "How to": ["receivers", "api", "console", "portal", "deploying", "capacity", "operations"],
+    "How to": ["receivers", "api", "console", "portal", "deploying", "capacity", "tracing", "operations"],
     "Concepts": ["architecture", "history"],
     "Reference": ["settings", "commands", "routes", "metrics", "attempts"],
     "The project": ["SECURITY", "CHANGELOG", "CONTRIBUTING", "testing", "dependencies"],

@@ -22,6 +22,7 @@ def test_what_is_right_is_shown_with_its_source_and_no_secret(tmp_path: Path) ->
     (tmp_path / "settings.yaml").write_text(
         "subscriptions_file: subscriptions.yaml\n"
         "kafka: {security_protocol: sasl_ssl, sasl_username: me, sasl_password: hush-hush}\n"
+        "tracing: {headers: [x-api-key=hush-hush, x-tenant=hush]}\n"
     )
     ended = dispatcher(
         *("check-config", "-c", "settings.yaml", "--set", "delivery.timeout=9s"),
@@ -35,6 +36,7 @@ def test_what_is_right_is_shown_with_its_source_and_no_secret(tmp_path: Path) ->
     assert "mine" in rows["group"]
     assert "DISPATCHER_GROUP" in rows["group"]
     assert "9s" in rows["delivery.timeout"]
+    assert "[********, ********]" in rows["tracing.headers"]
     assert "default" in rows["delivery.max_in_flight"]
     assert "1 subscriptions in subscriptions.yaml" in ended.stdout
     assert "hush" not in ended.stdout + ended.stderr

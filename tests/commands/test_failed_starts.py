@@ -19,7 +19,10 @@ ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": 
     ("given", "said"),
     [
         ("delivery.timout=5s", "delivery.timout: there is no such setting (did you mean delivery.timeout?)"),
-        ("timeout=5s", "timeout: there is no such setting (did you mean delivery.timeout?)"),
+        (
+            "timeout=5s",
+            "timeout: there is no such setting (did you mean delivery.timeout or tracing.timeout?)",
+        ),
         ("delivery=5s", "delivery: names a group of settings; set delivery.timeout and so on"),
         ("http.port=x", "http.port: must be a whole number, not 'x'"),
     ],

@@ -106,7 +106,7 @@ def test_every_mistake_of_every_source_is_listed_with_its_place(write: Any) -> N
     )
     expected = {
         f"{file}:1: broker: must be kafka://",
-        f"{file}:2: timeout: there is no such setting (did you mean delivery.timeout?)",
+        f"{file}:2: timeout: there is no such setting (did you mean delivery.timeout or tracing.timeout?)",
         f"{file}:4: delivery.timeout: has no unit: write 15s",
         f"{file}:5: delivery.conect_timeout: there is no such setting (did you mean delivery.connect_timeout?)",
         f"{file}:9: network.allow[1]: has bits set beyond its prefix length: write 10.0.0.0/8",
@@ -171,6 +171,10 @@ def test_secrets_are_neither_in_errors_nor_in_repr_nor_described(write: Any) -> 
         "network: {proxy: 'http://kim:hunter2@proxy:3128'}",
         "network: {proxy: 'http://kim:hunter2%40proxy:3128'}",
         "network: {proxy: 'http://kim:hun@hunter2/@proxy:3128'}",
+        "tracing: {endpoint: 'http://kim:hunter2@collector:4318'}",
+        "tracing: {endpoint: 'http://collector:4318/?key=hunter2'}",
+        "tracing: {headers: [hunter2]}",
+        "tracing: {headers: ['x: hunter2']}",
         "network: {dns_servers: ['http://kim:hunter2@10.0.0.1']}",
         "network: {'http://kim:hunter2@proxy:3128': x}",
         "api: {origin: 'https://kim:hunter2@d.example'}",

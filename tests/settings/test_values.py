@@ -33,6 +33,17 @@ from tests.settings.test_load import mistakes
             "network.proxy: is required with proxy_username",
         ),
         ("network: {proxy: 'http://p:1', proxy_password: x}", "is required with proxy_password"),
+        (
+            "tracing: {endpoint: 'collector:4317'}",
+            "tracing.endpoint: must be the collector's address: http://collector:4318",
+        ),
+        ("tracing: {endpoint: 'http://a:b@c:4318'}", "tracing.endpoint: must not contain credentials"),
+        ("tracing: {headers: [x-api-key]}", "tracing.headers[0]: must be name=value"),
+        ("tracing: {protocol: http/json}", "tracing.protocol: must be"),
+        (
+            "tracing: {propagate: attempt}",
+            "tracing.propagate: attempt has no effect: tracing.enabled must be true",
+        ),
         ("console: {color: red, name: a}", "console.color: must be a colour such as '#b3261e'"),
         ("console: {name: 'a\tb'}", "console.name: must be 1 to 40 printable characters"),
         ("console: {trusted_header: X_User}", "console.trusted_header: must be the name of a header"),

@@ -54,6 +54,7 @@ MAX_ID: Final = 1024
 MAX_TYPE: Final = 1024
 """Likewise of a type."""
 MAX_TENANT: Final = 256
+_MAX_PARENT: Final = 256
 MAX_HEAD: Final = 16_384  # many servers take no more than that in header lines altogether
 
 RESERVED: Final = "dispatcher."
@@ -444,6 +445,16 @@ def valid_head(head: bytes) -> bool:
     return len(head) <= MAX_HEAD and _HEAD.fullmatch(head) is not None
 
 
+def valid_traceparent(value: bytes) -> bool:
+    """Whether it is a `traceparent` (W3C Trace Context 1, 3.2)."""
+    return len(value) <= _MAX_PARENT and _TRACEPARENT.fullmatch(value) is not None
+
+
+def valid_tracestate(value: bytes) -> bool:
+    """Whether it can be a `tracestate`: visible ASCII, with spaces between."""
+    return _TRACESTATE.fullmatch(value) is not None
+
+
 # The caches below keep what passed (lru_cache keeps no exception), so each key is short and clean.
 
 
@@ -500,10 +511,10 @@ def _content_type(raw: bytes) -> _ContentType:
 def _trace(headers: Mapping[str, bytes | None]) -> bytes:
     """W3C trace context as header lines; nothing if `traceparent` isn't exactly as specified."""
     parent = headers.get("traceparent")
-    if parent is None or len(parent) > 256 or not _TRACEPARENT.fullmatch(parent):
+    if parent is None or not valid_traceparent(parent):
         return b""
     state = headers.get("tracestate")
-    if state is None or not _TRACESTATE.fullmatch(state):
+    if state is None or not valid_tracestate(state):
         return b"traceparent: %b\r\n" % parent
     return b"traceparent: %b\r\ntracestate: %b\r\n" % (parent, state)
 

@@ -37,3 +37,13 @@ class CloudEvent(msgspec.Struct, gc=False):
 
 
 decode_cloud_event: Final[Callable[[bytes], CloudEvent]] = msgspec.json.Decoder(CloudEvent).decode
+
+
+class TraceExtension(msgspec.Struct, gc=False):
+    """What CloudEvents' extension for distributed tracing adds to one."""
+
+    traceparent: Any = None
+    tracestate: Any = None
+
+
+decode_trace_extension: Final[Callable[[bytes], TraceExtension]] = msgspec.json.Decoder(TraceExtension).decode

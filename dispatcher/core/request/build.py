@@ -75,6 +75,8 @@ _TARGET = re.compile(r"/[!-~]*|https?://[!-~]+", re.ASCII)
 _REPLAY = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _PATH_CAP: Final = 1024
+_TRACEPARENT: Final = b"traceparent: "
+_TRACESTATE: Final = b"tracestate: "
 _END: Final = b"\r\n\r\n"  # one for all without headers of their own
 
 
@@ -198,6 +200,24 @@ def with_replay(request: bytes, replay: str) -> bytes:
     return b"%b\r\nwebhook-replay: %b%b" % (request[:end], replay.encode("ascii"), request[end:])
 
 
+def with_traceparent(request: bytes, traceparent: bytes) -> bytes:
+    """The same request as part of another span. A `tracestate` stays: it belongs to the trace."""
+    end = request.index(_END)
+    lines = [line for line in request[:end].split(b"\r\n") if not line.startswith(_TRACEPARENT)]
+    return b"%b\r\n%b%b%b" % (b"\r\n".join(lines), _TRACEPARENT, traceparent, request[end:])
+
+
+def without_trace(request: bytes) -> bytes:
+    """The same request without a trace context. What CloudEvents has for an attribute (`ce-traceparent`) is part of the event, and stays."""
+    end = request.index(_END)
+    if request.find(b"\r\n" + _TRACEPARENT, 0, end) < 0:
+        return request
+    lines = [
+        line for line in request[:end].split(b"\r\n") if not line.startswith((_TRACEPARENT, _TRACESTATE))
+    ]
+    return b"\r\n".join(lines) + request[end:]
+
+
 def retarget(request: bytes, target: str) -> bytes:
     """The same request for another target on the same host: a redirect's, or a proxy's absolute form."""
     if not _TARGET.fullmatch(target):
@@ -272,6 +292,4 @@ def _thin_head(head: bytes) -> bytes:
     if head is JSON_HEAD:
         return head
     lines = head.splitlines(keepends=True)
-    return JSON_HEAD + b"".join(
-        [line for line in lines if line.startswith((b"traceparent:", b"tracestate:"))]
-    )
+    return JSON_HEAD + b"".join([line for line in lines if line.startswith((_TRACEPARENT, _TRACESTATE))])
