@@ -71,6 +71,9 @@ class HistoryProgress(Protocol):
     def partitions(self) -> int: ...
 
     @property
+    def all_partitions(self) -> int: ...
+
+    @property
     def shared(self) -> bool: ...
 
 
@@ -276,28 +279,37 @@ class Replicas:
 
 
 class SharedProgress:
-    """As of when the answers of a history are: of one that several processes fill, what the last of them knows."""
+    """As of when the answers of a history are: of one that several processes fill, what the last of them knows.
+
+    While nobody reads some of the partitions, because whoever did has died or the group shares them out, that doesn't go on.
+    """
 
     def __init__(self, own: HistoryProgress, replicas: Replicas) -> None:
         self._own = own
         self._replicas = replicas
+        self._known = 0
 
     def as_of_ms(self) -> int:
         """What the logs said before is known; 0: nothing is yet."""
         own = self._own
         if not own.shared:
             return own.as_of_ms()
-        times = [
-            record.history.as_of_ms
+        others = [
+            record.history
             for record in self._replicas.all()
             if record.replica != self._replicas.replica
             and record.history is not None
             and record.history.shared
             and record.history.partitions
         ]
+        times = [history.as_of_ms for history in others]
         if own.partitions:
             times.append(own.as_of_ms())
-        return min(times, default=0)
+        found = min(times, default=0)
+        if own.partitions + sum(history.partitions for history in others) < own.all_partitions:
+            return min(found, self._known)
+        self._known = found
+        return found
 
 
 def _sentences(found: Sequence[str]) -> tuple[str, ...]:

@@ -90,6 +90,7 @@ class Indexer:
         self._followed: dict[LogPartition, Followed] = {}
         self._looked = float("-inf")  # loop time
         self._retained = float("-inf")
+        self._there = 0
         self._problem: str | None = None
         self._retention_near: str | None = None
 
@@ -129,6 +130,11 @@ class Indexer:
     def partitions(self) -> int:
         """How many this process indexes."""
         return len(self._followed)
+
+    @property
+    def all_partitions(self) -> int:
+        """How many there are to be indexed, by this process or others, as of the last look; 0 where this one doesn't look."""
+        return self._there
 
     @property
     def shared(self) -> bool:
@@ -285,6 +291,7 @@ class Indexer:
             for info in await self._broker.topics(only=lambda name: name in there)
             for partition in info.partitions
         }
+        self._there = len(infos)
         mine: Collection[TopicPartition] = infos if self._share is None else self._share.partitions
         wanted = {
             LogPartition(source.topic, there[source.topic].id or "", source.partition)

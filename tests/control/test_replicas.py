@@ -31,6 +31,7 @@ class Progress:
 
     def __init__(self, as_of_ms: int = 1000, partitions: int = 2, *, shared: bool = True) -> None:
         self.partitions = partitions
+        self.all_partitions = 0
         self.shared = shared
         self.at = as_of_ms
 
@@ -228,6 +229,29 @@ async def test_a_history_that_several_fill_is_as_of_the_last_of_them() -> None:
         ]
     # The third one has a store of its own; the last one has no partitions, and asks a store that the first two fill.
     assert as_of == [3000, 3000, 9000, 3000]
+
+
+async def test_while_nobody_reads_some_of_the_partitions_what_is_known_does_not_go_on() -> None:
+    """A process is killed: it is forgotten before the group gives its partitions to the others."""
+    broker = MemoryBroker()
+    living, dying = Progress(5000), Progress(3000)
+    living.all_partitions = 4
+    one = Process(broker, "one:1", living)
+    progress = SharedProgress(living, one.replicas)
+    async with running(one):
+        assert progress.as_of_ms() == 0, "of the other two partitions nobody has said anything"
+        async with running(Process(broker, "two:1", dying)):
+            await asyncio.sleep(1)
+            assert progress.as_of_ms() == 3000
+        await asyncio.sleep(1)
+        living.at = 9000
+        assert "two:1" not in one.known()
+        assert progress.as_of_ms() == 3000
+        living.partitions = 4
+        living.at = 2000
+        assert progress.as_of_ms() == 2000, "it begins where the other one had come to"
+        living.at = 9000
+        assert progress.as_of_ms() == 9000
 
 
 async def test_of_a_history_of_which_nobody_says_anything_nothing_is_known() -> None:

@@ -445,6 +445,7 @@ async def test_a_shared_store_is_filled_from_the_partitions_that_the_group_gives
     stores = [Shared(bench.folder / f"history-{number}", Retention(DAY_MS, DAY_MS)) for number in range(2)]
     async with bench.running(stores[0]) as first, bench.running(stores[1]) as second:
         await until(lambda: len(first._followed) == len(second._followed) == 3)
+        assert (first.partitions, first.all_partitions) == (3, 6)
         await bench.attempts(value(0, time_ms=now), partition=0)
         await bench.attempts(value(1, time_ms=now), partition=1)
         await caught_up(bench, first, 2)

@@ -135,7 +135,7 @@ class KafkaRun(Run):
             return
         await first[0].start()
         try:
-            await first[0].daemon.ready(60.0)
+            await first[0].daemon.ready(120.0)
         except AssertionError as error:
             self.report.findings.append(f"{first[0].name}: not ready at first: {str(error)[-1500:]}")
         if {Trait.LATEST, Trait.RETENTION} & self.traits:
