@@ -21,7 +21,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
 class _Receiver(asyncio.Protocol):
-    """Answers every request with 200 at once."""
+    """Answers with 200 at once what the endpoint takes, and nothing else at all."""
 
     def __init__(self, endpoint: QuickEndpoint) -> None:
         self._endpoint = endpoint
@@ -42,17 +42,19 @@ class _Receiver(asyncio.Protocol):
                 return
             self._data = self._data[size:]
             id_ = _ID.search(head)
-            self._endpoint.ids.add(b"" if id_ is None else id_[1])
-            assert self._transport is not None
-            self._transport.write(_ANSWER)
+            if self._endpoint.take(head.split(b" ", 2)[1], b"" if id_ is None else id_[1]):
+                assert self._transport is not None
+                self._transport.write(_ANSWER)
 
 
 class QuickEndpoint:
     """An endpoint in a thread of its own, so that it answers whatever the test's loop does."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Sequence[str] = ("127.0.0.1",), port: int = 0) -> None:
+        """`port` 0: one that the system chooses; then there is one host."""
         self.ids: set[bytes] = set()
-        self.port = 0
+        self.port = port
+        self._hosts = hosts
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -60,6 +62,11 @@ class QuickEndpoint:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def take(self, path: bytes, id_: bytes) -> bool:
+        """A whole request has come; whether it is answered."""
+        self.ids.add(id_)
+        return True
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -72,7 +79,7 @@ class QuickEndpoint:
 
     def _run(self) -> None:
         server = self._loop.run_until_complete(
-            self._loop.create_server(lambda: _Receiver(self), "127.0.0.1", 0)
+            self._loop.create_server(lambda: _Receiver(self), self._hosts, self.port, backlog=1024)
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
