@@ -44,16 +44,17 @@ class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         server = self.server
         assert isinstance(server, Endpoints)
-        status, body = server.answer(self.path)
+        server.last = ({name.lower(): value for name, value in self.headers.items()}, body)
+        status, answer = server.answer(self.path)
         self.send_response(status)
         self.send_header("Content-Type", "text/html")
         self.send_header("X-Made-By", MARKUP)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(answer)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Nobody reads it."""
@@ -67,6 +68,7 @@ class Endpoints(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__((HOST, 0), Receiver)
         self.mended = threading.Event()
+        self.last: tuple[dict[str, str], bytes] = ({}, b"")  # request
         self._turn = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -80,6 +82,8 @@ class Endpoints(ThreadingHTTPServer):
             return 503, f"try again later {MARKUP}".encode()
         if path == "/broken" and not self.mended.is_set():
             return 500, f"<h1>Internal error</h1>{MARKUP}".encode()
+        if path == "/slow":
+            time.sleep(6)  # slower than any busy machine makes the others
         if path == "/later":
             return 503, b"come back in an hour"
         if path == "/refused" and not self.mended.is_set():

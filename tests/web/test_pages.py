@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.web.browser import AXE, IN_CHROMIUM, axe, keep, opened, settled
 from tests.web.stage import MARKUP, Stage
@@ -128,6 +128,24 @@ def test_the_address_is_the_state(stage: Stage, window: Browser) -> None:
         assert page.locator("tr.row").count() == before
         page.locator("a.chip", has_text="dead").click()
         page.wait_for_url(lambda url: "state=" not in url)
+        watch.check()
+
+
+def test_a_long_list_is_read_in_several_answers(stage: Stage, window: Browser) -> None:
+    everything = len(stage.deliveries("limit=200"))
+    with opened(window, f"{stage.url}/console/subscriptions") as (page, watch):
+        settled(page)
+        asked: list[str] = []
+
+        def fewer(route: Route) -> None:
+            asked.append(route.request.url)
+            route.continue_(url=route.request.url.replace("limit=200", "limit=30"))
+
+        page.route("**/v1/deliveries?*", fewer)
+        page.goto(f"{stage.url}/console/deliveries?limit=1000")
+        settled(page)
+        assert page.locator("tr.row").count() == everything
+        assert len(asked) == everything // 30 + 1
         watch.check()
 
 

@@ -1,6 +1,6 @@
 // Many deliveries sent again: a plan first, then a job that can be watched, paused and cancelled.
 
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, get } from "../api/client";
 import type { Plan, Replay, ReplayShown } from "../api/types";
 import { countText, percentText, rateText } from "../format/numbers";
@@ -173,26 +173,31 @@ function Make() {
 
 function PlanView(props: { plan: Plan; tenant: string }) {
   const { plan } = props;
+  const note = useRef<HTMLDivElement>(null);
+  // What is planned is read before it is sent: the next thing after it is the button.
+  useEffect(() => note.current?.focus(), [plan]);
   return (
-    <Note tone={plan.deliveries > 0 ? "info" : "warn"} live title={t.replay.planned(plan.exact ? countText(plan.deliveries, language) : t.atLeast(countText(plan.deliveries, language)))}>
-      {plan.seconds !== null ? t.replay.takes(span(plan.seconds * 1000)) : null} {props.tenant ? `${t.columns.tenant}: ${props.tenant}.` : null}
-      <ul>
-        <li>
-          <Time at={plan.first_at} /> – <Time at={plan.last_at} />
-        </li>
-        {Object.entries(plan.by_type)
-          .slice(0, 10)
-          .map(([name, count]) => (
-            <li key={name}>
-              <code>{name}</code>: {countText(count, language)}
-            </li>
+    <div ref={note} tabIndex={-1}>
+      <Note tone={plan.deliveries > 0 ? "info" : "warn"} live title={t.replay.planned(plan.exact ? countText(plan.deliveries, language) : t.atLeast(countText(plan.deliveries, language)))}>
+        {plan.seconds !== null ? t.replay.takes(span(plan.seconds * 1000)) : null} {props.tenant ? `${t.columns.tenant}: ${props.tenant}.` : null}
+        <ul>
+          <li>
+            <Time at={plan.first_at} /> – <Time at={plan.last_at} />
+          </li>
+          {Object.entries(plan.by_type)
+            .slice(0, 10)
+            .map(([name, count]) => (
+              <li key={name}>
+                <code>{name}</code>: {countText(count, language)}
+              </li>
+            ))}
+          {plan.not_active > 0 ? <li>{t.replay.notActive(countText(plan.not_active, language))}</li> : null}
+          {plan.warnings.map((each) => (
+            <li key={each}>{each}</li>
           ))}
-        {plan.not_active > 0 ? <li>{t.replay.notActive(countText(plan.not_active, language))}</li> : null}
-        {plan.warnings.map((each) => (
-          <li key={each}>{each}</li>
-        ))}
-      </ul>
-    </Note>
+        </ul>
+      </Note>
+    </div>
   );
 }
 

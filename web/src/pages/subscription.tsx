@@ -1,6 +1,6 @@
 // One subscription: how it goes, what it is, and what can be done with it.
 
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, get } from "../api/client";
 import type { Ping, Statistics, Subscription, SubscriptionDetail } from "../api/types";
 import { countText, percentText, rateText } from "../format/numbers";
@@ -284,15 +284,19 @@ function PingView(props: { ping: Ping; close: () => void }) {
 
 /** A secret in full, for the only time. */
 export function SecretShown(props: { secrets: string[]; close: () => void }) {
+  const note = useRef<HTMLDivElement>(null);
+  useEffect(() => note.current?.querySelector("button")?.focus(), []);
   return (
-    <Note tone="warn" title={t.subscription.secretOnce} live actions={<Button kind="small" onClick={props.close}>{t.subscription.secretKept}</Button>}>
-      {props.secrets.map((each) => (
-        <span class="id block" key={each}>
-          <code class="break">{each}</code>
-          <Copy text={each} label={t.copy} />
-        </span>
-      ))}
-    </Note>
+    <div ref={note}>
+      <Note tone="warn" title={t.subscription.secretOnce} live actions={<Button kind="small" onClick={props.close}>{t.subscription.secretKept}</Button>}>
+        {props.secrets.map((each) => (
+          <span class="id block" key={each}>
+            <code class="break">{each}</code>
+            <Copy text={each} label={t.copy} />
+          </span>
+        ))}
+      </Note>
+    </div>
   );
 }
 

@@ -9,6 +9,7 @@ import { ProblemNote } from "./panel";
 
 export function Dialog(props: { title: string; close: () => void; children: ComponentChildren }) {
   const element = useRef<HTMLDialogElement>(null);
+  const leaving = useRef(false);
   // At once, so that what is typed right after the key that opened it goes into it.
   useLayoutEffect(() => {
     const dialog = element.current;
@@ -18,12 +19,19 @@ export function Dialog(props: { title: string; close: () => void; children: Comp
     const first = dialog.querySelector<HTMLElement>("input:not([type=checkbox]), textarea, select, [data-first]");
     first?.focus();
     if (first instanceof HTMLInputElement) first.select();
+    // Closed by itself the focus goes back to where it was; a dialog that is only taken away leaves it nowhere.
+    return () => {
+      leaving.current = true;
+      dialog.close();
+    };
   }, []);
   return (
     <dialog
       ref={element}
       aria-label={props.title}
-      onClose={props.close}
+      onClose={() => {
+        if (!leaving.current) props.close();
+      }}
       onClick={(event) => {
         if (event.target === element.current) props.close();
       }}

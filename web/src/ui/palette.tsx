@@ -3,7 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { guessId } from "../state/filters";
 import { APP, go, to } from "../state/place";
-import { isOperator } from "../state/session";
+import { isOperator, may } from "../state/session";
 import { store } from "../state/store";
 import { t } from "../text/text";
 import { Dialog } from "./dialog";
@@ -31,6 +31,7 @@ function choices(text: string): Choice[] {
   const typed = text.trim().toLowerCase();
   const pages = PAGES.filter((each) => each.shown())
     .map((each) => ({ text: pageTitle(each.page), hint: `g ${each.key}`, href: to(each.page) }))
+    .concat(APP !== "inspect" && may("read") ? [{ text: t.chart.whoIsSlow, hint: "", href: to("deliveries", { by: "subscription", order: "slowest" }) }] : [])
     .filter((each) => typed === "" || each.text.toLowerCase().includes(typed));
   if (typed === "") return pages;
   const ids = guessId(text).filter(({ page }) => APP !== "inspect" || page === "delivery").map(({ page, id }) => ({ text: id, hint: pageTitle(page), href: to(page, { id }) }));
@@ -40,7 +41,7 @@ function choices(text: string): Choice[] {
     { text: text.trim(), hint: t.palette.deliveriesOfHost, href: to("deliveries", { host: text.trim() }) },
   ];
   if (APP === "inspect") lists.pop();
-  if (isOperator()) lists.push({ text: text.trim(), hint: t.palette.subscriptionsOfTenant, href: to("subscriptions", { tenant: text.trim() }) });
+  if (isOperator()) lists.unshift({ text: text.trim(), hint: t.palette.subscriptionsOfTenant, href: to("subscriptions", { tenant: text.trim() }) });
   // A page's name is meant where one begins like that; everything else is an id.
   const likely = pages.some((each) => each.text.toLowerCase().startsWith(typed));
   return likely ? [...pages, ...ids, ...lists] : [...ids, ...pages, ...lists];
