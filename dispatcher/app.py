@@ -34,6 +34,7 @@ from dispatcher.control.dead_letters import DeadLetters
 from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.interventions import Interventions
+from dispatcher.control.issues import Issues
 from dispatcher.control.live import Live
 from dispatcher.control.payloads import Payloads
 from dispatcher.control.plane import ControlPlane
@@ -211,6 +212,14 @@ class App:
                 ),
                 cluster=cluster,
                 statistics=StatisticsReader(reader, time.time),
+                issues=Issues(
+                    reader,
+                    self.plane.store.issues,
+                    self.registry,
+                    self.plane.views.ready,
+                    time.time,
+                    settings.history.retention,
+                ),
                 replays=Replays(
                     parts,
                     generations.next_order,

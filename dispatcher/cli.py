@@ -29,6 +29,7 @@ from dispatcher.commands.event_types import event_types
 from dispatcher.commands.events import events
 from dispatcher.commands.group import Commands
 from dispatcher.commands.history import history
+from dispatcher.commands.issues import issues
 from dispatcher.commands.keys import keys
 from dispatcher.commands.listen import listen
 from dispatcher.commands.options import flags, load_settings, settings_options
@@ -191,6 +192,7 @@ for command in (
     events,
     dead_letters,
     deliveries,
+    issues,
     failing,
     cluster,
     replays,

@@ -606,6 +606,17 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("api/test_stream.py::test_a_page_hears_of_its_tenants_deliveries",),
     ),
     Mutant(
+        "issues_of_everybody",
+        "a tenant sees and marks issues of subscriptions that are not its own",
+        (
+            Edit(
+                "subscription is not None and tenant in (None, subscription.tenant) else None",
+                "subscription is not None else None",
+            ),
+        ),
+        ("control/test_issues.py::test_a_tenant_sees_and_marks_the_issues_of_its_own_subscriptions",),
+    ),
+    Mutant(
         "sessions_outlive_their_keys",
         "a session goes on when its key was revoked",
         (

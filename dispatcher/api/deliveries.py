@@ -84,6 +84,19 @@ class DeliveryFilters(QueryModel):
         | None
     ) = None
     host: HostFilter | None = None
+    cause: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=64,
+                description="Why it isn't delivered, of those that wait, are retried or are dead: why the last attempt had no answer, else the"
+                " status of its answer, else the reason. As issues count them.",
+                examples=["503", "timeout"],
+            ),
+        ]
+        | None
+    ) = None
     since: Annotated[QueryTime, Field(description="Begun at this time or later.")] | None = None
     until: Annotated[QueryTime, Field(description="Begun before this time.")] | None = None
     cursor: Cursor | None = None
@@ -228,6 +241,7 @@ async def list_deliveries(call: Call) -> Reply:
         status=_status(query.status),
         reason=query.reason,
         host=query.host,
+        cause=query.cause,
     )
     found = await history.deliveries(call.tenant, asked, query.cursor)
     return Reply(

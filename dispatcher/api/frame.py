@@ -66,6 +66,7 @@ PARAMETERS: Final = {
     ("portal", "id"): r"^([0-9a-f]{16}|[0-9a-f]{32})$",
     ("events", "id"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("deliveries", "id"): r"^dlv_[0-9a-f]{24}$",
+    ("issues", "id"): r"^[A-Za-z0-9_-]{1,64}:[^\u0000-\u001f\u007f-\u009f]{1,64}$",
     ("tenants", "tenant"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
     ("replays", "id"): r"^rpl_[0-9a-f]{12,60}$",
     ("dead letters", "id"): r"^[0-9]{1,9}-[0-9]{1,15}$",

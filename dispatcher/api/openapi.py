@@ -40,6 +40,7 @@ _TAGS: Final = {
     "event types": "What may be subscribed to.",
     "events": "Publishing over HTTP, and verifying what was published.",
     "deliveries": "What became of each event, from the history.",
+    "issues": "What keeps deliveries from arriving, by subscription and cause.",
     "statistics": "How deliveries go: figures over time, who is failing now, and the processes that deliver.",
     "dead letters": "What was given up, straight from its topic.",
     "keys": "Who may use the API.",

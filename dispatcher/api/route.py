@@ -28,6 +28,7 @@ from dispatcher.control.endpoint_checks import EndpointChecks
 from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryReader
 from dispatcher.control.interventions import Interventions
+from dispatcher.control.issues import Issues
 from dispatcher.control.listing import Listing
 from dispatcher.control.live import Live
 from dispatcher.control.payloads import Payloads
@@ -89,6 +90,7 @@ class Services:
     explanations: Explanations
     cluster: ClusterView
     statistics: StatisticsReader
+    issues: Issues
     replays: Replays
     interventions: Interventions
     dead_letters: DeadLetters

@@ -45,6 +45,7 @@ def deliveries() -> None:
 )
 @click.option("--status", metavar="STATUS", help="The last answer's, or its class: 503, 4xx.")
 @click.option("--reason", help="Why it ended, or why the last attempt had no answer.")
+@click.option("--cause", help="Why it isn't delivered, as issues name it: 503, timeout, breaker.")
 @click.option("--host", help="With this host in the URL.")
 @click.option(
     "--since", callback=a_time, metavar="TIME", help="Begun then or later; 2h: two hours ago [default: 24h]."

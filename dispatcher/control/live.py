@@ -120,7 +120,10 @@ def _delivery(attempt: LoggedAttempt) -> dict[str, Any]:
         "state": _STATES[attempt.decision],
         "status": attempt.status if isinstance(attempt.status, int) else None,
         "reason": next((each for each in (attempt.reason, attempt.failure) if isinstance(each, str)), None),
+        "failure": attempt.failure if isinstance(attempt.failure, str) else None,
         "attempt": attempt.attempt,
+        "host": attempt.host if isinstance(attempt.host, str) else None,
+        "duration_ms": attempt.total_ms if isinstance(attempt.total_ms, int) else None,
         "at": rfc3339(attempt.time_ms),
     }
 

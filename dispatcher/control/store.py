@@ -12,6 +12,7 @@ What is kept under which key:
 - `quotas:<tenant>`: what an operator has given one tenant in the place of the settings' quotas.
 - `group:<name>`: which topics a consumer group has begun to read (`groups.py`).
 - `portal-session:<id>`, `portal-image:<id>`: who is let into the portal, and what it shows (`portal.py`).
+- `issue:<subscription>:<cause>`: what somebody said about an issue (`issues.py`).
 - `skip:<partition>:<offset>:<topic>:<id>`: a batch that an operator has given up reading (`core/control/skips.py`). It has no version
   and is kept for ever.
 
@@ -38,6 +39,7 @@ from dispatcher.control.log import WRITE_TIMEOUT, ControlLog, sliced
 from dispatcher.control.managed import ManagedSubscriptions
 from dispatcher.control.statuses import Statuses
 from dispatcher.control.table import Kinds, Table
+from dispatcher.core.control.issues import IssueMark
 from dispatcher.core.control.keys import Key
 from dispatcher.core.control.portal import PortalImage, PortalSession
 from dispatcher.core.control.quotas import Overrides, document_of, overrides_of
@@ -113,6 +115,9 @@ class ControlStore:
         self.portal_images: Table[PortalImage] = Table(
             self._log, "portal-image", PortalImage.to_document, PortalImage.from_document
         )
+        self.issues: Table[IssueMark] = Table(
+            self._log, "issue", IssueMark.to_document, IssueMark.from_document
+        )
         self.skips: set[Skip] = set()
         """All batches that operators have given up reading."""
         # The one list of kinds.
@@ -124,6 +129,7 @@ class ControlStore:
         kinds.add(self.groups.kind)
         kinds.add(self.portal_sessions.kind)
         kinds.add(self.portal_images.kind)
+        kinds.add(self.issues.kind)
         kinds.add_bare(SKIP, self._take_skip)
 
     def _take_skip(self, key: bytes) -> bool:

@@ -43,6 +43,12 @@ PAGE_LIMIT: Final = 1000
 AWAITING_LOOKED_AT: Final = 2000
 """Undelivered deliveries of a subscription that are looked at, to see what waits for its next attempt."""
 
+UNDELIVERED_LOOKED_AT: Final = 100_000
+"""Undelivered deliveries that are looked at to group them, the newest."""
+
+SUCCESSES_LOOKED_AT: Final = 200
+"""Deliveries of a subscription that are looked at for its last success, the newest. Older ones are found by their minute."""
+
 VERSIONS_LIMIT: Final = 20_000
 """Versions of subscriptions in an answer, at the most."""
 
@@ -247,8 +253,44 @@ class DeliveryQuery(NamedTuple):
     reason: str | None = None
     """Why it ended, or why the last attempt had no answer."""
     host: str | None = None
+    cause: str | None = None
+    """As in `UndeliveredGroup`: of those that wait, are retried or are dead only."""
     after: tuple[int, str] | None = None
     """The time and id of the last one of the page before."""
+
+
+class UndeliveredQuery(NamedTuple):
+    """Deliveries of a time that wait, are retried or are dead. What is None isn't asked for."""
+
+    since_ms: int
+    until_ms: int
+    tenant: str | None = None
+    subscription_id: str | None = None
+
+
+class UndeliveredGroup(NamedTuple):
+    """Those of one subscription with one cause. Times in Unix ms."""
+
+    subscription_id: str
+    cause: str
+    """Why the last attempt had no answer, else the status of its answer, else the reason why there was no attempt."""
+    pending: int
+    retrying: int
+    dead: int
+    first_ms: int
+    """When the oldest of them began."""
+    last_ms: int
+    """When the last attempt of one of them was."""
+    due_ms: int | None
+    """When the next one is due, as far as that is known."""
+
+
+class Undelivered(NamedTuple):
+    """Groups, those of most deliveries first; at most `GROUPS_LIMIT`."""
+
+    groups: Sequence[UndeliveredGroup]
+    at_least: bool
+    """There may be more of each: no more than `UNDELIVERED_LOOKED_AT` deliveries were looked at."""
 
 
 class EventQuery(NamedTuple):
@@ -469,6 +511,14 @@ class HistoryStore(Protocol):
 
     async def awaiting(self, subscription_ids: Collection[str]) -> Mapping[str, Awaiting]:
         """What of these subscriptions is to be tried again. Of each the newest `AWAITING_LOOKED_AT` that aren't delivered are looked at."""
+
+    async def undelivered(self, query: UndeliveredQuery) -> Undelivered:
+        """What isn't delivered, by subscription and cause. The newest `UNDELIVERED_LOOKED_AT` of the time are looked at."""
+
+    async def last_successes(self, subscription_ids: Collection[str], since_ms: int) -> Mapping[str, int]:
+        """When each of these last acknowledged something, at `since_ms` or later. Exact where one of its newest `SUCCESSES_LOOKED_AT` deliveries
+        says so, else the beginning of the minute in which it was counted.
+        """
 
     async def gaps(self, since_ms: int, until_ms: int) -> Sequence[Gap]:
         """Those that touch the time, newest first, at most `PAGE_LIMIT`."""

@@ -21,6 +21,8 @@ from dispatcher.history.base import (
     DeliveryRow,
     DeliveryState,
     EventQuery,
+    UndeliveredGroup,
+    UndeliveredQuery,
     storable,
 )
 
@@ -56,6 +58,12 @@ _SUMS: Final = ", ".join(
         ),
     )
 )
+_CAUSED: Final = (DeliveryState.PENDING, DeliveryState.RETRYING, DeliveryState.DEAD)
+_CAUSE: Final = (
+    f"CASE WHEN state IN ({', '.join(str(int(state)) for state in _CAUSED)})"
+    " THEN coalesce(failure, CAST(status AS text), reason) END"
+)
+"""Why a delivery isn't delivered. What was dropped has none: somebody decided that, or retention."""
 DELIVERY_ORDER: Final = "created_ms DESC, delivery_id DESC"
 EVENT_ORDER: Final = "time_ms DESC, event_id DESC, topic DESC, partition DESC, source_offset DESC"
 
@@ -110,7 +118,7 @@ def deliveries(
     elif query.tenant is not None:
         conditions.add("tenant = {}", query.tenant)
     states = None if query.states is None else sorted(set(query.states))
-    if states is not None and DeliveryState.DELIVERED not in states:
+    if query.cause is not None or (states is not None and DeliveryState.DELIVERED not in states):
         conditions.add("state < 4")  # as the indexes of the few say it
     looked = conditions.take()
     indexed = list(conditions.arguments)
@@ -126,6 +134,8 @@ def deliveries(
         conditions.add("(reason = {} OR failure = {})", query.reason, query.reason)
     if query.host is not None:
         conditions.add("host = {}", query.host)
+    if query.cause is not None:
+        conditions.add(f"{_CAUSE} = {{}}", query.cause)
     return _page(
         "history_deliveries",
         DELIVERY_COLUMNS,
@@ -246,6 +256,49 @@ def awaiting(subscription: str, looked_at: int) -> str:
     )
 
 
+def undelivered(
+    query: UndeliveredQuery, mark: Callable[[int], str], looked_at: int, limit: int, within: str = ""
+) -> Question:
+    """Groups of what isn't delivered: subscription, cause, how many, of them pending, retrying and dead, and the first, last and next time.
+
+    Those without a cause, and of other tenants than were asked for, are one group of each subscription, whose cause is null: `how many` says of
+    all groups together how many were looked at.
+    """
+    conditions = _Conditions(mark)
+    whose = "" if query.tenant is None else f"tenant = {conditions.value(query.tenant)}"
+    conditions.add("created_ms >= {}", query.since_ms)
+    conditions.add("created_ms < {}", query.until_ms)
+    conditions.add("state < 4")  # as the indexes of the few say it
+    if within:
+        conditions.add(within)
+    if query.subscription_id is not None:
+        conditions.add("subscription_id = {}", query.subscription_id)
+    elif whose:
+        conditions.add(whose)
+    cause = f"CASE WHEN {whose} THEN {_CAUSE} END" if whose else _CAUSE
+    inner = (
+        f"SELECT subscription_id, state, created_ms, last_ms, due_ms, {cause} AS cause FROM history_deliveries"
+        f" WHERE {conditions.take()} ORDER BY {DELIVERY_ORDER} LIMIT {int(looked_at)}"
+    )
+    sums = ", ".join(f"sum(CASE WHEN state = {int(state)} THEN 1 ELSE 0 END)" for state in _CAUSED)
+    retrying = f"state = {int(DeliveryState.RETRYING)}"
+    text = (
+        f"SELECT subscription_id, cause, count(*) AS looked, {sums}, min(created_ms), max(last_ms),"
+        f" min(CASE WHEN {retrying} THEN due_ms END) FROM ({inner}) AS looked GROUP BY subscription_id, cause"
+        f" ORDER BY 3 DESC, 1, 2 LIMIT {int(limit)}"
+    )
+    return text, conditions.arguments
+
+
+def last_success(subscription: str, looked_at: int) -> str:
+    """When one of the subscription's newest deliveries was acknowledged last. `subscription` is the place of its id."""
+    inner = (
+        f"SELECT state, last_ms FROM history_deliveries WHERE subscription_id = {subscription}"
+        f" ORDER BY {DELIVERY_ORDER} LIMIT {int(looked_at)}"
+    )
+    return f"SELECT max(CASE WHEN state = {int(DeliveryState.DELIVERED)} THEN last_ms END) AS success FROM ({inner}) AS looked"
+
+
 def present_subscriptions(table: str, after: str, limit: int, collation: str = "") -> str:
     """The last version of each subscription that is not deleted; `after` is the place of the id behind which they begin."""
     return (
@@ -255,6 +308,33 @@ def present_subscriptions(table: str, after: str, limit: int, collation: str = "
         " AND later.since_ms > present.since_ms)"
         f" ORDER BY subscription_id{collation} LIMIT {int(limit)}"
     )
+
+
+def joined(rows: Iterable[Sequence[Any]]) -> tuple[list[UndeliveredGroup], int]:
+    """The groups of several answers of `undelivered`, those of most deliveries first, and how many deliveries were looked at."""
+    found: dict[tuple[str, str], UndeliveredGroup] = {}
+    looked = 0
+    for id_, cause, count, *rest in rows:
+        looked += int(count)
+        if cause is None:
+            continue
+        group = UndeliveredGroup(id_, cause, *(None if each is None else int(each) for each in rest))  # type: ignore[arg-type] # only the last one is ever null
+        held = found.get((id_, cause))
+        if held is not None:
+            due = [each for each in (held.due_ms, group.due_ms) if each is not None]
+            group = UndeliveredGroup(
+                id_,
+                cause,
+                held.pending + group.pending,
+                held.retrying + group.retrying,
+                held.dead + group.dead,
+                min(held.first_ms, group.first_ms),
+                max(held.last_ms, group.last_ms),
+                min(due, default=None),
+            )
+        found[id_, cause] = group
+    most = sorted(found.values(), key=lambda each: (-(each.pending + each.retrying + each.dead), each[:2]))
+    return most, looked
 
 
 def by_busiest(rows: Iterable[CountRow]) -> list[CountRow]:

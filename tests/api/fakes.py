@@ -29,6 +29,7 @@ from dispatcher.control.errors import (
 from dispatcher.control.explaining import Explanations
 from dispatcher.control.history import HistoryOff, HistoryReader
 from dispatcher.control.interventions import Interventions
+from dispatcher.control.issues import Issues
 from dispatcher.control.listing import PAGE, Listing, Page
 from dispatcher.control.live import Live
 from dispatcher.control.operational_events import Announcer
@@ -453,6 +454,7 @@ class Plane:
             payloads=Payloads(history, None),  # type: ignore[arg-type] # nothing is asked of it without a history
             explanations=Explanations(history, None, keeps_all=True),  # type: ignore[arg-type] # likewise
             statistics=StatisticsReader(history, lambda: NOW / 1000),
+            issues=Issues(history, MemoryTable(), None, lambda: None, lambda: NOW / 1000, 86400.0),  # type: ignore[arg-type] # likewise
             cluster=MemoryCluster(),
             replays=MemoryReplays(),
             interventions=MemoryInterventions(self.subscriptions),

@@ -19,6 +19,7 @@ from dispatcher.api.route import Audience, Route
 from dispatcher.api.table import ROUTES
 from dispatcher.broker.base import Message
 from dispatcher.core.control.keys import CAPABILITIES, Capability
+from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import LogPartition
 from tests.api.real import InThread
 from tests.api.serving import KEY, Client
@@ -52,6 +53,10 @@ MATRIX: Final[dict[str, tuple[int, int, int, int, int]]] = {
     "getEventPayload": (401, 401, 200, 200, 404),
     "explainEvent": (401, 401, 200, 200, 404),
     "getStatistics": (401, 401, 200, 200, 200),
+    "listIssues": (401, 401, 200, 200, 200),
+    "acknowledgeIssue": (401, 401, 200, 200, 404),
+    "ignoreIssue": (401, 401, 200, 200, 404),
+    "reopenIssue": (401, 401, 200, 200, 404),
     "listFailing": (401, 401, 200, 200, 200),
     "getCluster": (401, 401, 200, 403, 403),
     "listDeliveries": (401, 401, 200, 200, 200),
@@ -104,6 +109,7 @@ BODIES: Final[dict[str, Any]] = {
     "createPortalImage": {"data": b64encode(b"GIF89a").decode()},
     "putQuotas": {"subscriptions": 5000},
     "startReplay": {"source": "dead_letters"},
+    "ignoreIssue": {"until": rfc3339((time.time() + 86_400) * 1000)},
 }
 # What a request has to have besides.
 QUERIES: Final = {"revokePortalSessions": "?tenant=acme", "listChanges": "?subject=sub_acme"}
@@ -123,8 +129,10 @@ _RECORDS: Final = [
     attempt(0, 0, "sub_acme", tenant="acme", event_id="sub_acme", time_ms=_NOW),
     attempt(1, 1, "sub_globex", tenant="globex", event_id="evt_globex", time_ms=_NOW),
 ]
+# What keeps another delivery of acme's from arriving: an issue.
+_FAILED: Final = attempt(2, 2, "sub_acme", tenant="acme", decision="dead", status=503, time_ms=_NOW)
 HISTORY: Final = [
-    batch(_RECORDS, None, 2, partition=_SEED),
+    batch([*_RECORDS, _FAILED], None, 3, partition=_SEED),
     batch(
         [],
         None,
@@ -192,6 +200,8 @@ class World:
             id_ = self.image if "images" in route.path else self.portal
         if route.tag == "replays" and id_ == "sub_acme":
             id_ = self.daemon.replay("acme")
+        if route.tag == "issues":
+            id_ = f"{id_}:503"
         if route.tag == "dead letters":
             id_ = "0-0"
         path = route.path.replace("{id}", id_).replace("{name}", "invoice.paid").replace("{tenant}", "acme")
@@ -226,7 +236,8 @@ class World:
             )
         }
         metrics = (await self.operator("GET", "/metrics")).body.decode()
-        return listed, re.findall(r'events_published_total{outcome="published"} (\S+)', metrics)
+        marks = list(self.daemon._app.plane.store.issues.names())
+        return listed, marks, re.findall(r'events_published_total{outcome="published"} (\S+)', metrics)
 
     async def clear(self) -> None:
         for path, many, name in (

@@ -27,6 +27,8 @@ from dispatcher.history.base import (
     GROUPS_LIMIT,
     LOOKED_AT,
     PAGE_LIMIT,
+    SUCCESSES_LOOKED_AT,
+    UNDELIVERED_LOOKED_AT,
     VERSIONS_LIMIT,
     Awaiting,
     CountQuery,
@@ -49,6 +51,8 @@ from dispatcher.history.base import (
     StoreRefused,
     StoreUnavailable,
     SubscriptionVersion,
+    Undelivered,
+    UndeliveredQuery,
     storable,
 )
 from dispatcher.history.logged import DAY_MS
@@ -290,6 +294,33 @@ class PostgresHistory:
             asked[id_]: Awaiting(int(count or 0), looked >= AWAITING_LOOKED_AT, oldest, due)
             for id_, count, looked, oldest, due in await self._fetch(query, [list(asked)])
         }
+
+    async def undelivered(self, query: UndeliveredQuery) -> Undelivered:
+        within = f"day BETWEEN {query.since_ms // DAY_MS} AND {query.until_ms // DAY_MS}"
+        asked = questions.undelivered(query, _mark, UNDELIVERED_LOOKED_AT, GROUPS_LIMIT, within)
+        rows = await self._fetch(*asked)
+        groups, looked = questions.joined(rows)
+        return Undelivered(groups, looked >= UNDELIVERED_LOOKED_AT or len(rows) >= GROUPS_LIMIT)
+
+    async def last_successes(self, subscription_ids: Collection[str], since_ms: int) -> Mapping[str, int]:
+        asked = {storable(id_, 64): id_ for id_ in subscription_ids}
+        of_rows = (
+            "SELECT wanted.id, found.success FROM unnest($1::text[]) AS wanted(id),"
+            f" LATERAL ({questions.last_success('wanted.id', SUCCESSES_LOOKED_AT)}) AS found"
+        )
+        of_counts = (
+            "SELECT subscription_id, max(minute_ms) FROM history_counts WHERE minute_ms >= $2 AND delivered > 0"
+            f" AND day >= {since_ms // DAY_MS} AND subscription_id = ANY($1::text[]) GROUP BY subscription_id"
+        )
+        rows = [
+            *await self._fetch(of_rows, [list(asked)]),
+            *await self._fetch(of_counts, [list(asked), since_ms]),
+        ]
+        found: dict[str, int] = {}
+        for id_, at in rows:
+            if at is not None and at >= since_ms:
+                found[asked[id_]] = max(at, found.get(asked[id_], at))
+        return found
 
     async def gaps(self, since_ms: int, until_ms: int) -> Sequence[Gap]:
         query = (

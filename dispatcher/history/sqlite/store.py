@@ -27,6 +27,8 @@ from dispatcher.history.base import (
     GROUPS_LIMIT,
     LOOKED_AT,
     PAGE_LIMIT,
+    SUCCESSES_LOOKED_AT,
+    UNDELIVERED_LOOKED_AT,
     VERSIONS_LIMIT,
     Awaiting,
     CountQuery,
@@ -49,6 +51,8 @@ from dispatcher.history.base import (
     StoreRefused,
     StoreUnavailable,
     SubscriptionVersion,
+    Undelivered,
+    UndeliveredQuery,
     storable,
 )
 from dispatcher.history.logged import DAY_MS
@@ -243,6 +247,12 @@ class SqliteHistory:
     async def awaiting(self, subscription_ids: Collection[str]) -> Mapping[str, Awaiting]:
         return await self._ask(self._awaiting, subscription_ids)
 
+    async def undelivered(self, query: UndeliveredQuery) -> Undelivered:
+        return await self._ask(self._undelivered, query)
+
+    async def last_successes(self, subscription_ids: Collection[str], since_ms: int) -> Mapping[str, int]:
+        return await self._ask(self._last_successes, subscription_ids, since_ms)
+
     # Questions: in their own thread, with connections of their own (rule 3).
 
     async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -364,6 +374,59 @@ class SqliteHistory:
             ):
                 left[id_] -= looked
                 found[id_] = _both(found[id_], Awaiting(count or 0, left[id_] <= 0, oldest, due))
+        return found
+
+    def _undelivered(self, query: UndeliveredQuery) -> Undelivered:
+        deadline = self._deadline()
+        found: list[Any] = []
+        left = UNDELIVERED_LOOKED_AT
+        for day, path in self._days():
+            if not query.since_ms // DAY_MS <= day <= query.until_ms // DAY_MS or path.name.endswith(
+                STRIPPED
+            ):
+                continue
+            if left <= 0:
+                break
+            asked = questions.undelivered(query, _mark, left, GROUPS_LIMIT)
+
+            def answer(db: sqlite3.Connection, asked: questions.Question = asked) -> list[Any]:
+                return rows_of(db, asked)
+
+            rows: list[Any] = self._read(path, deadline, answer, [])
+            left = 0 if len(rows) == GROUPS_LIMIT else left - sum(row[2] for row in rows)
+            found += rows
+        groups, _ = questions.joined(found)
+        return Undelivered(groups[:GROUPS_LIMIT], left <= 0)
+
+    def _last_successes(self, subscription_ids: Collection[str], since_ms: int) -> dict[str, int]:
+        deadline = self._deadline()
+        wanted = {storable(id_, 64): id_ for id_ in subscription_ids}
+        found: dict[str, int] = {}
+        exact: set[str] = set()
+        for _, path in self._days():
+            left = [id_ for id_ in wanted if id_ not in exact]
+
+            def answer(
+                db: sqlite3.Connection, left: list[str] = left, path: Path = path
+            ) -> list[tuple[str, int | None, bool]]:
+                said: list[tuple[str, int | None, bool]] = []
+                for some in chunks(wanted):
+                    query = (
+                        "SELECT subscription_id, max(minute_ms) FROM history_counts WHERE minute_ms >= ? AND delivered > 0"
+                        f" AND subscription_id IN ({', '.join('?' * len(some))}) GROUP BY subscription_id"
+                    )
+                    said += [(id_, minute, False) for id_, minute in rows_of(db, (query, [since_ms, *some]))]
+                if not path.name.endswith(STRIPPED):
+                    query = questions.last_success("?1", SUCCESSES_LOOKED_AT)
+                    said += [(id_, rows_of(db, (query, [id_]))[0][0], True) for id_ in left]
+                return said
+
+            nothing: list[tuple[str, int | None, bool]] = []
+            for id_, at, of_row in self._read(path, deadline, answer, nothing):
+                if at is not None and at >= since_ms:
+                    found[wanted[id_]] = max(at, found.get(wanted[id_], at))
+                    if of_row:
+                        exact.add(id_)
         return found
 
     def _counts(self, query: CountQuery) -> Sequence[CountRow]:

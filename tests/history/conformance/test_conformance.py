@@ -26,6 +26,8 @@ from dispatcher.history.base import (
     Standing,
     StoreUnavailable,
     SubscriptionVersion,
+    UndeliveredGroup,
+    UndeliveredQuery,
 )
 from dispatcher.history.logged import DAY_MS
 from dispatcher.history.postgres import store as postgres_store
@@ -887,6 +889,92 @@ async def test_what_is_to_be_tried_again_is_told_of_several_subscriptions(
         monkeypatch.setattr(module, "AWAITING_LOOKED_AT", 1)
     (newest,) = (await store.awaiting(["sub_a"])).values()
     assert (newest.waiting, newest.at_least) == (1, True)
+
+
+def groups_of(found: Any) -> list[tuple[Any, ...]]:
+    return [
+        (each.subscription_id, each.cause, each.pending, each.retrying, each.dead) for each in found.groups
+    ]
+
+
+async def test_what_is_not_delivered_is_grouped_by_subscription_and_cause(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backend.store()
+    later = NOON + DAY_MS
+    records = [
+        attempt(0, 0, "sub_a", decision="retry", due_ms=later + 5),
+        attempt(1, 1, "sub_a", decision="retry", due_ms=later + 3, time_ms=later),
+        attempt(2, 2, "sub_a", decision="dead", reason="exhausted", status=503, v=2),
+        attempt(3, 3, "sub_a"),
+        attempt(4, 4, "sub_a", decision="dropped", reason="cancelled", status=503, v=2),
+        attempt(5, 5, "sub_b", decision="parked", reason="breaker", v=2),
+        attempt(6, 6, "sub_b", decision="retry", failure="timeout", v=2, tenant="globex"),
+        attempt(7, 7, "sub_b", decision="dead", reason="disabled", v=2),
+        attempt(8, 8, "sub_b"),
+    ]
+    await store.apply([batch(records, None, 9)], later)
+    everything_ = UndeliveredQuery(0, EVER)
+    found = await store.undelivered(everything_)
+    assert found.groups[0] == UndeliveredGroup("sub_a", "503", 0, 2, 1, NOON, later, later + 3)
+    assert groups_of(found) == [
+        ("sub_a", "503", 0, 2, 1),
+        ("sub_b", "breaker", 1, 0, 0),
+        ("sub_b", "disabled", 0, 0, 1),
+        ("sub_b", "timeout", 0, 1, 0),
+    ]
+    assert not found.at_least
+    assert groups_of(await store.undelivered(everything_._replace(tenant="globex"))) == [
+        ("sub_b", "timeout", 0, 1, 0)
+    ]
+    assert groups_of(await store.undelivered(UndeliveredQuery(0, EVER, "acme", "sub_b"))) == [
+        ("sub_b", "breaker", 1, 0, 0),
+        ("sub_b", "disabled", 0, 0, 1),
+    ]
+    assert groups_of(await store.undelivered(UndeliveredQuery(later, EVER))) == [("sub_a", "503", 0, 1, 0)]
+    assert groups_of(await store.undelivered(UndeliveredQuery(0, 1))) == []
+    # Each counts exactly what its cause lists.
+    for group in found.groups:
+        listed = await rows_of(store, subscription_id=group.subscription_id, cause=group.cause)
+        assert len(listed) == group.pending + group.retrying + group.dead
+    assert await rows_of(store, cause="200") == []
+    dead = await rows_of(store, cause="503", states=[DeliveryState.DEAD])
+    assert [row.offset for row in dead] == [2]
+    for module in (sqlite_store, postgres_store):
+        monkeypatch.setattr(module, "UNDELIVERED_LOOKED_AT", 2)
+    newest = await store.undelivered(everything_)
+    assert newest.at_least
+    assert sum(each.pending + each.retrying + each.dead for each in newest.groups) <= 2
+
+
+async def test_the_last_success_is_found_among_the_newest_deliveries_and_else_by_its_minute(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backend.store()
+    later = NOON + DAY_MS
+    records = [
+        attempt(0, 0, "sub_a", time_ms=NOON + 61_001),
+        attempt(1, 1, "sub_a", decision="retry", time_ms=NOON + 62_000),
+        attempt(2, 2, "sub_b", decision="retry", time_ms=NOON),
+        attempt(3, 3, "sub_b", decision="retry", time_ms=NOON + 5),
+        # A retry of the oldest.
+        attempt(4, 2, "sub_b", time_ms=later + 61_007, attempt=2),
+        attempt(5, 5, "sub_c", decision="dead", reason="exhausted", status=503, v=2),
+    ]
+    await store.apply([batch(records, None, 6)], later)
+    ids = ["sub_a", "sub_b", "sub_c", "sub_d"]
+    assert dict(await store.last_successes(ids, 0)) == {"sub_a": NOON + 61_001, "sub_b": later + 61_007}
+    assert dict(await store.last_successes(ids, NOON + 61_002)) == {"sub_b": later + 61_007}
+    assert dict(await store.last_successes([], 0)) == {}
+    for module in (sqlite_store, postgres_store):
+        monkeypatch.setattr(module, "SUCCESSES_LOOKED_AT", 1)
+    assert dict(await store.last_successes(ids, 0)) == {"sub_a": NOON + 60_000, "sub_b": later + 60_000}
+
+
+async def test_a_success_of_which_no_row_is_kept_is_found_by_its_minute(backend: Backend) -> None:
+    store = await backend.store(keep_all=False)
+    await store.apply([batch([attempt(0, 0, time_ms=NOON + 61_001)], None, 1)], NOON)
+    assert dict(await store.last_successes(["sub_a"], NOON)) == {"sub_a": NOON + 60_000}
 
 
 async def test_a_log_that_has_lost_its_end_is_read_on_from_there_and_nothing_is_doubled(
