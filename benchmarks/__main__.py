@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks import (
@@ -15,6 +16,7 @@ from benchmarks import (
     bench_transport,
     control,
     end_to_end,
+    history,
     isolation,
     micro,
     restart,
@@ -56,7 +58,7 @@ ALL = (
     "micro",
     "matching",
 )
-LONG = ("soak", "against", "toggles")  # only when asked for by name
+LONG = ("soak", "history", "against", "toggles")  # only when asked for by name
 _WITHOUT_DAEMON = {"transport", "micro", "matching", "toggles"}
 _PLOTTED = {"growth", "soak"}
 
@@ -79,7 +81,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--python", metavar="PATH", help="another interpreter of this version to run the daemon with"
     )
-    parser.add_argument("--minutes", type=float, help="of the soak (30)")
+    parser.add_argument(
+        "--minutes", type=float, help="of the soak (30); of `history`, of each load that lasts (10)"
+    )
+    parser.add_argument(
+        "--part", action="append", choices=history.PARTS, help="of `history` (all); may be given repeatedly"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="of `history`, rows that are asked (30,000,000 in PostgreSQL, 5,000,000 in SQLite)",
+    )
     parser.add_argument(
         "--base", metavar="REV", default="HEAD", help="the revision that `against` compares with (HEAD)"
     )
@@ -103,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     unknown = [what for what in given.what if what not in (*ALL, *LONG, "all")]
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}: choose from all, {', '.join((*ALL, *LONG))}")
-    for name in ("runs", "events"):
+    for name in ("runs", "events", "rows"):
         value = getattr(given, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
@@ -148,6 +160,17 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: restart.run(command, quick=given.quick, runs=given.runs)
             case "control":
                 yield lambda: control.run(command, quick=given.quick)
+            case "history":
+                for part in history.PARTS:
+                    if not given.part or part in given.part:
+                        yield partial(
+                            history.run,
+                            command,
+                            part,
+                            rows=given.rows,
+                            minutes=given.minutes,
+                            **load_options,
+                        )
             case "against":
                 yield lambda: against.run(
                     command,

@@ -253,13 +253,14 @@ class Daemon:
         warm: float = 0.05,
         site: str | None = None,
         options: Sequence[str] = (),
+        core: int | None = None,
         **settings: Any,
     ) -> None:
         """`subscriptions` are those of `per_host` unless given; `ready` are the seconds until the first delivery.
 
         `options` are of `dispatcher run`.
 
-        `site` is the folder with the package to run, where it is another revision's.
+        `site` is the folder with the package to run, where it is another revision's; `core` another one than the client core.
 
         The rate counts from when the share `warm` of all is delivered.
         """
@@ -272,6 +273,7 @@ class Daemon:
         self._warm = warm
         self._site = site
         self._options = options
+        self._core = CORES.client if core is None else core
         self._settings = settings
         self._folder = folder
         self._port = 0
@@ -312,7 +314,7 @@ class Daemon:
     def started(self, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
         """The process, until the block ends; `prefix` goes before its command."""
         run = [daemon_python(), "-m", "dispatcher", "run", "--config", str(self._configure()), *self._options]
-        command = pinned(CORES.client, [*prefix, *run])
+        command = pinned(self._core, [*prefix, *run])
         with process(command, log=self.log, cwd=self._folder, environ=daemon_environ(self._site)) as child:
             yield child
 
@@ -326,6 +328,11 @@ class Daemon:
             with urllib.request.urlopen(url, timeout=10) as response:
                 return bool(response.status == 200)
         return False
+
+    @property
+    def url(self) -> str:
+        """Of its API, while it is started."""
+        return f"http://127.0.0.1:{self._port}"
 
     def scrape(self) -> Metrics:
         """One look at its metrics; OSError while it doesn't listen."""

@@ -187,6 +187,21 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def tree_cpu(pid: int) -> float:
+    """CPU seconds of a process, its children, and those of its children that have ended: a database server's, of one process a connection."""
+    total = 0.0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(entry.name) == pid:
+                total += sum(map(int, fields[11:15]))
+            elif int(fields[1]) == pid:
+                total += int(fields[11]) + int(fields[12])
+    return total / _TICKS
+
+
 def _status(pid: int, name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
@@ -919,6 +934,14 @@ TITLES: Final = (
     "Transport",
     "Micro-benchmarks",
     "Matching",
+    "Control plane",
+    "Pending retries",
+    "History: the delivering process",
+    "History: in one process",
+    "History: indexing",
+    "History: questions to PostgreSQL",
+    "History: questions to SQLite",
+    "History: replays",
 )
 
 _HEAD: Final = """\

@@ -247,6 +247,7 @@ _WITHOUT_NAMESAKE = {
             "history/sqlite/files.py",
             "history/postgres/migrations.py",
             "history/postgres/store.py",
+            "history/postgres/sums.py",
             "history/postgres/writer.py",
         ),
         "tests/history/conformance runs them, on both stores",

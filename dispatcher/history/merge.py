@@ -91,15 +91,16 @@ def merge(
             continue
         seen.add(key)
         if row is None:
-            row = _first(record, created_ms)
+            row = first = _first(record, created_ms)
+            count(record, kept(record.time_ms), counts, first)
         else:
             generation, time_ms, attempt = key
             followed.append(
                 AttemptRow(row.delivery_id, _small(generation), time_ms, _small(attempt), detail_of(record))
             )
             row = _next(row, record)
+            count(record, kept(record.time_ms), counts)
         changed = True
-        count(record, kept(record.time_ms), counts)
     return (row if changed else None), followed
 
 
@@ -172,17 +173,30 @@ def _next(row: DeliveryRow, record: LoggedAttempt) -> DeliveryRow:
     return row._replace(attempts=attempts)
 
 
-def count(record: LoggedAttempt, kept_ms: int, counts: Counts) -> None:
-    """Count it in its minute."""
+def count(record: LoggedAttempt, kept_ms: int, counts: Counts, made_of_it: DeliveryRow | None = None) -> None:
+    """Count it in its minute. `made_of_it` is the row that is this record's alone, if there is one: its texts are storable already."""
+    minute_ms = kept_ms // 60_000 * 60_000
     status = _counted_status(record)
-    key = CountKey(
-        kept_ms // 60_000 * 60_000,
-        "" if record.tenant is None else storable(record.tenant, 256),
-        storable(record.subscription_id, 64),
-        storable(record.event_type),
-        _text(record.host, 253) or "",
-        status,
-    )
+    if made_of_it is None:
+        total = _total(record)
+        key = CountKey(
+            minute_ms,
+            "" if record.tenant is None else storable(record.tenant, 256),
+            storable(record.subscription_id, 64),
+            storable(record.event_type),
+            _text(record.host, 253) or "",
+            status,
+        )
+    else:
+        total = made_of_it.total_ms
+        key = CountKey(
+            minute_ms,
+            made_of_it.tenant or "",
+            made_of_it.subscription_id,
+            made_of_it.event_type,
+            made_of_it.host or "",
+            status,
+        )
     row = counts.get(key)
     if row is None:
         row = counts[key] = [0] * _WIDTH
@@ -191,13 +205,12 @@ def count(record: LoggedAttempt, kept_ms: int, counts: Counts) -> None:
         row[0] += 1
         if decision != "delivered":
             row[2] += 1
-        total = _total(record)
         row[6] += total
         row[_FIRST_BUCKET + bisect_left(LATENCY_BOUNDS_MS, total)] += 1
     if decision == "delivered":
         row[1] += 1
         if record.event_time_ms is not UNSET:
-            row[7] += max(0, min(record.time_ms + _total(record) - record.event_time_ms, 2**40))
+            row[7] += max(0, min(record.time_ms + total - record.event_time_ms, 2**40))
             row[8] += 1
     elif decision == "dead":
         row[3] += 1
@@ -230,4 +243,6 @@ def _text(value: str | UnsetType, limit: int) -> str | None:
 
 
 def _small(number: int) -> int:
+    if -1 <= number <= _INTEGER_LIMIT:
+        return number
     return max(-1, min(number, _INTEGER_LIMIT))

@@ -25,6 +25,7 @@ from dispatcher.history.base import (
     UndeliveredQuery,
     storable,
 )
+from dispatcher.history.rolling import MINUTES, Rolled, stretches
 
 Question = tuple[str, list[Any]]
 
@@ -202,13 +203,18 @@ def _page(
     return PageQuestions((page, conditions.arguments), (end, list(indexed)), (count, list(indexed)))
 
 
-def counts(query: CountQuery, mark: Callable[[int], str], limit: int, within: str = "") -> Question:
-    """Groups by time and dimensions."""
+def counts(
+    query: CountQuery,
+    mark: Callable[[int], str],
+    limit: int,
+    rolled: Rolled,
+    within: Callable[[int, int], str] | None = None,
+) -> Question:
+    """Groups by time and dimensions.
+
+    `rolled` says until when there are sums of counts; `within` makes one more condition for what is from the one time to before the other.
+    """
     conditions = _Conditions(mark)
-    conditions.add("minute_ms >= {}", query.since_ms)
-    conditions.add("minute_ms < {}", query.until_ms)
-    if within:
-        conditions.add(within)
     if query.tenant is not None:
         conditions.add("tenant = {}", query.tenant)
     if query.subscription_id is not None:
@@ -235,7 +241,22 @@ def counts(query: CountQuery, mark: Callable[[int], str], limit: int, within: st
         step = int(query.step_ms)
         group = order = ", ".join([f"minute_ms / {step} * {step}", *by])
         grouped = f" GROUP BY {group}"
-    text = f"SELECT {group}, {_SUMS} FROM history_counts WHERE {conditions.take()}{grouped} ORDER BY {order} LIMIT {limit}"
+    wanted = conditions.take()
+    # The same rows, whichever tables they are in.
+    parts = []
+    for table, since, until in stretches(query.since_ms, query.until_ms, query.step_ms, rolled):
+        conditions.add("minute_ms >= {}", since)
+        conditions.add("minute_ms < {}", until)
+        if within is not None:
+            conditions.texts.append(within(since, until))
+        parts.append(
+            f"SELECT {COUNT_KEY}, {COUNT_VALUES} FROM {table} WHERE {conditions.take()} AND {wanted}"
+        )
+    counted = (
+        " UNION ALL ".join(parts)
+        or f"SELECT {COUNT_KEY}, {COUNT_VALUES} FROM {MINUTES} WHERE 1 = 0 AND {wanted}"
+    )
+    text = f"SELECT {group}, {_SUMS} FROM ({counted}) AS counted{grouped} ORDER BY {order} LIMIT {limit}"
     return text, conditions.arguments
 
 

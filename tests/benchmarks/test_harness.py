@@ -1,6 +1,8 @@
 """The benchmarks' own arithmetic, and the page that they write."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -199,3 +201,19 @@ def test_another_revision_is_run_from_a_folder_of_its_own() -> None:
     assert not Path(site).exists()
     with pytest.raises(harness.CannotRun, match="no revision"), harness.revision("no-such", compiled=False):
         pass
+
+
+def test_the_cpu_of_a_server_is_that_of_its_children_too_also_when_they_have_ended() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    before = harness.tree_cpu(os.getpid())
+    with subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        while_it_runs = harness.tree_cpu(os.getpid())
+        child.stdin.write("\n")
+    # The kernel counts in hundredths of a second.
+    assert while_it_runs - before >= 0.28
+    assert harness.tree_cpu(os.getpid()) - before >= 0.28

@@ -75,6 +75,12 @@ class Server:
         return f"postgresql://dispatcher:{self._password}@{HOST}:{self.port}/postgres"
 
     @property
+    def data(self) -> Path:
+        """Where its files are, while it runs or is killed."""
+        assert self._directory is not None
+        return self._directory / "data"
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

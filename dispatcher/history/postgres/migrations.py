@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from dispatcher.history.base import BUCKETS, COUNTED
+from dispatcher.history.rolling import DAYS, HOURS, MINUTES
 
 
 class Migration(NamedTuple):
@@ -75,6 +76,25 @@ MIGRATIONS: Final = (
     Migration(
         2, 1, ("CREATE INDEX history_versions_by_tenant ON history_versions (tenant, subscription_id)",)
     ),
+    # A process of the version before counts into minutes only. It counts late for half an hour at least before that misses a sum.
+    Migration(
+        3,
+        1,
+        (
+            *(
+                f"""CREATE TABLE {table} (day integer NOT NULL, minute_ms bigint NOT NULL, tenant text COLLATE "C" NOT NULL,
+               subscription_id text COLLATE "C" NOT NULL, event_type text COLLATE "C" NOT NULL, host text COLLATE "C" NOT NULL,
+               status integer NOT NULL, {_COUNTS},
+               PRIMARY KEY (minute_ms, tenant, subscription_id, event_type, host, status, day)) PARTITION BY RANGE (day)"""
+                for table in (HOURS, DAYS)
+            ),
+            f"CREATE INDEX ON {HOURS} (subscription_id, minute_ms)",
+            f"CREATE INDEX ON {HOURS} (tenant, minute_ms)",
+            """CREATE TABLE history_rolled (one boolean PRIMARY KEY DEFAULT true CHECK (one), hours bigint NOT NULL,
+               days bigint NOT NULL)""",
+            "INSERT INTO history_rolled (hours, days) VALUES (0, 0)",
+        ),
+    ),
 )
 
 CURRENT: Final = MIGRATIONS[-1].number
@@ -83,5 +103,5 @@ CURRENT: Final = MIGRATIONS[-1].number
 BY_DAY: Final = ("history_deliveries", "history_attempts", "history_events", "history_dead")
 """Tables whose partitions are days, kept as long as rows are."""
 
-COUNTS_BY_DAY: Final = "history_counts"
+COUNTS_BY_DAY: Final = (MINUTES, HOURS, DAYS)
 """Likewise, kept as long as counts are."""

@@ -58,6 +58,7 @@ from dispatcher.history.base import (
 from dispatcher.history.logged import DAY_MS
 from dispatcher.history.postgres.migrations import BY_DAY, COUNTS_BY_DAY, CURRENT, MIGRATIONS
 from dispatcher.history.postgres.writer import LOCK, WRITE_LIMIT, PostgresWriter
+from dispatcher.history.rolling import Rolled
 
 log = structlog.get_logger(__name__)
 
@@ -255,8 +256,12 @@ class PostgresHistory:
         return DeliveryDetail(row, (row.first, *attempts), dead[0] if dead else None)
 
     async def counts(self, query: CountQuery) -> Sequence[CountRow]:
-        within = f"day BETWEEN {query.since_ms // DAY_MS} AND {query.until_ms // DAY_MS}"
-        text, arguments = questions.counts(query, _mark, GROUPS_LIMIT, within)
+        ((hours, days),) = await self._fetch("SELECT hours, days FROM history_rolled", [])
+
+        def within(since_ms: int, until_ms: int) -> str:
+            return f"day BETWEEN {since_ms // DAY_MS} AND {(until_ms - 1) // DAY_MS}"
+
+        text, arguments = questions.counts(query, _mark, GROUPS_LIMIT, Rolled(hours, days), within)
         width = 1 + len(query.by)
         return [
             CountRow(row[0], tuple(row[1:width]), [int(value) for value in row[width:]])
@@ -336,7 +341,7 @@ class PostgresHistory:
             "SELECT coalesce(sum(greatest(child.reltuples, 0)), 0)::bigint, coalesce(sum(pg_total_relation_size(child.oid)), 0)::bigint"
             " FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid WHERE inhparent = ANY($1::text[]::regclass[])"
         )
-        ((rows, size),) = await self._fetch(query, [[*BY_DAY, COUNTS_BY_DAY]])
+        ((rows, size),) = await self._fetch(query, [[*BY_DAY, *COUNTS_BY_DAY]])
         return Sizes(rows, size)
 
 

@@ -24,7 +24,10 @@ from dispatcher.history.base import (
     SubscriptionVersion,
 )
 from dispatcher.history.logged import DAY_MS
+from dispatcher.history.merge import Counts
 from dispatcher.history.postgres.migrations import BY_DAY, COUNTS_BY_DAY
+from dispatcher.history.postgres.sums import roll, with_late
+from dispatcher.history.rolling import MINUTES
 from dispatcher.history.writing import Spans, Work, plan
 
 DAYS_AHEAD: Final = 3
@@ -60,13 +63,16 @@ _ATTEMPT_WRITE: Final = _upsert(
     ("delivery_id", "generation", "time_ms", "attempt", "day"),
     "NOTHING",
 )
-_COUNT_WRITE: Final = _upsert(
-    "history_counts",
-    _COUNT_COLUMNS,
-    (*questions.COUNT_KEY.split(", "), "day"),
-    "UPDATE SET "
-    + ", ".join(f"{name} = history_counts.{name} + excluded.{name}" for name in (*COUNTED, *BUCKETS)),
-)
+_COUNT_WRITES: Final = {
+    table: _upsert(
+        table,
+        _COUNT_COLUMNS,
+        (*questions.COUNT_KEY.split(", "), "day"),
+        "UPDATE SET "
+        + ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in (*COUNTED, *BUCKETS)),
+    )
+    for table in COUNTS_BY_DAY
+}
 _SPAN_WRITE: Final = _upsert(
     "history_spans",
     ("log_topic", "log_partition", "topic", "partition", "day", "low", "high"),
@@ -115,8 +121,9 @@ class PostgresWriter:
                 with _unmapped():
                     await self._advance(connection, batches)
                     work = await self._work(connection, batches, now_ms, everywhere=everywhere)
-                    made = await self._make_days(connection, work)
-                    await self._keep(connection, work, everywhere=everywhere)
+                    sums = await with_late(connection, work.counts, now_ms)
+                    made = await self._make_days(connection, work, sums)
+                    await self._keep(connection, work, sums, everywhere=everywhere)
         except BaseException:
             self._spans.forget()
             self._days.clear()
@@ -181,7 +188,9 @@ class PostgresWriter:
         work.merge()
         return work
 
-    async def _keep(self, connection: Any, work: Work, *, everywhere: bool) -> None:
+    async def _keep(
+        self, connection: Any, work: Work, sums: Mapping[str, Counts], *, everywhere: bool
+    ) -> None:
         new = [(row.created_ms // DAY_MS, *row) for row in work.new]
         changed = [(row.created_ms // DAY_MS, *row) for row in work.changed]
         if everywhere:
@@ -195,9 +204,10 @@ class PostgresWriter:
             await _copy(connection, "history_attempts", _ATTEMPT_COLUMNS, work.attempts)
         await _copy(connection, "history_events", _EVENT_COLUMNS, work.events)
         await _copy(connection, "history_dead", _DEAD_COLUMNS, work.dead)
-        if work.counts:
-            counts = [(key[0] // DAY_MS, *key, *values) for key, values in sorted(work.counts.items())]
-            await connection.executemany(_COUNT_WRITE, counts)
+        for table, counts in sums.items():
+            if counts:
+                rows = [(key[0] // DAY_MS, *key, *values) for key, values in sorted(counts.items())]
+                await connection.executemany(_COUNT_WRITES[table], rows)
         if work.spans:
             await connection.executemany(
                 _SPAN_WRITE, sorted((*log_, *source, *span) for (log_, source), span in work.spans.items())
@@ -206,8 +216,12 @@ class PostgresWriter:
     async def rebuild(self, positions: Mapping[LogPartition, Standing]) -> None:
         async with self._writing, self._connection() as connection, connection.transaction():
             self._spans.forget()
-            tables = ", ".join((*BY_DAY, COUNTS_BY_DAY, "history_positions", "history_spans", "history_gaps"))
+            # The positions first, as `apply` has them first: then neither waits for the other with something that the other wants.
+            tables = ", ".join(
+                ("history_positions", *BY_DAY, *COUNTS_BY_DAY, "history_spans", "history_gaps")
+            )
             await connection.execute(f"TRUNCATE {tables}")
+            await connection.execute("UPDATE history_rolled SET hours = 0, days = 0")
             await connection.executemany(
                 "INSERT INTO history_positions (topic, topic_id, partition, next, time_ms, until) VALUES ($1, $2, $3, $4, $5, $6)",
                 [(*partition, *standing) for partition, standing in positions.items()],
@@ -247,10 +261,13 @@ class PostgresWriter:
 
     # Days.
 
-    async def _make_days(self, connection: Any, work: Work) -> dict[str, set[int]]:
+    async def _make_days(
+        self, connection: Any, work: Work, sums: Mapping[str, Counts]
+    ) -> dict[str, set[int]]:
         """Have a partition for each day of the work; returns those of which that is known from now on."""
         needed = dict.fromkeys(BY_DAY, work.days)
-        needed[COUNTS_BY_DAY] = {key[0] // DAY_MS for key in work.counts}
+        for table, counts in sums.items():
+            needed[table] = {key[0] // DAY_MS for key in counts}
         missing = {table: days - self._days.get(table, set()) for table, days in needed.items()}
         for table, days in missing.items():
             await self._ensure(connection, table, days)
@@ -290,14 +307,17 @@ class PostgresWriter:
             ):
                 return
             try:
-                for table in (*BY_DAY, COUNTS_BY_DAY):
+                for table in (*BY_DAY, MINUTES):
                     async with connection.transaction():
                         await self._ensure(connection, table, ahead)
                     self._remember({table: ahead})
+                while await roll(connection, now_ms, self._ensure):
+                    pass
                 oldest = self._retention.oldest_day(now_ms)
                 for table in BY_DAY:
                     await self._drop(connection, table, oldest)
-                await self._drop(connection, COUNTS_BY_DAY, self._retention.oldest_minute(now_ms) // DAY_MS)
+                for table in COUNTS_BY_DAY:
+                    await self._drop(connection, table, self._retention.oldest_minute(now_ms) // DAY_MS)
                 await connection.execute("DELETE FROM history_spans WHERE day < $1", oldest)
                 before = now_ms - self._retention.rows_ms
                 await connection.execute("DELETE FROM history_gaps WHERE until_ms < $1", before)

@@ -28,6 +28,7 @@ from dispatcher.history.base import (
     LogPartition,
     StoreRefused,
 )
+from dispatcher.history.logged import DAY_MS
 from dispatcher.history.merge import Counts, Key
 from dispatcher.history.questions import (
     ATTEMPT_COLUMNS,
@@ -36,6 +37,17 @@ from dispatcher.history.questions import (
     DEAD_COLUMNS,
     DELIVERY_COLUMNS,
     EVENT_COLUMNS,
+)
+from dispatcher.history.rolling import (
+    DAYS,
+    HOUR_MS,
+    HOURS,
+    MINUTES,
+    NOT_ROLLED,
+    Rolled,
+    late,
+    summing,
+    until_when,
 )
 
 T = TypeVar("T")
@@ -54,6 +66,18 @@ CREATE TABLE history_counts (minute_ms INTEGER NOT NULL, tenant TEXT NOT NULL, s
 CREATE TABLE positions (topic TEXT NOT NULL, topic_id TEXT NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
   PRIMARY KEY (topic, topic_id, partition)) WITHOUT ROWID;
 """
+
+# Beside the tables, also in a file of an earlier version, which works with it all the same.
+_ADDED: Final = (
+    *(
+        f"CREATE TABLE IF NOT EXISTS {table} (minute_ms INTEGER NOT NULL, tenant TEXT NOT NULL, subscription_id TEXT NOT NULL,"
+        " event_type TEXT NOT NULL, host TEXT NOT NULL, status INTEGER NOT NULL, "
+        + ", ".join(f"{name} INTEGER NOT NULL" for name in (*COUNTED, *BUCKETS))
+        + f", PRIMARY KEY ({COUNT_KEY})) WITHOUT ROWID"
+        for table in (HOURS, DAYS)
+    ),
+    "CREATE TABLE IF NOT EXISTS rolled (one INTEGER PRIMARY KEY CHECK (one = 1), hours INTEGER NOT NULL, days INTEGER NOT NULL)",
+)
 
 _SCHEMA: Final = f"""
 CREATE TABLE history_deliveries (delivery_id TEXT NOT NULL, created_ms INTEGER NOT NULL, event_id TEXT NOT NULL,
@@ -90,11 +114,12 @@ _DELIVERY_WRITE: Final = (
     " ON CONFLICT (delivery_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in DELIVERY_COLUMNS.split(", ")[1:])
 )
-_COUNT_WRITE: Final = (
-    f"INSERT INTO history_counts ({COUNT_KEY}, {COUNT_VALUES}) VALUES ({', '.join('?' * (6 + len(COUNTED) + len(BUCKETS)))})"
+_COUNT_WRITES: Final = {
+    table: f"INSERT INTO {table} ({COUNT_KEY}, {COUNT_VALUES}) VALUES ({', '.join('?' * (6 + len(COUNTED) + len(BUCKETS)))})"
     f" ON CONFLICT ({COUNT_KEY}) DO UPDATE SET "
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in (*COUNTED, *BUCKETS))
-)
+    for table in (MINUTES, HOURS, DAYS)
+}
 
 
 class DayWork:
@@ -116,6 +141,7 @@ class DayFile:
         self.positions: dict[LogPartition, int] = {}
         self.spans: dict[tuple[str, int], tuple[int, int]] = {}
         self.last_minute = 0
+        self.rolled = NOT_ROLLED
         self._directory = directory
         self._name = name
         self._connect = connect
@@ -153,11 +179,14 @@ class DayFile:
             }
         )
         self.last_minute = db.execute("SELECT max(minute_ms) FROM history_counts").fetchone()[0] or 0
+        self.rolled = rolled_of(db)
 
     @property
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = open_database(self.readable, _SCHEMA, self._connect)
+            for statement in _ADDED:
+                self._connection.execute(statement)
         return self._connection
 
     def covers(self, source: tuple[str, int], offset: int) -> bool:
@@ -198,7 +227,8 @@ class DayFile:
                     " ON CONFLICT (topic, partition) DO UPDATE SET low = excluded.low, high = excluded.high",
                     changed,
                 )
-            db.executemany(_COUNT_WRITE, [(*key, *values) for key, values in work.counts.items()])
+            for table, counts in {MINUTES: work.counts, **late(work.counts, self.rolled)}.items():
+                db.executemany(_COUNT_WRITES[table], [(*key, *values) for key, values in counts.items()])
             db.executemany(
                 "INSERT INTO positions (topic, topic_id, partition, next) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (topic, topic_id, partition) DO UPDATE SET next = max(next, excluded.next)",
@@ -240,9 +270,31 @@ class DayFile:
             )
             self.positions[partition] = next_
 
+    def roll(self, now_ms: int) -> None:
+        """Add up the hours that are over, and the days: all of it, or nothing."""
+        end = until_when(now_ms)
+        hours, days = self.rolled
+        if self.last_minute < hours or hours >= end:
+            return
+        rolled = Rolled(end, end // DAY_MS * DAY_MS)
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(
+                summing(MINUTES, HOURS, HOUR_MS, f"minute_ms >= {hours} AND minute_ms < {rolled.hours}")
+            )
+            db.execute(summing(HOURS, DAYS, DAY_MS, f"minute_ms >= {days} AND minute_ms < {rolled.days}"))
+            db.execute("INSERT OR REPLACE INTO rolled (one, hours, days) VALUES (1, ?, ?)", rolled)
+            db.execute("COMMIT")
+        except BaseException:
+            self.forget()
+            raise
+        self.rolled = rolled
+
     def drop_counts(self, before_ms: int) -> None:
-        """Those of older minutes."""
-        self._db.execute("DELETE FROM history_counts WHERE minute_ms < ?", (before_ms,))
+        """Those of older minutes; of sums those that are older as a whole."""
+        for table, length in ((MINUTES, 0), (HOURS, HOUR_MS), (DAYS, DAY_MS)):
+            self._db.execute(f"DELETE FROM {table} WHERE minute_ms < ?", (before_ms - length + bool(length),))
 
     def strip(self) -> None:
         """Keep nothing but the counts and positions (rule 4)."""
@@ -254,11 +306,13 @@ class DayFile:
         made = self._connect(new, isolation_level=None, check_same_thread=False)
         try:
             made.executescript(_COUNTS_SCHEMA)
+            for statement in _ADDED:
+                made.execute(statement)
             made.execute(f"PRAGMA user_version = {VERSION}")
             made.execute("ATTACH ? AS whole", (str(self.path),))
             made.execute("BEGIN IMMEDIATE")
-            made.execute("INSERT INTO main.history_counts SELECT * FROM whole.history_counts")
-            made.execute("INSERT INTO main.positions SELECT * FROM whole.positions")
+            for table in (MINUTES, HOURS, DAYS, "rolled", "positions"):
+                made.execute(f"INSERT INTO main.{table} SELECT * FROM whole.{table}")
             made.execute("COMMIT")
         finally:
             made.close()
@@ -288,6 +342,17 @@ class DayFile:
         self.forget()
         _unlink(self.path)
         _unlink(self._directory / f"{self._name}{STRIPPED}")
+
+
+def rolled_of(db: sqlite3.Connection) -> Rolled:
+    """Until when the file's counts are added up; a file that an earlier version has written last has no sums."""
+    try:
+        row = db.execute("SELECT hours, days FROM rolled").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+        row = None
+    return NOT_ROLLED if row is None else Rolled(*row)
 
 
 def _insert(table: str, columns: str) -> str:

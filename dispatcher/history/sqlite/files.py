@@ -300,6 +300,8 @@ class HistoryFiles:
                 file.strip()
             if day <= minute // DAY_MS:
                 self._day(day).drop_counts(minute)
+            if file.last_minute >= file.rolled.hours:
+                self._day(day).roll(now_ms)
         self._db.execute("DELETE FROM gaps WHERE until_ms < ?", (now_ms - self._retention.rows_ms,))
         # Of each subscription the last version from before stays: it says what held then.
         self._db.execute(

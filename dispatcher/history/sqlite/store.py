@@ -56,7 +56,7 @@ from dispatcher.history.base import (
     storable,
 )
 from dispatcher.history.logged import DAY_MS
-from dispatcher.history.sqlite.day_file import STRIPPED, SUFFIX, Connect, chunks, rows_of
+from dispatcher.history.sqlite.day_file import STRIPPED, SUFFIX, Connect, chunks, rolled_of, rows_of
 from dispatcher.history.sqlite.files import MAIN, HistoryFiles, day_of
 
 T = TypeVar("T")
@@ -435,12 +435,15 @@ class SqliteHistory:
         sums: dict[tuple[Any, ...], list[int]] = {}
         # Of a group that is busy on one day there may be little on another: which are the busiest is told of all days together.
         of_a_day = query if query.busiest is None else query._replace(busiest=GROUPS_LIMIT)
-        asked = questions.counts(of_a_day, _mark, GROUPS_LIMIT)
+
+        def answer(db: sqlite3.Connection) -> list[Any]:
+            return rows_of(db, questions.counts(of_a_day, _mark, GROUPS_LIMIT, rolled_of(db)))
+
         for day, path in self._days():
             # A retry is counted where its delivery is, some days before.
             if day > query.until_ms // DAY_MS:
                 continue
-            rows: list[Any] = self._read(path, deadline, lambda db: rows_of(db, asked), [])
+            rows: list[Any] = self._read(path, deadline, answer, [])
             for row in rows:
                 key, values = row[:width], row[width:]
                 held = sums.get(key)

@@ -756,6 +756,110 @@ async def test_retention_takes_whole_days_and_keeps_counts_as_long_as_they_are_t
     assert 99 not in [row.offset for row in await rows_of(store)]
 
 
+# Sums of counts.
+
+HOUR = 3_600_000
+MIDNIGHT = NOON - DAY_MS // 2
+
+# Some at both ends of hours and days, and some on a day of which nothing else is counted.
+COUNTED_AT = [
+    MIDNIGHT + at
+    for at in (0, 59 * 60_000, HOUR, 13 * HOUR + 7, DAY_MS - 1, DAY_MS, DAY_MS + 5 * HOUR, 3 * DAY_MS + HOUR)
+]
+ASKED = [
+    (since, until, step)
+    for since in (0, MIDNIGHT, MIDNIGHT + 30 * 60_000, MIDNIGHT + DAY_MS)
+    for until in (MIDNIGHT + DAY_MS, MIDNIGHT + 3 * DAY_MS + 90 * 60_000, EVER)
+    for step in (60_000, HOUR, DAY_MS, EVER)
+]
+
+
+async def figures_of(store: HistoryStore) -> list[Any]:
+    """What each of `ASKED` is answered with, by subscription and without."""
+    return [
+        list(await store.counts(CountQuery(since, until, step, by, tenant=tenant)))
+        for since, until, step in ASKED
+        for by, tenant in (((), None), (("subscription_id", "status"), None), (("status",), "acme"))
+    ]
+
+
+async def count_at(store: HistoryStore, times: list[int], now: int, *, first: int = 0) -> None:
+    """Attempts at these times, each of a delivery of its own."""
+    records = [
+        attempt(first + number, first + number, f"sub_{number % 2}", time_ms=time_ms, total_ms=number)
+        for number, time_ms in enumerate(times)
+    ]
+    await store.apply([batch(records, first or None, first + len(records))], now)
+
+
+async def test_figures_are_the_same_before_and_after_counts_are_added_up(backend: Backend) -> None:
+    store = await backend.store()
+    now = MIDNIGHT + 3 * DAY_MS + 2 * HOUR
+    await count_at(store, COUNTED_AT, now)
+    before = await figures_of(store)
+    assert [counted(row, "attempts") for row in before[0]] == [1, 1, 1, 1, 1]
+    for later in (now, now, now + HOUR, now + DAY_MS, now + 3 * DAY_MS):
+        await store.retain(later)
+        assert await figures_of(store) == before
+    # The next process finds them so.
+    await backend.close(store)
+    assert await figures_of(await backend.store()) == before
+
+
+async def test_what_is_counted_late_is_in_every_figure(backend: Backend) -> None:
+    store, plain = await backend.store(), []
+    now = MIDNIGHT + 3 * DAY_MS + 2 * HOUR
+    await count_at(store, COUNTED_AT, now)
+    await store.retain(now)
+    await count_at(store, [at + 60_000 for at in COUNTED_AT], now, first=len(COUNTED_AT))
+    plain = await figures_of(store)
+    await store.retain(now + DAY_MS)
+    assert await figures_of(store) == plain
+    # All at once, before anything is added up, they come to the same.
+    await store.rebuild({})
+    assert not any(await figures_of(store))
+    await count_at(store, COUNTED_AT, now)
+    await count_at(store, [at + 60_000 for at in COUNTED_AT], now, first=len(COUNTED_AT))
+    assert await figures_of(store) == plain
+
+
+async def test_a_day_is_added_up_in_parts_as_its_hours_end(backend: Backend) -> None:
+    store = await backend.store()
+    told = 0
+    for hour in range(0, 50, 7):
+        now = MIDNIGHT + hour * HOUR
+        await count_at(store, [now + 1, now + 2], now + 10, first=told)
+        told += 2
+        await store.retain(now + 10)
+        found = [await store.counts(CountQuery(0, now + HOUR, step)) for step in (60_000, HOUR, DAY_MS, EVER)]
+        assert [sum(counted(row, "attempts") for row in rows) for rows in found] == [told] * 4
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "behind"])
+async def test_a_crash_while_counts_are_added_up_changes_no_figure(backend: Backend, after: bool) -> None:
+    store = await backend.store()
+    now = MIDNIGHT + 3 * DAY_MS + 2 * HOUR
+    await count_at(store, COUNTED_AT, now)
+    expected = await figures_of(store)
+    crashes = 0
+    for statements in range(200):
+        backend.fuse.light(statements, after=after)
+        try:
+            await store.retain(now)
+        except (Crash, StoreUnavailable):  # the client says of a connection that is cut what it likes
+            assert backend.fuse.burned
+            crashes += 1
+            await backend.crash(store)
+            store = await backend.store()
+            assert await figures_of(store) == expected, f"crashed at statement {statements}"
+            continue
+        backend.fuse.out()
+        break
+    assert crashes > 5
+    await store.retain(now)
+    assert await figures_of(store) == expected
+
+
 async def test_a_retry_of_a_day_that_is_gone_begins_a_row(backend: Backend) -> None:
     store = await backend.store(Retention(DAY_MS, DAY_MS))
     await store.apply([batch([attempt(0, 0, decision="retry")], None, 1)], NOON)
