@@ -43,7 +43,7 @@ from dispatcher.core.subscription.model import Status
 from dispatcher.history.base import HistoryError, QueryTooLong
 from dispatcher.replays.planning import ReplayPlan, plan_history, plan_log, plan_ranges
 from dispatcher.replays.runner import ReplayParts
-from dispatcher.replays.store import ReplayClaim
+from dispatcher.replays.store import ReplayClaim, ReplayStore
 
 log = structlog.get_logger(__name__)
 
@@ -175,7 +175,7 @@ class Replays:
         self._check_room(tenant)
         id_ = replay_id(self._order(now), token_hex(4))
         if idempotency is not None:
-            id_ = await self._claimed(idempotency, id_)
+            id_ = await _claimed(self._store, idempotency, id_)
         number = await self._store.next_number()
         job = ReplayJob(id_, request, tenant, now, name, number, idempotency=idempotency)
         try:
@@ -185,14 +185,6 @@ class Replays:
             if row is None or idempotency is None:
                 raise
             return row.value  # the same request has begun it meanwhile, on another replica
-
-    async def _claimed(self, idempotency: tuple[str, str, str], id_: str) -> str:
-        """The id of the job that this request begins, or has begun: `id_`, unless the request came before. Raises WrongState, Unavailable."""
-        principal, key, asked = idempotency
-        claim = await self._store.claim(_claim_name(principal, key), ReplayClaim(id_, asked))
-        if claim.asked != asked:
-            raise WrongState(_USED)
-        return claim.job
 
     async def marks(self) -> tuple[tuple[str, int, int], ...]:
         """Where the event topics are read at least: everything before is taken up. Empty where the broker doesn't tell now."""
@@ -408,6 +400,15 @@ class Replays:
 
 def _sees(tenant: str | None, job: ReplayJob) -> bool:
     return tenant is None or job.owner == tenant
+
+
+async def _claimed(store: ReplayStore, idempotency: tuple[str, str, str], id_: str) -> str:
+    """The id of the job that this request begins, or has begun: `id_`, unless the request came before. Raises WrongState, Unavailable."""
+    principal, key, asked = idempotency
+    claim = await store.claim(_claim_name(principal, key), ReplayClaim(id_, asked))
+    if claim.asked != asked:
+        raise WrongState(_USED)
+    return claim.job
 
 
 def _claim_name(principal: str, key: str) -> str:
