@@ -136,7 +136,7 @@ async def test_many_small_records_go_in_bulk_by_their_keys_and_in_their_order(ba
 async def test_bulk_for_a_topic_that_is_not_there_is_refused_and_no_other_write_is_in_trouble(
     backend: Backend,
 ) -> None:
-    broker = await backend.connect()
+    broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 4.0}))
     topic = await backend.topic(broker)
     with pytest.raises(BrokerError):
         await broker.produce_bulk(backend.unique("nowhere"), [(b"key", b"value", STAMP)])
@@ -466,16 +466,16 @@ async def test_a_commit_of_the_same_offset_replaces_its_metadata(backend: Backen
     group = backend.unique("group")
     await broker.produce(numbered(topic, 3))
     partition = TopicPartition(topic, 0)
+    member = Member(broker, [topic], group)
+    await member.consumer.start()
     for metadata in ("1longer", "1" + "x" * 4095, ""):
-        member = Member(broker, [topic], group)
-        await member.consumer.start()
         await member.consumer.commit({partition: Position(1, "1before")})
         await member.consumer.commit({partition: Position(1, metadata)})
         await member.consumer.stop()
         member = Member(broker, [topic], group)
         await member.consumer.start()
         assert member.listener.starts[partition] == Position(1, metadata)
-        await member.consumer.stop()
+    await member.consumer.stop()
 
 
 async def test_groups_have_offsets_of_their_own(backend: Backend) -> None:

@@ -11,10 +11,18 @@ from aiokafka import AIOKafkaProducer
 
 from dispatcher.broker.assignment import Extent, Plan, Start, plan, start_of, vanished
 from dispatcher.broker.base import Broker, Jump, Message, NoMemory, Position, Remembered, TopicPartition, Why
+from dispatcher.broker.kafka import consumer, reader
 from tests.broker.backends import KAFKA, SQLITE, WITHIN, Backend, Member, OnKafka, eventually
 from tests.kafka.groups import delete_group
 
 both = pytest.mark.parametrize("backend", [SQLITE, KAFKA], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look after the topics twice a second: once in ten would be most of the time of these tests."""
+    for module in (consumer, reader):
+        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.5)
 
 
 @pytest.fixture
