@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from dispatcher.core.attempt.record import VERSION, AttemptRecord, encode_record
 from dispatcher.core.event.decode import JSON_HEAD, Event
-from dispatcher.core.request.build import path_of
+from dispatcher.core.request.build import Templated, path_of
 from dispatcher.core.request.results import Opened, Response, Result
 from dispatcher.core.retry.records import FIRST_GENERATION, delivery_id
 from dispatcher.core.subscription.model import Subscription
@@ -88,7 +88,9 @@ def encode(noted: Noted, replica: str) -> Encoded:
     """The record of an attempt; its timestamp is the attempt's start."""
     delivery, attempt, queued, started, result, decision, ended, unix, due, reason = noted
     subscription = delivery.subscription
-    template = subscription.request  # made by the attempt
+    # As a Protocol: what is compiled then asks `__getattr__` too. The subscription may be a newer one than the attempt's, without a request yet.
+    templated: Templated = subscription
+    template = templated.request
     total = ended - started
     time_ms = int((unix - total) * 1000)
     total_ms = int(total * 1000 + 0.5)
