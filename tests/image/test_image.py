@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.docs_commands.blocks import shell_blocks
 from tests.image.dockerfile import Built, interpreter
 from tests.ports import free_port
 
@@ -116,13 +117,8 @@ def test_without_a_key_the_start_says_which_setting_is_missing(image: Built) -> 
 
 
 def readme_lines() -> list[str]:
-    (block,) = [
-        block
-        for block in re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        if "docker run -d -p 127" in block
-    ]
-    lines: list[str] = block.replace("\\\n", " ").splitlines()
-    return lines
+    (found,) = [block for block in shell_blocks("README.md") if "docker run -d -p 127" in block.text]
+    return [command.replace("\\\n", " ") for command in found.commands]
 
 
 async def test_the_container_of_the_readme_is_ready_and_answers_whoever_has_the_key(image: Built) -> None:
