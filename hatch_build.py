@@ -70,6 +70,7 @@ MODULES = (
     "delivery/sending.py",
     "delivery/settlement.py",
     "telemetry/metrics.py",
+    "telemetry/span_wire.py",
     "transport/client.py",
     "transport/connection.py",
     "transport/heads.py",

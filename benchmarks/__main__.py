@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     tenants,
     toggles,
+    tracing,
     workers,
 )
 from benchmarks.harness import (
@@ -55,11 +56,12 @@ ALL = (
     "retries",
     "restart",
     "control",
+    "tracing",
     "micro",
     "matching",
 )
 LONG = ("soak", "history", "against", "toggles")  # only when asked for by name
-_WITHOUT_DAEMON = {"transport", "micro", "matching", "toggles"}
+_WITHOUT_DAEMON = {"transport", "micro", "matching", "toggles", "tracing"}
 _PLOTTED = {"growth", "soak"}
 
 
@@ -184,6 +186,8 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 yield lambda: toggles.run(
                     command, compiled=not given.pure, names=given.toggle or (), **load_options
                 )
+            case "tracing":
+                yield lambda: tracing.run(command, compiled=not given.pure, **load_options)
             case "soak":
                 yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":

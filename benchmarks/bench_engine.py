@@ -34,6 +34,7 @@ from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Timers
 from dispatcher.settings.groups import AttemptsSettings, DeliverySettings, Settings
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.spans import SpanSink
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport
 from dispatcher.transport.connection import Connection, Shared
@@ -168,20 +169,27 @@ async def round_of(
     failed: Sequence[BaseException],
     records: Sequence[Record],
     fan_out: int,
+    sink: SpanSink | None = None,
 ) -> float:
-    """Seconds of CPU a delivery, of all the records in batches until each is delivered. Raises what has `failed`."""
+    """Seconds of CPU a delivery, of all the records in batches until each is delivered. Raises what has `failed`.
+
+    With a `sink` of all threads, until the collector has every span.
+    """
     assigned: Mapping[TopicPartition, Position] = {_PARTITION: Position(0)}
     engine._events.trackers.clear()
     await engine._events.on_assigned(assigned)
     goal = metrics.delivered + len(records) * fan_out
-    begin = time.thread_time()
+    cpu = time.thread_time if sink is None else time.process_time
+    begin = cpu()
     for at in range(0, len(records), BATCH):
         await engine._consuming.take_up(engine._events.trackers[_PARTITION], records[at : at + BATCH])
     while metrics.delivered < goal:
         if failed:
             raise failed[0]  # what is missing won't come any more
         await asyncio.sleep(0)
-    return (time.thread_time() - begin) / len(records) / fan_out
+    while sink is not None and sink.waiting:
+        await asyncio.sleep(0.05)
+    return (cpu() - begin) / len(records) / fan_out
 
 
 async def _run(records: Sequence[Record], fan_out: int, rounds: int) -> float:

@@ -20,6 +20,7 @@ import uvloop
 from benchmarks.bench_engine import ANSWER, RegistryOfOne, SilentBroker, round_of, subscription_of
 from benchmarks.harness import NOW, envelope
 from dispatcher.broker.base import Broker, StoredRecord
+from dispatcher.core.attempt.tracing import Sampler
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Opened
 from dispatcher.core.subscription.index import Index
@@ -27,8 +28,15 @@ from dispatcher.core.subscription.model import Subscription
 from dispatcher.delivery.engine import Engine
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.timers import Timers
-from dispatcher.settings.groups import AttemptsSettings, DeliverySettings, NetworkSettings, Settings
+from dispatcher.settings.groups import (
+    AttemptsSettings,
+    DeliverySettings,
+    NetworkSettings,
+    Settings,
+    TracingSettings,
+)
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.tracing import Tracing
 from dispatcher.transport import pool
 from dispatcher.transport.base import Exchange
 from dispatcher.transport.client import Transport
@@ -140,7 +148,14 @@ def _subscriptions(case: Case) -> list[Subscription]:
     ]
 
 
-async def _run(case: Case, deliveries: int, rounds: int) -> float:
+def _tracing(ratio: str, url: str) -> Tracing | None:
+    from dispatcher.telemetry.otlp import OtlpSink  # noqa: PLC0415 - of no other case
+
+    sink = OtlpSink(TracingSettings(endpoint=url, queue=1_000_000), "benchmark", {})
+    return Tracing(sink, Sampler(float(ratio), by_parent=True), system="kafka")
+
+
+async def _run(case: Case, deliveries: int, rounds: int, tracing: Tracing | None) -> float:
     settings = Settings(
         delivery=DeliverySettings(connections_per_host=8), attempts=AttemptsSettings(log="none")
     )
@@ -164,6 +179,7 @@ async def _run(case: Case, deliveries: int, rounds: int) -> float:
         metrics,
         timers,
         on_failure=lambda _, error: failed.append(error),
+        tracing=tracing,
     )
     tenants = case.subscriptions // case.fan_out
     count = max(deliveries, case.subscriptions) // case.fan_out
@@ -176,17 +192,20 @@ async def _run(case: Case, deliveries: int, rounds: int) -> float:
     ]
     gc.collect()
     gc.freeze()
-    await round_of(engine, metrics, failed, records, case.fan_out)  # makes lanes, pools and templates
-    taken = [await round_of(engine, metrics, failed, records, case.fan_out) for _ in range(rounds)]
+    sink = None if tracing is None else tracing.sink
+    await round_of(engine, metrics, failed, records, case.fan_out, sink)  # makes lanes, pools and templates
+    taken = [await round_of(engine, metrics, failed, records, case.fan_out, sink) for _ in range(rounds)]
+    assert sink is None or not sink.counts()["dropped"] + sink.counts()["failed"]
     timers.close()
     return statistics.median(taken)
 
 
 def main() -> None:
-    """CASE DELIVERIES ROUNDS: prints microseconds of CPU a delivery."""
-    name, deliveries, rounds = sys.argv[1:]
+    """CASE DELIVERIES ROUNDS [RATIO COLLECTOR]: prints microseconds of CPU a delivery. With a ratio, `off` for none, deliveries are traced (`tracing.py`)."""
+    name, deliveries, rounds, *traced = sys.argv[1:]
+    tracing = None if not traced or traced[0] == "off" else _tracing(traced[0], traced[1])
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    result: Any = uvloop.run(_run(CASES[name], int(deliveries), int(rounds)))
+    result: Any = uvloop.run(_run(CASES[name], int(deliveries), int(rounds), tracing))
     print(f"{float(result) * 1e6:.4f}")
 
 

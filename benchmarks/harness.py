@@ -929,6 +929,7 @@ TITLES: Final = (
     "Workers",
     "Isolation",
     "Tenants",
+    "Tracing",
     "Memory",
     "Soak",
     "Transport",

@@ -241,7 +241,7 @@ def copy_without(toggle: Toggle | None, folder: Path) -> Path:
     return folder
 
 
-def _site(toggle: Toggle | None, folder: Path, *, compiled: bool) -> Path:
+def site_of(toggle: Toggle | None, folder: Path, *, compiled: bool) -> Path:
     """What to put on the path."""
     folder.mkdir()
     copy_without(toggle, folder)
@@ -297,9 +297,9 @@ def run(
         )
     )
     with tempfile.TemporaryDirectory(prefix="bench-toggles-") as name:
-        whole = _site(None, Path(name, "whole"), compiled=compiled)
+        whole = site_of(None, Path(name, "whole"), compiled=compiled)
         for number, toggle in enumerate(chosen):
-            without = _site(toggle, Path(name, f"without-{number}"), compiled=compiled)
+            without = site_of(toggle, Path(name, f"without-{number}"), compiled=compiled)
             sides = {"with": whole, "without": without}
             seen: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(rounds):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from pydantic import SecretStr
@@ -23,8 +24,8 @@ from dispatcher.core.attempt.tracing import Sampler
 from dispatcher.core.request.results import Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.settings.groups import Settings, TracingSettings
-from dispatcher.telemetry import tracing as tracing_module
-from dispatcher.telemetry.otlp import CountingExporter, OtlpSink, exporter_of
+from dispatcher.telemetry import otlp, tracing as tracing_module
+from dispatcher.telemetry.otlp import CountingExporter, OtlpSink, exporter_of, readable
 from dispatcher.telemetry.spans import FinishedSpan
 from dispatcher.telemetry.tracing import Tracing, TracingRefused, open_tracing
 from tests.fakes import FixedRegistry, subscription
@@ -100,6 +101,32 @@ async def test_a_delivery_with_a_retry_arrives_at_a_collector(
     assert sink.waiting == 0
 
 
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("known", [True, False], ids=["as we know it", "of another version"])
+def test_the_sdks_encoder_is_used_only_where_the_exporter_is_not_as_we_know_it(
+    protocol: Any, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: AbstractContextManager[Collector] = over_grpc() if protocol == "grpc" else over_http()
+    with started as collector:
+        sink = sink_to(collector.url, protocol=protocol)
+        calls: list[FinishedSpan] = []
+
+        def counted(span: FinishedSpan, resource: Resource) -> ReadableSpan:
+            calls.append(span)
+            return readable(span, resource)
+
+        monkeypatch.setattr(otlp, "readable", counted)
+        if not known:
+            monkeypatch.setattr(otlp, "_HTTP", "another")
+            monkeypatch.setattr(type(sink._exporter._inner), "takes_encoded", False, raising=False)
+        sink.put(span(7))
+        sink.close()
+        (found,) = collector.spans(1)
+    assert found.span_id == f"{7:016x}"
+    assert len(calls) == (0 if known else 1)
+    assert sink.counts()["exported"] == 1
+
+
 async def test_the_variables_of_opentelemetry_hold_where_the_settings_say_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,7 +147,7 @@ def test_the_protocol_comes_from_the_settings_then_from_the_environment() -> Non
     def module_of(settings: TracingSettings, **environ: str) -> str:
         exporter = exporter_of(settings, environ)
         exporter.shutdown()
-        return type(exporter).__module__
+        return " ".join(each.__module__ for each in type(exporter).__mro__)
 
     general, special = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
     assert ".http." in module_of(TracingSettings())
@@ -183,7 +210,7 @@ def test_the_line_says_what_the_exporter_said_of_its_first_try_and_its_last(
     says: tuple[str, ...], error: str
 ) -> None:
     with capture_logs() as lines:
-        exporter = CountingExporter(Broken(*says))
+        exporter = CountingExporter(Broken(*says), Resource({}))
         assert exporter.export([]) is SpanExportResult.FAILURE
         assert exporter.export([]) is SpanExportResult.FAILURE
     assert [line["error"] for line in lines] == [error]
@@ -191,7 +218,7 @@ def test_the_line_says_what_the_exporter_said_of_its_first_try_and_its_last(
 
 def test_a_collector_that_refuses_is_named_with_its_answer_and_again_when_it_takes_them() -> None:
     with over_http() as collector, capture_logs() as lines:
-        sink = sink_to(collector.url, timeout=0.2)
+        sink = sink_to(collector.url)
         collector.status = 401
         for number in range(1, 513):  # a batch, which goes at once
             sink.put(span(number))

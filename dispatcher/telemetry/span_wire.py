@@ -1,0 +1,96 @@
+"""A span as OTLP has it on the wire: the message `Span` of OpenTelemetry's `trace.proto`, in protobuf's encoding.
+
+OpenTelemetry's own encoder makes an object for each attribute: 75 us a span, four times what this takes, and this can be compiled. At 1 % sampling that alone would be more than 2 % of
+what a delivery costs. A test holds that both say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from struct import Struct
+from typing import Final
+
+from dispatcher.telemetry.spans import FinishedSpan, Value
+
+_CONSUMER: Final = b"\x30\x05"
+_CLIENT: Final = b"\x30\x03"
+_LOCAL: Final = b"\x85\x01\x00\x01\x00\x00"  # flags: whether the parent is remote is known, and it is not
+_REMOTE: Final = b"\x85\x01\x00\x03\x00\x00"
+_FINE: Final = b"\x7a\x00"
+_MASK: Final = 0xFFFFFFFFFFFFFFFF
+_pack_times = Struct("<cQcQ").pack
+_pack_time = Struct("<cQ").pack
+
+
+def encode_batch(spans: Iterable[bytes], resource: bytes, scope: bytes) -> bytes:
+    """The request that takes spans to a collector. `resource` and `scope` are those messages, encoded."""
+    group = _field(b"\x0a", scope) + b"".join([_field(b"\x12", span) for span in spans])
+    return _field(b"\x0a", _field(b"\x0a", resource) + _field(b"\x12", group))
+
+
+def encode_span(span: FinishedSpan) -> bytes:
+    """One span."""
+    parts = [
+        b"\x0a\x10",
+        span.trace_id.to_bytes(16, "big"),
+        b"\x12\x08",
+        span.span_id.to_bytes(8, "big"),
+    ]
+    if span.state:
+        parts.append(_text(b"\x1a", span.state))
+    if span.parent_id is not None:
+        parts.append(b"\x22\x08")
+        parts.append(span.parent_id.to_bytes(8, "big"))
+    parts.append(_text(b"\x2a", span.name))
+    parts.append(_CLIENT if span.client else _CONSUMER)
+    parts.append(_pack_times(b"\x39", span.began_ns, b"\x41", span.ended_ns))
+    for name, value in span.attributes.items():
+        parts.append(_field(b"\x4a", _attribute(name, value)))
+    for name, at, attributes in span.events:
+        event = [_pack_time(b"\x09", at), _text(b"\x12", name)]
+        for key, value in attributes.items():
+            event.append(_field(b"\x1a", _attribute(key, value)))
+        parts.append(_field(b"\x5a", b"".join(event)))
+    if span.error is None:
+        parts.append(_FINE)
+    else:
+        parts.append(_field(b"\x7a", _text(b"\x12", span.error) + b"\x18\x02"))
+    parts.append(_REMOTE if span.remote and span.parent_id is not None else _LOCAL)
+    return b"".join(parts)
+
+
+def _attribute(name: str, value: Value) -> bytes:
+    if isinstance(value, str):
+        encoded = _text(b"\x0a", value)
+    elif isinstance(value, bool):
+        encoded = b"\x10\x01" if value else b"\x10\x00"
+    else:
+        encoded = b"\x18" + _varint(value & _MASK)
+    return _key(name) + _field(b"\x12", encoded)
+
+
+@lru_cache(maxsize=256)
+def _key(name: str) -> bytes:
+    """Of a few dozen names."""
+    return _text(b"\x0a", name)
+
+
+def _text(tag: bytes, text: str) -> bytes:
+    return _field(tag, text.encode("utf-8", "replace"))
+
+
+def _field(tag: bytes, value: bytes) -> bytes:
+    size = len(value)
+    return b"%b%c%b" % (tag, size, value) if size < 0x80 else b"%b%b%b" % (tag, _varint(size), value)
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return b"%c" % number
+    found = bytearray()
+    while number >= 0x80:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
