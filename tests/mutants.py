@@ -788,6 +788,24 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             "history/conformance/test_conformance.py::test_the_next_generation_begins_anew_and_an_older_one_changes_nothing",
         ),
     ),
+    Mutant(
+        "what_is_not_sampled_is_traced",
+        "a delivery whose producer's trace isn't sampled is traced all the same",
+        (Edit("return parent[_FLAGS] in _SAMPLED", "return True"),),
+        ("core/attempt/test_tracing.py::test_the_producers_flag_decides_whatever_the_ratio",),
+    ),
+    Mutant(
+        "a_span_is_left_open",
+        "a delivery that goes with its partition leaves its attempts' spans without the one above them",
+        (Edit("if delivery.trace is not None: self.left(delivery, LEFT_TO_ANOTHER, None)", "pass"),),
+        ("telemetry/test_tracing.py::test_what_goes_with_its_partition_ends_its_span",),
+    ),
+    Mutant(
+        "spans_are_kept_without_end",
+        "while the collector takes nothing, spans fill the memory",
+        (Edit("if self.waiting >= self._most:", "if False:"),),
+        ("telemetry/test_otlp.py::test_beyond_the_queue_spans_are_dropped_and_counted_and_nobody_waits",),
+    ),
 )
 
 
