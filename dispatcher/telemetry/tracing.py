@@ -303,7 +303,7 @@ def open_tracing(settings: Settings, replica: str, environ: Mapping[str, str]) -
 
 def check_tracing(settings: Settings, environ: Mapping[str, str]) -> None:
     """Raise TracingRefused where a start would. Nothing is sent."""
-    if not settings.tracing.enabled:
+    if not settings.tracing.enabled or "deliver" not in settings.roles:
         return
     try:
         from dispatcher.telemetry.otlp import exporter_of  # noqa: PLC0415 - as above

@@ -440,6 +440,18 @@ async def test_endpoints_get_the_events_own_trace_context_unless_the_settings_sa
         assert b"tracestate" not in world.transport.sent[0][2]
 
 
+async def test_baggage_stays_with_who_wrote_it() -> None:
+    kept = Kept()
+    for propagate in ("event", "attempt", "none"):
+        async with running(
+            FixedRegistry(subscription()), tracing=tracing_into(kept), propagate=propagate
+        ) as world:
+            world.broker.append(event(1), [*SAMPLED, ("baggage", b"customer=kim")])
+            await delivered(world)
+            assert b"kim" not in world.transport.sent[0][2]
+    assert "kim" not in str(kept.spans)
+
+
 async def test_each_attempt_is_the_endpoints_parent_where_the_settings_say_so() -> None:
     kept = Kept()
     async with running(
