@@ -155,6 +155,7 @@ def test_settings_and_commands_that_are_named_exist(page: Path) -> None:
         "DISPATCHER_TEST_KAFKA",
         "DISPATCHER_TEST_LONG",
         "DISPATCHER_TEST_SCREENSHOTS",
+        "DISPATCHER_TEST_TRANSCRIPTS",
         "DISPATCHER_TEST_UPGRADE",
         "DISPATCHER_TEST_WHEELS",
         "DISPATCHER_CONFIG",

@@ -228,7 +228,7 @@ def test_a_second_writer_and_a_look_into_anothers_state_are_found(tmp_path: Path
 
 # Modules without tests of their own name, and why.
 _WITHOUT_NAMESAKE = {
-    "cli.py": "runs as a process: tests/commands and tests/e2e start it",
+    **dict.fromkeys(("cli.py", "commands/run.py"), "run as a process: tests/commands and tests/e2e start it"),
     "core/request/results.py": "types without logic",
     "telemetry/spans.py": "types without logic",
     "transport/base.py": "a protocol",

@@ -27,8 +27,9 @@ import orjson
 
 from dispatcher.broker.base import Broker, BrokerError, Message, Record, TopicSpec, UnreadableRecord
 from dispatcher.commands.group import ConfigError
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
-from dispatcher.commands.session import PATIENCE, connected, quiet, run
+from dispatcher.commands.session import PATIENCE, connected, quiet
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.settings.groups import Settings
 from dispatcher.topics.specs import topic_specs

@@ -16,10 +16,13 @@ from dispatcher.broker.assignment import RETRY_SUFFIX
 from dispatcher.broker.base import BrokerRefused
 from dispatcher.broker.open import check_broker
 from dispatcher.commands.group import ConfigError
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import flags, load_settings, settings_options
-from dispatcher.commands.session import connected, quiet as silence, run
+from dispatcher.commands.session import connected, quiet as silence
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
+from dispatcher.history.base import HistoryError, StoreRefused
+from dispatcher.history.open import check_store
 from dispatcher.registry.file import SubscriptionsError, load_file
 from dispatcher.settings.broker_url import SqliteFile
 from dispatcher.settings.groups import Settings
@@ -32,7 +35,11 @@ from dispatcher.transport import tls
 
 @click.command(name="check-config", short_help="Check settings and subscriptions, and show them.")
 @click.option("--quiet", "-q", is_flag=True, help="Only say whether it is right.")
-@click.option("--connect", is_flag=True, help="Ask the broker too: topics, retention, retries left over.")
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Ask the broker too: topics, retention, retries left over; and PostgreSQL, where the history is there.",
+)
 @click.option(
     "--subscriptions", "subscriptions_file", type=click.Path(path_type=Path), help="Subscriptions file."
 )
@@ -47,8 +54,8 @@ def check_config(
 ) -> None:
     """Read settings and subscriptions as `run` would, list every error with its place, or show what is in force.
 
-    Secrets are masked. Nothing is started or changed; no broker is contacted but with --connect. Exits 2 if anything is
-    wrong, and 1 if the broker doesn't answer. What is worth a warning is written to stderr.
+    Secrets are masked. Nothing is started or changed; nobody is contacted but with --connect. Exits 2 if anything is
+    wrong, and 1 if the broker, or PostgreSQL, doesn't answer. What is worth a warning is written to stderr.
     """
     own = flags(subscriptions_file=("--subscriptions", subscriptions_file))
     settings = load_settings(config, {**overrides, **own})
@@ -73,6 +80,7 @@ def _connect(settings: Settings) -> None:
         return
     silence()
     missing, found = run(_ask(settings))
+    run(_ask_store(settings))
     for warning in found:
         click.echo(f"Warning: {warning}", err=True)
     if missing and settings.topics.create:
@@ -89,6 +97,16 @@ async def _ask(settings: Settings) -> tuple[Sequence[str], Sequence[str]]:
         tiers = [tier.topic for tier in Tiers(settings.retry.tiers, settings.topics.prefix)]
         readers = await broker.readers_of(tiers, RETRY_SUFFIX)
         return missing, [*warnings(settings, topics, readers), *takes_over(settings, readers)]
+
+
+async def _ask_store(settings: Settings) -> None:
+    """Whether the history can be kept where the settings say."""
+    try:
+        await check_store(settings)
+    except StoreRefused as error:
+        raise ConfigError(str(error)) from error
+    except HistoryError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _subscriptions(settings: Settings) -> str:

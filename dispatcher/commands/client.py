@@ -19,7 +19,7 @@ from yarl import URL
 
 from dispatcher.__about__ import __version__
 from dispatcher.commands.group import ConfigError
-from dispatcher.commands.session import run
+from dispatcher.commands.loop import run
 from dispatcher.core.text.redact import without_credentials
 
 F = TypeVar("F", bound=Callable[..., Any])

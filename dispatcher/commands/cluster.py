@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import click
 
-from dispatcher.commands.client import Api, api_options, print_json
+from dispatcher.commands.client import Api, api_options, print_json, shown
 from dispatcher.commands.tables import print_rows
 
 LIMIT: Final = 100
+
+_SILENT: Final = 15.0  # seconds: a process says something every ten
+_WAITS: Final = re.compile(
+    r"\.retry\.[^.]+$|\.replay$"
+)  # topics in which records wait for their time, or their endpoint
 
 
 @click.command(short_help="Show who is failing now.")
@@ -88,18 +95,23 @@ def _waiting(waiting: Mapping[str, Any]) -> str:
 @click.command(short_help="Show the processes of this installation.")
 @api_options
 def cluster(api: Api, *, as_json: bool) -> None:
-    """Show the processes that were heard of within 35 seconds, each as it says of itself. Takes an operator's key."""
+    """Show the processes that were heard of within 35 seconds, each as it says of itself. Takes an operator's key.
+
+    lag is of the event topics: what waits in retry topics waits for its time. `dispatcher topics --behind` names the partitions.
+    """
     answer = api.get("/v1/cluster")
     if as_json:
         print_json(answer)
         return
     replicas = answer["replicas"]
+    heard = _heard(replicas)
     print_rows(
         (
             "replica",
             "version",
             "roles",
             "started",
+            "heard",
             "ready",
             "partitions",
             "lag",
@@ -115,9 +127,10 @@ def cluster(api: Api, *, as_json: bool) -> None:
                 each["version"],
                 each["roles"],
                 each["started_at"],
+                None if heard[each["replica"]] is None else f"{heard[each['replica']]:.0f}s ago",
                 each["ready"],
                 sum(map(len, each["partitions"].values())),
-                sum(each["lag"].values()),
+                sum(lag for topic, lag in each["lag"].items() if not _WAITS.search(topic)),
                 each["in_flight"],
                 sum(each["parked"].values()),
                 sum(each["breakers_open"].values()),
@@ -129,8 +142,39 @@ def cluster(api: Api, *, as_json: bool) -> None:
         folded=("roles", "started", "history"),
     )
     for each in replicas:
+        silent = heard[each["replica"]]
+        if silent is not None and silent > _SILENT:
+            click.echo(
+                shown(
+                    f"{each['replica']}: nothing was heard of it for {silent:.0f} seconds: it hangs, or can't reach the broker."
+                    f" Its row says how it was then. It reads {_reads(each['partitions'])}"
+                ),
+                err=True,
+            )
         for sentence in (*each["problems"], *each["warnings"]):
-            click.echo(f"{each['replica']}: {sentence}", err=True)
+            click.echo(shown(f"{each['replica']}: {sentence}"), err=True)
+
+
+def _reads(partitions: Mapping[str, Sequence[int]]) -> str:
+    """The partitions of event topics."""
+    found = [
+        f"{topic} {', '.join(map(str, numbers))}"
+        for topic, numbers in partitions.items()
+        if numbers and not _WAITS.search(topic)
+    ]
+    return "; ".join(found) or "no events"
+
+
+def _heard(replicas: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """How many seconds ago each was heard of, before the last of them: the one that answers is among them. By the clocks of the processes."""
+    times = {
+        each["replica"]: None
+        if each["reported_at"] is None
+        else datetime.fromisoformat(each["reported_at"]).timestamp()
+        for each in replicas
+    }
+    latest = max((time for time in times.values() if time is not None), default=0.0)
+    return {name: None if time is None else latest - time for name, time in times.items()}
 
 
 def _history(history: Mapping[str, Any] | None) -> str | None:

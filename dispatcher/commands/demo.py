@@ -37,6 +37,7 @@ from dispatcher.app import App
 from dispatcher.broker.base import BrokerError, Message, TopicPartition
 from dispatcher.commands.demo_tour import DemoTour
 from dispatcher.commands.group import ConfigError
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.receiver import (
     Arrival,
@@ -48,7 +49,7 @@ from dispatcher.commands.receiver import (
     healthy,
     secret_key,
 )
-from dispatcher.commands.session import connected, run
+from dispatcher.commands.session import connected
 from dispatcher.registry.file import SubscriptionsError
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import Settings

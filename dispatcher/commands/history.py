@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from dispatcher.commands.group import Commands
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
-from dispatcher.commands.session import connected, quiet, run
+from dispatcher.commands.session import connected, quiet
 from dispatcher.core.text.units import parse_duration
 from dispatcher.history.base import HistoryError, HistoryStore
 from dispatcher.history.open import followed_names, open_store

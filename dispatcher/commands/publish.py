@@ -15,8 +15,9 @@ import click
 import orjson
 
 from dispatcher.broker.base import BrokerError, Message, StoredRecord, TopicSpec
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
-from dispatcher.commands.session import PATIENCE, connected, quiet, run
+from dispatcher.commands.session import PATIENCE, connected, quiet
 from dispatcher.core.event.decode import (
     RESERVED,
     InvalidEvent,

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import click
 import structlog
-import uvloop
 
 from dispatcher.broker.base import Broker, BrokerError
 from dispatcher.broker.open import open_broker
 from dispatcher.commands.group import ConfigError
 from dispatcher.settings.groups import Settings
 
-T = TypeVar("T")
-
 PATIENCE: Final = 10.0
 """Seconds to wait for a broker that doesn't answer: the daemon waits for ever, a person doesn't."""
-
-
-def run(command: Coroutine[Any, Any, T]) -> T:
-    """Run it on uvloop; Ctrl-C ends the process with 130, without a traceback."""
-    try:
-        return uvloop.run(command)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def quiet() -> None:

@@ -10,8 +10,9 @@ import click
 import orjson
 
 from dispatcher.broker.base import Broker, Message, TopicPartition, UnreadableBatch, UnreadableRecord
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
-from dispatcher.commands.session import connected, quiet, run
+from dispatcher.commands.session import connected, quiet
 from dispatcher.control.store import subscriptions_topic
 from dispatcher.core.control.skips import Skip, skip_key
 from dispatcher.core.retry.tiers import Tiers

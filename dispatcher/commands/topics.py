@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from rich.table import Table
 
 from dispatcher.broker.base import PartitionInfo, TopicInfo
 from dispatcher.commands.group import Commands
+from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
-from dispatcher.commands.session import connected, quiet, run
+from dispatcher.commands.session import connected, quiet
 from dispatcher.commands.skip import skip
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.parking import parked_topic
@@ -31,10 +33,19 @@ from dispatcher.topics.specs import topic_specs
 )
 @click.option("--create", is_flag=True, help="Create the topics that are missing.")
 @click.option("--all", "everything", is_flag=True, help="Show other topics of the broker too.")
+@click.option(
+    "--behind", is_flag=True, help="Show only partitions of event topics that are not read to their end."
+)
 @settings_options
 @click.pass_context
 def topics(
-    context: click.Context, *, create: bool, everything: bool, config: Path | None, overrides: dict[str, Any]
+    context: click.Context,
+    *,
+    create: bool,
+    everything: bool,
+    behind: bool,
+    config: Path | None,
+    overrides: dict[str, Any],
 ) -> None:
     """Show the dispatcher's topics: partitions, offsets, and how far the group is behind.
 
@@ -46,11 +57,15 @@ def topics(
     quiet()
     missing, found = run(_topics(settings, create=create))
     own = [topic for topic in found if everything or _is_own(topic.name, settings)]
+    if behind:
+        own = _behind(own, settings)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe has no width, and names must not be folded for one
     if own:
         console.print(table(own, settings, repeat=not console.is_terminal))
+    elif behind:
+        click.echo("every partition of the event topics is read to its end", err=True)
     if missing:
         names = ", ".join(missing)
         raise click.ClickException(f"missing: {names}; dispatcher topics --create makes them")
@@ -83,6 +98,16 @@ def _retry_topics(settings: Settings) -> set[str]:
 
 def _is_own(name: str, settings: Settings) -> bool:
     return name in settings.topics.events or name.startswith(settings.topics.prefix)
+
+
+def _behind(found: Sequence[TopicInfo], settings: Settings) -> list[TopicInfo]:
+    """The event topics, each with the partitions that have a lag alone."""
+    left = [
+        replace(topic, partitions=[each for each in topic.partitions if lag(each)])
+        for topic in found
+        if topic.name in settings.topics.events
+    ]
+    return [topic for topic in left if topic.partitions]
 
 
 def table(found: Sequence[TopicInfo], settings: Settings, *, repeat: bool) -> Table:

@@ -30,6 +30,17 @@ def open_store(settings: Settings) -> HistoryStore | None:
     return PostgresHistory(history.store, retention, password=password, keep_all=keep_all)
 
 
+async def check_store(settings: Settings) -> None:
+    """Ask a server that the settings name whether a history can be there. Raises StoreRefused, StoreUnavailable; nothing is changed."""
+    if not shares_history(settings) or not {"api", "history"} & {*settings.roles}:
+        return
+    open_store(settings)  # says what is not installed
+    from dispatcher.history.postgres.store import check  # noqa: PLC0415 - asyncpg is an extra
+
+    password = settings.history.password
+    await check(settings.history.store, None if password is None else password.get_secret_value())
+
+
 def history_directory(settings: Settings) -> Path:
     """Where SQLite's files are: `history.directory`, or beside the embedded broker's file."""
     if settings.history.directory is not None:

@@ -24,8 +24,18 @@ ROOT: Final = Path(__file__).parents[2]
 _HOME: Final = "start"  # where the README goes
 
 CONTENTS: Final = {
-    "Start": [_HOME],
-    "How to": ["receivers", "api", "console", "portal", "deploying", "capacity", "tracing", "operations"],
+    "Start": [_HOME, "afternoon"],
+    "How to": [
+        "receivers",
+        "api",
+        "console",
+        "portal",
+        "deploying",
+        "capacity",
+        "tracing",
+        "operations",
+        "night",
+    ],
     "Concepts": ["architecture", "history"],
     "Reference": ["settings", "commands", "routes", "metrics", "attempts"],
     "The project": ["SECURITY", "CHANGELOG", "CONTRIBUTING", "testing", "dependencies"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.commands.console import dispatcher
 from tests.ports import free_port
@@ -166,3 +168,34 @@ def test_connect_says_that_no_broker_answers(tmp_path: Path) -> None:
     )
     assert asked.returncode == 1
     assert "connection refused" in asked.stderr
+
+
+def test_a_history_in_postgresql_is_asked_for_too(
+    tmp_path: Path, kafka: str, postgres: str, unique: Callable[[str], str]
+) -> None:
+    parts = urlsplit(postgres)
+    place = f"{parts.hostname}:{parts.port}{parts.path}"
+
+    def checked(store: str, password: str, *more: str) -> tuple[int, str]:
+        ended = dispatcher(
+            *("check-config", "--quiet", "--connect", "--broker", f"kafka://{kafka}"),
+            *("--set", f"topics.prefix={unique('own')}.", "--set", f"history.store={store}", *more),
+            cwd=tmp_path,
+            DISPATCHER_HISTORY__PASSWORD=password,
+        )
+        return ended.returncode, ended.stdout + ended.stderr
+
+    right = f"postgresql://{parts.username}@{place}"
+    assert checked(right, parts.password or "")[0] == 0
+    code, said = checked(right, "wrong")
+    assert code == 2
+    assert "PostgreSQL refuses the history: password authentication failed" in said
+    code, said = checked(f"{right}?search_path=nowhere", parts.password or "")
+    assert code == 2
+    assert "may not create tables there" in said
+    away = f"postgresql://{parts.username}@127.0.0.1:{free_port()}/postgres"
+    code, said = checked(away, parts.password or "")
+    assert code == 1
+    assert "PostgreSQL can't be used for the history now" in said
+    # A process that keeps no history and shows none does not need it.
+    assert checked(away, parts.password or "", "--set", "roles=deliver")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,10 +120,28 @@ def test_each_process_is_a_line_and_what_is_wrong_with_it_another(api: Api, told
     shown = api("cluster")
     assert shown.exit_code == 0, shown.output
     one, two = shown.stdout.splitlines()[1:]
-    assert one.split()[-8:] == ["no", "3", "42", "7", "120", "3", "9", "-"]
+    assert one.split()[-8:] == ["no", "3", "40", "7", "120", "3", "9", "-"]
     assert two.rstrip().endswith("5 behind")
     assert shown.stderr == "one:1: the broker is away\n"
     assert [each["replica"] for each in api.json("cluster")["replicas"]] == ["one:1", "two:1"]
+
+
+def test_a_process_that_has_fallen_silent_is_named(
+    api: Api, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = ReplicaRecord(
+        replica="three:1",
+        version="1.0.0",
+        started_ms=NOW,
+        at_ms=NOW - 20_000,
+        partitions={"events": (4, 5), "dispatcher.retry.30s": (0,)},
+    )
+    monkeypatch.setattr(told, "replicas", lambda: [*REPLICAS, silent])
+    shown = api("cluster")
+    assert re.findall(r"\d+s ago", shown.stdout) == ["0s ago", "0s ago", "20s ago"]
+    (said,) = [line for line in shown.stderr.splitlines() if line.startswith("three:1: ")]
+    assert "nothing was heard of it for 20 seconds" in said
+    assert said.endswith("It reads events 4, 5")
 
 
 def test_what_is_wrong_is_one_line(api: Api) -> None:

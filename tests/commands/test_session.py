@@ -11,7 +11,8 @@ import pytest
 
 from dispatcher.broker.base import BrokerUnavailable, TopicSpec
 from dispatcher.commands.group import ConfigError
-from dispatcher.commands.session import connected, quiet, run
+from dispatcher.commands.loop import run
+from dispatcher.commands.session import connected, quiet
 from dispatcher.settings.groups import Settings
 from tests.ports import free_port
 
@@ -42,15 +43,6 @@ def test_what_the_settings_have_wrong_is_told_from_what_failed() -> None:
     with pytest.raises((ConfigError, click.ClickException)) as failed:
         run(ask())
     assert len(failed.value.format_message().splitlines()) == 1
-
-
-def test_ctrl_c_ends_it_without_a_traceback() -> None:
-    async def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as ended:
-        run(interrupted())
-    assert ended.value.code == 130
 
 
 def test_the_connection_is_closed_after_the_block(tmp_path: Path) -> None:

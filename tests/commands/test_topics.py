@@ -49,6 +49,19 @@ def test_what_was_published_is_shown_as_lag(tmp_path: Path) -> None:
     assert {row[-2] for row in events} == {"-"}
 
 
+def test_only_what_is_behind_is_shown_when_asked_for(tmp_path: Path) -> None:
+    console.dispatcher("topics", "--create", cwd=tmp_path)
+    well = console.dispatcher("topics", "--behind", cwd=tmp_path)
+    assert (well.returncode, rows(well.stdout)) == (0, [])
+    assert well.stderr == "every partition of the event topics is read to its end\n"
+    for topic in ("events", "dispatcher.retry.2m"):
+        console.dispatcher("publish", "ping", "--topic", topic, "--force", cwd=tmp_path)
+    ((topic, _, earliest, latest, committed, lag_),) = rows(
+        console.dispatcher("topics", "--behind", cwd=tmp_path).stdout
+    )
+    assert (topic, earliest, latest, committed, lag_) == ("events", "0", "1", "-", "1")
+
+
 def test_what_waits_in_the_retry_topics_is_lag_of_the_group_that_reads_them(tmp_path: Path) -> None:
     console.dispatcher("topics", "--create", cwd=tmp_path)
     for topic, count in (("dispatcher.retry.2m", 3), ("dispatcher.retry.parked", 4), ("dispatcher.dead", 5)):

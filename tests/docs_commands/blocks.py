@@ -22,6 +22,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 
+_NIGHT: Final = "e2e/test_night.py::test_the_commands_of_the_runbook_answer_the_call"
+
 RUN_ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
     (
         "README.md",
@@ -31,11 +33,26 @@ RUN_ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
         "docs/receivers.md",
         "id=evt_19lV",
     ): "e2e/test_verify_by_id.py::test_the_commands_verify_what_was_delivered_and_nothing_else",
+    **{
+        ("docs/operations.md", first): _NIGHT
+        for first in (
+            "export TENANT=acme                          # the customer",
+            "dispatcher failing",
+            "dispatcher subscriptions show $SUBSCRIPTION",
+            "dispatcher failing --subscription $SUBSCRIPTION",
+            "dispatcher events explain $EVENT --subscription $SUBSCRIPTION",
+            "dispatcher subscriptions pause $SUBSCRIPTION",
+            "dispatcher subscriptions resume $SUBSCRIPTION --catch-up",
+            "dispatcher deliveries retry $DELIVERY --wait",
+            "dispatcher topics --behind",
+            "dispatcher cluster",
+        )
+    },
 }
 """By page and first command: the test that takes the block from its page."""
 
 SHELL: Final = frozenset({"", "sh"})
-OTHERS: Final = frozenset({"text", "json", "yaml", "python", "sql"})
+OTHERS: Final = frozenset({"text", "console", "json", "yaml", "python", "sql"})
 
 _FENCE: Final = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL

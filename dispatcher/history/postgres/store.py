@@ -67,6 +67,8 @@ QUERY_LIMIT: Final = 5.0
 
 _WRITER_AND_QUESTIONS: Final = 4  # connections
 _OLDEST_SERVER: Final = 14
+_CHECK_LIMIT: Final = 10.0  # seconds
+_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError)
 
 
 class PostgresHistory:
@@ -162,7 +164,7 @@ class PostgresHistory:
         except (StoreRefused, StoreUnavailable) as error:
             self._problem = str(error)
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as error:
+        except _ERRORS as error:
             mapped = _mapped(error)
             self._problem = str(mapped)
             raise mapped from error
@@ -343,6 +345,26 @@ class PostgresHistory:
         )
         ((rows, size),) = await self._fetch(query, [[*BY_DAY, *COUNTS_BY_DAY]])
         return Sizes(rows, size)
+
+
+async def check(url: str, password: str | None) -> None:
+    """Ask the server whether a history can be there; nothing is changed. Raises StoreRefused, StoreUnavailable."""
+    try:
+        connection = await asyncpg.connect(
+            url, password=password, timeout=_CHECK_LIMIT, command_timeout=_CHECK_LIMIT
+        )
+        try:
+            _check_server(connection.get_server_version().major)
+            allowed = await connection.fetchval("SELECT has_schema_privilege(current_schema(), 'CREATE')")
+        finally:
+            await connection.close(timeout=_CHECK_LIMIT)
+    except _ERRORS as error:
+        raise _mapped(error) from error
+    if not allowed:
+        raise StoreRefused(
+            "the user of history.store may not create tables there: GRANT CREATE ON SCHEMA public TO the user, or give it a schema of its own"
+            " and name that by ?search_path= at the end of the URL"
+        )
 
 
 def _check_server(version: int) -> None:
