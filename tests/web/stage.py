@@ -237,7 +237,7 @@ class Stage:
             ("subscription=sub_refused&state=dead", 3),
             ("subscription=sub_later&state=retrying", 3),
             ("subscription=sub_audit&state=delivered&limit=200", 66),
-            ("subscription=sub_crm&state=dead", 1),
+            ("subscription=sub_crm&limit=200", 20),
         ):
             self.until(
                 lambda query=query, count=count: len(self.deliveries(query)) >= count,  # type: ignore[misc]

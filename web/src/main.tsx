@@ -23,6 +23,7 @@ import { EventPage } from "./pages/event";
 import { EventTypePage, EventTypes } from "./pages/event-types";
 import { Events } from "./pages/events";
 import { Failing } from "./pages/failing";
+import { Issues } from "./pages/issues";
 import { Keys } from "./pages/keys";
 import { Login } from "./pages/login";
 import { Overview } from "./pages/overview";
@@ -41,6 +42,7 @@ const PAGES: Record<string, () => preact.JSX.Element | null> = APP === "inspect"
   subscription: SubscriptionPage,
   edit: Edit,
   failing: Failing,
+  issues: Issues,
   replays: Replays,
   replay: ReplayPage,
   "dead-letters": DeadLetters,

@@ -1,10 +1,10 @@
 import { expect, test } from "vitest";
-import { DELIVERY_FILTERS, filtersOf, guessId, listQuery, rangeOf, rangeQuery } from "../src/state/filters";
+import { DELIVERY_FILTERS, filtersOf, guessId, listQuery, rangeOf, rangeQuery, wanted } from "../src/state/filters";
 
 const NOW = Date.parse("2026-01-31T12:00:00Z");
 
 test("filters come out of an address as they went in", () => {
-  const filters = { state: "failed", status: "5xx", reason: "timeout", event_type: "a&b=c #d", subscription: "sub_1", tenant: "<b>", event: 'evt "1"', host: "a.example" };
+  const filters = { state: "failed", status: "5xx", reason: "timeout", event_type: "a&b=c #d", subscription: "sub_1", tenant: "<b>", event: 'evt "1"', host: "a.example", cause: "503" };
   const query = new URLSearchParams(new URLSearchParams(filters).toString());
   expect(filtersOf(query, DELIVERY_FILTERS)).toEqual(filters);
 });
@@ -47,4 +47,31 @@ test.each([
 
 test("nothing leads nowhere", () => {
   expect(guessId("  ")).toEqual([]);
+});
+
+test("a delivery that the stream tells of passes the filters of its list", () => {
+  const row = { subscription: "sub_a", tenant: "acme", event_id: "evt_1", event_type: "invoice.paid", state: "retrying", status: 503, reason: null, failure: null, host: "a.example" };
+  const passes = [
+    {},
+    { state: "failed" },
+    { state: "retrying", subscription: "sub_a", tenant: "acme", event: "evt_1", host: "a.example" },
+    { event_type: "invoice.*" },
+    { status: "503" },
+    { status: "5xx" },
+    { cause: "503" },
+  ];
+  for (const filters of passes) expect(wanted(filters, row), JSON.stringify(filters)).toBe(true);
+  const fails = [{ state: "dead" }, { subscription: "sub_b" }, { tenant: "b" }, { event: "evt_2" }, { event_type: "order.*" }, { event_type: "invoice" }, { status: "500" }, { status: "4xx" }, { reason: "timeout" }, { cause: "500" }, { host: "b" }];
+  for (const filters of fails) expect(wanted(filters as Record<string, string>, row), JSON.stringify(filters)).toBe(false);
+});
+
+test("a cause is the failure, else the status, else the reason, of what isn't delivered", () => {
+  const row = { subscription: "s", tenant: null, event_id: "e", event_type: "a", state: "dead", status: null as number | null, reason: "exhausted" as string | null, failure: "timeout" as string | null, host: null };
+  expect(wanted({ cause: "timeout" }, row)).toBe(true);
+  expect(wanted({ reason: "timeout" }, row)).toBe(true);
+  expect(wanted({ reason: "exhausted" }, row)).toBe(true);
+  expect(wanted({ cause: "exhausted" }, row)).toBe(false);
+  expect(wanted({ cause: "breaker" }, { ...row, state: "pending", reason: "breaker", failure: null })).toBe(true);
+  expect(wanted({ cause: "200" }, { ...row, state: "delivered", status: 200, failure: null })).toBe(false);
+  expect(wanted({ cause: "503" }, { ...row, state: "dropped", status: 503, failure: null })).toBe(false);
 });

@@ -3,7 +3,7 @@
 import { describe, expect, test } from "vitest";
 import attempts from "../../docs/attempts.md?raw";
 import metrics from "../../docs/metrics.md?raw";
-import { verdict } from "../src/state/verdict";
+import { causeText, verdict } from "../src/state/verdict";
 import { de } from "../src/text/de";
 import { en } from "../src/text/en";
 
@@ -45,6 +45,17 @@ describe.each([
     const found = verdict({ ...ROW, status }, texts)!;
     expect(found.why).toContain(String(status));
     expect(found.todo).not.toBe(texts.verdict.waits);
+  });
+
+  test.each([...failures, ...reasons("parked"), ...reasons("dead"), "404", "418", "503"])("a cause: %s", (cause) => {
+    const found = causeText(cause, texts);
+    expect(found.why).not.toBe(cause);
+    expect(found.why.length).toBeGreaterThan(5);
+    expect(found.todo.length).toBeGreaterThan(5);
+  });
+
+  test("a cause that is newer than the page is shown as it is", () => {
+    expect(causeText("constructor", texts)).toEqual({ why: "constructor", todo: texts.verdict.waits, remedy: "wait" });
   });
 
   test("what waits in a queue, and words that are newer than the page", () => {

@@ -6,6 +6,7 @@ type Schemas = components["schemas"];
 
 export type Delivery = Schemas["DeliveryReply"];
 export type DeliveryState = Delivery["state"];
+export type DeliveryPage = Schemas["DeliveryPage"];
 export type DeliveryDetail = Schemas["DeliveryDetail"];
 export type Gap = Schemas["GapReply"];
 export type KnownEvent = Schemas["KnownEvent"];
@@ -20,6 +21,8 @@ export type Figures = Schemas["FiguresReply"];
 export type Series = Schemas["StatisticsSeries"];
 export type Statistics = Schemas["Statistics"];
 export type FailingAnswer = Schemas["FailingSubscriptions"];
+export type Issue = Schemas["Issue"];
+export type IssuePage = Schemas["IssuePage"];
 export type Waiting = Schemas["WaitingReply"];
 export type Replica = Schemas["ReplicaReply"];
 export type Intervention = Schemas["DeliveryCommanded"];

@@ -2,28 +2,30 @@
 
 import { useState } from "preact/hooks";
 import { ask, get } from "../api/client";
-import type { Delivery, Intervention, Series, Statistics } from "../api/types";
+import type { Delivery, DeliveryPage, DeliveryState, Intervention, Series, Statistics } from "../api/types";
 import { countText, percentText } from "../format/numbers";
 import { utcText } from "../format/time";
 import { FAILURE_CLASSES, stepTimes, values } from "../state/figures";
-import { AT_ONCE, DELIVERY_FILTERS, filtersOf, listQuery, pageSize, rangeOf, rangeQuery } from "../state/filters";
-import { useNews } from "../state/live";
-import { useLoad } from "../state/load";
+import { AT_ONCE, DELIVERY_FILTERS, filtersOf, listQuery, pageSize, rangeOf, rangeQuery, wanted } from "../state/filters";
+import { streamComplete, streamState, useNews, useStream, type StreamRow } from "../state/live";
+import { useLoad, type Loading } from "../state/load";
 import { APP, changed, go, place, to } from "../state/place";
 import { isOperator, may } from "../state/session";
-import { language, t } from "../text/text";
-import { Button, Copy, Duration, Empty, Note, Reload } from "../ui/bits";
+import { heading, language, t } from "../text/text";
+import { causeText, failureText } from "../state/verdict";
+import { Button, Copy, Duration, Empty, Note, Reload, StateBadge, Time, Words } from "../ui/bits";
 import { Chart } from "../ui/chart";
 import { columnsOf, DeliveryTable } from "../ui/deliveries";
 import { asProblem, Confirm } from "../ui/dialog";
 import { Export } from "../ui/export";
 import { Filters, Pager, stateOptions, type FilterField } from "../ui/filters";
 import { Select } from "../ui/form";
-import { Knowledge, Panel, ProblemNote, problemTexts } from "../ui/panel";
+import { Knowledge, Panel, ProblemNote, problemTexts, Section } from "../ui/panel";
 import { RangePicker } from "../ui/range";
 import { receivedColumns, receivedFields } from "../ui/received";
 import { Head, pageTitle } from "../ui/shell";
 import { Table } from "../ui/table";
+import { Tail, TailSwitch } from "../ui/tail";
 
 function deliveryFields(): FilterField[] {
   if (APP === "inspect") return receivedFields();
@@ -35,6 +37,7 @@ function deliveryFields(): FilterField[] {
     { name: "subscription", label: t.columns.subscription },
     { name: "event", label: t.columns.event },
     { name: "host", label: t.columns.host },
+    { name: "cause", label: t.issues.cause, help: t.filters.causeHelp },
   ];
   if (isOperator()) fields.push({ name: "tenant", label: t.columns.tenant });
   return fields;
@@ -43,18 +46,29 @@ function deliveryFields(): FilterField[] {
 export function Deliveries() {
   const { query } = place.use();
   const key = withoutView(query).toString();
-  const load = useLoad(`deliveries ${key}`, (signal) => loadRows(query, signal));
+  const tail = APP !== "inspect" && query.has("tail");
+  const load = useLoad(tail ? null : `deliveries ${key}`, (signal) => loadRows(query, signal));
   const filters = filtersOf(query, DELIVERY_FILTERS);
-  const live = !query.has("until") && !query.has("cursor");
-  const news = useNews(
-    (row) =>
-      (!filters["subscription"] || filters["subscription"] === row.subscription) &&
-      (!filters["tenant"] || filters["tenant"] === row.tenant) &&
-      (!filters["event"] || filters["event"] === row.event_id) &&
-      (!filters["state"] || filters["state"] === row.state || (filters["state"] === "failed" && ["retrying", "dead", "dropped"].includes(row.state))) &&
-      (!filters["event_type"] || (filters["event_type"].endsWith("*") ? row.event_type.startsWith(filters["event_type"].slice(0, -1)) : row.event_type === filters["event_type"])),
-    `${key} ${load.at}`,
+  return (
+    <>
+      <Head title={pageTitle("deliveries")}>
+        {APP === "inspect" ? null : <TailSwitch on={tail} href={changed(tail ? { tail: null } : { tail: 1, cursor: null, until: null })} />}
+        {tail ? null : <RangePicker />}
+        {tail ? null : <Reload call={load.reload} />}
+        {APP === "inspect" ? null : <Export path="/v1/deliveries" name="deliveries" query={() => listQuery(query, DELIVERY_FILTERS, Date.now())} />}
+        <Copy label={t.copyLink} text={() => new URL(changed({ since: utcText(rangeOf(query, Date.now()).since), until: utcText(rangeOf(query, Date.now()).until ?? Date.now()) }), document.baseURI).href} />
+      </Head>
+      <Filters fields={deliveryFields()} />
+      {tail ? <DeliveriesTail key={JSON.stringify(filters)} filters={filters} /> : <List load={load} query={query} filters={filters} />}
+    </>
   );
+}
+
+function List(props: { load: Loading<DeliveryPage>; query: URLSearchParams; filters: Record<string, string> }) {
+  const { load, query, filters } = props;
+  const key = withoutView(query).toString();
+  const live = !query.has("until") && !query.has("cursor");
+  const news = useNews((row) => wanted(filters, row), `${key} ${load.at}`);
   const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
   const rows = load.value?.deliveries ?? [];
   const chosen = rows.filter((row) => picked.has(row.id));
@@ -73,13 +87,6 @@ export function Deliveries() {
   );
   return (
     <>
-      <Head title={pageTitle("deliveries")}>
-        <RangePicker />
-        <Reload call={load.reload} />
-        {APP === "inspect" ? null : <Export path="/v1/deliveries" name="deliveries" query={() => listQuery(query, DELIVERY_FILTERS, Date.now())} />}
-        <Copy label={t.copyLink} text={() => new URL(changed({ since: utcText(rangeOf(query, Date.now()).since), until: utcText(rangeOf(query, Date.now()).until ?? Date.now()) }), document.baseURI).href} />
-      </Head>
-      <Filters fields={deliveryFields()} />
       {APP === "inspect" ? null : <DeliveriesOverTime />}
       {live && news.count > 0 ? (
         <Note tone="info" live actions={<Button kind="small" onClick={load.reload}>{t.show}</Button>}>
@@ -149,12 +156,47 @@ function withoutView(query: URLSearchParams): URLSearchParams {
   return rows;
 }
 
+/** Attempts as they end, each a line. */
+function DeliveriesTail(props: { filters: Record<string, string> }) {
+  const stream = streamState.use();
+  const complete = streamComplete.use();
+  return (
+    <Section title={t.tail.title}>
+      {stream === "off" ? <Note tone="warn">{t.tail.off}</Note> : null}
+      {complete ? null : <Note tone="warn">{t.tail.part}</Note>}
+      <Tail<StreamRow>
+        caption={t.tail.title}
+        href={(row) => to("delivery", { id: row.id })}
+        name={(row) => `${row.event_type}, ${t.states[row.state as DeliveryState] ?? row.state}, ${row.id}`}
+        source={(take) =>
+          useStream((event) => {
+            if (event.event !== "deliveries") return;
+            const { deliveries, more } = JSON.parse(event.data) as { deliveries: StreamRow[]; more: number };
+            take(deliveries.filter((row) => wanted(props.filters, row)).reverse(), more);
+          })
+        }
+        columns={[
+          { name: t.columns.time, cell: (row) => <Time at={row.at} /> },
+          { name: t.columns.state, cell: (row) => <StateBadge state={row.state as DeliveryState} /> },
+          { name: t.columns.eventType, cell: (row) => <Words of={row.event_type} /> },
+          { name: t.columns.subscription, cell: (row) => <Words of={row.subscription} /> },
+          { name: t.columns.tenant, cell: (row) => row.tenant ?? <span class="faint">–</span>, hidden: !isOperator() },
+          { name: t.columns.host, cell: (row) => (row.host ? <Words of={row.host} /> : "–"), spare: true },
+          { name: t.columns.answer, cell: (row) => <span title={row.failure ? failureText(row.failure, t) : undefined}><Words of={String(row.status ?? row.failure ?? row.reason ?? "–")} /></span> },
+          { name: t.delivery.number, cell: (row) => row.attempt, right: true },
+          { name: t.columns.duration, cell: (row) => <Duration ms={row.duration_ms} />, right: true },
+        ]}
+      />
+    </Section>
+  );
+}
+
 /** "All that are like these" is a replay: its filter and its time are frozen at the click. */
 function ReplayThese() {
   const { query } = place.get();
   const filters = filtersOf(query, DELIVERY_FILTERS);
   const state = filters["state"];
-  if (filters["event"] || filters["host"] || !state || !["failed", "dead", "dropped", "delivered"].includes(state)) return null;
+  if (filters["event"] || filters["host"] || filters["cause"] || !state || !["failed", "dead", "dropped", "delivered"].includes(state)) return null;
   const range = rangeOf(query, Date.now());
   return (
     <a
@@ -224,7 +266,7 @@ function Bulk(props: { rows: Delivery[]; done: () => void }) {
   );
 }
 
-/** What the list's filters and time come to: over time, and by what came of it. The counts know no single event and no reason. */
+/** What the list's filters and time come to: over time, and by what came of it. The counts know no single event, no reason and no cause. */
 function DeliveriesOverTime() {
   const { query } = place.use();
   const filters = filtersOf(query, DELIVERY_FILTERS);
@@ -237,7 +279,7 @@ function DeliveriesOverTime() {
     host: filters["host"],
     status: filters["status"],
   };
-  const fits = !filters["event"] && !filters["reason"];
+  const fits = !filters["event"] && !filters["reason"] && !filters["cause"];
   const load = useLoad(open && fits ? `deliveries over time ${JSON.stringify(asked)}` : null, (signal) => get("/v1/statistics", { query: asked, signal }));
   if (!fits) return null;
   return (
@@ -251,6 +293,7 @@ function DeliveriesOverTime() {
               <ClassChart answer={answer} />
               <Breakdown answer={answer} />
               <Groups asked={asked} />
+              {asked.event_type || asked.host || asked.status ? null : <Causes since={asked.since} until={asked.until} subscription={asked.subscription} tenant={asked.tenant} />}
             </>
           )}
         </Panel>
@@ -323,6 +366,56 @@ function ordered(series: Series[], order: (typeof ORDERS)[number]): Series[] {
   if (order === "busiest") return series;
   const value = (each: Series) => (order === "failed" ? each.totals.failed : (each.totals.p99_ms ?? -1));
   return [...series].sort((one, other) => value(other) - value(one));
+}
+
+interface CauseSum {
+  cause: string;
+  pending: number;
+  retrying: number;
+  dead: number;
+  subscriptions: number;
+}
+
+/** What isn't delivered yet, by why: what waits, what is tried again, and what was given up. Each number is a filter of the list. */
+function Causes(props: Record<"since" | "until" | "subscription" | "tenant", string | null | undefined>) {
+  const load = useLoad(`causes ${JSON.stringify(props)}`, (signal) => get("/v1/issues", { query: { ...props, limit: 200 }, signal }));
+  if (load.problem) return <ProblemNote problem={load.problem} again={load.reload} />;
+  const sums = new Map<string, CauseSum>();
+  for (const issue of load.value?.issues ?? []) {
+    const sum = sums.get(issue.cause) ?? { cause: issue.cause, pending: 0, retrying: 0, dead: 0, subscriptions: 0 };
+    sums.set(issue.cause, { ...sum, pending: sum.pending + issue.pending, retrying: sum.retrying + issue.retrying, dead: sum.dead + issue.dead, subscriptions: sum.subscriptions + 1 });
+  }
+  if (!load.value || sums.size === 0) return null;
+  // Of one subscription they are exact. Of all, those of deleted ones are in the list and not here.
+  const exact = Boolean(props.subscription) && !load.value.at_least && !load.value.cut;
+  const count = (sum: CauseSum, state: "pending" | "retrying" | "dead") =>
+    sum[state] === 0 ? (
+      <span class="faint">0</span>
+    ) : (
+      <a class="above" href={changed({ cause: sum.cause, state, cursor: null })}>
+        {exact ? countText(sum[state], language) : t.atLeast(countText(sum[state], language))}
+      </a>
+    );
+  const rows = [...sums.values()].sort((one, other) => other.pending + other.retrying + other.dead - one.pending - one.retrying - one.dead);
+  return (
+    <>
+      <h3>{t.chart.causes}</h3>
+      <Table
+        caption={t.chart.causes}
+        rows={rows}
+        id={(sum) => sum.cause}
+        href={(sum) => changed({ cause: sum.cause, state: null, cursor: null })}
+        columns={[
+          { name: t.issues.cause, cell: (sum) => <code><Words of={sum.cause} /></code> },
+          { name: t.verdict.whyTitle, cell: (sum) => <span class="break">{causeText(sum.cause, t).why}</span>, wide: true },
+          { name: t.pages.subscriptions, cell: (sum) => countText(sum.subscriptions, language), right: true },
+          { name: heading(t.states.pending), cell: (sum) => count(sum, "pending"), right: true },
+          { name: heading(t.states.retrying), cell: (sum) => count(sum, "retrying"), right: true },
+          { name: heading(t.states.dead), cell: (sum) => count(sum, "dead"), right: true },
+        ]}
+      />
+    </>
+  );
 }
 
 function filterOf(group: (typeof GROUPS)[number], value: string | number | null): string | null {

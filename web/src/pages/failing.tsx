@@ -12,8 +12,8 @@ import { Panel } from "../ui/panel";
 import { Head } from "../ui/shell";
 import { Table } from "../ui/table";
 
-export function useFailing(wanted = true): Loading<FailingAnswer> {
-  return useLoad(wanted ? "failing" : null, (signal) => get("/v1/failing", { signal }));
+export function useFailing(wanted = true, tenant: string | null = null): Loading<FailingAnswer> {
+  return useLoad(wanted ? `failing ${tenant ?? ""}` : null, (signal) => get("/v1/failing", { query: { tenant }, signal }));
 }
 
 export function Failing() {

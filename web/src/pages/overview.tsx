@@ -1,33 +1,37 @@
 // How the installation does, on one page; on a fresh one, how to publish the first event.
 
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { get } from "../api/client";
 import type { Statistics } from "../api/types";
 import { countText, rateText } from "../format/numbers";
 import { rangeOf, rangeQuery } from "../state/filters";
-import { lagOf, secondsOf } from "../state/figures";
+import { secondsOf } from "../state/figures";
 import { useStream } from "../state/live";
 import { useLoad } from "../state/load";
+import { causesOf, sampled, sampleOf, samples } from "../state/samples";
 import { API_ROOT, APP, place } from "../state/place";
 import { current, isOperator, may } from "../state/session";
 import { language, span, t } from "../text/text";
 import { A, Button, Copy, Note, Reload } from "../ui/bits";
+import { Chart, type Line } from "../ui/chart";
+import { Filters } from "../ui/filters";
 import { Knowledge, Panel } from "../ui/panel";
 import { RangePicker } from "../ui/range";
 import { Head } from "../ui/shell";
 import { ClassChart } from "./deliveries";
 import { EventTable } from "./events";
 import { FailingTable, useFailing } from "./failing";
-import { Figure, LatencyChart, Totals } from "./subscription";
+import { Figure, LatencyChart, LatenessChart, Totals } from "./subscription";
 
 const HOUR = 3_600_000;
 
 export function Overview() {
   const { query } = place.use();
   const range = rangeOf(query, Date.now(), HOUR);
-  const asked = rangeQuery(range);
+  const tenant = isOperator() ? query.get("tenant") : null;
+  const asked = { ...rangeQuery(range), tenant };
   const load = useLoad(may("read") ? `overview ${query.toString()}` : null, (signal) => get("/v1/statistics", { query: asked, signal }));
-  const troubles = useFailing(may("read"));
+  const troubles = useFailing(may("read"), tenant);
   const [news, setNews] = useState(0);
   useStream((event) => {
     if (event.event !== "tick" || range.until !== null) return;
@@ -44,6 +48,7 @@ export function Overview() {
         <RangePicker length={HOUR} />
         <Reload call={reload} />
       </Head>
+      {isOperator() ? <Filters fields={[{ name: "tenant", label: t.columns.tenant }]} /> : null}
       {news > 0 ? (
         <Note tone="info" live actions={<Button kind="small" onClick={reload}>{t.show}</Button>}>
           {t.news.attempts(countText(news, language))}
@@ -57,10 +62,11 @@ export function Overview() {
               <>
                 <Knowledge as_of={answer.as_of} gaps={answer.gaps} at={load.at} />
                 <Totals answer={answer} query={asked} />
-                <Now answer={answer} />
+                {tenant ? null : <Now answer={answer} />}
                 <div class="charts">
                   <ClassChart answer={answer} />
                   <LatencyChart answer={answer} />
+                  <LatenessChart answer={answer} />
                 </div>
                 <A page="deliveries" query={{ ...asked, by: "subscription", order: "slowest" }}>{t.chart.whoIsSlow}</A>
               </>
@@ -77,14 +83,14 @@ export function Overview() {
 
 /** What the processes say of themselves: lag, what waits, how far the history is. Operators only. */
 function Now(props: { answer: Statistics }) {
-  const load = useLoad(isOperator() ? "cluster" : null, (signal) => get("/v1/cluster", { signal }));
+  const load = useLoad(isOperator() ? "cluster" : null, (signal) => get("/v1/cluster", { signal }), { every: 5000 });
+  useEffect(() => {
+    if (load.value) samples.set(sampled(samples.get(), sampleOf(load.value.replicas, load.at)));
+  }, [load.value, load.at]);
   if (!load.value) return null;
   const replicas = load.value.replicas;
-  const add = (of: (each: (typeof replicas)[number]) => number) => replicas.reduce((total, each) => total + of(each), 0);
-  const lag = add((each) => lagOf(each.lag));
-  const parked = new Map<string, number>();
-  for (const each of replicas) for (const [name, count] of Object.entries(each.parked)) parked.set(name, (parked.get(name) ?? 0) + count);
-  const waiting = [...parked.values()].reduce((total, each) => total + each, 0);
+  const { lag, parked } = sampleOf(replicas, load.at);
+  const waiting = Object.values(parked).reduce((total, each) => total + each, 0);
   const behind = Math.max(0, ...replicas.flatMap((each) => (each.history?.as_of ? [Date.parse(each.reported_at ?? "") - Date.parse(each.history.as_of)] : [])));
   const unready = replicas.filter((each) => !each.ready);
   const seconds = secondsOf(props.answer, Date.now());
@@ -98,11 +104,45 @@ function Now(props: { answer: Statistics }) {
       <div class="numbers">
         <Figure name={t.overview.deliveriesPerSecond} value={rateText(props.answer.totals.delivered / seconds, language)} under={t.overview.delivered} />
         <Figure name={t.replicas.lag} value={countText(lag, language)} under={t.overview.lag} />
-        <Figure name={t.overview.parked} value={countText(waiting, language)} under={[...parked].filter(([, count]) => count > 0).map(([name, count]) => `${name} ${countText(count, language)}`).join(", ") || t.overview.nothingParked} href="deliveries?state=pending" />
+        <Figure name={t.overview.parked} value={countText(waiting, language)} under={Object.entries(parked).filter(([, count]) => count > 0).map(([name, count]) => `${name} ${countText(count, language)}`).join(", ") || t.overview.nothingParked} href="deliveries?state=pending" />
         <Figure name={t.replicas.history} value={span(behind)} under={t.overview.behind} tone={behind > 60_000 ? "warn" : undefined} />
         <Figure name={t.pages.replicas} value={countText(replicas.length, language)} under={replicas.some((each) => each.warnings.length > 0) ? t.overview.warnings : t.overview.noWarnings} href="replicas" tone={replicas.some((each) => each.warnings.length > 0) ? "warn" : undefined} />
       </div>
+      <SinceOpen />
     </>
+  );
+}
+
+const COLOURS: Line["colour"][] = ["bad", "warn", "info", "violet", "accent", "calm", "good"];
+
+/** Lag, and what waits by why, since the application is open: the processes say how it is now, and nobody keeps it. */
+function SinceOpen() {
+  const kept = samples.use();
+  const [open, setOpen] = useState(false);
+  const times = kept.map((each) => each.at);
+  const causes = causesOf(kept);
+  const text = (value: number) => countText(Math.round(value), language);
+  return (
+    <details class="fold" open={open} onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>{t.chart.sinceOpen}</summary>
+      {open ? (
+        <div class="charts">
+          <Chart title={t.chart.lag} times={times} text={text} fixed lines={[{ name: t.replicas.lag, colour: "info", values: kept.map((each) => each.lag) }]} />
+          {causes.length === 0 ? (
+            <p class="faint">{t.overview.nothingParked}</p>
+          ) : (
+            <Chart
+              title={t.chart.waits}
+              times={times}
+              stacked
+              fixed
+              text={text}
+              lines={causes.slice(0, COLOURS.length).map((name, at): Line => ({ name, colour: COLOURS[at]!, values: kept.map((each) => each.parked[name] ?? 0) }))}
+            />
+          )}
+        </div>
+      ) : null}
+    </details>
   );
 }
 

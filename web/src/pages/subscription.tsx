@@ -67,7 +67,7 @@ function Standing(props: { row: SubscriptionDetail }) {
         </Note>
       ) : health.failing_since ? (
         <Note tone="bad" title={t.subscription.failing}>
-          {t.subscription.failingSince} <Time at={health.failing_since} />. {health.last_failure ?? ""} <A page="deliveries" query={{ subscription: row.id, state: "failed" }}>{t.subscription.showFailed}</A>
+          {t.subscription.failingSince} <Time at={health.failing_since} />. {health.last_failure ?? ""} <A page="deliveries" query={{ subscription: row.id, state: "failed" }}>{t.subscription.showFailed}</A> · <A page="issues" query={{ subscription: row.id }}>{t.pages.issues}</A>
         </Note>
       ) : null}
       <Facts>
@@ -315,6 +315,7 @@ function Charts(props: { id: string }) {
           <div class="charts">
             <ClassChart answer={answer} />
             <LatencyChart answer={answer} />
+            <LatenessChart answer={answer} />
           </div>
         </>
       )}
@@ -337,6 +338,21 @@ export function LatencyChart(props: { answer: Statistics }) {
         { name: "p95", colour: "accent", values: values(all, times, (each) => each.p95_ms, null) },
         { name: "p99", colour: "violet", values: values(all, times, (each) => each.p99_ms, null) },
       ]}
+    />
+  );
+}
+
+/** From an event's own time to its acknowledgement, on average: retries and waits are in it. */
+export function LatenessChart(props: { answer: Statistics }) {
+  const times = stepTimes(props.answer);
+  if (props.answer.totals.late_ms === null) return null; // nothing was acknowledged
+  return (
+    <Chart
+      title={t.chart.lateness}
+      times={times}
+      text={(value) => span(value)}
+      axis={(value) => span(value)}
+      lines={[{ name: t.chart.mean, colour: "warn", values: values(props.answer.series[0], times, (each) => each.late_ms, null) }]}
     />
   );
 }

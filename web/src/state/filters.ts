@@ -3,8 +3,9 @@
 import type { Query } from "../api/client";
 import { instant, utcText } from "../format/time";
 
-export const DELIVERY_FILTERS = ["state", "status", "reason", "event_type", "subscription", "tenant", "event", "host"] as const;
+export const DELIVERY_FILTERS = ["state", "status", "reason", "event_type", "subscription", "tenant", "event", "host", "cause"] as const;
 export const EVENT_FILTERS = ["type", "tenant"] as const;
+export const ISSUE_FILTERS = ["state", "subscription", "tenant"] as const;
 export const PAGE_SIZES = [50, 100, 200, 1000] as const;
 export const AT_ONCE = 200; // rows of one answer of the API, at the most
 
@@ -14,6 +15,7 @@ export interface Range {
 }
 
 const DAY = 86_400_000;
+export const WEEK = 7 * DAY;
 
 /** The range that the address names; else the last day before `now`. */
 export function rangeOf(query: URLSearchParams, now: number, length = DAY): Range {
@@ -35,6 +37,35 @@ export function filtersOf(query: URLSearchParams, names: readonly string[]): Rec
     if (value) found[name] = value;
   }
   return found;
+}
+
+interface Told {
+  subscription: string;
+  tenant: string | null;
+  event_id: string;
+  event_type: string;
+  state: string;
+  status: number | null;
+  reason: string | null;
+  failure: string | null;
+  host: string | null;
+}
+
+/** Whether a list with these filters shows a delivery that the stream tells of. */
+export function wanted(filters: Readonly<Record<string, string>>, row: Told): boolean {
+  const { state, status, reason, cause, event_type: type } = filters;
+  const equal = (name: string, value: string | null) => !filters[name] || filters[name] === value;
+  return (
+    equal("subscription", row.subscription) &&
+    equal("tenant", row.tenant) &&
+    equal("event", row.event_id) &&
+    equal("host", row.host) &&
+    (!state || state === row.state || (state === "failed" && ["retrying", "dead", "dropped"].includes(row.state))) &&
+    (!type || (type.endsWith("*") ? row.event_type.startsWith(type.slice(0, -1)) : row.event_type === type)) &&
+    (!status || (row.status !== null && (status.endsWith("xx") ? status[0] === String(row.status)[0] : status === String(row.status)))) &&
+    (!reason || reason === row.reason || reason === row.failure) &&
+    (!cause || (["pending", "retrying", "dead"].includes(row.state) && cause === (row.failure ?? (row.status === null ? row.reason : String(row.status)))))
+  );
 }
 
 /** What a list asks the API for. */

@@ -6,6 +6,9 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { store } from "./store";
 
 export const streamState = store<StreamState>("off");
+
+/** Whether the stream tells of everything. With a shared history each process hears of what it indexes itself. */
+export const streamComplete = store(true);
 const listeners = new Set<(event: StreamEvent) => void>();
 let stop: (() => void) | null = null;
 
@@ -14,6 +17,7 @@ export function startStream(): void {
   streamState.set("connecting");
   stop = followStream(
     (event) => {
+      if (event.event === "hello") streamComplete.set((JSON.parse(event.data) as { complete?: boolean }).complete !== false);
       for (const call of [...listeners]) call(event);
     },
     (state) => {
@@ -46,7 +50,11 @@ export interface StreamRow {
   event_type: string;
   state: string;
   status: number | null;
-  reason: string | null;
+  reason: string | null; // why it ended or waits, else the failure
+  failure: string | null;
+  attempt: number;
+  host: string | null;
+  duration_ms: number | null; // null without a request
   at: string;
 }
 

@@ -32,7 +32,7 @@ let counter = 0;
 const newKey = () => `${Date.now().toString(36)}.${(counter += 1)}`;
 
 // Pages of a time. Its beginning is in the address from the first moment on, so that every link is to the same rows.
-const LENGTHS: Readonly<Record<string, number>> = { overview: 3_600_000, deliveries: 86_400_000, events: 86_400_000, subscription: 86_400_000 };
+const LENGTHS: Readonly<Record<string, number>> = { overview: 3_600_000, deliveries: 86_400_000, events: 86_400_000, issues: 604_800_000, subscription: 86_400_000 };
 
 function here(returned: boolean): Place {
   const state = history.state as EntryState | null;

@@ -65,3 +65,15 @@ export function answerText(row: Pick<Delivery, "status" | "failure">, texts: Tex
   if (row.status !== null && row.status !== undefined) return texts.verdict.answered(row.status);
   return texts.verdict.noAttempt;
 }
+
+/** Why deliveries don't arrive, and the one thing to do: a failure, a status or a reason, as the API's `cause` names them. */
+export function causeText(cause: string, texts: Texts): { why: string; todo: string; remedy: Remedy } {
+  if (Object.hasOwn(texts.failures, cause)) return texts.failures[cause as keyof Texts["failures"]];
+  if (/^[1-5]\d\d$/.test(cause)) {
+    const row = { failure: null, status: Number(cause) } as Row;
+    const found = failureOf(row, texts)!;
+    return { why: texts.verdict.answered(row.status!), ...found };
+  }
+  for (const table of [texts.parkReasons, texts.deadReasons] as Readonly<Record<string, ReasonText>>[]) if (Object.hasOwn(table, cause)) return table[cause]!;
+  return { why: cause, todo: texts.verdict.waits, remedy: "wait" };
+}

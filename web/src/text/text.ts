@@ -25,6 +25,9 @@ export function span(ms: number): string {
   return language === "de" ? text.replace(".", ",") : text;
 }
 
+/** A word as a heading. */
+export const heading = (text: string): string => text.charAt(0).toLocaleUpperCase(language) + text.slice(1);
+
 /** The text for a word of the API; a word that is newer than this page is shown as it is. */
 export function word(of: Readonly<Record<string, string>>, name: string): string {
   return Object.hasOwn(of, name) ? of[name]! : name;

@@ -91,6 +91,7 @@ interface ButtonProps {
   onClick?: () => void;
   children: ComponentChildren;
   "aria-expanded"?: boolean;
+  "aria-pressed"?: boolean;
   "data-key"?: string; // that clicks it, wherever the focus is
   "data-first"?: boolean | undefined; // it has the focus in its dialog
 }

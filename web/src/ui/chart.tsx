@@ -21,6 +21,7 @@ interface ChartProps {
   stacked?: boolean;
   text: (value: number) => string;
   axis?: (value: number) => string;
+  fixed?: boolean; // its times are not the page's: nothing is selected in it
 }
 
 const HEIGHT = 180; // pixels
@@ -57,7 +58,7 @@ export function Chart(props: ChartProps) {
       width: Math.max(200, element.clientWidth),
       height: HEIGHT,
       legend: { show: false },
-      cursor: { y: false, drag: { x: true, y: false, setScale: false } },
+      cursor: { y: false, drag: { x: !props.fixed, y: false, setScale: false } },
       scales: { x: { time: true }, y: { range: (_, __, max) => [0, max > 0 ? max * 1.08 : 1] } },
       axes: [
         {
@@ -67,7 +68,7 @@ export function Chart(props: ChartProps) {
           values: (_, splits) => axisTimes(splits, zone),
           space: 70,
         },
-        { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, size: 56, values: (_, splits) => splits.map((value) => (props.axis ?? shortText)(value)) },
+        { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, size: 64, values: (_, splits) => splits.map((value) => (props.axis ?? shortText)(value)) },
       ],
       series: [
         {},

@@ -7,6 +7,7 @@ import { changed, go, place } from "../state/place";
 import { language, t, word } from "../text/text";
 import { Button } from "./bits";
 import { Input, Select } from "./form";
+import { SavedViews } from "./views";
 
 export interface FilterField {
   name: string;
@@ -42,6 +43,7 @@ export function Filters(props: { fields: FilterField[] }) {
           </a>
         ) : null}
       </div>
+      <SavedViews names={names} />
       {open ? <FilterForm key={key} fields={props.fields} set={set} close={() => setOpen(false)} /> : null}
     </div>
   );

@@ -8,6 +8,8 @@ import { store } from "../state/store";
 import { t } from "../text/text";
 import { Dialog } from "./dialog";
 import { PAGES, pageTitle } from "./shell";
+import { useViews, viewAddress } from "./views";
+import type { SavedView } from "../state/views";
 
 const shown = store<"" | "palette" | "help">("");
 
@@ -27,11 +29,12 @@ interface Choice {
   href: string;
 }
 
-function choices(text: string): Choice[] {
+function choices(text: string, views: readonly SavedView[]): Choice[] {
   const typed = text.trim().toLowerCase();
   const pages = PAGES.filter((each) => each.shown())
-    .map((each) => ({ text: pageTitle(each.page), hint: `g ${each.key}`, href: to(each.page) }))
+    .map((each): Choice => ({ text: pageTitle(each.page), hint: `g ${each.key}`, href: to(each.page) }))
     .concat(APP !== "inspect" && may("read") ? [{ text: t.chart.whoIsSlow, hint: "", href: to("deliveries", { by: "subscription", order: "slowest" }) }] : [])
+    .concat(views.map((each) => ({ text: each.name, hint: pageTitle(each.page), href: viewAddress(each) })))
     .filter((each) => typed === "" || each.text.toLowerCase().includes(typed));
   if (typed === "") return pages;
   const ids = guessId(text).filter(({ page }) => APP !== "inspect" || page === "delivery").map(({ page, id }) => ({ text: id, hint: pageTitle(page), href: to(page, { id }) }));
@@ -50,7 +53,7 @@ function choices(text: string): Choice[] {
 function Palette() {
   const [text, setText] = useState("");
   const [at, setAt] = useState(0);
-  const found = choices(text);
+  const found = choices(text, useViews());
   const chosen = Math.min(at, found.length - 1);
   const close = () => shown.set("");
   const take = (href: string) => {
@@ -113,6 +116,8 @@ function Help() {
     ["t", t.range.title],
     ["n", t.help.next],
     [".", t.help.reload],
+    ["l", t.tail.title],
+    ["v", t.views.title],
     ["Esc", t.close],
     ...PAGES.filter((each) => each.shown()).map((each): [string, string] => [`g ${each.key}`, pageTitle(each.page)]),
   ];
@@ -166,7 +171,7 @@ export function useKeys(): void {
         openPalette();
       } else if (event.key === "j" || event.key === "k") step(event.key === "j" ? 1 : -1);
       else if (event.key === "n") document.querySelector<HTMLElement>("[data-next]")?.click();
-      else if (event.key === "f" || event.key === "t") {
+      else if (/^[ftlv]$/.test(event.key)) {
         event.preventDefault();
         document.querySelector<HTMLElement>(`[data-key=${event.key}]`)?.click();
       } else if (event.key === ".") document.querySelector<HTMLElement>("[data-reload]")?.click();

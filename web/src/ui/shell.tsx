@@ -25,6 +25,7 @@ export const PAGES: PageLink[] = APP === "inspect" ? [{ page: "deliveries", unde
   { page: "deliveries", under: ["delivery"], key: "d", shown: () => may("read") },
   { page: "events", under: ["event"], key: "e", shown: () => may("read") },
   { page: "subscriptions", under: ["subscription", "edit"], key: "s", shown: () => may("read") },
+  { page: "issues", key: "i", shown: () => may("read") },
   { page: "failing", key: "f", shown: () => may("read") },
   { page: "replays", under: ["replay"], key: "r", shown: () => isOperator() || may("resend") },
   { page: "dead-letters", key: "l", shown: isOperator },

@@ -21,7 +21,8 @@ interface RowProps<T> {
   pick: ComponentChildren;
 }
 
-class Row<T> extends Component<RowProps<T>> {
+/** Drawn anew only where it is another row, or has other columns. */
+export class Row<T> extends Component<RowProps<T>> {
   override shouldComponentUpdate(next: RowProps<T>): boolean {
     return next.row !== this.props.row || next.href !== this.props.href || next.pick !== this.props.pick || next.columns !== this.props.columns;
   }
