@@ -19,6 +19,7 @@ from benchmarks import (
     history,
     isolation,
     micro,
+    pages,
     restart,
     retries,
     scale,
@@ -60,8 +61,8 @@ ALL = (
     "micro",
     "matching",
 )
-LONG = ("soak", "history", "against", "toggles")  # only when asked for by name
-_WITHOUT_DAEMON = {"transport", "micro", "matching", "toggles", "tracing"}
+LONG = ("soak", "history", "against", "toggles", "pages")  # only when asked for by name
+_WITHOUT_DAEMON = {"transport", "micro", "matching", "toggles", "tracing", "pages"}
 _PLOTTED = {"growth", "soak"}
 
 
@@ -92,7 +93,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows",
         type=int,
-        help="of `history`, rows that are asked (30,000,000 in PostgreSQL, 5,000,000 in SQLite)",
+        help="of `history`, rows that are asked (30,000,000 in PostgreSQL, 5,000,000 in SQLite);"
+        f" of `pages`, deliveries of the history that it looks at ({pages.ROWS:,})",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="of `pages`: where the history is generated, kept, and used again"
     )
     parser.add_argument(
         "--base", metavar="REV", default="HEAD", help="the revision that `against` compares with (HEAD)"
@@ -188,6 +193,10 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                 )
             case "tracing":
                 yield lambda: tracing.run(command, compiled=not given.pure, **load_options)
+            case "pages":
+                yield lambda: pages.run(
+                    command, rows=given.rows, folder=given.folder, runs=given.runs, quick=given.quick
+                )
             case "soak":
                 yield lambda: scale.run_soak(command, quick=given.quick, minutes=given.minutes)
             case "embedded":

@@ -943,6 +943,7 @@ TITLES: Final = (
     "History: questions to PostgreSQL",
     "History: questions to SQLite",
     "History: replays",
+    "Pages",
 )
 
 _HEAD: Final = """\
