@@ -4,7 +4,7 @@ The daemon's own Python is what most of a delivery's time goes to after the kern
 modules as they are; the wheel then has an extension module beside each of them, which Python prefers, and the
 source stays where tracebacks look for it. Without a compiler, in an editable install and in any build that isn't
 asked to, the same sources run as they are: slower, and the same in every other way (`tests/image/test_compiled.py`: the demo, and the
-tests of the transport; `make wheels`: those of the core and of the deliveries, by each Python).
+tests of the transport; `make wheels`: those of the core too, by each Python).
 
 Only modules on the way of a delivery are compiled. What describes itself at run time to pydantic, msgspec, click or
 aiohttp is not: it doesn't gain from it. Nor is a class below one that isn't compiled itself (`asyncio.Protocol`).
