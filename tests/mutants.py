@@ -712,6 +712,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("api/test_loop_budget.py::test_while_deliveries_are_behind_requests_have_their_share_of_the_time",),
     ),
     Mutant(
+        "cheap_requests_pay_for_expensive_ones",
+        "while deliveries are behind a tenant that takes little waits for one whose requests take seconds",
+        (Edit("return found.level > 0", "return False"),),
+        ("api/test_loop_budget.py::test_whoever_has_not_taken_its_part_does_not_wait_for_those_who_have",),
+    ),
+    Mutant(
         "superseded_is_sent",
         "what waits of an older generation is sent beside the retry that takes its place",
         (Edit("if command is not None and generation < command.generation:", "if False:"),),

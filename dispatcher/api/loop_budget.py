@@ -10,11 +10,15 @@ it gives up its turn (`asyncio.sleep(0)`), and is not refused for that. So whoev
 Who waits: the kinds of callers in turn, and of one kind the callers in turn. So a caller that sends very much lengthens its own queue only, and
 operators have their turn beside any number of strangers. Health and readiness are never measured, and never wait.
 
+Half of the share is divided evenly among the operators and tenants that have taken some of it lately. Whoever has not taken its part doesn't wait: requests of
+one tenant may take so much that for seconds nobody could be let in, and cheap requests of others don't pay for that.
+
 Rules:
 
 1. `_level` is what the API has left, in seconds; below zero it owes. Only `charge` lowers it, and only time raises it.
 2. A future in `_queues` is counted in `_waiting`. Whoever takes it out lowers that.
 3. While anybody waits, `_pump` is due.
+4. `_accounts` has those who took something within `_LATELY`, whoever took last at the end. The level of an account is to its part what `_level` is to the whole.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ _OVERHEAD: Final = (
     0.0001  # seconds for what isn't measured of a request: reading its head, and writing the answer
 )
 _PER_BYTE: Final = 1e-9  # seconds for writing a byte of an answer
+_LATELY: Final = 60.0  # seconds
+_OWN_SHARE: Final = 0.5  # of the share, which is divided among operators and tenants
 
 RESULTS: Final = ("served", "refused")
 """What came of requests that waited: labels of `api_waits_total`."""
@@ -56,6 +62,21 @@ class CallerKind(Enum):
     OPERATOR = "operator"
     TENANT = "tenant"
     NOBODY = "nobody"  # without a key
+
+
+def account_of(kind: CallerKind, caller: str) -> str | None:
+    """The name of the caller's account. None: it has none, since anybody could call by any number of such names."""
+    return f"{kind.value} {caller}" if kind in (CallerKind.OPERATOR, CallerKind.TENANT) else None
+
+
+class _Account:
+    """What a caller has left of its part, in seconds, as of when."""
+
+    __slots__ = ("level", "since")
+
+    def __init__(self, now: float) -> None:
+        self.level = _BURST
+        self.since = now
 
 
 class LoopBudget:
@@ -77,14 +98,43 @@ class LoopBudget:
             kind: OrderedDict() for kind in CallerKind
         }
         self._turns = deque(CallerKind)
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._waiting = 0
         self._due: asyncio.Handle | None = None
 
-    def charge(self, seconds: float) -> None:
-        """A request took this much of the loop's time."""
+    def charge(self, seconds: float, account: str | None = None) -> None:
+        """A request took this much of the loop's time; of whose account (`account_of`)."""
         self.spent += seconds
         self._refill()
         self._level = max(self._level - seconds, -_MOST_OWED)
+        if account is not None:
+            found = self._accounts.get(account)
+            if found is None:
+                found = self._accounts[account] = _Account(self._since)
+            self._refill_own(found)
+            found.level = max(found.level - seconds, -_MOST_OWED)
+            self._accounts.move_to_end(account)
+
+    def _refill_own(self, account: _Account) -> None:
+        now = self._since
+        while self._accounts and (oldest := next(iter(self._accounts.values()))).since < now - _LATELY:
+            if oldest is account:
+                break
+            self._accounts.popitem(last=False)
+        part = self._share * _OWN_SHARE / max(1, len(self._accounts))
+        account.level = min(_BURST, account.level + (now - account.since) * part)
+        account.since = now
+
+    def _has_left(self, account: str | None) -> bool:
+        """Whether the caller has not taken its own part."""
+        if account is None:
+            return False
+        found = self._accounts.get(account)
+        if found is None:
+            return True
+        self._refill_own(found)
+        self._accounts.move_to_end(account)  # by when it was looked at, as `since`
+        return found.level > 0
 
     def _refill(self) -> None:
         now = self._clock()
@@ -102,6 +152,8 @@ class LoopBudget:
     async def turn(self, kind: CallerKind, caller: str, *, refusable: bool = True) -> None:
         """Wait until it is the caller's turn; at once where the budget is not short. Raises Problem for a `refusable` request that waits too long."""
         if not self._waiting and not self.short:
+            return
+        if self._has_left(account_of(kind, caller)):
             return
         callers = self._queues[kind]
         queue = callers.get(caller, deque())
@@ -175,6 +227,7 @@ class Meter:
         self._budget = budget
         self._kind = CallerKind.NOBODY
         self._caller = address
+        self._account: str | None = None
 
     @property
     def short(self) -> bool:
@@ -184,6 +237,7 @@ class Meter:
     async def turn(self, kind: CallerKind, caller: str) -> None:
         """Who calls is known: wait for their turn. Raises Problem."""
         self._kind, self._caller = kind, caller
+        self._account = account_of(kind, caller)
         await self._budget.turn(kind, caller)
 
     async def beside(self, work: Callable[[], T]) -> T:
@@ -201,15 +255,18 @@ class Meter:
         try:
             return await asyncio.to_thread(measured)
         finally:
-            self._budget.charge(took)
+            self._charge(took)
 
     async def drive(self, handler: Awaitable[web.StreamResponse]) -> web.StreamResponse:
         """Run the handler of the request."""
         self._budget.charge(_OVERHEAD)
-        response = await _Driven(handler, self._budget, self._wait)
+        response = await _Driven(handler, self._budget, self._charge, self._wait)
         if isinstance(response, web.Response) and isinstance(response.body, bytes):
-            self._budget.charge(len(response.body) * _PER_BYTE)
+            self._charge(len(response.body) * _PER_BYTE)
         return response
+
+    def _charge(self, seconds: float) -> None:
+        self._budget.charge(seconds, self._account)
 
     def _wait(self) -> Generator[Any, Any, None]:
         return self._budget.turn(self._kind, self._caller, refusable=False).__await__()
@@ -219,10 +276,15 @@ class _Driven(Awaitable[T]):
     """What is awaited step by step: the steps are measured, and wait for their turn where they give one up."""
 
     def __init__(
-        self, inner: Awaitable[T], budget: LoopBudget, wait: Callable[[], Generator[Any, Any, None]]
+        self,
+        inner: Awaitable[T],
+        budget: LoopBudget,
+        charge: Callable[[float], None],
+        wait: Callable[[], Generator[Any, Any, None]],
     ) -> None:
         self._inner = inner
         self._budget = budget
+        self._charge = charge
         self._wait = wait
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -236,7 +298,7 @@ class _Driven(Awaitable[T]):
                 result: T = stop.value
                 return result
             finally:
-                budget.charge(time.perf_counter() - began)
+                self._charge(time.perf_counter() - began)
             error = None
             try:
                 if waits_for is None and budget.short:  # as `asyncio.sleep(0)` does

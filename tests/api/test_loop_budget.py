@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from dispatcher.api import loop_budget
-from dispatcher.api.loop_budget import CallerKind, LoopBudget, Meter
+from dispatcher.api.loop_budget import CallerKind, LoopBudget, Meter, account_of
 from dispatcher.api.problems import Problem
 from tests.api.serving import KEY, problem, serving
 
@@ -89,16 +89,75 @@ async def test_kinds_of_callers_have_their_turns_and_of_each_the_callers() -> No
     async def request(kind: CallerKind, caller: str) -> None:
         await budget.turn(kind, caller, refusable=False)
         order.append(caller)
-        budget.charge(0.05)
+        budget.charge(0.05, account_of(kind, caller))
 
-    budget.charge(0.05)
     wanted = [(NOBODY, "flood")] * 20 + [(NOBODY, "quiet"), (TENANT, "acme"), (TENANT, "acme")]
     wanted += [(TENANT, "globex"), (OPERATOR, "ops"), (OPERATOR, "ops")]
+    for kind, caller in set(wanted):
+        budget.charge(2.0, account_of(kind, caller))  # each has taken more than its part
     await asyncio.gather(*(request(*each) for each in wanted))
     assert len(order) == len(wanted)
     assert sorted(order[:3]) == ["acme", "flood", "ops"]
     assert sorted(order[3:6]) == ["globex", "ops", "quiet"]
     assert order[6:8] in (["flood", "acme"], ["acme", "flood"])
+
+
+@pytest.mark.looptime
+async def test_whoever_has_not_taken_its_part_does_not_wait_for_those_who_have() -> None:
+    """One tenant's requests take two seconds each; the others' a millisecond."""
+    budget, _ = made(0.3)
+    loop = asyncio.get_running_loop()
+    expensive = 0
+
+    async def flood() -> None:
+        nonlocal expensive
+        while True:
+            await budget.turn(TENANT, "flood", refusable=False)
+            budget.charge(2.0, account_of(TENANT, "flood"))
+            expensive += 1
+
+    flooding = [loop.create_task(flood()) for _ in range(4)]
+    await asyncio.sleep(1)
+    for _ in range(20):
+        for tenant in range(10):
+            began = loop.time()
+            await budget.turn(TENANT, f"tenant-{tenant}")
+            assert loop.time() == began
+            budget.charge(0.001, account_of(TENANT, f"tenant-{tenant}"))
+        await asyncio.sleep(1)
+    assert 1 < expensive <= 0.3 * loop.time() / 2.0 + 1, "and that one has what they leave over"
+    for task in flooding:
+        task.cancel()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("tenants", [1, 5, 50])
+async def test_the_parts_of_all_are_no_more_than_half_of_the_share(tenants: int) -> None:
+    budget, _ = made(0.3)
+    budget.charge(2.0)
+    loop = asyncio.get_running_loop()
+    waited = 0
+    for _ in range(2000):  # twenty seconds, in which the rest of the API owes more than it has
+        budget.charge(0.01)
+        for tenant in range(tenants):
+            account = account_of(TENANT, f"tenant-{tenant}")
+            if budget._has_left(account):
+                budget.charge(0.002, account)
+                waited += 1
+        await asyncio.sleep(0.01)
+    taken = waited * 0.002
+    assert 0.15 * loop.time() * 0.9 <= taken <= 0.15 * loop.time() + tenants * (0.02 + 0.002)
+
+
+@pytest.mark.looptime
+async def test_accounts_of_whom_nothing_is_heard_are_let_go_of() -> None:
+    budget, _ = made()
+    for number in range(100):
+        budget.charge(0.001, account_of(TENANT, f"tenant-{number}"))
+    await asyncio.sleep(61)
+    budget.charge(0.001, account_of(TENANT, "one"))
+    assert list(budget._accounts) == [account_of(TENANT, "one")]
+    assert account_of(NOBODY, "127.0.0.1") is None
 
 
 @pytest.mark.looptime
@@ -262,6 +321,7 @@ async def test_steps_are_measured_and_so_is_what_a_thread_does() -> None:
 
 async def test_health_is_answered_while_everybody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_budget, "_PATIENCE", 0.05)
+    monkeypatch.setattr(loop_budget, "account_of", lambda *_: None)  # nobody has a part of its own left
     deliveries = Deliveries()
     deliveries.behind = False
     budget = LoopBudget(0.05, lambda: deliveries.behind, lambda: 0.0)  # what is owed stays owed

@@ -130,14 +130,18 @@ class HostileDaemon(Daemon):
 class Caller:
     """One connection to the API that says what it likes."""
 
-    def __init__(self, port: int, key: str | None = None) -> None:
+    def __init__(self, port: int, key: str | None = None, source: str = "127.0.0.1") -> None:
+        """`source`: the address that it calls from."""
         self._port = port
         self._key = key
+        self._source = source
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._stream is None:
-            self._stream = await asyncio.open_connection("127.0.0.1", self._port)
+            self._stream = await asyncio.open_connection(
+                "127.0.0.1", self._port, local_addr=(self._source, 0)
+            )
         return self._stream
 
     def close(self) -> None:

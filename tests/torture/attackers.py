@@ -46,6 +46,8 @@ from tests.zoo.behaviours import (
 )
 from tests.zoo.server import Script, Zoo
 
+ADDRESS: Final = "127.0.9.9"
+"""Where they call from: the honest ones don't share their address with them."""
 EVIL: Final = "evil.event"
 """What the subscriptions of attackers want."""
 COSTLY: Final = "evil.costly"
@@ -103,7 +105,9 @@ class Attackers:
     # What there is to do with.
 
     def _caller(self, key: str | None = None, *, none: bool = False) -> Caller:
-        return Caller(self._target.port, None if none else key or self._draw.choice(self._target.keys))
+        return Caller(
+            self._target.port, None if none else key or self._draw.choice(self._target.keys), ADDRESS
+        )
 
     async def _call(
         self, attack: str, caller: Caller, method: str, path: str, body: bytes = b""
@@ -177,7 +181,10 @@ class Attackers:
                 held = [writer for writer in held if not writer.is_closing()]
                 for _ in range(wanted - len(held)):
                     with contextlib.suppress(OSError):
-                        held.append((await asyncio.open_connection("127.0.0.1", self._target.port))[1])
+                        opened = await asyncio.open_connection(
+                            "127.0.0.1", self._target.port, local_addr=(ADDRESS, 0)
+                        )
+                        held.append(opened[1])
                 self.answers["idle opened"] += 1
                 await asyncio.sleep(0.5)
         finally:
@@ -255,7 +262,7 @@ class Attackers:
             new.replace(file)
 
     async def ask(self) -> None:
-        paths = ("/metrics", "/docs/swagger-ui-bundle.js", "/v1/deliveries?limit=1000", "/v1/openapi.json")
+        paths = ("/metrics", "/docs/swagger-ui-bundle.js", "/v1/deliveries?limit=200", "/openapi.json")
 
         def request() -> tuple[str, str, bytes]:
             return "GET", self._draw.choice(paths), b""

@@ -85,8 +85,8 @@ class Window:
     """What they were told is published, by the end of all."""
     missing: int = 0
     duplicates: int = 0
-    refused: Counter[int] = field(default_factory=Counter)
-    """Answers but 202 that they got, 0 where they got none."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Answers but 202 that they got, status and why; 0 where they got none."""
     latest: float = 0.0
     """Seconds from its turn to its delivery of the event that took longest."""
     median: float = 0.0
@@ -169,7 +169,8 @@ class HonestTenant:
         if status == 202:
             self.owed.update(batch)
             return True
-        self._window.refused[status] += 1
+        why = orjson.loads(answer).get("detail", "") if answer.startswith(b"{") else ""
+        self._window.refused[f"{status} {why[:60]}".rstrip()] += 1
         if status == 0:
             self.again.update(batch)
         elif status not in {429, 503}:
@@ -355,6 +356,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each window")
     parser.add_argument("--rate", type=float, default=10.0, help="events a second of each honest tenant")
     arguments = parser.parse_args()
+    # Ctrl-C, also from a shell that starts it in the background, and SIGTERM: leave no daemon behind.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     folder = Path(tempfile.mkdtemp(prefix="dispatcher-hostile-"))
     reports = []
     for seed in arguments.seeds:
