@@ -58,7 +58,7 @@ from dispatcher.replays.service import Planned, ReplayAsked, ReplayListing, Repl
 from dispatcher.settings.groups import QuotaSettings, Settings
 from dispatcher.telemetry.metrics import Metrics
 from tests.control.memory import MemoryTable
-from tests.fakes import MemoryBroker
+from tests.fakes import FixedRegistry, MemoryBroker
 
 NOW = 1_760_000_000_000
 REPLAY = "rpl_0123456789ab"
@@ -454,7 +454,7 @@ class Plane:
             payloads=Payloads(history, None),  # type: ignore[arg-type] # nothing is asked of it without a history
             explanations=Explanations(history, None, keeps_all=True),  # type: ignore[arg-type] # likewise
             statistics=StatisticsReader(history, lambda: NOW / 1000),
-            issues=Issues(history, MemoryTable(), None, lambda: None, lambda: NOW / 1000, 86400.0),  # type: ignore[arg-type] # likewise
+            issues=Issues(history, MemoryTable(), FixedRegistry(), lambda: None, lambda: NOW / 1000, 86400.0),  # type: ignore[arg-type] # has an index
             cluster=MemoryCluster(),
             replays=MemoryReplays(),
             interventions=MemoryInterventions(self.subscriptions),

@@ -91,6 +91,7 @@ def address(route: Route) -> str:
         "keys": "0123456789abcdef",
         "deliveries": "dlv_" + "0" * 24,
         "dead letters": "0-1",
+        "issues": "sub_1:timeout",
         "portal": "0" * 16,
         "replays": REPLAY,
     }
