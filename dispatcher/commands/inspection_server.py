@@ -400,8 +400,8 @@ def _wanted(query: DeliveryFilters, kept: KeptRequest, row: ReceivedDelivery) ->
         query.since is None or at >= query.since,
         query.until is None or at < query.until,
         query.host in (None, row.host),
-        # Nothing is known of a sender's subscriptions and tenants.
-        query.subscription is None and query.tenant is None,
+        # Nothing is known of a sender's subscriptions, tenants and causes.
+        query.subscription is None and query.tenant is None and query.cause is None,
     )
     return all(wanted)
 

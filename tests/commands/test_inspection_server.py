@@ -162,6 +162,7 @@ async def test_the_list_is_filtered_and_paged() -> None:
             "event_type=order.*": ["evt_1"],
             "host=a.example": ["evt_3"],
             "tenant=acme": [],
+            "cause=timeout": [],
             "since=2023-11-14T22:13:50Z": ["evt_3"],
             "until=2023-11-14T22:13:50Z": ["evt_2", "evt_1"],
         }.items():
