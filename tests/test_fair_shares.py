@@ -101,12 +101,13 @@ async def test_a_subscription_that_could_begin_nothing_gets_its_turn_when_attemp
     )
     async with running(registry, max_in_flight=80) as world:
         world.transport.answer = never
+        # So few that the memory is not short: else what is held would be parked, and come back by another way.
         for kind, count in (
             ("first", 28),
-            ("second", 28),
-            ("third", 10),
-            ("fourth", 10),
-            ("fifth", 10),
+            ("second", 26),
+            ("third", 9),
+            ("fourth", 3),
+            ("fifth", 2),
             ("last", 1),
         ):
             for number in range(count):
@@ -118,7 +119,7 @@ async def test_a_subscription_that_could_begin_nothing_gets_its_turn_when_attemp
         assert not any(origin.host == "last.test" for _, origin, _ in world.transport.sent)
         world.transport.answer = lambda *_: (0.01, Response(200))
         world.transport.end(lambda _: Response(200))
-        await until(lambda: world.metrics.delivered == 87, within=5)
+        await until(lambda: world.metrics.delivered == 69, within=5)
 
 
 async def test_one_tenant_after_the_other_that_never_gets_answers_leaves_room_for_the_next() -> None:
