@@ -35,6 +35,7 @@ from benchmarks.end_to_end import HOSTS, PARTITIONS, TOPIC, TYPES, Daemon, Metri
 from benchmarks.harness import (
     BODY_BYTES,
     CORES,
+    CannotRun,
     Disturbance,
     Nginx,
     Section,
@@ -339,6 +340,10 @@ def _sustained(
             wait_until_delivered(daemon, len(ids), within=10.0)
         except Wrong:
             return _Sustained(len(ids) / seconds, looks[-1][1] if looks else 0.0, holds=False)
+    if not looks:
+        raise CannotRun(
+            "the daemon's metrics did not answer once: the machine is too busy to measure anything"
+        )
     quarter = max(1, len(looks) // 4)
     before, last = (
         median([behind for _, behind in part])
@@ -549,7 +554,9 @@ def _as_they_come(broker: str, endpoint: Nginx, folder: Path, store: str, second
                     task.add_done_callback(sending.discard)
                 if now - looked >= 1.0 and now - begin > 5.0:  # by then the members have their partitions
                     looked = now
-                    behind.append((await asyncio.to_thread(daemon.scrape))["history_behind_seconds"])
+                    with contextlib.suppress(OSError):
+                        look = await asyncio.to_thread(daemon.scrape)
+                        behind.append(look["history_behind_seconds"])
                 await asyncio.sleep(0.02)
             await asyncio.gather(*sending)
         finally:

@@ -88,12 +88,15 @@ async def subscribed(replicas: list[Daemon], *documents: dict[str, Any]) -> None
                 await asyncio.sleep(0.05)
 
 
-async def runner_of(replicas: list[Daemon], id_: str) -> Daemon:
-    """The replica that runs it now."""
+async def runner_of(replicas: list[Daemon], id_: str) -> Daemon | None:
+    """The replica that runs it now; None once it is over."""
     async with asyncio.timeout(WITHIN):
         while True:
             alive = [daemon for daemon in replicas if daemon.running]
-            name = (await call(alive[0], "GET", f"/v1/replays/{id_}"))["replay"]["runner"]
+            job = (await call(alive[0], "GET", f"/v1/replays/{id_}"))["replay"]
+            if job["state"] == "done":
+                return None
+            name = job["runner"]
             for daemon in alive:
                 if name is not None and name.endswith(f":{daemon.pid}"):
                     return daemon
@@ -109,6 +112,7 @@ async def test_the_replica_that_runs_it_is_killed_and_everything_is_sent(replica
         replay = (await call(replicas[0], "POST", "/v1/replays", asked))["replay"]["id"]
         await eventually(lambda: len(endpoint.ids) >= 400, WITHIN)
         victim = await runner_of(replicas, replay)
+        assert victim is not None
         await victim.kill()
         (other,) = [daemon for daemon in replicas if daemon is not victim]
         await endpoint.received(wanted, WITHIN)
@@ -157,7 +161,7 @@ async def test_a_hundred_thousand_among_a_million_while_runners_die(replicas: li
             while len(well.ids) < len(wanted):
                 victim = await runner_of(replicas, replays[1])
                 await asyncio.sleep(5)
-                if kills < 10:
+                if victim is not None and kills < 10:
                     kills += 1
                     await victim.kill()
                     await victim.start()
