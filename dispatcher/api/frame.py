@@ -38,6 +38,7 @@ from dispatcher.control import errors
 from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticated, counted_as
 from dispatcher.control.audit import AuditTrail
 from dispatcher.control.history import HistoryOff
+from dispatcher.core.endpoint.fairness import FACTOR
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.yaml_document import did_you_mean, explain
 
@@ -46,7 +47,7 @@ log = structlog.get_logger(__name__)
 BODIES: Final = 64 << 20
 """Bytes of events that may be on their way from callers to the broker, in all requests together."""
 _OF_TENANTS: Final = BODIES * 3 // 4  # the rest is for operators
-_OF_ONE: Final = BODIES // 4  # of one tenant's key
+_OF_ONE: Final = BODIES // 4  # of one tenant
 _LARGE: Final = 64 << 10  # bytes of JSON
 _SLICE: Final = 50  # events that are checked at a stretch: about 1 ms
 _MAX_FLAWS: Final = 100  # that are told; explaining hundreds of thousands would take minutes
@@ -269,10 +270,12 @@ class Frame:
     def _room(self, route: Route, principal: Principal | None) -> Iterator[Callable[[int], None]]:
         """A function that reserves room for bytes of a body with events, until the request ends. It raises Problem when no room is left.
 
-        A tenant's key has a quarter of the room, tenants' keys together have three quarters; the rest is for operators. A request that
-        is alone in what it shares may be larger.
+        A tenant has a quarter of the room, tenants together have three quarters; the rest is for operators. Beside others a tenant has at most
+        `FACTOR` times what is left of that, so that the next one finds room. A request that is alone in what it shares may be larger.
         """
-        tenant = principal.id if principal is not None and principal.scope != "operator" else None
+        tenant = None
+        if principal is not None and principal.scope != "operator":
+            tenant = principal.tenant or principal.id
         taken = 0
 
         def take(size: int) -> None:
@@ -280,11 +283,12 @@ class Frame:
             if route.body is None or not route.body.many:
                 return
             of_tenants = self._of_tenants
+            left = _OF_TENANTS - of_tenants.total() - size
             if (self._bodies > taken and self._bodies + size > BODIES) or (
                 tenant is not None
                 and (
                     (of_tenants[tenant] > taken and of_tenants[tenant] + size > _OF_ONE)
-                    or (of_tenants.total() > taken and of_tenants.total() + size > _OF_TENANTS)
+                    or (of_tenants.total() > taken and of_tenants[tenant] + size > FACTOR * left)
                 )
             ):
                 raise Problem(

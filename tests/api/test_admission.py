@@ -236,6 +236,48 @@ async def test_connections_of_the_api_leave_descriptors_to_deliveries(
             assert await closed(stream)
 
 
+async def test_tenants_leave_room_for_the_next_ones_bodies_and_share_it_whatever_keys_they_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(frame, "_OF_ONE", 1000)
+    monkeypatch.setattr(frame, "_OF_TENANTS", 2800)
+    async with serving(KEY, events_limit=10_000) as (call, _):
+        clients = []
+        for tenant in ("acme", "globex", "initech", "hooli", "acme"):
+            new = {"name": "a", "scope": "tenant", "tenant": tenant, "capabilities": ["publish"]}
+            clients.append(call.using((await call("POST", "/v1/keys", new)).json["secret"]))
+        hold = asyncio.Event()
+        begun = [asyncio.Event() for _ in range(2)]
+
+        async def stalled(number: int) -> AsyncIterator[bytes]:
+            yield b"[" + b" " * 900
+            begun[number].set()
+            await hold.wait()
+            yield b'{"type": "a.b"}]'
+
+        headers = {"Content-Type": "application/json"}
+        small, large = ([{"type": "a.b", "data": "x" * size}] for size in (200, 900))
+
+        async def others() -> None:
+            for each in begun:
+                await each.wait()
+            while (refused := await clients[2]("POST", "/v1/events", large)).status == 202:
+                await asyncio.sleep(0.001)  # what was sent has not come yet
+            problem(refused, 429, "overloaded")
+            assert (await clients[3]("POST", "/v1/events", small)).status == 202
+            problem(await clients[4]("POST", "/v1/events", small), 429, "overloaded")
+            hold.set()
+
+        *uploads, _ = await asyncio.gather(
+            *(
+                clients[number]("POST", "/v1/events", data=stalled(number), headers=headers)
+                for number in range(2)
+            ),
+            others(),
+        )
+        assert [upload is not None and upload.status for upload in uploads] == [202, 202]
+
+
 async def test_a_tenant_s_key_has_a_share_of_the_room_for_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame, "_OF_ONE", 1000)
     monkeypatch.setattr(frame, "_OF_TENANTS", 1500)
