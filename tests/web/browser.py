@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 WEB: Final = Path(__file__).parent.parent.parent / "web"
 AXE: Final = WEB / "node_modules" / "axe-core" / "axe.min.js"
@@ -44,6 +44,9 @@ IN_CHROMIUM: Final = [
 def browser() -> Iterator[Browser]:
     path = chromium()
     assert path is not None
+    expect.set_options(
+        timeout=20_000
+    )  # as everything else waits: what a page asks for every five seconds comes later than that
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
         try:
