@@ -580,8 +580,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "whoever may embed the portal may embed the console",
         (
             Edit(
-                'return self._page(request, "console", "\'none\'")',
-                'return self._page(request, "console", self._ancestors)',
+                'return self.page(request, "console")',
+                'return self.page(request, "console", self._ancestors)',
             ),
         ),
         (
