@@ -11,10 +11,10 @@ import pytest
 # Blocks of a fetch's size come and go, as in the daemon: 27 MiB, which glibc by itself would give back every time.
 SCRIPT = """
 import resource
-from dispatcher import cli
+from dispatcher.commands import run
 
 if {kept}:
-    cli._keep_freed_memory()
+    run._keep_freed_memory()
 faults = []
 for _ in range(5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
