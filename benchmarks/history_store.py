@@ -395,12 +395,21 @@ async def _fill_day(connection: Any, filled: Filled, number: int) -> None:
             await connection.execute(f"ALTER TABLE {name} DROP CONSTRAINT in_day")
 
 
-async def _ask_postgres(server: Server, filled: Filled, *, quick: bool, cold: bool) -> Asked:
+async def _ask(
+    fill: Callable[[], Awaitable[None]],
+    opened: Callable[[], HistoryStore],
+    forget: Callable[[], None],
+    filled: Filled,
+    *,
+    quick: bool,
+    cold: bool,
+) -> Asked:
+    """Fill a store and ask it all questions, warm and, where that is wanted, `cold`: after each `forget`."""
     began = time.monotonic()
-    await _fill_postgres(server.url, filled)
+    await fill()
     print(f"  {filled.rows:,} rows were made in {time.monotonic() - began:.0f} s", flush=True)
     asked = Asked(filled.rows)
-    store = PostgresHistory(server.url, _MONTH)
+    store = opened()
     await store.open()
     asked.size = (await store.sizes()).size
     await _ask_warm(store, filled, asked, quick=quick)
@@ -410,14 +419,24 @@ async def _ask_postgres(server: Server, filled: Filled, *, quick: bool, cold: bo
             f"  {label}: {times[len(times) // 2] * 1000:.1f} ms, p99 {_p99(times) * 1000:.1f} ms", flush=True
         )
     if cold:
-
-        def forget() -> None:
-            server.kill()
-            _forget_files(server.data)
-            server.start()
-
-        await _ask_cold(lambda: PostgresHistory(server.url, _MONTH), forget, filled, asked, quick=quick)
+        await _ask_cold(opened, forget, filled, asked, quick=quick)
     return asked
+
+
+async def _ask_postgres(server: Server, filled: Filled, *, quick: bool, cold: bool) -> Asked:
+    def forget() -> None:
+        server.kill()
+        _forget_files(server.data)
+        server.start()
+
+    return await _ask(
+        lambda: _fill_postgres(server.url, filled),
+        lambda: PostgresHistory(server.url, _MONTH),
+        forget,
+        filled,
+        quick=quick,
+        cold=cold,
+    )
 
 
 def run_postgres(command: str, *, rows: int, quick: bool) -> Section:
@@ -547,28 +566,14 @@ _COUNTED: Final[dict[tuple[int, bool], Any]] = {}
 
 
 async def _ask_sqlite(directory: Path, filled: Filled, *, quick: bool, cold: bool) -> Asked:
-    began = time.monotonic()
-    await _fill_sqlite(directory, filled)
-    print(f"  {filled.rows:,} rows were made in {time.monotonic() - began:.0f} s", flush=True)
-    asked = Asked(filled.rows)
-    store = SqliteHistory(directory, _MONTH)
-    await store.open()
-    asked.size = (await store.sizes()).size
-    await _ask_warm(store, filled, asked, quick=quick)
-    await store.close()
-    for label, times in asked.warm.items():
-        print(
-            f"  {label}: {times[len(times) // 2] * 1000:.1f} ms, p99 {_p99(times) * 1000:.1f} ms", flush=True
-        )
-    if cold:
-        await _ask_cold(
-            lambda: SqliteHistory(directory, _MONTH),
-            lambda: _forget_files(directory),
-            filled,
-            asked,
-            quick=quick,
-        )
-    return asked
+    return await _ask(
+        lambda: _fill_sqlite(directory, filled),
+        lambda: SqliteHistory(directory, _MONTH),
+        lambda: _forget_files(directory),
+        filled,
+        quick=quick,
+        cold=cold,
+    )
 
 
 def run_sqlite(command: str, *, rows: int, quick: bool) -> Section:

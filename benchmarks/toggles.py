@@ -254,18 +254,18 @@ def site_of(toggle: Toggle | None, folder: Path, *, compiled: bool) -> Path:
     return folder
 
 
-def _cost(site: Path, case: str, deliveries: int, rounds: int) -> float:
-    """Microseconds of CPU a delivery."""
+def engine_cost(site: Path, *arguments: str, **environ: str) -> float:
+    """Microseconds of CPU a delivery, as `engine_case.py` says with these arguments. Raises CannotRun."""
     ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.engine_case", case, str(deliveries), str(rounds)],
+        [sys.executable, "-m", "benchmarks.engine_case", *arguments],
         cwd=site,  # before the installed package
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))), **environ},
         capture_output=True,
         text=True,
         check=False,
     )
     if ran.returncode:
-        raise CannotRun(f"{case}: {ran.stderr.strip()[-2000:]}")
+        raise CannotRun(f"{' '.join(arguments)}: {ran.stderr.strip()[-2000:]}")
     return float(ran.stdout)
 
 
@@ -304,7 +304,7 @@ def run(
             seen: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(rounds):
                 for side in sorted(sides, reverse=bool(turn % 2)):
-                    seen[side].append(_cost(sides[side], toggle.case, deliveries, 3))
+                    seen[side].append(engine_cost(sides[side], toggle.case, str(deliveries), "3"))
             ratios = [off / on for on, off in zip(seen["with"], seen["without"], strict=True)]
             print(f"  {toggle.name}: {median(ratios):.3f}", flush=True)
             table.add(

@@ -7,7 +7,6 @@ tracing on and nothing sampled tells what the question alone costs. Compiled as 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
-from benchmarks.harness import ROOT, CannotRun, Section, Table, median, spread
-from benchmarks.toggles import site_of
+from benchmarks.harness import ROOT, Section, Table, median, spread
+from benchmarks.toggles import engine_cost, site_of
 
 SIDES: Final = {"off": "off", "on, 0 %": "0", "on, 1 %": "0.01", "on, 100 %": "1"}
 CASE: Final = "plain"
@@ -69,22 +68,10 @@ def _collector() -> Iterator[str]:
 
 
 def _cost(site: Path, ratio: str, url: str, deliveries: int, rounds: int) -> float:
-    """Microseconds of CPU a delivery."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.engine_case", CASE, str(deliveries), str(rounds), ratio, url],
-        cwd=site,  # before the installed package
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))),
-            "OTEL_BSP_SCHEDULE_DELAY": "100",  # ms: the last spans of a round are waited for
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode:
-        raise CannotRun(f"{ratio}: {ran.stderr.strip()[-2000:]}")
-    return float(ran.stdout)
+    """Microseconds of CPU a delivery. The last spans of a round are waited for, so they leave soon."""
+    return engine_cost(
+        site, CASE, str(deliveries), str(rounds), ratio, url, OTEL_BSP_SCHEDULE_DELAY="100"
+    )  # ms
 
 
 def run(

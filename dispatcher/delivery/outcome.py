@@ -78,9 +78,10 @@ class Outcomes:
             reason = "shutdown" if decision == PARKED else None
             if decision == LEFT_TO_ANOTHER:
                 self._metrics.left_to_another += 1
+            unix = self._wall()
             if self._attempts.failures:
-                self._attempts.note(delivery, result, decision, now, self._wall(), None, reason)
-            self._trace(delivery, result, decision, now, self._wall(), reason)
+                self._attempts.note(delivery, result, decision, now, unix, None, reason)
+            self._trace(delivery, result, decision, now, unix, reason)
             delivery.attempt -= 1
             self._parking.leave_behind(delivery, noted=True)
         else:
