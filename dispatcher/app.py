@@ -78,6 +78,7 @@ COLLECTOR: Final = (50_000, 20, 100)
 """Thresholds of the garbage collector. Thousands of deliveries and fetched records are alive at any time, and none of them is
 garbage. At Python's own thresholds, looking through them again and again costs a fifth of the throughput."""
 
+_HISTORY_OPENS = 2.0  # seconds that being ready waits for the history to open
 _ENVELOPE = 64 * 1024  # bytes of a batch of events beside the events
 
 
@@ -126,6 +127,7 @@ class App:
             else None
         )
         self._started = False
+        self._opening_history = False
         self._stopping = False
         self._history_problem: str | None = None
         self._history = history = self._make_history()
@@ -295,6 +297,10 @@ class App:
             if "history" in self.settings.roles:
                 keeper = VersionKeeper(self._history.store, self.registry, self._origins, clock=time.time)
                 self._history.start_beside(keeper.run(), "versions of subscriptions")
+            # Who finds this process ready can ask what happened. Deliveries don't wait for it: they have begun.
+            self._opening_history = True
+            await self._history.tried_to_open(_HISTORY_OPENS)
+            self._opening_history = False
         self._replicas.start()
         if runs_replays(self.settings):
             self._replays.start()
@@ -387,8 +393,9 @@ class App:
         found = [problem for problem in (self.broker.problem,) if problem is not None]
         if not self._started:
             reading = None if self._interventions is None else self._interventions.problem
-            # The commands are read when the control plane is there.
-            return found or self.plane.problems() or [reading or "connecting to the broker"]
+            # The commands are read when the control plane is there, and the history is opened after them.
+            waits_for = "opening the history" if self._opening_history else "connecting to the broker"
+            return found or self.plane.problems() or [reading or waits_for]
         parts = [self.plane.problems(), self._watch.problems()]
         if self._engine is not None:
             parts.append(self._engine.problems())

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final
@@ -92,6 +93,7 @@ class Indexer:
         self._retained = float("-inf")
         self._there = 0
         self._problem: str | None = None
+        self._tried = asyncio.Event()
         self._retention_near: str | None = None
 
     # What it says of itself.
@@ -145,6 +147,12 @@ class Indexer:
 
     def start(self) -> None:
         self._tasks.start(self._run(), "history")
+
+    async def tried_to_open(self, within: float) -> None:
+        """Return when the store is open or its first refusal is known, after `within` seconds at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._tried.wait()
 
     def start_beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run what else fills the store, until this ends. If it dies, deliveries go on likewise."""
@@ -201,9 +209,11 @@ class Indexer:
             try:
                 await self.store.open()
             except HistoryError as error:
+                self._tried.set()
                 await self._pause(error, backoff.failed())
             else:
                 self._problem = None
+                self._tried.set()
                 return
 
     async def _pause(self, error: Exception, pause: float) -> None:

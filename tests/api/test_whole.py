@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,9 @@ from standardwebhooks import Webhook
 
 from dispatcher.broker.base import Message, TopicPartition
 from dispatcher.broker.open import open_broker
+from dispatcher.control.audit import audit_topic
 from dispatcher.control.replicas import replicas_topic
+from dispatcher.history.sqlite.store import SqliteHistory
 from dispatcher.settings.groups import KafkaSettings
 from tests.api.real import made, running, shown
 from tests.api.serving import KEY, Client
@@ -256,7 +259,10 @@ async def test_what_is_wrong_is_named_and_leaves_nothing_behind(tmp_path: Path) 
         made(await call("POST", "/v1/subscriptions", {**NEW, "id": "a"}))
         paths = ("/v1/subscriptions", "/v1/event-types", "/v1/keys")
         before = [(await call("GET", path)).json for path in paths]
-        written = await _records(app)
+        # The audit's record of the one that was made comes a moment after the answer.
+        async with asyncio.timeout(60):
+            while not (written := await _records(app)).get(audit_topic(app.settings)):
+                await asyncio.sleep(0.02)
         for method, path, body, field in WRONG:
             answer = await call(method, path, body)
             assert answer.status == 422, (path, body, answer.body)
@@ -266,14 +272,31 @@ async def test_what_is_wrong_is_named_and_leaves_nothing_behind(tmp_path: Path) 
         assert await _records(app) == written
 
 
-async def _records(app: Any) -> int:
-    """How many records all topics hold, but for that in which each process tells of itself as time goes by."""
-    return sum(
-        partition.latest
+async def _records(app: Any) -> dict[str, int]:
+    """How many records each topic holds, but for that in which each process tells of itself as time goes by."""
+    return {
+        topic.name: sum(partition.latest for partition in topic.partitions)
         for topic in await app.broker.topics()
         if topic.name != replicas_topic(app.settings)
-        for partition in topic.partitions
-    )
+    }
+
+
+@pytest.mark.parametrize(("opens_in", "status"), [(0.5, 200), (30.0, 503)])
+async def test_ready_waits_for_the_history_to_open_but_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens_in: float, status: int
+) -> None:
+    opened = SqliteHistory.open
+    stopping = asyncio.Event()
+
+    async def late(store: SqliteHistory) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), opens_in)
+        await opened(store)
+
+    monkeypatch.setattr(SqliteHistory, "open", late)
+    async with running(tmp_path) as (call, _):
+        assert (await call("GET", "/v1/events")).status == status
+        stopping.set()
 
 
 async def test_tenants_work_side_by_side_and_apart(tmp_path: Path) -> None:
