@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Any, Final
 
 import google_crc32c
@@ -20,6 +21,7 @@ from dispatcher.broker.partitioning import partition_of
 _CHECKED: Final = 21  # where that begins which the checksum is of
 
 _NO_HEADERS: Final[list[tuple[str, bytes]]] = []
+_OFFSET: Final = attrgetter("offset")
 
 
 def by_partition(entries: Sequence[Entry], partitions: int) -> dict[int, list[Entry]]:
@@ -174,8 +176,15 @@ class FetchAnswer:
 
 def _misplaced(taken: list[Any], begin: int, first: int, after: int) -> int:
     """Which of those from `begin` on is the first whose offset isn't between the one before it and `after`; -1: none."""
-    for at in range(begin, len(taken)):
-        offset = taken[at].offset
+    offsets: list[int] = list(map(_OFFSET, islice(taken, begin, None)))
+    # Mostly each follows the one before it: that is told at once, in C.
+    if not offsets or (
+        first <= offsets[0]
+        and offsets[-1] < after
+        and offsets == list(range(offsets[0], offsets[0] + len(offsets)))
+    ):
+        return -1
+    for at, offset in enumerate(offsets, begin):
         if not first <= offset < after:
             return at
         first = offset + 1
