@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import gc
 import hashlib
+import itertools
 import os
 import random
 import sqlite3
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 DAYS: Final = 30
 _SUBSCRIPTIONS: Final = 200
 _TENANTS: Final = 50
+_databases: Final = itertools.count(1)
 _WARM: Final = 300  # questions of each kind
 _FIRST: Final = 30  # of these, not counted
 _COLD: Final = 12
@@ -96,6 +98,21 @@ def postgres() -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+def empty_database(server: Server) -> str:
+    """The URL of a database of its own: a store goes on where it stands, so the next one on it would index less."""
+    return asyncio.run(_empty_database(server.url))
+
+
+async def _empty_database(url: str) -> str:
+    name = f"bench_{next(_databases)}"
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return f"{url.rpartition('/')[0]}/{name}"
 
 
 @dataclass
