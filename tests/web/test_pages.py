@@ -150,6 +150,19 @@ def test_a_long_list_is_read_in_several_answers(stage: Stage, window: Browser) -
         settled(page)
         assert page.locator("tr.row").count() == everything
         assert len(asked) == everything // 30 + 1
+        # It is drawn in parts, of which the eye sees nothing: columns stand beneath columns.
+        assert everything > 100
+        parts = page.locator(".near").count()
+        assert parts == (everything - 1) // 10
+        for size in (1280, 1600):
+            page.set_viewport_size({"width": size, "height": 900})
+            # What is far from the view is not laid out: look at each.
+            for part in range(parts):
+                page.locator(".near").nth(part).scroll_into_view_if_needed()
+            page.wait_for_function(
+                "() => new Set([...document.querySelectorAll('table')].map((table) =>"
+                " [...table.querySelector('tr.row').cells].map((cell) => Math.round(cell.getBoundingClientRect().left)).join())).size === 1"
+            )
         watch.check()
 
 

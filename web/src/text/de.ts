@@ -261,6 +261,7 @@ export const de: Texts = {
     notYet: "Bisher nichts gefunden; es gibt noch mehr zu durchsuchen.",
     lessFilters: "Einen Filter entfernen oder eine andere Zeit wählen.",
     otherTime: "Eine andere Zeit wählen.",
+    part: (caption, from, to) => `${caption}, ${from} bis ${to}`,
   },
   bulk: {
     select: (id) => `${id} auswählen`,

@@ -271,6 +271,7 @@ export const en = {
     notYet: "Nothing found so far; there is more to look at.",
     lessFilters: "Remove a filter, or choose another time.",
     otherTime: "Choose another time.",
+    part: (caption: string, from: number, to: number) => `${caption}, ${from} to ${to}`,
   },
   bulk: {
     select: (id: string) => `Select ${id}`,

@@ -1,7 +1,9 @@
 // Tables whose rows are links: the first cell's link covers the row, so that it opens by click, middle click and Enter.
 
-import type { ComponentChildren } from "preact";
+import type { ComponentChildren, Ref } from "preact";
 import { Component } from "preact";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
+import { t } from "../text/text";
 
 export interface Column<T> {
   name: string;
@@ -55,7 +57,7 @@ export class Row<T> extends Component<RowProps<T>> {
   }
 }
 
-export function Table<T>(props: {
+interface TableProps<T> {
   rows: readonly T[];
   columns: Column<T>[];
   id: (row: T) => string;
@@ -65,28 +67,97 @@ export function Table<T>(props: {
   pick?: (row: T) => ComponentChildren;
   pickAll?: ComponentChildren;
   caption: string;
-}) {
+}
+
+const WHOLE = 100; // rows, at the most, of a table that is one
+const PART = 10; // rows
+
+export function Table<T>(props: TableProps<T>) {
   const columns = props.columns.filter((column) => !column.hidden);
+  const inParts = props.rows.length > WHOLE;
+  const { head, widths } = useWidths(inParts);
+  const [first, ...rest] = inParts ? parts(props.rows) : [props.rows];
   return (
     <div class="table">
       <table>
         <caption class="offscreen">{props.caption}</caption>
-        <thead>
-          <tr>
-            {props.pick ? <th class="pick">{props.pickAll}</th> : null}
-            {columns.map((column) => (
-              <th key={column.name} scope="col" class={`${column.right ? "right" : ""}${column.spare ? " spare" : ""}`}>
-                {column.name}
-              </th>
-            ))}
-          </tr>
-        </thead>
-        <tbody>
-          {props.rows.map((row) => (
-            <Row key={props.id(row)} row={row} columns={columns} href={props.href?.(row) ?? null} name={props.name?.(row) ?? null} under={props.under?.(row) ?? null} pick={props.pick?.(row) ?? null} />
-          ))}
-        </tbody>
+        <Head of={props} columns={columns} row={head} />
+        <Body of={props} rows={first!} columns={columns} />
       </table>
+      {rest.map((rows, at) => (
+        <Part key={props.id(rows[0]!)} rows={rows.length}>
+          <table class="part">
+            <caption class="offscreen">{t.list.part(props.caption, (at + 1) * PART + 1, (at + 1) * PART + rows.length)}</caption>
+            <colgroup>
+              {widths.map((width, column) => (
+                <col key={column} style={{ width: `${width}px` }} />
+              ))}
+            </colgroup>
+            <Head of={props} columns={columns} offscreen />
+            <Body of={props} rows={rows} columns={columns} />
+          </table>
+        </Part>
+      ))}
     </div>
+  );
+}
+
+/** A browser lays out, searches and paints a table as a whole: of a thousand rows in one, each turn of the wheel took 70 ms. */
+function parts<T>(rows: readonly T[]): (readonly T[])[] {
+  return Array.from({ length: Math.ceil(rows.length / PART) }, (_, at) => rows.slice(at * PART, (at + 1) * PART));
+}
+
+/** Laid out and drawn only near the view, though it is there for a search in the page and for screen readers. */
+function Part(props: { rows: number; children: ComponentChildren }) {
+  return (
+    <div class="near" style={{ containIntrinsicBlockSize: `auto ${props.rows * 2.25}rem` }}>
+      {props.children}
+    </div>
+  );
+}
+
+/** How wide the columns of the first part are, so that those of all others stand beneath them. */
+function useWidths(wanted: boolean): { head: Ref<HTMLTableRowElement>; widths: readonly number[] } {
+  const head = useRef<HTMLTableRowElement>(null);
+  const [widths, setWidths] = useState<readonly number[]>([]);
+  useLayoutEffect(() => {
+    const row = head.current;
+    if (!wanted || row === null) return;
+    const measure = () => {
+      // Those that are left out for want of room have none.
+      const found = [...row.cells].map((cell) => cell.getBoundingClientRect().width).filter((width) => width > 0);
+      setWidths((before) => (before.length === found.length && found.every((width, at) => Math.abs(width - before[at]!) < 0.5) ? before : found));
+    };
+    measure();
+    const watch = new ResizeObserver(measure);
+    for (const cell of row.cells) watch.observe(cell);
+    return () => watch.disconnect();
+  }, [wanted]);
+  return { head, widths };
+}
+
+function Head<T>(props: { of: TableProps<T>; columns: Column<T>[]; row?: Ref<HTMLTableRowElement>; offscreen?: boolean }) {
+  return (
+    <thead class={props.offscreen ? "offscreen" : ""}>
+      <tr ref={props.row ?? null}>
+        {props.of.pick ? <th class="pick">{props.offscreen ? null : props.of.pickAll}</th> : null}
+        {props.columns.map((column) => (
+          <th key={column.name} scope="col" class={`${column.right ? "right" : ""}${column.spare ? " spare" : ""}`}>
+            {column.name}
+          </th>
+        ))}
+      </tr>
+    </thead>
+  );
+}
+
+function Body<T>(props: { of: TableProps<T>; rows: readonly T[]; columns: Column<T>[] }) {
+  const { of, columns } = props;
+  return (
+    <tbody>
+      {props.rows.map((row) => (
+        <Row key={of.id(row)} row={row} columns={columns} href={of.href?.(row) ?? null} name={of.name?.(row) ?? null} under={of.under?.(row) ?? null} pick={of.pick?.(row) ?? null} />
+      ))}
+    </tbody>
   );
 }
