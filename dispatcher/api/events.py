@@ -103,7 +103,9 @@ def published_reply(events: list[PublishedEvent]) -> PublishedList:
 async def publish_events(call: Call) -> Reply:
     batch = isinstance(call.body, list)
     events = call.body if batch else [call.body]
-    published = await call.services.publisher.publish(events, tenant=call.tenant, batch=batch)
+    # A customer's trace is not the provider's, nor may it decide what the provider samples.
+    trace = call.trace if call.tenant is None else ()
+    published = await call.services.publisher.publish(events, tenant=call.tenant, batch=batch, trace=trace)
     return Reply(published_reply(published), 202)
 
 
@@ -122,6 +124,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         f"is wrong. An `id` (up to {MAX_ID} characters) makes it safe to send an event again.",
         body=Body(EventRequest, ("application/json", NDJSON), many=MAX_BATCH),
         problems=(Kind.OVERLOADED,),
+        traced=True,
         quota="events_per_second",
     ),
 )

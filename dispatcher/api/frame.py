@@ -11,7 +11,7 @@ import asyncio
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 from itertools import islice
@@ -39,6 +39,7 @@ from dispatcher.control.access import Principal, TooManyWrongKeys, Unauthenticat
 from dispatcher.control.audit import AuditTrail
 from dispatcher.control.history import HistoryOff
 from dispatcher.core.endpoint.fairness import FACTOR
+from dispatcher.core.event.decode import valid_traceparent, valid_tracestate
 from dispatcher.core.flaws import Flaw
 from dispatcher.core.text.yaml_document import did_you_mean, explain
 
@@ -58,6 +59,7 @@ HANDLER_TIMEOUT: Final = 90.0
 _HEALTH: Final = ("/healthz", "/readyz")  # asked by whatever would restart this process if it got no answer
 _VERSIONS: Final = (HttpVersion10, HttpVersion11)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACESTATE: Final = 512  # bytes that are passed on (W3C Trace Context 1, 3.3.1.5)
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 # What each part of an address looks like.
@@ -239,6 +241,7 @@ class Frame:
                     if_match=request.headers.get("If-Match") if route.if_match else None,
                     only_new=_only_new(request) if route.only_new else False,
                     idempotency_key=_idempotency_key(request) if route.idempotent else None,
+                    trace=_trace(request) if route.traced else (),
                     audit=_auditor(request, principal, self._services.audit),
                     site_of=lambda: site_of(request, request.app[GUARD].proxies),
                     source=request[CALLER],
@@ -486,6 +489,18 @@ def _only_new(request: web.Request) -> bool:
         flaw = Flaw(("If-None-Match",), "must be * (only if it is new), or left out")
         raise Problem(Kind.MALFORMED, str(flaw), errors=[flaw])
     return given is not None
+
+
+def _trace(request: web.Request) -> Sequence[tuple[str, bytes]]:
+    """`traceparent` and `tracestate`, where they are as Trace Context has them: otherwise they are passed over (W3C Trace Context 1, 4.3)."""
+    parent = request.headers.get("traceparent", "").encode()
+    if not valid_traceparent(parent):
+        return ()
+    # Several lines are one list.
+    state = ",".join(request.headers.getall("tracestate", [])).encode(errors="replace")
+    if not 0 < len(state) <= _TRACESTATE or not valid_tracestate(state):
+        return (("traceparent", parent),)
+    return (("traceparent", parent), ("tracestate", state))
 
 
 def _idempotency_key(request: web.Request) -> str | None:

@@ -264,6 +264,12 @@ def _headers(route: Route) -> list[dict[str, Any]]:
     if route.idempotent:
         pattern = r"^[\x21-\x7e]{1,255}$"
         wanted.append(("Idempotency-Key", "The same in a repeated request.", {"pattern": pattern}))
+    if route.traced:
+        said = "Trace Context of an operator's request, which goes on with the events."
+        wanted.append(
+            ("traceparent", said, {"pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"})
+        )
+        wanted.append(("tracestate", "The same.", {}))
     return [
         {
             "name": name,

@@ -8,7 +8,7 @@ another model than the one that checks it.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -110,6 +110,7 @@ class Call:
     if_match: str | None
     only_new: bool
     idempotency_key: str | None
+    trace: Sequence[tuple[str, bytes]]  # the request's trace context, as headers of a record
     audit: Callable[..., None]
     site_of: Callable[[], Site]  # as the browser knows it
     source: str  # the caller's address
@@ -205,6 +206,7 @@ class Route:
     if_match: bool = False
     only_new: bool = False  # takes If-None-Match: *
     idempotent: bool = False  # takes an Idempotency-Key
+    traced: bool = False  # takes a traceparent
     from_page: bool = False  # a browser's page has to ask, one of ours
     quota: Gate | None = None  # that a tenant's request is held against
     exports: str | None = None  # the list of its pages, which come as NDJSON and CSV too

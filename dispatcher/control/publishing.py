@@ -130,12 +130,18 @@ class Publisher:
         self._under_way = 0
 
     async def publish(
-        self, events: Sequence[Mapping[str, Any]], *, tenant: str | None, batch: bool | None = None
+        self,
+        events: Sequence[Mapping[str, Any]],
+        *,
+        tenant: str | None,
+        batch: bool | None = None,
+        trace: Sequence[tuple[str, bytes]] = (),
     ) -> list[Published]:
         """Write all of them or, when any is invalid, none.
 
         `tenant` None is an operator, whose events name their tenant; a tenant's events are its own. Fields are those of
         the JSON envelope: type, id, tenant, created or timestamp, data. Flaws of a batch begin with the event's number.
+        `trace` are headers that each record gets.
         """
         self._catalogue.check_ready()  # the topics aren't there before that, nor the connection
         batch = len(events) != 1 if batch is None else batch
@@ -148,6 +154,9 @@ class Publisher:
         except Invalid:
             self._metrics.published["refused"] += len(events)
             raise
+        if trace:
+            for event in read:
+                event.message.headers = trace
         return await self._publish(read)
 
     async def _read(

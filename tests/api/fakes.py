@@ -278,14 +278,21 @@ class MemoryPublisher(Publisher):
 
     def __init__(self) -> None:
         self.published: list[tuple[Mapping[str, Any], str | None]] = []
+        self.traces: list[dict[str, bytes]] = []
         self.failure: ControlError | None = None
 
     async def publish(
-        self, events: Sequence[Mapping[str, Any]], *, tenant: str | None, batch: bool | None = None
+        self,
+        events: Sequence[Mapping[str, Any]],
+        *,
+        tenant: str | None,
+        batch: bool | None = None,
+        trace: Sequence[tuple[str, bytes]] = (),
     ) -> list[Published]:
         if self.failure is not None:
             raise self.failure
         self.published += [(event, tenant) for event in events]
+        self.traces += [dict(trace) for _ in events]
         return [Published(event.get("id", f"evt_{number}")) for number, event in enumerate(events)]
 
 

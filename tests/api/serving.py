@@ -54,6 +54,16 @@ class Client:
             return Answer(response.status, response.headers, parsed, body)
 
 
+async def key_of(call: Client, tenant: str, *capabilities: str) -> Client:
+    """A client with a new key of the tenant."""
+    wanted: dict[str, Any] = {"name": tenant, "scope": "tenant", "tenant": tenant}
+    if capabilities:
+        wanted["capabilities"] = capabilities
+    made = await call("POST", "/v1/keys", wanted)
+    assert made.status == 201, made.body
+    return call.using(made.json["secret"])
+
+
 @asynccontextmanager
 async def serving(
     *keys: str,

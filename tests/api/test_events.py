@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.api.serving import KEY, fields, problem, serving
+from tests.api.serving import KEY, fields, key_of, problem, serving
 
 
 async def test_events_come_one_by_one_as_a_list_or_as_lines() -> None:
@@ -25,3 +25,28 @@ async def test_events_come_one_by_one_as_a_list_or_as_lines() -> None:
         assert fields(problem(wrong, 422, "invalid")) == ["[1].type", "[2].type", "[2].typ"]
         problem(await call("POST", "/v1/events", []), 422, "invalid")
         problem(await call("POST", "/v1/events", [{"type": "a"}] * 1001), 422, "invalid")
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+async def test_an_operators_trace_goes_on_with_its_events_and_a_tenants_does_not() -> None:
+    async with serving(KEY) as (call, plane):
+        acme = await key_of(call, "acme", "publish")
+        for caller, headers, trace in (
+            (call, {"traceparent": PARENT}, {"traceparent": PARENT.encode()}),
+            (
+                call,
+                {"traceparent": PARENT, "tracestate": "a=1,b=2"},
+                {"traceparent": PARENT.encode(), "tracestate": b"a=1,b=2"},
+            ),
+            (call, {"traceparent": PARENT, "tracestate": "a=" + "1" * 511}, {"traceparent": PARENT.encode()}),
+            (call, {"traceparent": PARENT.upper()}, {}),
+            (call, {"traceparent": PARENT[:-1]}, {}),
+            (call, {"tracestate": "a=1"}, {}),
+            (call, {}, {}),
+            (acme, {"traceparent": PARENT}, {}),
+        ):
+            plane.publisher.traces.clear()
+            answer = await caller("POST", "/v1/events", [{"type": "a"}, {"type": "b"}], headers=headers)
+            assert (answer.status, plane.publisher.traces) == (202, [trace, trace])

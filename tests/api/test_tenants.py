@@ -8,18 +8,11 @@ from typing import Any
 import pytest
 
 from tests.api.real import made, running
-from tests.api.serving import KEY, Client, fields, problem, serving
+from tests.api.serving import KEY, fields, key_of, problem, serving
 from tests.e2e.daemon import eventually
 
 PATH = "/v1/tenants/acme/quotas"
 NEW = {"url": "http://127.0.0.1:80/", "event_types": ["*"]}
-
-
-async def key_of(call: Client, tenant: str, *capabilities: str) -> Client:
-    wanted: dict[str, Any] = {"name": tenant, "scope": "tenant", "tenant": tenant}
-    if capabilities:
-        wanted["capabilities"] = capabilities
-    return call.using(made(await call("POST", "/v1/keys", wanted))["secret"])
 
 
 async def test_quotas_are_shown_and_replaced_as_a_whole() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dispatcher.broker.base import BrokerRefused, BrokerUnavailable, Message, MessageTooLarge, StoredRecord
 from dispatcher.control.errors import Invalid, Overloaded, TooLarge, Unavailable
+from dispatcher.core.attempt.tracing import traceparent_of
 from dispatcher.core.event.decode import Event, decode
 from tests.control.conftest import Make, Plane, flaws
 
@@ -28,6 +29,16 @@ async def test_what_is_answered_is_in_the_topic_as_it_will_be_read(plane: Plane)
     event = read(message)
     assert (event.id, event.type, event.tenant, event.occurred_ms) == ("evt_1", "a.b", "acme", 12_500)
     assert plane.events()[0]["data"] == {"n": 1}
+
+
+async def test_a_trace_goes_on_to_the_endpoints(plane: Plane) -> None:
+    parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    trace = [("traceparent", parent), ("tracestate", b"a=1")]
+    await plane.publisher.publish([{"type": "a.b"}, {"type": "a.c"}], tenant=None, trace=trace)
+    for message in plane.messages():
+        event = read(message)
+        assert event.head.endswith(b"traceparent: %b\r\ntracestate: a=1\r\n" % parent)
+        assert traceparent_of(event) == parent
 
 
 async def test_an_id_and_a_time_are_made_where_there_are_none(plane: Plane) -> None:
