@@ -90,6 +90,7 @@ _ADVICE: dict[type[errors.KafkaError], str] = {
     errors.ProducerFenced: "another producer was given its id, a fresh one is made",
     errors.InvalidProducerEpoch: "another producer was given its id, a fresh one is made",
     errors.LeaderNotAvailableError: "the partition has no leader: bring the brokers back that hold its replicas",
+    errors.NodeNotReadyError: "there is no connection to it now; one is opened again by itself",
     errors.UnknownTopicOrPartitionError: "the broker doesn't know it: was the topic deleted? `dispatcher topics --create` makes it again",
 }
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)

@@ -88,6 +88,18 @@ def test_foreign_errors_become_one_line_of_the_ports(error: Exception, expected:
     assert "\n" not in str(found)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (errors.NodeNotReadyError("not ready (node id 1)"), "there is no connection to it now"),
+        (errors.LeaderNotAvailableError(), "bring the brokers back"),
+        (errors.TopicAuthorizationFailedError("t"), "t: not authorized: allow this user"),
+    ],
+)
+def test_what_the_librarys_names_leave_open_is_said(error: Exception, said: str) -> None:
+    assert said in str(mapped(error, "doing something"))
+
+
 # The library's log lines.
 
 
