@@ -294,13 +294,13 @@ class App:
             self._deliver()
         if self._history is not None:
             self._history.start()
-            if "history" in self.settings.roles:
-                keeper = VersionKeeper(self._history.store, self.registry, self._origins, clock=time.time)
-                self._history.start_beside(keeper.run(), "versions of subscriptions")
             # Who finds this process ready can ask what happened. Deliveries don't wait for it: they have begun.
             self._opening_history = True
             await self._history.tried_to_open(_HISTORY_OPENS)
             self._opening_history = False
+            if "history" in self.settings.roles:
+                keeper = VersionKeeper(self._history.store, self.registry, self._origins, clock=time.time)
+                self._history.start_beside(keeper.run(), "versions of subscriptions")
         self._replicas.start()
         if runs_replays(self.settings):
             self._replays.start()

@@ -256,10 +256,10 @@ class ReplayReader:
         """As many of a line as there is room for now; how many."""
         handed = 0
         while line and not self._stopped:
-            room = self._host.replay_room(key[1])
-            if room <= 0:
+            if self._host.replay_room(key[1]) <= 0:
                 break
-            run = self._run(line, min(room, _RUN))
+            # More than there is room for: a broker answers with a mebibyte at the least, and what is left of it is wanted next.
+            run = self._run(line)
             try:
                 bodies = await self._bodies_of(run)
             except BrokerError as error:
@@ -292,13 +292,13 @@ class ReplayReader:
                 break
         return handed
 
-    def _run(self, line: deque[_WaitingReplay], most: int) -> list[_WaitingReplay]:
+    def _run(self, line: deque[_WaitingReplay]) -> list[_WaitingReplay]:
         """The next ones whose bodies stand near to each other."""
         run: list[_WaitingReplay] = []
         last: Source | None = None
         for waiting in line:
             at = waiting.record.body_at
-            if len(run) >= most:
+            if len(run) >= _RUN:
                 break
             if last is not None and (at[:2] != last[:2] or not 0 <= at.offset - last.offset <= _GAP):
                 break

@@ -176,7 +176,7 @@ class FetchAnswer:
 
 def _misplaced(taken: list[Any], begin: int, first: int, after: int) -> int:
     """Which of those from `begin` on is the first whose offset isn't between the one before it and `after`; -1: none."""
-    offsets: list[int] = list(map(_OFFSET, islice(taken, begin, None)))
+    offsets: list[int] = list(map(_OFFSET, taken[begin:]))
     # Mostly each follows the one before it: that is told at once, in C.
     if not offsets or (
         first <= offsets[0]
