@@ -103,6 +103,16 @@ async def test_a_run_is_one_read() -> None:
         assert reads == [(OLD, 0, 491)]
 
 
+async def test_with_one_slot_a_run_is_one_read_all_the_same() -> None:
+    broker = MemoryBroker()
+    old(broker, 1000)
+    replayed(broker, *range(0, 1000, 10))
+    async with running(FixedRegistry(subscription(max_in_flight=2)), broker, replays=Standings()) as world:
+        world.transport.answer = lambda _origin, _exchange: (0.1, Response(200))
+        await until(lambda: committed(world) == 100)
+        assert [asked for asked in broker.ranges if asked[0] == OLD] == [(OLD, 0, 991)]
+
+
 async def test_a_pause_and_its_end_take_hold_at_once() -> None:
     broker = MemoryBroker()
     old(broker, 100)
