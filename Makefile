@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench compiled wheels format openapi web manifests site lock image clean
+.PHONY: help demo test check afternoon bench compiled wheels format openapi web manifests site lock image clean
 
 help: ## what can be done here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ check: $(VENV)/.dev-stamp ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+afternoon: $(VENV)/.dev-stamp ## play docs/afternoon.md for real: install, watch, upgrade, scale; needs Java, Maven, PostgreSQL, Prometheus
+	$(BIN)/python -m tests.afternoon $(ARGS)
 
 bench: $(VENV)/.dev-stamp ## transport, end to end and micro-benchmarks beside wrk; needs nginx, wrk, Java, Maven, matplotlib
 	$(BIN)/python -m benchmarks $(ARGS)
