@@ -35,6 +35,7 @@ CONTENTS: Final = {
         "tracing",
         "operations",
         "night",
+        "afternoon",
     ],
     "Concepts": ["architecture", "history"],
     "Reference": ["settings", "commands", "routes", "metrics", "attempts"],
