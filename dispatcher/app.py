@@ -274,6 +274,7 @@ class App:
         )
         await self.registry.start()
         self.http_port = await self._api.start()
+        log.info("listening", host=self.settings.http.host, port=self.http_port)
         self._tasks.start(self._run(), "run")
         # What lives now lives until the end: the collector need not look at it again.
         gc.collect()

@@ -76,6 +76,13 @@ PARAMETERS: Final = {
     ("event types", "name"): r"^[^\u0000-\u001f\u007f-\u009f]{1,1024}$",
 }
 
+_FORMS: Final[Mapping[str, str]] = {
+    "deliveries": "a delivery's is dlv_ and 24 hexadecimal digits; those of an event are listed under GET /v1/deliveries?event=",
+    "replays": "a replay's is rpl_ and hexadecimal digits",
+    "dead letters": "a dead letter's is its partition and offset, as 0-17",
+    "issues": "an issue's is its subscription and cause, as sub_billing:503",
+}
+
 # Fields that are changed otherwise.
 _ELSEWHERE: Final[Mapping[tuple[type[BaseModel], str | int], str]] = {
     (SubscriptionPatch, "status"): "is changed by POST .../pause, .../resume and .../enable",
@@ -395,7 +402,9 @@ def _path(route: Route, request: web.Request) -> Mapping[str, str]:
                 raise problems.invalid(
                     [Flaw((name,), "must be 1 to 1024 characters, none of them a control character")]
                 )
-            raise Problem(Kind.NOT_FOUND, f"nothing can have this {name}")
+            form = _FORMS.get(route.tag)
+            said = f"nothing can have this {name}" + ("" if form is None else f": {form}")
+            raise Problem(Kind.NOT_FOUND, said)
     return dict(request.match_info)
 
 

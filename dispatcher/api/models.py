@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from dispatcher.core.event.decode import MAX_TYPE, valid_type
 from dispatcher.core.subscription.patterns import check_pattern
@@ -40,6 +40,17 @@ def _text(check: Callable[[str], object], pattern: str, shortest: int, longest: 
         return value
 
     return AfterValidator(checked), {"pattern": pattern, "minLength": shortest, "maxLength": longest}
+
+
+def _a_text(said: str) -> BeforeValidator:
+    """Refuses what is no text, in the words of what is wanted."""
+
+    def checked(value: object) -> object:
+        if not isinstance(value, str):
+            raise ValueError(f"must be {said}")  # noqa: TRY004 - pydantic reports a ValueError
+        return value
+
+    return BeforeValidator(checked)
 
 
 def _check_id(value: str) -> None:
@@ -89,11 +100,13 @@ Pattern = Annotated[
 Tenant = Annotated[str, Field(min_length=1, max_length=256, examples=["acme"])]
 Duration = Annotated[
     str,
+    _a_text('a duration with its unit, in quotes: "15s"'),
     _valid_duration,
     Field(json_schema_extra=_duration_schema, description="With its unit.", examples=["15s", "1h30m"]),
 ]
 Size = Annotated[
     str,
+    _a_text('a size with its unit, in quotes: "16MiB"'),
     _valid_size,
     Field(json_schema_extra=_size_schema, description="With its unit.", examples=["16MiB"]),
 ]

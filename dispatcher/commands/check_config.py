@@ -135,7 +135,7 @@ def _files(settings: Settings) -> None:
 
 
 def _show(settings: Settings) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # a list in brackets is none
     if not console.is_terminal:
         console.width = 200  # a pipe has no width, and values must not be folded for one
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)

@@ -512,7 +512,7 @@ class Demo:
         )
         if not self._keep_running:
             self._console.print(
-                "To look around in it: `dispatcher demo --keep-running` (`make demo ARGS=--keep-running`).",
+                "To look around in it: `make demo ARGS=--keep-running` (`dispatcher demo --keep-running`).",
                 soft_wrap=True,
             )
         if not self._settings.embedded:

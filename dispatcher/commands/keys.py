@@ -36,7 +36,11 @@ def create(
     api: Api, name: str, *, operator: bool, tenant: str | None, capabilities: tuple[str, ...], as_json: bool
 ) -> None:
     """Make a key for NAME, which stands in the audit log. The key is shown once."""
-    if operator == (tenant is not None):
+    if operator and tenant is not None:
+        raise ConfigError(
+            "a key is an operator's or a tenant's: give --operator or --tenant TENANT, not both"
+        )
+    if not operator and tenant is None:
         raise ConfigError("say what it is for: --operator, or --tenant TENANT")
     wanted: dict[str, Any] = {"name": name, "scope": "operator" if operator else "tenant"}
     if tenant is not None:
@@ -49,6 +53,14 @@ def create(
         return
     click.echo(f"key {made['key']['id']}, shown in full only now:", err=True)
     click.echo(shown(made["secret"]))
+    if api.keyless and operator:
+        # Nobody had to show a key: the API was open.
+        click.echo(
+            "the API stays open: only an operator's key that may do everything closes it"
+            if capabilities
+            else "the API wants a key from now on: export DISPATCHER_API_KEY=... with this one",
+            err=True,
+        )
 
 
 @keys.command("list")

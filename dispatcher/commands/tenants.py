@@ -66,7 +66,8 @@ def _read(changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         name, equals, value = change.partition("=")
         if name not in QUOTAS:
-            raise ConfigError(f"there is no quota {name}{did_you_mean(name, QUOTAS)}")
+            near = did_you_mean(name, QUOTAS)
+            raise ConfigError(f"there is no quota {name}{near or '; there are ' + ', '.join(QUOTAS)}")
         if not equals or not value:
             raise ConfigError(f"write {name}=VALUE, or {name}={_AS_ALL}")
         if name in wanted:

@@ -157,8 +157,12 @@ class Access:
             raise Unauthenticated("send a key: `Authorization: Bearer <key>`")
         self._slow_down(source)
         scheme, _, sent = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not sent.strip():
+        if scheme.lower() != "bearer":
             raise Unauthenticated("send the key as `Authorization: Bearer <key>`")
+        if not sent.strip():
+            raise Unauthenticated(
+                "there is no key after `Bearer`; while the API is open, leave the header out"
+            )
         sent = sent.strip()
         if self._tokens is not None and (principal := self._tokens.principal(sent)) is not None:
             return principal

@@ -43,7 +43,9 @@ class FileManaged(ControlError):
     """It stands in the subscriptions file: only the file changes it."""
 
     def __init__(self, id: str) -> None:  # noqa: A002 - the field's name
-        super().__init__(f"{id} is managed by the subscriptions file: change it there")
+        super().__init__(
+            f"{id} is managed by the subscriptions file: change it there, it is read again within seconds"
+        )
 
 
 class WrongState(ControlError):

@@ -287,6 +287,13 @@ def open_tracing(settings: Settings, replica: str, environ: Mapping[str, str]) -
         sink = OtlpSink(tracing, replica, environ)
     except ImportError as error:
         raise TracingRefused(_MISSING) from error
+    log.info(
+        "tracing is on",
+        endpoint=tracing.endpoint or "as OTEL_EXPORTER_OTLP_* say",
+        protocol=tracing.protocol or "as OTEL_EXPORTER_OTLP_* say",
+        sampler=tracing.sampler,
+        ratio=tracing.ratio,
+    )
     sampler = Sampler(tracing.ratio, by_parent=tracing.sampler == "parentbased_traceidratio")
     return Tracing(sink, sampler, system="dispatcher" if settings.embedded else "kafka")
 

@@ -38,6 +38,8 @@ def test_what_is_right_is_shown_with_its_source_and_no_secret(tmp_path: Path) ->
     assert "mine" in rows["group"]
     assert "DISPATCHER_GROUP" in rows["group"]
     assert "9s" in rows["delivery.timeout"]
+    assert "[deliver, api, history]" in rows["roles"]
+    assert "[events]" in rows["topics.events"]
     assert "[********, ********]" in rows["tracing.headers"]
     assert "default" in rows["delivery.max_in_flight"]
     assert "1 subscriptions in subscriptions.yaml" in ended.stdout

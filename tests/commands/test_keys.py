@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from structlog.testing import capture_logs
+
 from tests.commands.calling import Api, one_line
 
 
@@ -16,8 +18,23 @@ def test_keys_are_made_listed_and_revoked(api: Api) -> None:
     [key] = api.json("keys", "list")
     assert api("keys", "revoke", key["id"]).stdout == f"{key['id']} is revoked\n"
     one_line(api("subscriptions", "list", DISPATCHER_API_KEY=secret), "not valid", "DISPATCHER_API_KEY")
-    for wrong in ((), ("--operator", "--tenant", "a")):
-        one_line(api("keys", "create", "a", *wrong), "--operator, or --tenant", code=2)
+    one_line(api("keys", "create", "a"), "--operator, or --tenant", code=2)
+    one_line(api("keys", "create", "a", "--operator", "--tenant", "a"), "not both", code=2)
+
+
+def test_whoever_closes_the_api_is_told_so() -> None:
+    api = Api()
+    with capture_logs():
+        api.start()
+        eyes = api("keys", "create", "eyes", "--operator", "--may", "read", DISPATCHER_API_KEY=None)
+        assert "the API stays open" in eyes.stderr
+        assert api("keys", "list", DISPATCHER_API_KEY=None).exit_code == 0
+        made = api("keys", "create", "ops", "--operator", DISPATCHER_API_KEY=None)
+        assert "the API wants a key from now on: export DISPATCHER_API_KEY" in made.stderr
+        one_line(api("keys", "list", DISPATCHER_API_KEY=None), "key")
+        again = api("keys", "create", "more", "--operator", DISPATCHER_API_KEY=made.stdout.strip())
+        assert "from now on" not in again.stderr
+        api.stop()
 
 
 def test_a_key_is_made_for_what_it_may(api: Api) -> None:

@@ -19,6 +19,8 @@ def test_quotas_are_shown_and_set(api: Api) -> None:
 def test_a_mistake_is_one_line(api: Api) -> None:
     for changes, said in (
         (("subscription=5",), "did you mean subscriptions"),
+        (("zzz=5",), "there are subscriptions, "),
+        (("max_timeout=2",), "max_timeout: must be a duration with its unit"),
         (("subscriptions",), "subscriptions=VALUE"),
         (("subscriptions=5", "subscriptions=6"), "twice"),
         (("subscriptions=many",), "subscriptions"),

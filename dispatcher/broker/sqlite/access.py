@@ -72,7 +72,7 @@ def _take_lock(path: Path) -> int:
             raise
         raise BrokerRefused(
             f"{path} is in use by process {holder or 'unknown'}: the embedded broker serves one process at a time;"
-            " stop that one, or use Kafka"
+            " stop that one, go through its API (POST /v1/events publishes), or use Kafka"
         ) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
