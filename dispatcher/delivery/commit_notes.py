@@ -11,7 +11,8 @@ for all of them: notes that take longer are made less often (`NoteBudget`).
 
 Rules:
 
-1. A commit never waits for the record for longer than `_WRITE_LIMIT`: it goes without, with what fits beside it.
+1. A commit never waits for the record for longer than `_WRITE_LIMIT`: it goes without, with what fits beside it. The record is written when that
+   may succeed again, also where nothing has changed since.
 2. What can't be read is not believed, and costs duplicates, never events.
 """
 
@@ -137,6 +138,9 @@ class CommitNotes:
         self._record_limit = RECORD_LIMIT
         self._clock = asyncio.get_running_loop().time
         self._again = 0.0  # no record before
+        self._short: set[TopicPartition] = (
+            set()
+        )  # of which the last note may have left something out for want of its record
         self._budget = NoteBudget()
 
     async def prepare(
@@ -148,7 +152,10 @@ class CommitNotes:
         for partition, tracker in trackers.items():
             reserved = tracker.reservation.wanted(tracker.next, last=last)
             closes = last and self._reserves and reserved < tracker.reservation.below
-            if not (closes or tracker.changed()) or not (last or self._budget.is_due(partition, now)):
+            short = partition in self._short and now >= self._again
+            if not (closes or short or tracker.changed()) or not (
+                last or self._budget.is_due(partition, now)
+            ):
                 continue
             began = time.thread_time()
             tracker.reservation.making(reserved)
@@ -182,7 +189,12 @@ class CommitNotes:
         return prepared
 
     async def _pack(self, snapshot: _Snapshot) -> Packed:
-        record = self._record_limit if self._topic is not None and self._clock() >= self._again else 0
+        record = 0
+        if self._topic is not None and self._clock() >= self._again:
+            record = self._record_limit
+            self._short.discard(snapshot.partition)
+        elif self._topic is not None:
+            self._short.add(snapshot.partition)
         weight = len(snapshot.done) + sum(len(who.ids) + len(runs) for who, runs in snapshot.partly.items())
         if weight <= _INLINE:
             packed, took = self._packed(snapshot, record)
@@ -226,6 +238,7 @@ class CommitNotes:
                 )
         except (BrokerError, TimeoutError) as error:
             self._again = self._clock() + _AGAIN
+            self._short.update(wholes)
             if isinstance(error, MessageTooLarge):
                 self._again = 0.0
                 self._record_limit //= 2
@@ -277,6 +290,7 @@ class CommitNotes:
     ) -> dict[TopicPartition, Note]:
         """What the notes beside these commits say. Those of `known` partitions are ours: their records need no reading."""
         self._budget.clear()
+        self._short.intersection_update(positions.keys() & known)
         notes = {partition: read_note(*partition, *position) for partition, position in positions.items()}
         unread = [p for p, note in notes.items() if note.pointer is not None and p not in known]
         left = len(unread)
