@@ -149,7 +149,8 @@ class FiguresReply(ReplyModel):
     late_ms: Annotated[
         float | None,
         Field(
-            description="From the event's own time to the acknowledgement, on average; null where nothing was delivered."
+            description="From the event's own time to the acknowledgement, on average, without what was sent again by hand or by a "
+            "replay; null where nothing was delivered."
         ),
     ]
 

@@ -378,7 +378,7 @@ COUNTED: Final = (
     "late_count",
 )
 """What is counted. `total_ms` is the sum of the attempts' durations; `late_ms` of `late_count` deliveries is from the event's own time to
-the acknowledgement."""
+the acknowledgement, without those that were sent again by hand or by a replay."""
 
 BUCKETS: Final = tuple(f"b{number}" for number in range(len(LATENCY_BOUNDS_MS) + 1))
 

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from dispatcher.core.retry.records import FIRST_GENERATION
 from dispatcher.history.base import (
     BUCKETS,
     COUNTED,
@@ -209,7 +210,8 @@ def count(record: LoggedAttempt, kept_ms: int, counts: Counts, made_of_it: Deliv
         row[_FIRST_BUCKET + bisect_left(LATENCY_BOUNDS_MS, total)] += 1
     if decision == "delivered":
         row[1] += 1
-        if record.event_time_ms is not UNSET:
+        # What is sent again by hand says nothing of how late deliveries come.
+        if record.event_time_ms is not UNSET and record.generation == FIRST_GENERATION:
             row[7] += max(0, min(record.time_ms + total - record.event_time_ms, 2**40))
             row[8] += 1
     elif decision == "dead":

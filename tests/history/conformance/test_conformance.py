@@ -329,6 +329,17 @@ async def test_a_page_that_found_nothing_in_what_it_looked_at_goes_on_from_there
 # Counts.
 
 
+async def test_what_is_sent_again_by_hand_is_not_late(backend: Backend) -> None:
+    store = await backend.store()
+    records = [
+        attempt(0, 0, total_ms=1, event_time_ms=NOON - 1000),
+        attempt(1, 1, total_ms=1, event_time_ms=NOON - 10**9, generation=2),
+    ]
+    await store.apply([batch(records, None, 2)], NOON)
+    (row,) = await store.counts(CountQuery(NOON, NOON + 60_000, 60_000))
+    assert (counted(row, "delivered"), counted(row, "late_count"), counted(row, "late_ms")) == (2, 1, 1001)
+
+
 async def test_counts_add_up_by_minute_and_by_what_is_asked(backend: Backend) -> None:
     store = await backend.store()
     records = [
