@@ -81,8 +81,6 @@ _LEAVE_LIMIT: Final = 5.0  # seconds for the last commit and for leaving the gro
 _LOG_LIMIT: Final = 2.0  # seconds for the end of the attempt log
 _MEASURE: Final = 0.5  # seconds between two measurements of how fast lanes are
 _LAG_INTERVAL: Final = 0.1
-_BUSY: Final = 0.5  # of the loop's time that is used: below that, what is queued waits for something else
-_FULL: Final = 0.9  # likewise: beyond that, work waits for the loop although none of it takes long
 _LATE: Final = 0.02  # seconds of lag beyond which the loop has more work than time
 
 
@@ -131,8 +129,7 @@ class Engine:
         self._tasks = Tasks(on_failure)
         self._consuming_tasks: list[asyncio.Task[None]] = []
         self._hold_limit = settings.retry.hold_limit
-        self._late = False  # whether, at the last look, deliveries waited for the loop
-        self._used = 0.0  # of its time, then
+        self._late = False  # whether, at the last look, deliveries waited for a loop that was late
         self._stopping = False
         self._failed_itself = False
         tiers = Tiers(settings.retry.tiers, settings.topics.prefix)
@@ -397,12 +394,8 @@ class Engine:
         return self._endpoints.health(subscription_id)
 
     def behind(self) -> bool:
-        """Whether deliveries wait for the loop: some are under way or not taken up yet, and it is late or has no time left; or some are
-        queued, and it is busy.
-
-        What is queued while the loop is idle waits for its endpoint.
-        """
-        return self._late or (self._used > _BUSY and self._lanes.queued > 0)
+        """Whether deliveries wait: in their lanes, or, under way or not taken up yet, for a loop that is late."""
+        return self._late or self._lanes.queued > 0
 
     async def report(self, most: int = MOST_TROUBLES) -> DeliveryReport:
         """What this process's deliveries are like now, with at most so many subscriptions in trouble."""
@@ -510,15 +503,11 @@ class Engine:
     async def _measure_lag(self) -> None:
         lag = self._metrics.event_loop_lag
         while True:
-            before, used = time.perf_counter(), time.thread_time()
+            before = time.perf_counter()
             await asyncio.sleep(_LAG_INTERVAL)
-            took = time.perf_counter() - before
-            late = max(0.0, took - _LAG_INTERVAL)
+            late = max(0.0, time.perf_counter() - before - _LAG_INTERVAL)
             lag.observe(late)
-            self._used = (time.thread_time() - used) / took if took > 0 else 0.0
-            self._late = (late > _LATE or self._used > _FULL) and (
-                self._busy > 0 or any(self._events.lag().values())
-            )
+            self._late = late > _LATE and (self._busy > 0 or any(self._events.lag().values()))
 
 
 def _outgoing(settings: Settings, tracing: Tracing | None) -> Outgoing | None:
