@@ -149,6 +149,7 @@ def test_settings_and_commands_that_are_named_exist(page: Path) -> None:
     written = [name for name in written if not name.endswith(".py") and name not in AUDITED]
     assert set(written) - set(names()) == set()
     variables = set(re.findall(r"\bDISPATCHER_[A-Z_]+", text)) - {
+        "DISPATCHER_TEST_COLLECTOR",
         "DISPATCHER_TEST_EXPLORE",
         "DISPATCHER_TEST_HELM",
         "DISPATCHER_TEST_IMAGE",
