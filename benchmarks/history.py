@@ -264,7 +264,7 @@ def _rate(command: str, *, count: int, runs: int, minutes: float, quick: bool) -
         def deliver(store: str) -> tuple[float, Run]:
             name = _name()
             own = _folder(Path(folder), name)
-            url = empty_database(server) if store == "postgresql" else {"off": None}.get(store, store)
+            url = empty_database(server) if store == "postgresql" else None if store == "off" else store
             run = Daemon(broker, endpoint, own, **_settings(name, url)).run(count)
             peaks[store].append(run.rss)
             print(f"  {store}: {run.rate:,.0f}/s, {run.cpu * 1e6:.1f} us, {mib(run.rss)}", flush=True)

@@ -127,7 +127,7 @@ class App:
             else None
         )
         self._started = False
-        self._opening_history = False
+        self._waits_for = "connecting to the broker"  # until it has started
         self._stopping = False
         self._history_problem: str | None = None
         self._history = history = self._make_history()
@@ -296,9 +296,8 @@ class App:
         if self._history is not None:
             self._history.start()
             # Who finds this process ready can ask what happened. Deliveries don't wait for it: they have begun.
-            self._opening_history = True
+            self._waits_for = "opening the history"
             await self._history.tried_to_open(_HISTORY_OPENS)
-            self._opening_history = False
             if "history" in self.settings.roles:
                 keeper = VersionKeeper(self._history.store, self.registry, self._origins, clock=time.time)
                 self._history.start_beside(keeper.run(), "versions of subscriptions")
@@ -395,8 +394,7 @@ class App:
         if not self._started:
             reading = None if self._interventions is None else self._interventions.problem
             # The commands are read when the control plane is there, and the history is opened after them.
-            waits_for = "opening the history" if self._opening_history else "connecting to the broker"
-            return found or self.plane.problems() or [reading or waits_for]
+            return found or self.plane.problems() or [reading or self._waits_for]
         parts = [self.plane.problems(), self._watch.problems()]
         if self._engine is not None:
             parts.append(self._engine.problems())

@@ -502,7 +502,7 @@ def _only_new(request: web.Request) -> bool:
 
 def _trace(request: web.Request) -> Sequence[tuple[str, bytes]]:
     """`traceparent` and `tracestate`, where they are as Trace Context has them: otherwise they are passed over (W3C Trace Context 1, 4.3)."""
-    parent = request.headers.get("traceparent", "").encode()
+    parent = request.headers.get("traceparent", "").encode(errors="replace")
     if not valid_traceparent(parent):
         return ()
     # Several lines are one list.

@@ -17,7 +17,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dispatcher.core.event.decode import MAX_TYPE, valid_type
 from dispatcher.core.subscription.patterns import check_pattern
-from dispatcher.core.text.units import format_duration, parse_duration, parse_rate, parse_size
+from dispatcher.core.text.units import (
+    duration_please,
+    format_duration,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    rate_please,
+    size_please,
+)
 
 _ID: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _TYPE: Final = r"^[^\u0000-\u001f\u007f-\u009f]+$"
@@ -42,12 +50,12 @@ def _text(check: Callable[[str], object], pattern: str, shortest: int, longest: 
     return AfterValidator(checked), {"pattern": pattern, "minLength": shortest, "maxLength": longest}
 
 
-def _a_text(said: str) -> BeforeValidator:
-    """Refuses what is no text, in the words of what is wanted."""
+def _a_text(please: Callable[[object], str]) -> BeforeValidator:
+    """Refuses what is no text; `please` says what is wanted."""
 
     def checked(value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"must be {said}")  # noqa: TRY004 - pydantic reports a ValueError
+            raise ValueError(please(value))  # noqa: TRY004 - pydantic reports a ValueError
         return value
 
     return BeforeValidator(checked)
@@ -100,18 +108,19 @@ Pattern = Annotated[
 Tenant = Annotated[str, Field(min_length=1, max_length=256, examples=["acme"])]
 Duration = Annotated[
     str,
-    _a_text('a duration with its unit, in quotes: "15s"'),
+    _a_text(duration_please),
     _valid_duration,
     Field(json_schema_extra=_duration_schema, description="With its unit.", examples=["15s", "1h30m"]),
 ]
 Size = Annotated[
     str,
-    _a_text('a size with its unit, in quotes: "16MiB"'),
+    _a_text(size_please),
     _valid_size,
     Field(json_schema_extra=_size_schema, description="With its unit.", examples=["16MiB"]),
 ]
 RateLimit = Annotated[
     str,
+    _a_text(rate_please),
     _valid_rate,
     Field(json_schema_extra=_rate_schema, description="At most so many attempts.", examples=["100/s"]),
 ]

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dispatcher.broker.assignment import RETRY_SUFFIX
@@ -19,6 +18,7 @@ from dispatcher.commands.group import ConfigError
 from dispatcher.commands.loop import run
 from dispatcher.commands.options import flags, load_settings, settings_options
 from dispatcher.commands.session import connected, quiet as silence
+from dispatcher.commands.tables import console
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.history.base import HistoryError, StoreRefused
@@ -135,13 +135,10 @@ def _files(settings: Settings) -> None:
 
 
 def _show(settings: Settings) -> None:
-    console = Console(highlight=False, markup=False)  # a list in brackets is none
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width, and values must not be folded for one
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     for setting in describe(settings):
         style = "dim" if setting.source == "default" else None
         table.add_row(setting.name, setting.value, setting.source, style=style)
-    console.print(table)
+    console().print(table)

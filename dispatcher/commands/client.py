@@ -56,7 +56,11 @@ class Api:
             raise ConfigError("the key has characters that no key has (--key, DISPATCHER_API_KEY)")
         self._url = url.rstrip("/")
         self._key = key
-        self.keyless = key is None
+
+    @property
+    def keyless(self) -> bool:
+        """Whether no key is sent."""
+        return self._key is None
 
     def get(self, path: str, **query: object) -> Any:
         """The answer's JSON. Parameters that are None are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -56,11 +57,16 @@ def create(
     if api.keyless and operator:
         # Nobody had to show a key: the API was open.
         click.echo(
-            "the API stays open: only an operator's key that may do everything closes it"
-            if capabilities
-            else "the API wants a key from now on: export DISPATCHER_API_KEY=... with this one",
+            "the API wants a key from now on: export DISPATCHER_API_KEY=... with this one"
+            if _full(made["key"])
+            else "the API stays open: only an operator's key that may do everything closes it",
             err=True,
         )
+
+
+def _full(key: Mapping[str, Any]) -> bool:
+    """Whether it may do everything."""
+    return key["scope"] == "operator" and len(key["capabilities"]) == len(CAPABILITIES)
 
 
 @keys.command("list")
@@ -79,9 +85,7 @@ def list_(api: Api, *, as_json: bool) -> None:
                     each["name"],
                     each["scope"],
                     each["tenant"],
-                    "everything"
-                    if each["scope"] == "operator" and len(each["capabilities"]) == len(CAPABILITIES)
-                    else each["capabilities"],
+                    "everything" if _full(each) else each["capabilities"],
                     each["created_at"],
                     each["created_by"],
                 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dispatcher.broker.base import PartitionInfo, TopicInfo
@@ -18,6 +17,7 @@ from dispatcher.commands.loop import run
 from dispatcher.commands.options import load_settings, settings_options
 from dispatcher.commands.session import connected, quiet
 from dispatcher.commands.skip import skip
+from dispatcher.commands.tables import console
 from dispatcher.core.retry.tiers import Tiers
 from dispatcher.delivery.parking import parked_topic
 from dispatcher.settings.groups import Settings
@@ -59,11 +59,9 @@ def topics(
     own = [topic for topic in found if everything or _is_own(topic.name, settings)]
     if behind:
         own = _behind(own, settings)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width, and names must not be folded for one
+    output = console()
     if own:
-        console.print(table(own, settings, repeat=not console.is_terminal))
+        output.print(table(own, settings, repeat=not output.is_terminal))
     elif behind:
         click.echo("every partition of the event topics is read to its end", err=True)
     if missing:

@@ -138,9 +138,8 @@ class CommitNotes:
         self._record_limit = RECORD_LIMIT
         self._clock = asyncio.get_running_loop().time
         self._again = 0.0  # no record before
-        self._short: set[TopicPartition] = (
-            set()
-        )  # of which the last note may have left something out for want of its record
+        # Of which the last note may have left something out for want of its record.
+        self._short: set[TopicPartition] = set()
         self._budget = NoteBudget()
 
     async def prepare(
@@ -190,11 +189,12 @@ class CommitNotes:
 
     async def _pack(self, snapshot: _Snapshot) -> Packed:
         record = 0
-        if self._topic is not None and self._clock() >= self._again:
-            record = self._record_limit
-            self._short.discard(snapshot.partition)
-        elif self._topic is not None:
-            self._short.add(snapshot.partition)
+        if self._topic is not None:
+            if self._clock() >= self._again:
+                record = self._record_limit
+                self._short.discard(snapshot.partition)
+            else:
+                self._short.add(snapshot.partition)
         weight = len(snapshot.done) + sum(len(who.ids) + len(runs) for who, runs in snapshot.partly.items())
         if weight <= _INLINE:
             packed, took = self._packed(snapshot, record)

@@ -258,7 +258,7 @@ class ReplayReader:
         while line and not self._stopped:
             if self._host.replay_room(key[1]) <= 0:
                 break
-            # More than there is room for: a broker answers with a mebibyte at the least, and what is left of it is wanted next.
+            # More than there is room for: a broker answers with up to a mebibyte, and what is left of it is wanted next.
             run = self._run(line)
             try:
                 bodies = await self._bodies_of(run)

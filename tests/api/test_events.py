@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from yarl import URL
+
 from tests.api.serving import KEY, fields, key_of, problem, serving
 
 
@@ -50,3 +54,17 @@ async def test_an_operators_trace_goes_on_with_its_events_and_a_tenants_does_not
             plane.publisher.traces.clear()
             answer = await caller("POST", "/v1/events", [{"type": "a"}, {"type": "b"}], headers=headers)
             assert (answer.status, plane.publisher.traces) == (202, [trace, trace])
+
+
+async def test_a_trace_in_bytes_that_are_no_text_is_passed_over() -> None:
+    async with serving(KEY) as (call, plane):
+        reader, writer = await asyncio.open_connection("127.0.0.1", URL(call.base).port)
+        body = b'{"type": "a"}'
+        writer.write(
+            b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %b\r\ntraceparent: \xff\xfe\r\nContent-Length: %d\r\n\r\n%b"
+            % (KEY.encode(), len(body), body)
+        )
+        assert (await reader.read()).startswith(b"HTTP/1.1 202 ")
+        writer.close()
+        assert plane.publisher.traces == [{}]

@@ -20,7 +20,7 @@ def test_a_mistake_is_one_line(api: Api) -> None:
     for changes, said in (
         (("subscription=5",), "did you mean subscriptions"),
         (("zzz=5",), "there are subscriptions, "),
-        (("max_timeout=2",), "max_timeout: must be a duration with its unit"),
+        (("max_timeout=2",), "max_timeout: has no unit: write 2s if that is meant; it must be a duration"),
         (("subscriptions",), "subscriptions=VALUE"),
         (("subscriptions=5", "subscriptions=6"), "twice"),
         (("subscriptions=many",), "subscriptions"),

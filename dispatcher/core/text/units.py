@@ -90,7 +90,7 @@ def _duration(value: Any, info: ValidationInfo) -> Any:
         return parse_duration(value)
     if _is_number(value) and not (info.context and info.context.get("written")):
         return value
-    raise ValueError(_unit_please(value, _DURATION_HELP, "s"))
+    raise ValueError(duration_please(value))
 
 
 def _size(value: Any, info: ValidationInfo) -> Any:
@@ -98,7 +98,7 @@ def _size(value: Any, info: ValidationInfo) -> Any:
         return parse_size(value)
     if _is_number(value) and not (info.context and info.context.get("written")):
         return value
-    raise ValueError(_unit_please(value, _SIZE_HELP, "KiB"))
+    raise ValueError(size_please(value))
 
 
 def _rate(value: Any, info: ValidationInfo) -> Any:
@@ -106,11 +106,26 @@ def _rate(value: Any, info: ValidationInfo) -> Any:
         return parse_rate(value)
     if _is_number(value) and not (info.context and info.context.get("written")):
         return value
-    raise ValueError(_unit_please(value, _RATE_HELP, "/s"))
+    raise ValueError(rate_please(value))
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def duration_please(value: Any) -> str:
+    """What is said of a value that is no text, where a duration is wanted."""
+    return _unit_please(value, _DURATION_HELP, "s")
+
+
+def size_please(value: Any) -> str:
+    """Likewise, of a size."""
+    return _unit_please(value, _SIZE_HELP, "KiB")
+
+
+def rate_please(value: Any) -> str:
+    """Likewise, of a rate."""
+    return _unit_please(value, _RATE_HELP, "/s")
 
 
 def _unit_please(value: Any, expected: str, unit: str) -> str:
