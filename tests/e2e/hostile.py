@@ -43,8 +43,11 @@ class _Receiver(asyncio.Protocol):
             self._data = self._data[size:]
             id_ = _ID.search(head)
             if self._endpoint.take(head.split(b" ", 2)[1], b"" if id_ is None else id_[1]):
-                assert self._transport is not None
-                self._transport.write(_ANSWER)
+                self._endpoint.answer(self._write)
+
+    def _write(self) -> None:
+        assert self._transport is not None
+        self._transport.write(_ANSWER)
 
 
 class QuickEndpoint:
@@ -55,6 +58,7 @@ class QuickEndpoint:
         self.ids: set[bytes] = set()
         self.port = port
         self._hosts = hosts
+        self._held: list[Callable[[], None]] | None = None
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -67,6 +71,28 @@ class QuickEndpoint:
         """A whole request has come; whether it is answered."""
         self.ids.add(id_)
         return True
+
+    def answer(self, write: Callable[[], None]) -> None:
+        """Write an answer; where answers are held, not before they aren't."""
+        if self._held is None:
+            write()
+        else:
+            self._held.append(write)
+
+    def hold(self) -> None:
+        """Answer nothing until `release`."""
+        self._loop.call_soon_threadsafe(self._hold)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._release)
+
+    def _hold(self) -> None:
+        self._held = []
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        for write in held or ():
+            write()
 
     def __enter__(self) -> Self:
         self._thread.start()
