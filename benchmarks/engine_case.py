@@ -192,9 +192,10 @@ async def _run(case: Case, deliveries: int, rounds: int, tracing: Tracing | None
     ]
     gc.collect()
     gc.freeze()
-    sink = None if tracing is None else tracing.sink
-    await round_of(engine, metrics, failed, records, case.fan_out, sink)  # makes lanes, pools and templates
-    taken = [await round_of(engine, metrics, failed, records, case.fan_out, sink) for _ in range(rounds)]
+    sink = None if tracing is None else cast("Any", tracing.sink)
+    flush = None if sink is None else sink._processor.force_flush
+    await round_of(engine, metrics, failed, records, case.fan_out, flush)  # makes lanes, pools and templates
+    taken = [await round_of(engine, metrics, failed, records, case.fan_out, flush) for _ in range(rounds)]
     assert sink is None or not sink.counts()["dropped"] + sink.counts()["failed"]
     timers.close()
     return statistics.median(taken)

@@ -254,12 +254,12 @@ def site_of(toggle: Toggle | None, folder: Path, *, compiled: bool) -> Path:
     return folder
 
 
-def engine_cost(site: Path, *arguments: str, **environ: str) -> float:
+def engine_cost(site: Path, *arguments: str) -> float:
     """Microseconds of CPU a delivery, as `engine_case.py` says with these arguments. Raises CannotRun."""
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine_case", *arguments],
         cwd=site,  # before the installed package
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))), **environ},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))},
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,8 @@
 """What traces cost: `python -m benchmarks tracing`.
 
 The engine's case of `engine_case.py` (engine and transport, no system calls) with tracing off, with 1 % of the deliveries sampled, and with all of
-them, in turns. CPU of all threads, the exporter's too, until the collector has the last span; the collector is another process. A case with
+them, in turns. CPU of all threads, the exporter's too, until the collector has the last span: batches leave when they are full, and the last
+one at the end of each round. The collector is another process. A case with
 tracing on and nothing sampled tells what the question alone costs. Compiled as the image is, but for the exporter, which is OpenTelemetry's.
 """
 
@@ -68,10 +69,8 @@ def _collector() -> Iterator[str]:
 
 
 def _cost(site: Path, ratio: str, url: str, deliveries: int, rounds: int) -> float:
-    """Microseconds of CPU a delivery. The last spans of a round are waited for, so they leave soon."""
-    return engine_cost(
-        site, CASE, str(deliveries), str(rounds), ratio, url, OTEL_BSP_SCHEDULE_DELAY="100"
-    )  # ms
+    """Microseconds of CPU a delivery."""
+    return engine_cost(site, CASE, str(deliveries), str(rounds), ratio, url)
 
 
 def run(

@@ -19,6 +19,17 @@ _LOCAL: Final = b"\x85\x01\x00\x01\x00\x00"  # flags: whether the parent is remo
 _REMOTE: Final = b"\x85\x01\x00\x03\x00\x00"
 _FINE: Final = b"\x7a\x00"
 _MASK: Final = 0xFFFFFFFFFFFFFFFF
+_BYTE: Final = [bytes([number]) for number in range(0x80)]  # varints of one byte
+# Attributes that no other span has with the same value.
+_OWN: Final = frozenset(
+    {
+        "messaging.message.id",
+        "messaging.message.body.size",
+        "messaging.kafka.offset",
+        "dispatcher.offset",
+        "dispatcher.delivery.id",
+    }
+)
 _pack_times = Struct("<cQcQ").pack
 _pack_time = Struct("<cQ").pack
 
@@ -46,11 +57,13 @@ def encode_span(span: FinishedSpan) -> bytes:
     parts.append(_CLIENT if span.client else _CONSUMER)
     parts.append(_pack_times(b"\x39", span.began_ns, b"\x41", span.ended_ns))
     for name, value in span.attributes.items():
-        parts.append(_field(b"\x4a", _attribute(name, value)))
+        parts.append(
+            _field(b"\x4a", _attribute(name, value)) if name in _OWN else _known(b"\x4a", name, value)
+        )
     for name, at, attributes in span.events:
         event = [_pack_time(b"\x09", at), _text(b"\x12", name)]
         for key, value in attributes.items():
-            event.append(_field(b"\x1a", _attribute(key, value)))
+            event.append(_known(b"\x1a", key, value))
         parts.append(_field(b"\x5a", b"".join(event)))
     if span.error is None:
         parts.append(_FINE)
@@ -60,14 +73,26 @@ def encode_span(span: FinishedSpan) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=1024, typed=True)
+def _known(tag: bytes, name: str, value: Value) -> bytes:
+    """An attribute that other spans have too."""
+    return _field(tag, _attribute(name, value))
+
+
 def _attribute(name: str, value: Value) -> bytes:
     if isinstance(value, str):
-        encoded = _text(b"\x0a", value)
-    elif isinstance(value, bool):
-        encoded = b"\x10\x01" if value else b"\x10\x00"
-    else:
-        encoded = b"\x18" + _varint(value & _MASK)
-    return _key(name) + _field(b"\x12", encoded)
+        return _key(name) + _nested(value.encode("utf-8", "replace"))
+    if isinstance(value, bool):
+        return _key(name) + (b"\x12\x02\x10\x01" if value else b"\x12\x02\x10\x00")
+    return _key(name) + _field(b"\x12", b"\x18" + _varint(value & _MASK))
+
+
+def _nested(text: bytes) -> bytes:
+    """A string as an attribute has it: a value within a field."""
+    size = len(text)
+    if size < 0x7E:
+        return b"\x12" + _BYTE[size + 2] + b"\x0a" + _BYTE[size] + text
+    return _field(b"\x12", _field(b"\x0a", text))
 
 
 @lru_cache(maxsize=256)
@@ -82,12 +107,12 @@ def _text(tag: bytes, text: str) -> bytes:
 
 def _field(tag: bytes, value: bytes) -> bytes:
     size = len(value)
-    return b"%b%c%b" % (tag, size, value) if size < 0x80 else b"%b%b%b" % (tag, _varint(size), value)
+    return tag + (_BYTE[size] if size < 0x80 else _varint(size)) + value
 
 
 def _varint(number: int) -> bytes:
     if number < 0x80:
-        return b"%c" % number
+        return _BYTE[number]
     found = bytearray()
     while number >= 0x80:
         found.append(number & 0x7F | 0x80)
