@@ -36,9 +36,11 @@ _FLAGS: Final = 54  # the digit with the flag "sampled"
 _SAMPLED: Final = frozenset(b"13579bdf")
 
 _OFFSETS: Final = 0x3FFFFFF
-_STEP: Final = 0x9E3779B1  # 2^32 divided by the golden ratio
-_STEP_OF_PARTITIONS: Final = 0x85EBCA77
-_ALL: Final = 0x100000000
+# Below 2^30, where compiled code multiplies in a register.
+_ALL: Final = 0x40000000
+_STEP: Final = 0x278DDE6D  # of it, divided by the golden ratio
+_STEP_OF_PARTITIONS: Final = 0x1A827999  # of it, times the square root of 2
+_ALL_IDS: Final = 0x10000000000000000
 
 
 class TraceContext(NamedTuple):
@@ -70,14 +72,14 @@ class DeliveryTrace:
 
 
 class Sampler:
-    """Which deliveries are traced: 0.1 us for each."""
+    """Which deliveries are traced: a few hundred instructions for each."""
 
     __slots__ = ("_bound", "_bound_of_ids", "_by_parent")
 
     def __init__(self, ratio: float, *, by_parent: bool) -> None:
         """`by_parent`: the producer's flag decides where there is one, and `ratio` only elsewhere."""
         self._bound = round(ratio * _ALL)
-        self._bound_of_ids = round(ratio * _ALL * _ALL)
+        self._bound_of_ids = round(ratio * _ALL_IDS)
         self._by_parent = by_parent
 
     def samples(self, event: Event, partition: int, offset: int) -> bool:
