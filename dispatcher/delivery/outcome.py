@@ -26,7 +26,7 @@ from dispatcher.delivery.settlement import Settlement
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.metrics import Metrics
-from dispatcher.telemetry.tracing import TraceIds, Tracing, trace_ids
+from dispatcher.telemetry.tracing import SpanPlace, TraceIds, Tracing, ids_of, trace_ids
 
 log = structlog.get_logger(__name__)
 
@@ -160,9 +160,9 @@ class Outcomes:
         metrics = self._metrics
         took = now - delivery.started
         metrics.attempt_duration.observe(took)
-        ids: TraceIds | None = None
+        span: SpanPlace | None = None
         if self._tracing is not None:
-            ids = self._trace(delivery, result, decision, now, unix, reason)
+            span = self._trace(delivery, result, decision, now, unix, reason)
         if decision == DELIVERED:
             metrics.delivered += 1
             metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
@@ -170,7 +170,7 @@ class Outcomes:
             if self._attempts.successes:
                 self._attempts.note(delivery, result, DELIVERED, now, unix)
             if self._success_sample and self._chance() < self._success_sample:
-                self._line(delivery, describe(result), now, DELIVERED, None, None, ids)
+                self._line(delivery, describe(result), now, DELIVERED, None, None, span)
         else:
             if isinstance(result, Response):
                 metrics.attempts["status", f"{result.status // 100}xx"] += 1
@@ -183,7 +183,7 @@ class Outcomes:
             self._endpoints.attribute_failure(delivery, result, described, now, unix)
             if self._attempts.failures:
                 self._attempts.note(delivery, result, decision, now, unix, due, reason)
-            self._line(delivery, described, now, decision, due, reason, ids)
+            self._line(delivery, described, now, decision, due, reason, span)
 
     def trace_ids(self, delivery: Delivery) -> TraceIds:
         """What a log line about it says of its trace."""
@@ -191,8 +191,8 @@ class Outcomes:
 
     def _trace(
         self, delivery: Delivery, result: Result, decision: str, now: float, unix: float, reason: str | None
-    ) -> TraceIds | None:
-        """Make the attempt's span, and return its ids, where the delivery is sampled."""
+    ) -> SpanPlace | None:
+        """Make the attempt's span, and say where it is, where the delivery is sampled."""
         tracing = self._tracing
         if tracing is None or not (delivery.trace is not None or delivery.sampled_by(tracing.sampler)):
             return None
@@ -206,13 +206,12 @@ class Outcomes:
         decision: str,
         due: float | None,
         reason: str | None,
-        ids: TraceIds | None,
+        span: SpanPlace | None,
     ) -> None:
         """The one line of an attempt: always the same keys, with tracing two more."""
         failed = decision != DELIVERED
         subscription_id = delivery.subscription.id
-        if ids is None:
-            ids = self.trace_ids(delivery)
+        ids = self.trace_ids(delivery) if span is None else ids_of(span)
         (log.warning if failed else log.info)(
             "attempt failed" if failed else "attempt delivered",
             delivery_id=delivery_id(*delivery.source, subscription_id),

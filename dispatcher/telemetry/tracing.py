@@ -50,6 +50,8 @@ _SENT: Final = frozenset(
 TraceIds = Mapping[str, str | None]
 """`trace_id` and `span_id`, in hexadecimal, as a log line has them."""
 
+SpanPlace = tuple[int, int]
+"""The ids of a trace and of a span in it."""
 
 _NO_IDS: Final[TraceIds] = {}
 
@@ -100,8 +102,8 @@ class Tracing:
 
     def attempt(
         self, delivery: Traced, result: Result, decision: str, now: float, unix: float, reason: str | None
-    ) -> TraceIds:
-        """An attempt of a delivery that is sampled is over; with the last one the delivery is too. Returns the ids of the attempt's span."""
+    ) -> SpanPlace:
+        """An attempt of a delivery that is sampled is over; with the last one the delivery is too. Returns where the attempt's span is."""
         trace = delivery.trace
         if trace is None:
             trace = self._begin(delivery, now, unix)
@@ -152,7 +154,7 @@ class Tracing:
         delivery.trace = trace
         if decision in _ENDS:
             self.ended(delivery, decision, reason, now, unix)
-        return _ids(trace.trace_id, span_id)
+        return trace.trace_id, span_id
 
     def ended(self, delivery: Traced, outcome: str, reason: str | None, now: float, unix: float) -> None:
         """A delivery that is sampled leaves the process's memory: it has ended, or waits in a topic from now on."""
@@ -173,7 +175,7 @@ class Tracing:
             "messaging.message.body.size": len(event.body),
             "dispatcher.event.type": event.type,
             "dispatcher.subscription.id": delivery.subscription.id,
-            "dispatcher.delivery.id": delivery_id(topic, partition, offset, delivery.subscription.id),
+            "dispatcher.delivery.id": trace.delivery_id,
             "dispatcher.outcome": outcome,
             "dispatcher.attempts": trace.attempts,
         }
@@ -215,19 +217,20 @@ class Tracing:
     def _begin(self, delivery: Traced, now: float, unix: float) -> DeliveryTrace:
         """What is sampled came into its lane not long ago: from there its span counts."""
         began = unix - (now - delivery.queued)
+        id_ = delivery_id(*delivery.source, delivery.subscription.id)
         context = context_of(delivery.event)
         if context is not None:
             return DeliveryTrace(
-                context.trace_id, self._span_id(), context.span_id, began, context.state, remote=True
+                id_, context.trace_id, self._span_id(), context.span_id, began, context.state, remote=True
             )
-        own = _own_trace(delivery.source, delivery.subscription.id)
+        own = _own_trace(id_)
         # The last 16 digits are the id of the first stay's span, so that those after it know it.
         first = own & 0xFFFFFFFFFFFFFFFF
         if delivery.generation != FIRST_GENERATION:
-            return DeliveryTrace(own, self._span_id(), None, began, None, remote=False)
+            return DeliveryTrace(id_, own, self._span_id(), None, began, None, remote=False)
         if delivery.event_source is None:
-            return DeliveryTrace(own, first, None, began, None, remote=False)
-        return DeliveryTrace(own, self._span_id(), first, began, None, remote=True)
+            return DeliveryTrace(id_, own, first, None, began, None, remote=False)
+        return DeliveryTrace(id_, own, self._span_id(), first, began, None, remote=True)
 
     def _span_id(self) -> int:
         return self._bits(64) or 1
@@ -240,7 +243,10 @@ class Tracing:
         if parent is not None:
             return {"trace_id": parent[3:35].decode(), "span_id": None}
         if self.sampler.samples(event, source[1], source[2]):
-            return {"trace_id": f"{_own_trace(source, subscription_id):032x}", "span_id": None}
+            return {
+                "trace_id": f"{_own_trace(delivery_id(*source, subscription_id)):032x}",
+                "span_id": None,
+            }
         return {"trace_id": None, "span_id": None}
 
     # The end.
@@ -264,6 +270,12 @@ class Tracing:
                 await over.wait()
         except TimeoutError:
             log.warning("the collector did not take the last spans in time", left=self.sink.waiting)
+
+
+def ids_of(place: SpanPlace) -> TraceIds:
+    """What a log line says of a span."""
+    trace_id, span_id = place
+    return {"trace_id": f"{trace_id:032x}", "span_id": f"{span_id:016x}"}
 
 
 def trace_ids(
@@ -335,13 +347,9 @@ def _phases(
     return events
 
 
-def _own_trace(source: tuple[str, int, int], subscription_id: str) -> int:
+def _own_trace(id_: str) -> int:
     """Rule 2."""
-    return int(_OWN_TRACE + delivery_id(*source, subscription_id)[4:], 16)
-
-
-def _ids(trace_id: int, span_id: int) -> TraceIds:
-    return {"trace_id": f"{trace_id:032x}", "span_id": f"{span_id:016x}"}
+    return int(_OWN_TRACE + id_[4:], 16)
 
 
 def _ns(unix: float) -> int:

@@ -29,9 +29,12 @@ _STRUCTURED: Final = b"content-type: application/cloudevents+json"
 _MEMBER: Final = b'"traceparent"'
 
 # `00-<32 digits>-<16 digits>-<2 digits>`, and whatever later versions add.
-_TRACE_ID: Final = slice(3, 35)
-_LOW_HALF: Final = slice(19, 35)  # of the trace's id: what OpenTelemetry's samplers go by
-_SPAN_ID: Final = slice(36, 52)
+# Compiled code takes an object that is a slice for a number, so these are bounds.
+_TRACE_ID: Final = 3
+_LOW_HALF: Final = 19  # of the trace's id: what OpenTelemetry's samplers go by
+_TRACE_ID_END: Final = 35
+_SPAN_ID: Final = 36
+_SPAN_ID_END: Final = 52
 _FLAGS: Final = 54  # the digit with the flag "sampled"
 _SAMPLED: Final = frozenset(b"13579bdf")
 
@@ -55,12 +58,31 @@ class TraceContext(NamedTuple):
 class DeliveryTrace:
     """What is kept of a delivery that is traced while it is in memory."""
 
-    __slots__ = ("attempt_span", "attempts", "began", "parent", "remote", "span", "state", "trace_id")
+    __slots__ = (
+        "attempt_span",
+        "attempts",
+        "began",
+        "delivery_id",
+        "parent",
+        "remote",
+        "span",
+        "state",
+        "trace_id",
+    )
 
     def __init__(
-        self, trace_id: int, span: int, parent: int | None, began: float, state: str | None, *, remote: bool
+        self,
+        delivery_id: str,
+        trace_id: int,
+        span: int,
+        parent: int | None,
+        began: float,
+        state: str | None,
+        *,
+        remote: bool,
     ) -> None:
         """`span` is the id of the delivery's span; `parent`, `remote`: the span above it, and whether that is another process's. `began` in Unix seconds."""
+        self.delivery_id = delivery_id
         self.trace_id = trace_id
         self.span = span
         self.parent = parent
@@ -89,7 +111,7 @@ class Sampler:
             if parent is not None:
                 if self._by_parent:
                     return parent[_FLAGS] in _SAMPLED
-                return int(parent[_LOW_HALF], 16) < self._bound_of_ids
+                return int(parent[_LOW_HALF:_TRACE_ID_END], 16) < self._bound_of_ids
         place = (offset & _OFFSETS) * _STEP + (partition & _OFFSETS) * _STEP_OF_PARTITIONS
         return place & (_ALL - 1) < self._bound
 
@@ -115,7 +137,9 @@ def context_of(event: Event) -> TraceContext | None:
     parent = traceparent_of(event)
     if parent is None:
         return None
-    return TraceContext(int(parent[_TRACE_ID], 16), int(parent[_SPAN_ID], 16), _state_of(event))
+    return TraceContext(
+        int(parent[_TRACE_ID:_TRACE_ID_END], 16), int(parent[_SPAN_ID:_SPAN_ID_END], 16), _state_of(event)
+    )
 
 
 def _state_of(event: Event) -> str | None:
