@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -311,11 +312,17 @@ def run_growth(command: str, *, quick: bool, count: int | None = None, runs: int
 
 
 async def publish(
-    broker: str, topic: str, pace: float, seconds: float, kinds: Sequence[tuple[str, str]] | None = None
+    broker: str,
+    topic: str,
+    pace: float,
+    seconds: float,
+    kinds: Sequence[tuple[str, str]] | None = None,
+    acknowledged: dict[str, float] | None = None,
 ) -> list[str]:
     """So many events a second, evenly; the id of each begins with when it was handed over. Returns the ids.
 
     `kinds` are the events' types and tenants, in turns: those of the plain case unless given. For each of them the partitions come in turns.
+    `acknowledged` gets the Unix time when the broker had each.
     A broker that can't keep up gets fewer, so that what it has not acknowledged stays small. Raises BrokerError if it refuses any.
     """
     port = open_broker(broker, KafkaSettings())
@@ -325,8 +332,10 @@ async def publish(
     sending: set[asyncio.Task[None]] = set()
     failed: list[BaseException] = []
 
-    def ended(task: asyncio.Task[None]) -> None:
+    def ended(task: asyncio.Task[None], batch_ids: Sequence[str]) -> None:
         sending.discard(task)
+        if acknowledged is not None:
+            acknowledged.update(dict.fromkeys(batch_ids, time.time()))
         if not task.cancelled() and (error := task.exception()) is not None:
             failed.append(error)
 
@@ -350,7 +359,7 @@ async def publish(
             sent = due
             if batch:
                 sending.add(task := loop.create_task(port.produce(batch)))
-                task.add_done_callback(ended)
+                task.add_done_callback(partial(ended, batch_ids=ids[-len(batch) :]))
             await asyncio.sleep(0.002)
             while len(sending) >= _UNDER_WAY:
                 await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)

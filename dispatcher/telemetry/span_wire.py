@@ -93,8 +93,6 @@ def _known(tag: bytes, name: str, value: Value) -> bytes:
 def _attribute(name: str, value: Value) -> bytes:
     if isinstance(value, str):
         return _key(name) + _nested(value.encode("utf-8", "replace"))
-    if isinstance(value, bool):
-        return _key(name) + (b"\x12\x02\x10\x01" if value else b"\x12\x02\x10\x00")
     return _key(name) + _field(b"\x12", b"\x18" + _varint(value & _MASK))
 
 

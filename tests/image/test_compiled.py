@@ -1,7 +1,6 @@
 """The wheel that the container image is made of: its hot path is compiled, and it does the main job all the same."""
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.image.dockerfile import Built
-
-ROOT = Path(__file__).parents[2]
+from tests.wheels.selection import SELECTED, project_in, pytest_arguments
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -61,29 +59,15 @@ def test_the_compiled_dispatcher_does_the_main_job(site: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def project(site: Path) -> Path:
+    return project_in(site.parent)
+
+
 @pytest.mark.timeout(1200)
-def test_the_compiled_connection_withstands_the_zoo(site: Path) -> None:
-    """mypyc trusts the annotations: where one of them is wrong, the compiled connection fails in ways that the other doesn't."""
-    folder = site.parent / "project"
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__", "target"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    files = ("test_client.py", "test_zoo.py", "test_tls.py", "test_proxy.py", "test_connection.py")
-    replaced = "not_parsed_again"  # puts a function into the place of a method: that can't be seen from C
-    done = run(
-        site,
-        *(
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "--rootdir",
-            str(folder),
-            "-k",
-            f"not {replaced}",
-        ),
-        *(str(folder / "tests" / "transport" / file) for file in files),
-    )
+@pytest.mark.parametrize("room", SELECTED)
+def test_what_is_compiled_passes_the_tests(site: Path, project: Path, room: str) -> None:
+    """mypyc trusts the annotations: where one of them is wrong, what is compiled fails in ways that the other doesn't."""
+    done = run(site, *pytest_arguments(project, SELECTED[room]))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

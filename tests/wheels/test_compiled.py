@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.wheels.building import ROOT, Environment, interpreter, pins, project
+from tests.wheels.selection import SELECTED, project_in, pytest_arguments
 from tests.wheels.test_cibuildwheel import CONFIGURATION, classified
 
 _ASKED = os.environ.get("DISPATCHER_TEST_WHEELS", "")
@@ -64,40 +64,12 @@ def _fits_old_systems(tools: Environment, built: Path) -> None:
             assert image == "manylinux_{}_{}".format(*_NEWEST_LIBC)
 
 
-_SELECTED = (
-    "core",
-    *(f"transport/test_{name}.py" for name in ("client", "zoo", "tls", "proxy", "connection")),
-)
-"""What meets the compiled modules themselves. `tests/delivery` gives the engine stand-ins, which compiled code refuses by their type."""
-
-_NOT_COMPILED = "core/subscription/test_spec.py"
-"""Of a module that isn't compiled; it looks at the slots of one that is."""
-
-
 def _passes(installed: Environment, folder: Path) -> None:
     """The core and the transport, against what is installed: there is no package beside these tests."""
-    copy = folder / "project"
-    copy.mkdir()
-    for name in ("tests", "docs", "config"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "target"))
-    for name in ("pyproject.toml", "hatch_build.py"):
-        shutil.copy(ROOT / name, copy)
+    copy = project_in(folder)
     wanted = project()["dependency-groups"]["test"]
     installed.pip("install", "--constraint", pins(folder, "requirements-dev.txt"), *wanted)
-    options = (
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "tests.wheels.replacing",
-        "-m",
-        "not kafka and not postgres",
-    )
-    said = installed.run(
-        *("python", "-m", "pytest", *options, "--rootdir", copy, "-k", "not not_parsed_again"),
-        *("--ignore", copy / "tests" / _NOT_COMPILED),
-        *(copy / "tests" / each for each in _SELECTED),
-        cwd=copy,
-    )
+    selected = [*SELECTED["core"], *SELECTED["transport"]]
+    said = installed.run("python", *pytest_arguments(copy, selected), cwd=copy)
     print(f"{said.splitlines()[-1]} ({installed.command('python')})")
     assert " passed" in said
