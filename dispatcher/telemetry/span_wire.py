@@ -20,16 +20,8 @@ _REMOTE: Final = b"\x85\x01\x00\x03\x00\x00"
 _FINE: Final = b"\x7a\x00"
 _MASK: Final = 0xFFFFFFFFFFFFFFFF
 _BYTE: Final = [bytes([number]) for number in range(0x80)]  # varints of one byte
-# Attributes that no other span has with the same value.
-_OWN: Final = frozenset(
-    {
-        "messaging.message.id",
-        "messaging.message.body.size",
-        "messaging.kafka.offset",
-        "dispatcher.offset",
-        "dispatcher.delivery.id",
-    }
-)
+# Texts that no other span has.
+_OWN: Final = frozenset({"messaging.message.id", "dispatcher.delivery.id"})
 _KEPT: Final = 256  # of each name; the names are ours
 _kept: Final[dict[str, dict[str, bytes]]] = {}
 _pack_times = Struct("<cQcQ").pack
@@ -59,13 +51,14 @@ def encode_span(span: FinishedSpan) -> bytes:
     parts.append(_CLIENT if span.client else _CONSUMER)
     parts.append(_pack_times(b"\x39", span.began_ns, b"\x41", span.ended_ns))
     for name, value in span.attributes.items():
-        parts.append(
-            _field(b"\x4a", _attribute(name, value)) if name in _OWN else _known(b"\x4a", name, value)
-        )
+        if isinstance(value, str) and name not in _OWN:
+            parts.append(_known(name, value))
+        else:
+            parts.append(_field(b"\x4a", _attribute(name, value)))
     for name, at, attributes in span.events:
         event = [_pack_time(b"\x09", at), _text(b"\x12", name)]
         for key, value in attributes.items():
-            event.append(_known(b"\x1a", key, value))
+            event.append(_field(b"\x1a", _attribute(key, value)))
         parts.append(_field(b"\x5a", b"".join(event)))
     if span.error is None:
         parts.append(_FINE)
@@ -75,10 +68,8 @@ def encode_span(span: FinishedSpan) -> bytes:
     return b"".join(parts)
 
 
-def _known(tag: bytes, name: str, value: Value) -> bytes:
+def _known(name: str, value: str) -> bytes:
     """An attribute that other spans have too. Kept by name and value: a search by both at once takes five times as long."""
-    if not isinstance(value, str):
-        return _field(tag, _attribute(name, value))
     values = _kept.get(name)
     if values is None:
         values = _kept[name] = {}
@@ -86,14 +77,16 @@ def _known(tag: bytes, name: str, value: Value) -> bytes:
     if found is None:
         if len(values) >= _KEPT:
             values.clear()
-        found = values[value] = _attribute(name, value)
-    return _field(tag, found)
+        found = values[value] = _field(b"\x4a", _attribute(name, value))
+    return found
 
 
 def _attribute(name: str, value: Value) -> bytes:
     if isinstance(value, str):
         return _key(name) + _nested(value.encode("utf-8", "replace"))
-    return _key(name) + _field(b"\x12", b"\x18" + _varint(value & _MASK))
+    if 0 <= value < 0x80:
+        return _key(name) + b"\x12\x02\x18" + _BYTE[value]
+    return _key(name) + _field(b"\x12", b"\x18" + _varint(value if value >= 0 else value & _MASK))
 
 
 def _nested(text: bytes) -> bytes:
