@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from dispatcher.commands.client import Api, api_options, print_json, shown
+from dispatcher.commands.history_pages import tell_who_is_unknown
 from dispatcher.commands.tables import print_rows
 
 LIMIT: Final = 100
@@ -75,6 +76,7 @@ def failing(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> No
         )
     else:
         click.echo("nobody is failing", err=True)
+        tell_who_is_unknown(api, filters)
     if answer["cut"]:
         click.echo("there are more, which are not shown: --limit, or --tenant", err=True)
     if not answer["replicas"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,11 +17,13 @@ from dispatcher.commands.history_pages import (
     follow as follow_list,
     listed,
     place,
+    tell_there_are_none,
     tell_there_is_more,
     tell_what_is_missing,
 )
 from dispatcher.commands.interventions import say_commanded, wait_option
 from dispatcher.commands.tables import print_fields, print_rows
+from dispatcher.core.retry.records import FIRST_GENERATION
 from dispatcher.core.text.times import rfc3339
 
 
@@ -76,7 +78,7 @@ def list_(api: Api, *, as_json: bool, limit: int, follow: bool, **filters: str |
     if answer["deliveries"]:
         print_deliveries(answer["deliveries"])
     else:
-        click.echo("there are none like that in this time (--since, --until)", err=True)
+        tell_there_are_none(api, filters)
     tell_there_is_more(answer, limit)
     tell_what_is_missing(answer)
 
@@ -191,11 +193,18 @@ def _print(found: Mapping[str, Any], dead_letter: Mapping[str, Any] | None) -> N
     print_fields({name: value for name, value in fields.items() if name not in optional or value is not None})
 
 
-def _print_attempts(attempts: Iterable[Mapping[str, Any]]) -> None:
+def _print_attempts(attempts: Sequence[Mapping[str, Any]]) -> None:
+    """Attempts are counted anew in each generation, which stands beside them where there are several."""
+    generations = [each.get("generation", FIRST_GENERATION) for each in attempts]
+    again = any(generation != FIRST_GENERATION for generation in generations)
     print_rows(
-        ("attempt", "time", "decision", "answer", "took", "next", "replica", "triggered by", "said"),
+        (
+            *(("generation",) if again else ()),
+            *("attempt", "time", "decision", "answer", "took", "next", "replica", "triggered by", "said"),
+        ),
         (
             (
+                *((generation,) if again else ()),
                 each["attempt"],
                 rfc3339(each["time_ms"]),
                 each["decision"] + (f" ({each['reason']})" if each.get("reason") else ""),
@@ -206,7 +215,7 @@ def _print_attempts(attempts: Iterable[Mapping[str, Any]]) -> None:
                 each.get("triggered_by"),
                 _said(each),
             )
-            for each in attempts
+            for generation, each in zip(generations, attempts, strict=True)
         ),
         folded=("time", "decision", "answer", "took", "next", "replica", "triggered by", "said"),
     )

@@ -18,6 +18,7 @@ from dispatcher.commands.history_pages import (
     follow as follow_list,
     listed,
     place,
+    tell_there_are_none,
     tell_there_is_more,
     tell_what_is_missing,
 )
@@ -84,7 +85,7 @@ def list_(
             folded=("published", "type", "tenant", "source", "id"),
         )
     else:
-        click.echo("there are none like that in this time (--since, --until)", err=True)
+        tell_there_are_none(api, filters)
     tell_there_is_more(answer, limit)
     tell_what_is_missing(answer)
 

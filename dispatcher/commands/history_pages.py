@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from dispatcher.commands.client import Api, shown
+from dispatcher.commands.client import Api, ApiRefused, part, shown
 from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import parse_duration
 
@@ -20,6 +20,7 @@ FOLLOW: Final = click.option(
     "--follow", is_flag=True, help="Go on with what comes, one a line, until Ctrl-C."
 )
 
+_NOT_FOUND: Final = 404
 _POLL: Final = 2.0  # seconds between two looks at what has come
 _OVERLAP: Final = (
     300.0  # seconds: a delivery is listed by when it began, and known when its first attempt has ended
@@ -132,6 +133,27 @@ def tell_there_is_more(answer: Mapping[str, Any], limit: int) -> None:
     """On standard error."""
     if answer["next_cursor"] is not None:
         click.echo(f"there are more: --limit {limit * 10}, or --until with an earlier time", err=True)
+
+
+def tell_there_are_none(api: Api, filters: Mapping[str, object]) -> None:
+    """On standard error, and which subscription of the filters there is none of: one that is misspelt has nothing either."""
+    click.echo("there are none like that in this time (--since, --until)", err=True)
+    tell_who_is_unknown(api, filters)
+
+
+def tell_who_is_unknown(api: Api, filters: Mapping[str, object]) -> None:
+    """On standard error, where nothing was found: the subscription of the filters, if it isn't there."""
+    asked = filters.get("subscription")
+    if not isinstance(asked, str):
+        return
+    try:
+        api.get(f"/v1/subscriptions/{part(asked)}")
+    except ApiRefused as refused:
+        if refused.status == _NOT_FOUND:
+            click.echo(
+                shown(f"there is no subscription {asked}, or no longer: dispatcher subscriptions list"),
+                err=True,
+            )
 
 
 def place(source: Mapping[str, Any]) -> str:

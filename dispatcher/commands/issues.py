@@ -10,7 +10,7 @@ import click
 
 from dispatcher.commands.client import Api, api_options, part, print_json, shown
 from dispatcher.commands.group import Commands
-from dispatcher.commands.history_pages import LIMIT, a_time, tell_what_is_missing
+from dispatcher.commands.history_pages import LIMIT, a_time, tell_there_are_none, tell_what_is_missing
 from dispatcher.commands.tables import print_rows
 from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import parse_duration
@@ -93,7 +93,7 @@ def list_(api: Api, *, as_json: bool, limit: int, **filters: str | None) -> None
             folded=("tenant", "host", "last failure", "last success", "marked"),
         )
     else:
-        click.echo("there are none like that in this time (--since, --until)", err=True)
+        tell_there_are_none(api, filters)
     if answer["at_least"]:
         click.echo(
             "there may be more of each: the newest 100000 that aren't delivered were looked at", err=True

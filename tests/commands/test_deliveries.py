@@ -112,6 +112,23 @@ def test_a_delivery_is_shown_with_its_attempts(history_api: HistoryApi) -> None:
     assert [each["attempt"] for each in whole["attempts"]] == [1, 2]
 
 
+def test_attempts_of_several_generations_are_told_apart(history_api: HistoryApi) -> None:
+    """Each generation counts its attempts anew."""
+    again = {"v": 2, "generation": 2, "triggered_by": "operator ops"}
+    records = [
+        attempt(0, 700, "sub_again", decision="dead", reason="exhausted", v=2, time_ms=NOW - 900),
+        attempt(1, 700, "sub_again", time_ms=NOW - 800, **again),
+    ]
+    history_api.remember(batch(records, None, 2, partition=ATTEMPTS._replace(topic="seed of generations")))
+    (found,) = history_api.json("deliveries", "list", "--subscription", "sub_again")["deliveries"]
+    shown = history_api("deliveries", "show", found["id"]).stdout
+    assert "generation  attempt  time" in shown
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith(("1 ", "2 "))] == [
+        ["1", "1"],
+        ["2", "1"],
+    ]
+
+
 def test_the_dead_letter_of_a_delivery_is_named(history_api: HistoryApi) -> None:
     (found,) = history_api.json("deliveries", "list", "--state", "dead")["deliveries"]
     assert "partition 0 offset 0 (exhausted)" in history_api("deliveries", "show", found["id"]).stdout

@@ -39,3 +39,11 @@ def test_issues_are_listed_and_marked(site: Site) -> None:
     assert api.json("issues", "reopen", "sub_slow:timeout")["state"] == "open"
     one_line(api("issues", "acknowledge", "sub_slow:500"), "there is no issue")
     one_line(api("issues", "ignore", "sub_slow:timeout", "--for", "a while"), "--for", code=2)
+
+
+def test_a_list_without_rows_says_whose_name_is_nobodys(site: Site) -> None:
+    site.subscribe("sub_idle", "idle.*")
+    for command in (("issues", "list"), ("deliveries", "list"), ("failing",)):
+        said = site.api(*command, "--subscription", "sub_idel").stderr
+        assert "there is no subscription sub_idel, or no longer: dispatcher subscriptions list\n" in said
+        assert "there is no subscription" not in site.api(*command, "--subscription", "sub_idle").stderr
