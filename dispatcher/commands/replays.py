@@ -170,7 +170,7 @@ def show(api: Api, id_: str, *, follow: bool, wait: bool, as_json: bool) -> None
 @click.argument("id_", metavar="ID")
 @api_options
 def pause(api: Api, id_: str, *, as_json: bool) -> None:
-    """Send nothing more for now."""
+    """Send nothing more for now. What is under way still ends, and is counted."""
     _print(api.call("POST", f"{_path(id_)}/pause").json, as_json=as_json)
 
 

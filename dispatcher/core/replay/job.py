@@ -150,9 +150,9 @@ class ReplayJob:
         return None
 
     def seconds_left(self) -> float | None:
-        """How long it takes from now on, as far as that can be told."""
+        """How long it takes from now on, as far as that can be told; not while it is paused."""
         rate, fraction = self.per_second, self.fraction
-        if self.state.over or not rate or not fraction:
+        if self.state.over or self.state is JobState.PAUSED or not rate or not fraction:
             return None
         expected = self.written / fraction
         return max(0.0, expected - self.sent) / rate

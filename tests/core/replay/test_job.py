@@ -121,6 +121,7 @@ def test_progress_and_estimate_follow_from_what_is_read_and_sent() -> None:
     assert half.fraction == 0.5
     assert half.seconds_left() is None
     assert replace(half, per_second=10.0).seconds_left() == 12.0
+    assert replace(half, per_second=10.0).pause(5).seconds_left() is None, "until somebody resumes it"
     assert replace(half, ranges=()).fraction == 1.0
     assert replace(half, exhausted=True).fraction == 1.0
     by_time = replace(JOB, cursor=(1750, "x"))
