@@ -305,6 +305,8 @@ def test_lateness_and_lag_are_charted_and_a_tenants_figures_are_its_own(
 
 def test_the_portal_asks_for_a_link_where_the_api_lets_everybody_in(stage: Stage, window: Browser) -> None:
     """Without keys whoever comes is an operator, and a portal is a tenant's."""
+    assert stage.key is None
+    assert stage.call("GET", "/v1/session")["principal"]["scope"] == "operator"
     with opened(window, f"{stage.url}/portal") as (page, watch):
         settled(page)
         expect(page.get_by_text("Open the link that you were given")).to_be_visible()
