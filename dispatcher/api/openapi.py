@@ -258,17 +258,22 @@ def _not_null(field: dict[str, Any]) -> dict[str, Any]:
 def _headers(route: Route) -> list[dict[str, Any]]:
     wanted: list[tuple[str, str, dict[str, Any]]] = []
     if route.if_match:
-        wanted.append(("If-Match", "The version to change, as its ETag says.", {"pattern": _ETAGS}))
+        wanted.append(
+            ("If-Match", "The version to change, as its ETag says.", {"type": "string", "pattern": _ETAGS})
+        )
     if route.only_new:
-        wanted.append(("If-None-Match", "Only if there is none of this name yet.", {"enum": ["*"]}))
+        wanted.append(
+            ("If-None-Match", "Only if there is none of this name yet.", {"type": "string", "enum": ["*"]})
+        )
     if route.idempotent:
         pattern = r"^[\x21-\x7e]{1,255}$"
-        wanted.append(("Idempotency-Key", "The same in a repeated request.", {"pattern": pattern}))
-    if route.traced:
-        said = "Trace Context of an operator's request, which goes on with the events."
         wanted.append(
-            ("traceparent", said, {"pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"})
+            ("Idempotency-Key", "The same in a repeated request.", {"type": "string", "pattern": pattern})
         )
+    if route.traced:
+        # Whatever comes is taken, so no schema says that it would be refused.
+        said = "Trace Context of an operator's request, which goes on with the events; what is none is passed over."
+        wanted.append(("traceparent", said, {}))
         wanted.append(("tracestate", "The same.", {}))
     return [
         {
@@ -276,7 +281,7 @@ def _headers(route: Route) -> list[dict[str, Any]]:
             "in": "header",
             "required": False,
             "description": said,
-            "schema": {"type": "string", **form},
+            "schema": form,
         }
         for name, said, form in wanted
     ]
