@@ -69,7 +69,7 @@ def encode_span(span: FinishedSpan) -> bytes:
 
 
 def _known(name: str, value: str) -> bytes:
-    """An attribute that other spans have too. Kept by name and value: a search by both at once takes five times as long."""
+    """An attribute that other spans have too. Kept by name and then by value: a key of both would have to be made for each search."""
     values = _kept.get(name)
     if values is None:
         values = _kept[name] = {}
