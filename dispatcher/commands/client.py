@@ -35,6 +35,11 @@ class ApiRefused(click.ClickException):
         super().__init__(message)
         self.status = status
 
+    @property
+    def not_found(self) -> bool:
+        """Whether what was asked for isn't there."""
+        return self.status == 404
+
 
 class ApiAnswer(NamedTuple):
     """An answer of the API; `json` is None where it has none."""

@@ -20,7 +20,6 @@ FOLLOW: Final = click.option(
     "--follow", is_flag=True, help="Go on with what comes, one a line, until Ctrl-C."
 )
 
-_NOT_FOUND: Final = 404
 _POLL: Final = 2.0  # seconds between two looks at what has come
 _OVERLAP: Final = (
     300.0  # seconds: a delivery is listed by when it began, and known when its first attempt has ended
@@ -149,7 +148,7 @@ def tell_who_is_unknown(api: Api, filters: Mapping[str, object]) -> None:
     try:
         api.get(f"/v1/subscriptions/{part(asked)}")
     except ApiRefused as refused:
-        if refused.status == _NOT_FOUND:
+        if refused.not_found:
             click.echo(
                 shown(f"there is no subscription {asked}, or no longer: dispatcher subscriptions list"),
                 err=True,

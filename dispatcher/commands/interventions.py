@@ -91,7 +91,7 @@ def _followed(api: Api, command: Mapping[str, Any], wait: float) -> Any:
         try:
             found = api.get(f"/v1/deliveries/{part(command['delivery_id'])}")
         except ApiRefused as error:
-            if error.status != 404:  # a delivery that has never been before is not known at once
+            if not error.not_found:  # a delivery that has never been before is not known at once
                 raise
         else:
             if _is_over(found, command):

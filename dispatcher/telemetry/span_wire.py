@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from struct import Struct
-from typing import Final
+from typing import Final, cast
 
-from dispatcher.telemetry.spans import FinishedSpan, Value
+from dispatcher.telemetry.spans import FinishedSpan
 
 _CONSUMER: Final = b"\x30\x05"
 _CLIENT: Final = b"\x30\x03"
@@ -81,12 +81,16 @@ def _known(name: str, value: str) -> bytes:
     return found
 
 
-def _attribute(name: str, value: Value) -> bytes:
+def _attribute(name: str, value: object) -> bytes:
+    """`value` is a `Value`: compiled, what is no text in that union would be a number, and no truth value."""
     if isinstance(value, str):
         return _key(name) + _nested(value.encode("utf-8", "replace"))
-    if 0 <= value < 0x80:
-        return _key(name) + b"\x12\x02\x18" + _BYTE[value]
-    return _key(name) + _field(b"\x12", b"\x18" + _varint(value if value >= 0 else value & _MASK))
+    if isinstance(value, bool):
+        return _key(name) + (b"\x12\x02\x10\x01" if value else b"\x12\x02\x10\x00")
+    number = cast("int", value)
+    if 0 <= number < 0x80:
+        return _key(name) + b"\x12\x02\x18" + _BYTE[number]
+    return _key(name) + _field(b"\x12", b"\x18" + _varint(number if number >= 0 else number & _MASK))
 
 
 def _nested(text: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-Value = str | int
+Value = str | int | bool
 
 
 class FinishedSpan(NamedTuple):

@@ -16,7 +16,7 @@ from dispatcher.telemetry.spans import FinishedSpan
 RESOURCE = Resource({"service.name": "webhook-dispatcher"})
 
 texts = st.text(st.characters(codec="utf-8"), max_size=300)
-values = st.one_of(texts, st.integers(-(2**63), 2**63 - 1))
+values = st.one_of(texts, st.booleans(), st.integers(-(2**63), 2**63 - 1))
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 attributes = st.dictionaries(names, values, max_size=6)
 times = st.integers(0, 2**63 - 1)

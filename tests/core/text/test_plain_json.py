@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from dispatcher.core.text.plain_json import NotPlain, plain_json
 from dispatcher.core.text.yaml_document import DocumentError, parse
+from tests.core.nesting import NESTED
 
 TEXT = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
 VALUES = st.recursive(
@@ -50,8 +51,8 @@ def test_what_is_read_means_the_same_in_yaml(value: Any, indent: Any, ascii_only
         b'{"a": "\\u00e9"}',
         '{"a": "é"}'.encode(),
         b'{"a": 1} {"b": 2}',
-        b'{"a":' * 20_000,
-        b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+        b'{"a":' * NESTED,
+        b'{"a":' * NESTED + b"1" + b"}" * NESTED,
         b"{a: 1}",
         b'{"a": 1,}',
     ],
