@@ -152,7 +152,7 @@ class App:
                 settings.roles,
                 self.problems,
                 self.warnings,
-                lambda: None if self._engine is None else self._engine.report(),
+                lambda elsewhere: None if self._engine is None else self._engine.report(elsewhere),
                 history,
             ),
             wall=time.time,

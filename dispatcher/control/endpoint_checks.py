@@ -225,7 +225,8 @@ class EndpointChecks:
             parts.append((self._replica, _as_trouble(id, own)))
         found = together(parts)
         noted = self._registry.failing(id)
-        since = [trouble.since_ms for _, trouble in parts if trouble.since_ms is not None]
+        says = [each.trouble.since_ms for each in seen if each.trouble is not None]
+        since = [each for each in says if each is not None]
         if noted is not None:
             since.append(round(noted * 1000))
         return SubscriptionHealth(

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from dispatcher.__about__ import __version__
 from dispatcher.broker.base import Broker, BrokerError, MadeAnew, Message, Reader, Record, UnreadableRecord
 from dispatcher.control.log import sliced
+from dispatcher.core.cluster.merge import Elsewhere, elsewhere
 from dispatcher.core.cluster.record import (
     HistoryState,
     InvalidReplica,
@@ -83,8 +84,8 @@ class Sources(NamedTuple):
     roles: Sequence[str]
     problems: Callable[[], Sequence[str]]
     warnings: Callable[[], Sequence[str]]
-    deliveries: Callable[[], Awaitable[DeliveryReport] | None]
-    """None where this process delivers nothing, or not yet."""
+    deliveries: Callable[[Elsewhere], Awaitable[DeliveryReport] | None]
+    """Told what the others say; None where this process delivers nothing, or not yet."""
     history: HistoryProgress | None
 
 
@@ -169,7 +170,7 @@ class Replicas:
 
     async def look(self) -> ReplicaRecord:
         """See what this process is like now."""
-        asked = self._sources.deliveries()
+        asked = self._sources.deliveries(elsewhere(self.all(), self.replica))
         self._own = record = self._record(None if asked is None else await asked)
         return record
 

@@ -7,6 +7,7 @@ and the health of subscriptions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -174,7 +175,23 @@ class Endpoints:
             subscription_id=delivery.subscription.id if scope == "subscription" else None,
         )
 
+    def recovered_elsewhere(self, subscription_id: str, at: float) -> None:
+        """Another process has delivered to it `at` that time (Unix seconds): what failed here before then is over.
+
+        Without that a process that was given nothing more for the endpoint would call it failing for as long as it runs.
+        """
+        known = self._healths.find(subscription_id)
+        if known is not None and known.recovered_elsewhere(at - self._wall() + self._clock()):
+            self.failing.pop(subscription_id, None)
+
     # For those who ask.
+
+    def delivered_at(self, subscription_id: str) -> float | None:
+        """When something was delivered to it last (Unix seconds), if anything was while it is remembered."""
+        known = self._healths.find(subscription_id)
+        if known is None or math.isinf(known.well_at):
+            return None
+        return known.well_at + self._wall() - self._clock()
 
     def breakers_open(self) -> dict[tuple[str, ...], float]:
         """How many, by scope."""

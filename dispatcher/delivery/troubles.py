@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from heapq import nsmallest
 from typing import Final, NamedTuple, TypeVar
 
+from dispatcher.core.cluster.merge import Elsewhere
 from dispatcher.core.cluster.record import Trouble
 from dispatcher.core.endpoint.breaker import State
 from dispatcher.core.subscription.model import Status, Subscription
@@ -47,6 +48,7 @@ class DeliveryReport(NamedTuple):
     breakers: Mapping[str, int]
     troubles: Sequence[Trouble]
     troubles_total: int
+    recovered: Mapping[str, int]
 
 
 class _WaitingFor:
@@ -94,8 +96,10 @@ class Troubles:
         self._clock = clock
         self._wall = wall
 
-    async def report(self, most: int) -> DeliveryReport:
-        """As of now, with at most so many subscriptions in trouble."""
+    async def report(self, most: int, elsewhere: Elsewhere) -> DeliveryReport:
+        """As of now, with at most so many subscriptions in trouble, and after what is known elsewhere of the same subscriptions."""
+        async for id_, at in _turning(elsewhere.delivered.items()):
+            self._endpoints.recovered_elsewhere(id_, at / 1000)
         partitions: dict[str, list[int]] = {}
         for membership in self._memberships:
             for partition in membership.trackers:
@@ -115,7 +119,19 @@ class Troubles:
             breakers={scope: round(count) for (scope,), count in self._endpoints.breakers_open().items()},
             troubles=troubles,
             troubles_total=total,
+            recovered=await self._recovered(elsewhere.failed, most),
         )
+
+    async def _recovered(self, failed: Mapping[str, int], most: int) -> dict[str, int]:
+        """Those that others say fail, and to which this process has delivered after their last failure."""
+        found: dict[str, int] = {}
+        async for id_, failed_ms in _turning(failed.items()):
+            delivered = self._endpoints.delivered_at(id_)
+            if delivered is not None and delivered * 1000 >= failed_ms and id_ not in self._endpoints.failing:
+                found[id_] = round(delivered * 1000)
+                if len(found) >= most:
+                    break
+        return found
 
     async def _worst(self, most: int) -> tuple[tuple[Trouble, ...], int]:
         waiting = await self._waiting()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 from orjson import loads
 
 from dispatcher.control.cluster import ClusterView, Seen
@@ -142,8 +143,9 @@ async def test_health_is_of_all_replicas_that_have_something_to_say(plane: Plane
             return self
 
     plane.plane.attach(Engine())
-    # What this process says in the topic is a little old: it is told what it knows itself.
-    others.append(Seen(health.replica, trouble, cut=False))
+    # What this process says in the topic is a little old: it is told what it knows itself. Since when it fails, only its record says.
+    others.append(Seen(health.replica, replace(trouble, since_ms=4000), cut=False))
+    assert plane.checks.health(id_, tenant="acme").failing_since_ms == 4000
     plane.registry.note_failing(id_, 3.0)
     health = plane.checks.health(id_, tenant="acme")
     assert health.success_rate == 13 / 16

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition
 from dispatcher.control.replicas import HEARTBEAT, INTERVAL, OLD, Replicas, SharedProgress, Sources
+from dispatcher.core.cluster.merge import NOTHING_ELSEWHERE, Elsewhere
 from dispatcher.core.cluster.record import ReplicaRecord, Trouble, read_replica, write_replica
 from dispatcher.delivery.troubles import DeliveryReport
 from tests.fakes import MemoryBroker
@@ -50,11 +51,14 @@ class Process:
         self.in_trouble: Sequence[Trouble] = ()
         self.lanes = 1
         self.looks = 0
+        self.recovered: dict[str, int] = {}
+        self.elsewhere = NOTHING_ELSEWHERE
         sources = Sources(("deliver",), lambda: self.problems, lambda: ["a warning"], self._look, history)
         self.replicas = Replicas(broker, TOPIC.topic, name, sources, wall=wall)
 
-    async def _look(self) -> DeliveryReport:
+    async def _look(self, elsewhere: Elsewhere) -> DeliveryReport:
         self.looks += 1
+        self.elsewhere = elsewhere
         return DeliveryReport(
             {"events": (0,)},
             {"events": 3},
@@ -66,6 +70,7 @@ class Process:
             {},
             tuple(self.in_trouble),
             len(self.in_trouble),
+            self.recovered,
         )
 
     def known(self) -> dict[str, ReplicaRecord]:
@@ -103,6 +108,18 @@ async def test_each_process_knows_all_others_as_they_say_they_are() -> None:
         one.problems.append("the broker is away")
         await asyncio.sleep(INTERVAL + 0.5)
         assert two.known()["one:1"].problems == ("the broker is away",)
+
+
+async def test_each_is_told_what_the_others_say_of_the_same_subscriptions() -> None:
+    broker = MemoryBroker()
+    one, two = Process(broker, "one:1"), Process(broker, "two:1")
+    one.in_trouble = [Trouble(subscription_id="sub", since_ms=100, last_ms=200)]
+    async with running(one, two):
+        await asyncio.sleep(INTERVAL + 1)
+        assert (one.elsewhere, two.elsewhere) == (Elsewhere({}, {}), Elsewhere({"sub": 200}, {}))
+        two.recovered = {"sub": 300}
+        await asyncio.sleep(2 * INTERVAL)
+        assert (one.elsewhere, two.elsewhere) == (Elsewhere({}, {"sub": 300}), Elsewhere({"sub": 200}, {}))
 
 
 async def test_a_record_is_written_when_something_has_changed_and_now_and_then_all_the_same() -> None:
@@ -207,7 +224,7 @@ async def test_a_look_that_fails_ends_the_view_and_nothing_else() -> None:
     broker = MemoryBroker()
     process = Process(broker, "one:1")
 
-    async def broken() -> Any:
+    async def broken(_: Elsewhere) -> Any:
         raise RuntimeError("a bug")
 
     process.replicas._sources = process.replicas._sources._replace(deliveries=broken)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from dispatcher.core.cluster.merge import Elsewhere
 from dispatcher.core.request.results import Failure, Reason, Response
 from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.subscription.model import Status
@@ -61,6 +62,36 @@ async def test_an_open_breaker_is_told_with_what_is_parked_behind_it() -> None:
         assert trouble.next_ms is not None
         assert trouble.oldest_ms is not None
         assert found.partitions["dispatcher.retry.parked"] == (0,)
+
+
+async def test_what_another_process_has_delivered_to_since_fails_no_longer_and_the_other_way_round() -> None:
+    async with running(FixedRegistry(subscription("sub", retry=ONCE))) as world:
+        answers = [Response(503)]
+        world.transport.answer = lambda *_: (0.5, answers[0])
+        world.broker.append(event(1))
+        await until(lambda: len(world.dead()) == 1)
+        (trouble,) = (await world.engine.report()).troubles
+        failed = trouble.last_ms or 0
+        for at in (failed - 1000, failed + 1000):
+            found = await world.engine.report(Elsewhere({"sub": failed}, {"sub": at}))
+            assert (found.troubles_total, found.recovered) == (int(at < failed), {})
+        await asyncio.sleep(100)
+        world.broker.append(event(2))
+        await until(lambda: len(world.dead()) == 2)
+        (trouble,) = (await world.engine.report()).troubles
+        assert (trouble.since_ms or 0) >= failed + 100_000, "what fails now is another outage"
+        await world.engine.report(Elsewhere({}, {"sub": failed + 1000}))
+        assert (await world.engine.report()).troubles_total == 1, "that was before"
+        assert (await world.engine.report(Elsewhere({"sub": failed}, {}))).recovered == {}
+        answers[0] = Response(200)
+        await asyncio.sleep(1)
+        world.broker.append(event(3))
+        await until(lambda: world.metrics.delivered == 1)
+        later = (trouble.last_ms or 0) + 100_000
+        found = await world.engine.report(Elsewhere({"sub": trouble.last_ms or 0, "other": 1}, {}))
+        assert found.recovered.keys() == {"sub"}
+        assert (trouble.last_ms or 0) < found.recovered["sub"] < later
+        assert (await world.engine.report(Elsewhere({"sub": later}, {}))).recovered == {}
 
 
 async def test_those_that_fail_for_longest_are_named_where_not_all_can_be() -> None:

@@ -51,6 +51,34 @@ def merged(records: Iterable[ReplicaRecord]) -> dict[str, Failing]:
     return found
 
 
+class Elsewhere(NamedTuple):
+    """What the other processes have seen of subscriptions last: by id, in Unix ms by their clocks."""
+
+    failed: Mapping[str, int]
+    """When an attempt failed last, of those that some process says fail."""
+    delivered: Mapping[str, int]
+    """When something was delivered, of those that some process has said fail."""
+
+
+NOTHING_ELSEWHERE: Final = Elsewhere({}, {})
+
+
+def elsewhere(records: Iterable[ReplicaRecord], replica: str) -> Elsewhere:
+    """What all but the process of that name say."""
+    failed: dict[str, int] = {}
+    delivered: dict[str, int] = {}
+    for record in records:
+        if record.replica == replica:
+            continue
+        for trouble in record.troubles:
+            if trouble.since_ms is not None and trouble.last_ms is not None:
+                id_ = trouble.subscription_id
+                failed[id_] = max(trouble.last_ms, failed.get(id_, 0))
+        for id_, at in record.recovered.items():
+            delivered[id_] = max(at, delivered.get(id_, 0))
+    return Elsewhere(failed, delivered)
+
+
 def together(replica_troubles: Iterable[tuple[str, Trouble]]) -> Failing | None:
     """What several processes say of one subscription; None where none says anything."""
     found: Failing | None = None

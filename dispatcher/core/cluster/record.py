@@ -93,6 +93,8 @@ class ReplicaRecord(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=Tru
     troubles: tuple[Trouble, ...] = ()
     """The worst first."""
     troubles_total: _Count = 0
+    recovered: dict[_Text, _Count] = {}
+    """Subscriptions that another process says fail, and to which this one has delivered since: when, in Unix ms."""
     history: HistoryState | None = None
     v: int = 1
 

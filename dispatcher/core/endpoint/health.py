@@ -130,6 +130,19 @@ class EndpointHealth:
         self._look_at = now + LOOK
         return True
 
+    @property
+    def well_at(self) -> float:
+        """When an attempt was acknowledged last; minus infinity if none was."""
+        return self._well_at
+
+    def recovered_elsewhere(self, at: float) -> bool:
+        """Another process has had something acknowledged `at` that time; whether that ends the failures that this one has seen."""
+        if self._failing is None or self.last_failure_at > at:
+            return False
+        self._failing = None
+        self._known = False
+        return True
+
     def failed(
         self, seconds: float, what: str, now: float, noted: float | None, patience: float, silence: float
     ) -> Streak:

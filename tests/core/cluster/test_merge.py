@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dispatcher.core.cluster.merge import merged, together, worst_first
+from msgspec.structs import replace
+
+from dispatcher.core.cluster.merge import Elsewhere, elsewhere, merged, together, worst_first
 from dispatcher.core.cluster.record import ReplicaRecord, Trouble
 
 
@@ -96,3 +98,15 @@ def test_those_that_fail_for_longest_come_first_and_those_that_only_wait_last() 
         "waits",
         "waits_less",
     ]
+
+
+def test_of_what_others_say_the_latest_counts_and_what_only_waits_is_no_failure() -> None:
+    records = [
+        record("a", trouble("one", since_ms=1, last_ms=10), trouble("waits", parked=3, last_ms=5)),
+        record("b", trouble("one", since_ms=1, last_ms=20), trouble("two", since_ms=1, last_ms=7)),
+        replace(record("c"), recovered={"one": 15, "two": 8}),
+        replace(record("d"), recovered={"one": 12}),
+    ]
+    assert elsewhere(records, "nobody") == Elsewhere({"one": 20, "two": 7}, {"one": 15, "two": 8})
+    assert elsewhere(records, "b") == Elsewhere({"one": 10}, {"one": 15, "two": 8})
+    assert elsewhere(records, "c").delivered == {"one": 12}
