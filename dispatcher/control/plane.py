@@ -19,6 +19,7 @@ from dispatcher.control.catalogue import Catalogue
 from dispatcher.control.checker import Checker
 from dispatcher.control.creation import Creation
 from dispatcher.control.endpoint_checks import EndpointChecks, HealthSource
+from dispatcher.control.file_memory import FileMemory
 from dispatcher.control.groups import StoredMemory
 from dispatcher.control.listing import Listing
 from dispatcher.control.operational_events import DISABLED, EXHAUSTED, Announcer
@@ -76,6 +77,7 @@ class ControlPlane:
             if store is not None
             else ControlStore(settings, broker, registry, guard, wall=wall, on_failure=on_failure)
         )
+        self._file = FileMemory(self.store.files, settings, registry)
         signer = make_signer(settings)
         self.portal = PortalSessions(
             self.store.portal_sessions,
@@ -129,6 +131,7 @@ class ControlPlane:
         """
         await self.store.start()
         await self.store.wait_loaded()
+        self._tasks.start(self._file.run(), "memory of the subscriptions file")
         self._tasks.start(self._validator.run(), "validation")
         self._tasks.start(self.announcer.run(), "operational events")
         if self._audits:
@@ -156,7 +159,8 @@ class ControlPlane:
 
     def warnings(self) -> list[str]:
         """Troubles that don't stop the control plane, a sentence each."""
-        found = [warning for warning in (self.store.warning, self.audit.warning) if warning is not None]
+        said = (self.store.warning, self.audit.warning, self._file.warning)
+        found = [warning for warning in said if warning is not None]
         return found + [
             f"{count} {'subscription is' if count == 1 else 'subscriptions are'} not delivered to, reason {reason}: {_REMEDIES[reason]};"
             " what matches meanwhile is kept for subscription.pause_keeps"

@@ -11,6 +11,7 @@ What is kept under which key:
 - `key:<id>`, `event-type:<name>`: API keys and the catalogue.
 - `quotas:<tenant>`: what an operator has given one tenant in the place of the settings' quotas.
 - `group:<name>`: which topics a consumer group has begun to read (`groups.py`).
+- `file:<group>`: how many subscriptions a consumer group has had by a file (`file_memory.py`).
 - `portal-session:<id>`, `portal-image:<id>`: who is let into the portal, and what it shows (`portal.py`).
 - `issue:<subscription>:<cause>`: what somebody said about an issue (`issues.py`).
 - `skip:<partition>:<offset>:<topic>:<id>`: a batch that an operator has given up reading (`core/control/skips.py`). It has no version
@@ -32,7 +33,7 @@ from typing import Any, Final
 import structlog
 
 from dispatcher.broker.base import Broker
-from dispatcher.control import groups
+from dispatcher.control import file_memory, groups
 from dispatcher.control.documents import Documents, Idempotency, Silence, Stored, StoredSecret
 from dispatcher.control.errors import VersionMismatch
 from dispatcher.control.log import WRITE_TIMEOUT, ControlLog, sliced
@@ -109,6 +110,7 @@ class ControlStore:
         self.groups: Table[groups.Topics] = Table(
             self._log, "group", groups.to_document, groups.from_document
         )
+        self.files: Table[int] = Table(self._log, "file", file_memory.to_document, file_memory.from_document)
         self.portal_sessions: Table[PortalSession] = Table(
             self._log, "portal-session", PortalSession.to_document, PortalSession.from_document
         )
@@ -127,6 +129,7 @@ class ControlStore:
         kinds.add(self.event_types.kind)
         kinds.add(self.quotas.kind)
         kinds.add(self.groups.kind)
+        kinds.add(self.files.kind)
         kinds.add(self.portal_sessions.kind)
         kinds.add(self.portal_images.kind)
         kinds.add(self.issues.kind)

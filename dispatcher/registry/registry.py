@@ -209,6 +209,11 @@ class Registry:
         """Whether the file has it. Then that is what is in force."""
         return id in self._entries
 
+    @property
+    def file_count(self) -> int:
+        """How many the file has."""
+        return len(self._entries)
+
     def file_ids(self) -> Sequence[str]:
         """The ids of the file's, sorted; not to be changed."""
         if self._file_ids is None or self._file_ids[0] is not self._entries:

@@ -71,6 +71,7 @@ class MemoryStore(ControlStore):
         self.portal_sessions: MemoryTable[PortalSession] = MemoryTable()
         self.portal_images: MemoryTable[PortalImage] = MemoryTable()
         self.quotas: Table[Overrides] = MemoryTable()
+        self.files: Table[int] = MemoryTable()
         self.before_write: Callable[[], None] | None = None
         self.away = False
         self.reading = False
