@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from dispatcher.control.errors import Unavailable, VersionMismatch
+from dispatcher.control.errors import TooLarge, Unavailable, VersionMismatch
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.groups import Settings
 
@@ -76,8 +76,8 @@ class FileMemory:
             return None
         were = "1 subscription" if row.value == 1 else f"{row.value} subscriptions"
         return (
-            f"subscriptions_file is not set, and the group {self._group} has had {were} by a file: nothing is delivered to them."
-            " Name the file (--subscriptions), or once one with `subscriptions: []` if they are meant to be gone"
+            f"subscriptions_file is not set, and the group {self._group} had {were} by a file when it was last started with one:"
+            " nothing is delivered to these. Name the file (--subscriptions), or once one with `subscriptions: []` if they are meant to be gone"
         )
 
     async def run(self) -> None:
@@ -98,7 +98,7 @@ class FileMemory:
                     written = count
                 except VersionMismatch:
                     pass  # another replica was first
-                except Unavailable as error:
+                except (Unavailable, TooLarge) as error:
                     log.info(
                         "whether there is a subscriptions file can't be written down yet", error=str(error)
                     )

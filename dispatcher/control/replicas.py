@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from dispatcher.__about__ import __version__
 from dispatcher.broker.base import Broker, BrokerError, MadeAnew, Message, Reader, Record, UnreadableRecord
 from dispatcher.control.log import sliced
-from dispatcher.core.cluster.merge import Elsewhere, elsewhere
+from dispatcher.core.cluster.merge import Elsewhere
 from dispatcher.core.cluster.record import (
     HistoryState,
     InvalidReplica,
@@ -170,9 +170,19 @@ class Replicas:
 
     async def look(self) -> ReplicaRecord:
         """See what this process is like now."""
-        asked = self._sources.deliveries(elsewhere(self.all(), self.replica))
+        asked = self._sources.deliveries(await self._elsewhere())
         self._own = record = self._record(None if asked is None else await asked)
         return record
+
+    async def _elsewhere(self) -> Elsewhere:
+        """What the others say of subscriptions; nothing, where this process delivers to none."""
+        found = Elsewhere()
+        if "deliver" in self._sources.roles:
+            for record, heard in list(self._heard.values()):
+                if record.replica != self.replica and (record.troubles or record.recovered):
+                    found.add(record, round((self._wall() - self._clock() + heard) * 1000))
+                    await asyncio.sleep(0)  # a thousand subscriptions each, perhaps
+        return found
 
     def _record(self, deliveries: DeliveryReport | None) -> ReplicaRecord:
         sources = self._sources

@@ -27,6 +27,9 @@ from dispatcher.settings.groups import Settings
 log = structlog.get_logger(__name__)
 
 _AGING: Final = 3600.0  # seconds after which the health of a silent subscription is forgotten, or twice that
+_BELIEVED_AFTER: Final = (
+    10.0  # seconds without a failure here until another process is believed that the endpoint is well
+)
 _BREAKERS: Final = {State.CLOSED: "closed", State.OPEN: "open", State.PROBING: "half-open"}
 
 
@@ -176,12 +179,15 @@ class Endpoints:
         )
 
     def recovered_elsewhere(self, subscription_id: str, at: float) -> None:
-        """Another process has delivered to it `at` that time (Unix seconds): what failed here before then is over.
+        """Another process has delivered to it `at` that time (Unix seconds): what failed here before then is over, but for the last seconds.
 
         Without that a process that was given nothing more for the endpoint would call it failing for as long as it runs.
         """
         known = self._healths.find(subscription_id)
-        if known is not None and known.recovered_elsewhere(at - self._wall() + self._clock()):
+        now = self._clock()
+        at = min(at - self._wall() + now, now - _BELIEVED_AFTER)
+        since = self.failing.get(subscription_id, now)
+        if known.recovered_elsewhere(at) if known is not None else since <= at:
             self.failing.pop(subscription_id, None)
 
     # For those who ask.
@@ -209,6 +215,7 @@ class Endpoints:
         if known is not None and known.tenant != subscription.tenant:
             # What went wrong for the id's former owner is none of the new one's business.
             self._healths.forget(subscription_id)
+            self.failing.pop(subscription_id, None)
             known = None
         lane = self._lanes.find(subscription.origin)
         share = None if lane is None else lane.find(subscription_id)

@@ -26,7 +26,7 @@ from typing import Final
 import structlog
 
 from dispatcher.broker.base import Broker, GroupMemory, NoMemory
-from dispatcher.core.cluster.merge import NOTHING_ELSEWHERE, Elsewhere
+from dispatcher.core.cluster.merge import Elsewhere
 from dispatcher.core.cluster.record import MOST_TROUBLES
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
@@ -399,13 +399,13 @@ class Engine:
         return self._late or self._lanes.queued > 0
 
     async def report(
-        self, elsewhere: Elsewhere = NOTHING_ELSEWHERE, *, most: int = MOST_TROUBLES
+        self, elsewhere: Elsewhere | None = None, *, most: int = MOST_TROUBLES
     ) -> DeliveryReport:
         """What this process's deliveries are like now, with at most so many subscriptions in trouble.
 
-        `elsewhere` is what the other processes say: to whom they have delivered meanwhile fails here no longer.
+        `elsewhere` is what the other processes say: to whom they have delivered meanwhile fails here no longer, if nothing waits for it here.
         """
-        return await self._troubles.report(most, elsewhere)
+        return await self._troubles.report(most, elsewhere or Elsewhere())
 
     async def stop(self, drain: float) -> None:
         """Take up nothing new, let what is under way end within `drain` seconds, commit, leave the group."""

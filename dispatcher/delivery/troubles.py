@@ -98,8 +98,11 @@ class Troubles:
 
     async def report(self, most: int, elsewhere: Elsewhere) -> DeliveryReport:
         """As of now, with at most so many subscriptions in trouble, and after what is known elsewhere of the same subscriptions."""
+        waiting = await self._waiting()
         async for id_, at in _turning(elsewhere.delivered.items()):
-            self._endpoints.recovered_elsewhere(id_, at / 1000)
+            # For whatever waits here this process finds out by itself, and perhaps it alone doesn't reach the endpoint.
+            if id_ in self._endpoints.failing and id_ not in waiting and not self._busy(id_):
+                self._endpoints.recovered_elsewhere(id_, at / 1000)
         partitions: dict[str, list[int]] = {}
         for membership in self._memberships:
             for partition in membership.trackers:
@@ -107,7 +110,7 @@ class Troubles:
         lag: dict[str, int] = {}
         for (topic, *_), count in lag_of(self._memberships, self._retries, self._backlogs).items():
             lag[topic] = lag.get(topic, 0) + round(count)
-        troubles, total = await self._worst(most)
+        troubles, total = await self._worst(most, waiting)
         return DeliveryReport(
             partitions={topic: tuple(sorted(numbers)) for topic, numbers in sorted(partitions.items())},
             lag=dict(sorted(lag.items())),
@@ -133,8 +136,14 @@ class Troubles:
                     break
         return found
 
-    async def _worst(self, most: int) -> tuple[tuple[Trouble, ...], int]:
-        waiting = await self._waiting()
+    def _busy(self, id_: str) -> bool:
+        """Whether something is queued for it or under way."""
+        subscription = self._registry.index.get(id_)
+        lane = None if subscription is None else self._lanes.find(subscription.origin)
+        share = None if lane is None else lane.find(id_)
+        return share is not None and bool(share.queued or share.in_flight)
+
+    async def _worst(self, most: int, waiting: Mapping[str, _WaitingFor]) -> tuple[tuple[Trouble, ...], int]:
         index = self._registry.index
         failing = self._endpoints.failing
         ahead = self._wall() - self._clock()

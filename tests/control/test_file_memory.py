@@ -61,7 +61,7 @@ async def test_a_start_without_the_file_says_what_is_missing_until_a_file_is_nam
     await one.stops()
     with capture_logs() as logs:
         warning = (await one.starts(None)).warning or ""
-    assert "the group dispatcher has had 2 subscriptions by a file" in warning
+    assert "the group dispatcher had 2 subscriptions by a file" in warning
     assert "--subscriptions" in warning
     assert [line["log_level"] for line in logs if line["event"] == "the subscriptions file is missing"] == [
         "warning"

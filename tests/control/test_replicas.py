@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.broker.base import BrokerUnavailable, StoredRecord, TopicPartition
 from dispatcher.control.replicas import HEARTBEAT, INTERVAL, OLD, Replicas, SharedProgress, Sources
-from dispatcher.core.cluster.merge import NOTHING_ELSEWHERE, Elsewhere
+from dispatcher.core.cluster.merge import Elsewhere
 from dispatcher.core.cluster.record import ReplicaRecord, Trouble, read_replica, write_replica
 from dispatcher.delivery.troubles import DeliveryReport
 from tests.fakes import MemoryBroker
@@ -46,13 +46,19 @@ class Progress:
 class Process:
     """One process: what it says, and what it knows."""
 
-    def __init__(self, broker: MemoryBroker, name: str, history: Progress | None = None) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        name: str,
+        history: Progress | None = None,
+        wall: Callable[[], float] = wall,
+    ) -> None:
         self.problems: list[str] = []
         self.in_trouble: Sequence[Trouble] = ()
         self.lanes = 1
         self.looks = 0
         self.recovered: dict[str, int] = {}
-        self.elsewhere = NOTHING_ELSEWHERE
+        self.elsewhere = Elsewhere()
         sources = Sources(("deliver",), lambda: self.problems, lambda: ["a warning"], self._look, history)
         self.replicas = Replicas(broker, TOPIC.topic, name, sources, wall=wall)
 
@@ -116,10 +122,24 @@ async def test_each_is_told_what_the_others_say_of_the_same_subscriptions() -> N
     one.in_trouble = [Trouble(subscription_id="sub", since_ms=100, last_ms=200)]
     async with running(one, two):
         await asyncio.sleep(INTERVAL + 1)
-        assert (one.elsewhere, two.elsewhere) == (Elsewhere({}, {}), Elsewhere({"sub": 200}, {}))
+        assert (one.elsewhere.failed, two.elsewhere.failed) == ({}, {"sub": 200})
         two.recovered = {"sub": 300}
         await asyncio.sleep(2 * INTERVAL)
-        assert (one.elsewhere, two.elsewhere) == (Elsewhere({}, {"sub": 300}), Elsewhere({"sub": 200}, {}))
+        assert (one.elsewhere.delivered, two.elsewhere.delivered) == ({"sub": 300}, {})
+
+
+async def test_what_one_says_whose_clock_is_another_is_by_the_clock_of_who_hears_it() -> None:
+    broker = MemoryBroker()
+    slow = 3600.0
+    one, two = Process(broker, "one:1"), Process(broker, "two:1", wall=lambda: wall() - slow)
+    async with running(one, two):
+        await asyncio.sleep(1)
+        failed, delivered = round(wall() * 1000), round((wall() - slow) * 1000)
+        one.in_trouble = [Trouble(subscription_id="sub", since_ms=100, last_ms=failed)]
+        two.recovered = {"sub": delivered}
+        await asyncio.sleep(3 * INTERVAL)
+        assert one.elsewhere.delivered["sub"] == pytest.approx(delivered + slow * 1000, abs=3000)
+        assert two.elsewhere.failed["sub"] == pytest.approx(failed - slow * 1000, abs=3000)
 
 
 async def test_a_record_is_written_when_something_has_changed_and_now_and_then_all_the_same() -> None:

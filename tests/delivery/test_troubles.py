@@ -64,7 +64,62 @@ async def test_an_open_breaker_is_told_with_what_is_parked_behind_it() -> None:
         assert found.partitions["dispatcher.retry.parked"] == (0,)
 
 
-async def test_what_another_process_has_delivered_to_since_fails_no_longer_and_the_other_way_round() -> None:
+def heard(*, failed: int | None = None, delivered: int | None = None) -> Elsewhere:
+    """What others say of `sub`, in Unix ms."""
+    found = Elsewhere()
+    if failed is not None:
+        found.failed["sub"] = failed
+    if delivered is not None:
+        found.delivered["sub"] = delivered
+    return found
+
+
+async def test_what_another_process_has_delivered_to_since_fails_no_longer() -> None:
+    async with running(FixedRegistry(subscription("sub", retry=ONCE))) as world:
+        world.transport.answer = lambda *_: (0.5, Response(503))
+        world.broker.append(event(1))
+        await until(lambda: len(world.dead()) == 1)
+        (trouble,) = (await world.engine.report()).troubles
+        failed = trouble.last_ms or 0
+        await asyncio.sleep(2)
+        assert (await world.engine.report(heard(delivered=failed + 1000))).troubles_total == 1, "a moment ago"
+        await asyncio.sleep(10)
+        assert (await world.engine.report(heard(delivered=failed - 1000))).troubles_total == 1, "before that"
+        assert (await world.engine.report(heard(delivered=failed + 1000))).troubles_total == 0
+        await asyncio.sleep(100)
+        world.broker.append(event(2))
+        await until(lambda: len(world.dead()) == 2)
+        (trouble,) = (await world.engine.report()).troubles
+        assert (trouble.since_ms or 0) >= failed + 100_000, "what fails now is another outage"
+
+
+async def test_what_waits_here_for_an_endpoint_fails_whatever_another_process_has_delivered() -> None:
+    """It alone may not reach the endpoint, and nobody would see that."""
+    async with running(FixedRegistry(subscription("sub", retry=RetryPolicy((20.0,) * 30, 0.0)))) as world:
+        world.transport.answer = lambda *_: (5.0, Failure(Reason.CONNECT_FAILED, "no way there"))
+        world.broker.append(event(1))
+        await asyncio.sleep(6)
+        since = [(await world.engine.report()).troubles[0].since_ms]
+        for _ in range(50):
+            await asyncio.sleep(1)
+            found = await world.engine.report(heard(delivered=2**53))
+            since += [trouble.since_ms for trouble in found.troubles] or [None]
+        assert set(since) == {since[0]}
+
+
+async def test_what_failed_for_the_former_owner_of_an_id_is_not_told_of_the_new_one() -> None:
+    registry = FixedRegistry(subscription("sub", retry=ONCE, tenant="a"))
+    async with running(registry) as world:
+        world.transport.answer = lambda *_: (0.5, Response(503))
+        world.broker.append(event(1, tenant="a"))
+        await until(lambda: len(world.dead()) == 1)
+        assert (await world.engine.report()).troubles_total == 1
+        registry.index = registry.index.replaced(subscription("sub", retry=ONCE, tenant="b"))
+        await world.engine.report()
+        assert (await world.engine.report()).troubles_total == 0
+
+
+async def test_it_says_to_whom_it_has_delivered_after_another_one_failed() -> None:
     async with running(FixedRegistry(subscription("sub", retry=ONCE))) as world:
         answers = [Response(503)]
         world.transport.answer = lambda *_: (0.5, answers[0])
@@ -72,26 +127,14 @@ async def test_what_another_process_has_delivered_to_since_fails_no_longer_and_t
         await until(lambda: len(world.dead()) == 1)
         (trouble,) = (await world.engine.report()).troubles
         failed = trouble.last_ms or 0
-        for at in (failed - 1000, failed + 1000):
-            found = await world.engine.report(Elsewhere({"sub": failed}, {"sub": at}))
-            assert (found.troubles_total, found.recovered) == (int(at < failed), {})
-        await asyncio.sleep(100)
-        world.broker.append(event(2))
-        await until(lambda: len(world.dead()) == 2)
-        (trouble,) = (await world.engine.report()).troubles
-        assert (trouble.since_ms or 0) >= failed + 100_000, "what fails now is another outage"
-        await world.engine.report(Elsewhere({}, {"sub": failed + 1000}))
-        assert (await world.engine.report()).troubles_total == 1, "that was before"
-        assert (await world.engine.report(Elsewhere({"sub": failed}, {}))).recovered == {}
+        assert (await world.engine.report(heard(failed=failed))).recovered == {}
         answers[0] = Response(200)
         await asyncio.sleep(1)
-        world.broker.append(event(3))
+        world.broker.append(event(2))
         await until(lambda: world.metrics.delivered == 1)
-        later = (trouble.last_ms or 0) + 100_000
-        found = await world.engine.report(Elsewhere({"sub": trouble.last_ms or 0, "other": 1}, {}))
-        assert found.recovered.keys() == {"sub"}
-        assert (trouble.last_ms or 0) < found.recovered["sub"] < later
-        assert (await world.engine.report(Elsewhere({"sub": later}, {}))).recovered == {}
+        found = (await world.engine.report(heard(failed=failed))).recovered
+        assert failed < found["sub"] < failed + 100_000
+        assert (await world.engine.report(heard(failed=found["sub"] + 1))).recovered == {}
 
 
 async def test_those_that_fail_for_longest_are_named_where_not_all_can_be() -> None:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from dispatcher.core.cluster.record import ReplicaRecord, Trouble
 
 _BREAKERS: Final = ("closed", "half-open", "open")
+_ON_ITS_WAY_MS: Final = 2000
 
 
 class Failing(NamedTuple):
@@ -51,32 +52,33 @@ def merged(records: Iterable[ReplicaRecord]) -> dict[str, Failing]:
     return found
 
 
-class Elsewhere(NamedTuple):
-    """What the other processes have seen of subscriptions last: by id, in Unix ms by their clocks."""
+class Elsewhere:
+    """What the other processes have seen of subscriptions last: by id, in Unix ms."""
 
-    failed: Mapping[str, int]
-    """When an attempt failed last, of those that some process says fail."""
-    delivered: Mapping[str, int]
-    """When something was delivered, of those that some process has said fail."""
+    def __init__(self) -> None:
+        self.failed: dict[str, int] = {}
+        """When an attempt failed last, of those that some process says fail."""
+        self.delivered: dict[str, int] = {}
+        """When something was delivered, of those that some process has said fail."""
 
+    def add(self, record: ReplicaRecord, heard_ms: int) -> None:
+        """What one of them says, that was heard at `heard_ms` by the clock of whoever asks.
 
-NOTHING_ELSEWHERE: Final = Elsewhere({}, {})
-
-
-def elsewhere(records: Iterable[ReplicaRecord], replica: str) -> Elsewhere:
-    """What all but the process of that name say."""
-    failed: dict[str, int] = {}
-    delivered: dict[str, int] = {}
-    for record in records:
-        if record.replica == replica:
-            continue
+        A clock that is set differently is allowed for by that. Within two seconds it isn't told from the time that the record was on its way.
+        """
+        ahead = heard_ms - record.at_ms
+        if abs(ahead) <= _ON_ITS_WAY_MS:
+            ahead = 0
         for trouble in record.troubles:
-            if trouble.since_ms is not None and trouble.last_ms is not None:
-                id_ = trouble.subscription_id
-                failed[id_] = max(trouble.last_ms, failed.get(id_, 0))
+            if trouble.since_ms is not None:
+                at = trouble.since_ms if trouble.last_ms is None else trouble.last_ms
+                _latest(self.failed, trouble.subscription_id, at + ahead)
         for id_, at in record.recovered.items():
-            delivered[id_] = max(at, delivered.get(id_, 0))
-    return Elsewhere(failed, delivered)
+            _latest(self.delivered, id_, min(at + ahead, heard_ms))
+
+
+def _latest(times: dict[str, int], id_: str, at: int) -> None:
+    times[id_] = max(at, times.get(id_, at))
 
 
 def together(replica_troubles: Iterable[tuple[str, Trouble]]) -> Failing | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from dispatcher.core.cluster.merge import Elsewhere, elsewhere, merged, together, worst_first
+from dispatcher.core.cluster.merge import Elsewhere, merged, together, worst_first
 from dispatcher.core.cluster.record import ReplicaRecord, Trouble
 
 
@@ -103,10 +103,25 @@ def test_those_that_fail_for_longest_come_first_and_those_that_only_wait_last() 
 def test_of_what_others_say_the_latest_counts_and_what_only_waits_is_no_failure() -> None:
     records = [
         record("a", trouble("one", since_ms=1, last_ms=10), trouble("waits", parked=3, last_ms=5)),
+        record("e", trouble("begins", since_ms=3)),
         record("b", trouble("one", since_ms=1, last_ms=20), trouble("two", since_ms=1, last_ms=7)),
         replace(record("c"), recovered={"one": 15, "two": 8}),
         replace(record("d"), recovered={"one": 12}),
     ]
-    assert elsewhere(records, "nobody") == Elsewhere({"one": 20, "two": 7}, {"one": 15, "two": 8})
-    assert elsewhere(records, "b") == Elsewhere({"one": 10}, {"one": 15, "two": 8})
-    assert elsewhere(records, "c").delivered == {"one": 12}
+    found = Elsewhere()
+    for each in records:
+        found.add(each, 1000)
+    assert found.failed == {"one": 20, "two": 7, "begins": 3}
+    assert found.delivered == {"one": 15, "two": 8}
+
+
+def test_another_clock_is_allowed_for_and_nothing_was_delivered_after_it_was_said() -> None:
+    found = Elsewhere()
+    said = replace(
+        record("a", trouble("one", since_ms=1, last_ms=40_000)), at_ms=50_000, recovered={"two": 45_000}
+    )
+    found.add(said, 80_000)
+    assert (found.failed, found.delivered) == ({"one": 70_000}, {"two": 75_000})
+    ahead = Elsewhere()
+    ahead.add(replace(said, recovered={"two": 2**53}), 20_000)
+    assert (ahead.failed, ahead.delivered) == ({"one": 10_000}, {"two": 20_000})
