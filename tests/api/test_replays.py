@@ -142,7 +142,7 @@ async def test_a_replay_is_paused_resumed_and_cancelled_and_each_takes_hold(tmp_
         await publish(app, *range(300))
         await eventually(lambda: app.metrics.unmatched == 300, 30)
         await add(call, endpoint.url)
-        id_ = await start(call, source="events", subscription="sub_1", rate="60/s")
+        id_ = await start(call, source="events", subscription="sub_1", rate="15/s")
         await eventually(lambda: len(endpoint.requests) >= 20, 60)
         assert (await call("POST", f"/v1/replays/{id_}/pause")).json["replay"]["state"] == "paused"
         await eventually(lambda: app._engine is not None and app._engine._settlement.in_flight == 0, 30)

@@ -281,10 +281,11 @@ async def _records(app: Any) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(("opens_in", "status"), [(0.5, 200), (30.0, 503)])
+@pytest.mark.parametrize(("opens_in", "waits", "status"), [(0.5, 120.0, 200), (600.0, 2.0, 503)])
 async def test_ready_waits_for_the_history_to_open_but_not_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens_in: float, status: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens_in: float, waits: float, status: int
 ) -> None:
+    monkeypatch.setattr("dispatcher.app._HISTORY_OPENS", waits)
     opened = SqliteHistory.open
     stopping = asyncio.Event()
 

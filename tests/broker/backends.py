@@ -17,9 +17,11 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from dispatcher.broker.base import (
     AssignmentListener,
     Broker,
+    BrokerUnavailable,
     Consumer,
     GroupMemory,
     Jump,
+    Message,
     Position,
     Record,
     TopicPartition,
@@ -283,6 +285,18 @@ async def eventually(done: Callable[[], object]) -> None:
     async with asyncio.timeout(WITHIN):
         while not done():
             await asyncio.sleep(0.02)
+
+
+async def produced(broker: Broker, message: Message) -> None:
+    """Write it, again where a broker that has just come back doesn't answer in time."""
+    async with asyncio.timeout(WITHIN):
+        while True:
+            try:
+                await broker.produce([message])
+            except BrokerUnavailable:
+                await asyncio.sleep(0.1)
+            else:
+                return
 
 
 class Forwarder:

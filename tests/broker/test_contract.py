@@ -34,6 +34,7 @@ from tests.broker.backends import (
     OnKafka,
     administered,
     eventually,
+    produced,
 )
 from tests.kafka.server import Cluster
 from tests.ports import free_port
@@ -136,7 +137,7 @@ async def test_many_small_records_go_in_bulk_by_their_keys_and_in_their_order(ba
 async def test_bulk_for_a_topic_that_is_not_there_is_refused_and_no_other_write_is_in_trouble(
     backend: Backend,
 ) -> None:
-    broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 4.0}))
+    broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 10.0}))
     topic = await backend.topic(broker)
     with pytest.raises(BrokerError):
         await broker.produce_bulk(backend.unique("nowhere"), [(b"key", b"value", STAMP)])
@@ -253,7 +254,7 @@ async def test_a_partition_that_is_not_there_is_refused(backend: Backend) -> Non
 
 
 async def test_a_topic_that_is_not_there_is_refused_and_not_created(backend: Backend) -> None:
-    broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 1.5}))
+    broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 4.0}))
     topic = backend.unique("absent")
     with pytest.raises(BrokerRefused, match=f"topic {topic} does not exist"):
         await broker.produce([Message(topic, b"v")])
@@ -1041,6 +1042,7 @@ async def test_a_broker_that_is_not_there_yet_is_waited_for(backend: OnKafka) ->
 
 @pytest.mark.kafka
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_broker_that_goes_away_and_comes_back_is_survived(
     kafka_cluster: Callable[..., Cluster], unique: Callable[[str], str]
 ) -> None:
@@ -1048,7 +1050,7 @@ async def test_a_broker_that_goes_away_and_comes_back_is_survived(
     cluster = await asyncio.to_thread(kafka_cluster)
     backend = OnKafka(unique, cluster.bootstrap)
     try:
-        broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 3.0}))
+        broker = await backend.connect(backend.settings.model_copy(update={"request_timeout": 5.0}))
         topic = await backend.topic(broker)
         partition = TopicPartition(topic, 0)
         group = unique("group")
@@ -1068,7 +1070,7 @@ async def test_a_broker_that_goes_away_and_comes_back_is_survived(
                 await member.consumer.commit({partition: Position(5)})
             await asyncio.to_thread(cluster.nodes[0].start)
             await eventually(lambda: broker.problem is None)
-            await broker.produce([Message(topic, b"5", partition=0)])
+            await produced(broker, Message(topic, b"5", partition=0))
             await eventually(lambda: any(record.value == b"5" for record in member.all))
             await eventually(lambda: member.consumer.problem is None)
             # On a slow machine the session ended meanwhile, and the member joins anew: as the engine does, commit again.

@@ -71,11 +71,11 @@ def test_a_wrong_command_line_exits_2(tmp_path: Path) -> None:
     assert "--events" in ended.stderr
 
 
-async def run(cast: list[Endpoint], directory: Path) -> tuple[int, str]:
-    """The demo with another cast, in this process."""
+async def run(cast: list[Endpoint], directory: Path, patience: float) -> tuple[int, str]:
+    """The demo with another cast, in this process; `patience` in seconds."""
     screen = io.StringIO()
     settings = demo_settings(None, {}, directory)
-    code = await Demo(settings, cast, 16, Console(file=screen, width=120), patience=3.0).run()
+    code = await Demo(settings, cast, 16, Console(file=screen, width=120), patience=patience).run()
     return code, screen.getvalue()
 
 
@@ -87,7 +87,7 @@ def wants_all(_event: DemoEvent) -> bool:
 async def test_an_endpoint_that_got_nothing_makes_it_fail(tmp_path: Path) -> None:
     options = {"retry": {"schedule": ["10ms"], "jitter": 0}}
     broken = Endpoint("broken", "never", "*", ["*"], wants_all, lambda _id, _n: ReceiverAnswer(500), options)
-    code, said = await run([broken], tmp_path)
+    code, said = await run([broken], tmp_path, 60.0)
     assert code == 1
     assert (
         "Wrong: broken did not get 16 of the 16 events it is owed (evt_000000, evt_000001, evt_000002" in said
@@ -99,7 +99,7 @@ async def test_an_endpoint_that_got_nothing_makes_it_fail(tmp_path: Path) -> Non
 async def test_a_signature_that_does_not_verify_makes_it_fail(tmp_path: Path) -> None:
     options = {"secrets": ["whsec_" + "A" * 44]}
     stranger = Endpoint("stranger", "has another secret", "*", ["*"], wants_all, healthy, options)
-    code, said = await run([stranger], tmp_path)
+    code, said = await run([stranger], tmp_path, 3.0)
     assert code == 1
     assert "requests to stranger had a signature that does not verify" in said
 

@@ -114,6 +114,7 @@ async def test_after_a_restart_everything_is_as_it_was(url: str, unique: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_broker_that_is_away_is_told_and_writes_go_on_when_it_is_back(
     kafka_cluster: Callable[..., Cluster], unique: Callable[[str], str]
 ) -> None:

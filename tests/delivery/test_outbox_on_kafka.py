@@ -44,13 +44,16 @@ async def test_a_broker_killed_while_retries_are_written_gets_each_of_them_once(
     kafka_cluster: Callable[..., Cluster], away: float
 ) -> None:
     cluster = kafka_cluster(1)
+    patient = open_broker(f"kafka://{cluster.bootstrap}", KafkaSettings())
+    await patient.connect()
+    topics = [TopicSpec("one", 4, 1), TopicSpec("two", 4, 1)]
+    assert await patient.ensure_topics(topics, create=True) == []
+    await patient.close()
     settings = KafkaSettings(request_timeout=GIVES_UP, session_timeout=6, fetch_max_wait=0.5)
     broker = open_broker(f"kafka://{cluster.bootstrap}", settings)
     await broker.connect()
     tasks = Tasks()
     try:
-        topics = [TopicSpec("one", 4, 1), TopicSpec("two", 4, 1)]
-        assert await broker.ensure_topics(topics, create=True) == []
         outbox = Outbox(broker.produce)
         tasks.start(outbox.run(), "outbox")
         written: Counter[int] = Counter()

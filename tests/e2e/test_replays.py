@@ -108,7 +108,7 @@ async def test_the_replica_that_runs_it_is_killed_and_everything_is_sent(replica
     await started(replicas, 4000)
     async with Endpoint() as endpoint:
         await subscribed(replicas, {"id": "sub_1", "url": endpoint.url, "event_types": ["wanted.*"]})
-        asked = {"source": "events", "subscription": "sub_1", "rate": "400/s"}
+        asked = {"source": "events", "subscription": "sub_1", "rate": "200/s"}
         replay = (await call(replicas[0], "POST", "/v1/replays", asked))["replay"]["id"]
         await eventually(lambda: len(endpoint.ids) >= 400, WITHIN)
         victim = await runner_of(replicas, replay)

@@ -254,7 +254,7 @@ async def test_a_fenced_producer_is_replaced_and_what_it_was_to_write_is_written
         return web.Response(status=500)
 
     async with Endpoint(refuse) as endpoint:
-        daemon = stage.make([everything(endpoint, retry={"schedule": []})], kafka=QUICK)
+        daemon = stage.make([everything(endpoint, retry={"schedule": []})], kafka={"request_timeout": "5s"})
         dead = f"{stage.name}.d.dead"
         await stage.publish([first])
         await daemon.start()

@@ -14,14 +14,14 @@ import pytest
 from tests.commands import console
 from tests.e2e.daemon import Daemon, Endpoint, envelope, publish
 from tests.e2e.test_delivery import Stage, everything
-from tests.e2e.test_trouble import QUICK, named, reaches, read_topic
+from tests.e2e.test_trouble import named, reaches, read_topic
 from tests.kafka import raw
 from tests.kafka.server import Cluster
 
 pytestmark = pytest.mark.timeout(420)
 
 BAD = b"Z\xff\xfeQ"
-QUICK_ENOUGH: dict[str, Any] = {**QUICK, "fetch_max_wait": "100ms"}
+QUICK_ENOUGH: dict[str, Any] = {"request_timeout": "5s", "fetch_max_wait": "100ms"}
 
 
 async def warned(daemon: Daemon, what: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 from dispatcher.broker.base import TopicPartition, Why
 from tests.e2e.daemon import Daemon
 from tests.torture.endpoints import Endpoints, address_of
+from tests.torture.hitches import Hitches
 from tests.torture.ledger import COMMITTED, Trouble
 from tests.torture.report import Report
 from tests.torture.subscribers import Subscribers
@@ -45,6 +46,7 @@ class Replica:
         subscribers: Subscribers,
         report: Report,
         session: float,
+        hitches: Hitches,
     ) -> None:
         self.name = name
         self.daemon = daemon
@@ -59,6 +61,7 @@ class Replica:
         self._subscribers = subscribers
         self._report = report
         self._session = session
+        self._hitches = hitches
 
     @property
     def life(self) -> str:
@@ -96,9 +99,10 @@ class Replica:
     async def kill(self) -> None:
         self.check()
         self.up = False
-        begin = now()
+        # While the machine stood still nobody committed either.
+        begin, stood = now(), self._hitches.lately()
         await self.daemon.kill()
-        self.trouble("kill", begin, math.inf, over=now())
+        self.trouble("kill", begin, math.inf, since=begin - COMMITTED - stood, over=now())
 
     async def terminate(self) -> None:
         """SIGTERM, and wait for its end."""

@@ -36,6 +36,7 @@ from tests.ports import free_port
 from tests.torture import ledger as books
 from tests.torture.endpoints import Endpoints
 from tests.torture.history import HistoryAudit
+from tests.torture.hitches import Hitches
 from tests.torture.ledger import Debt, Payment, Trouble
 from tests.torture.pauses import Pauses
 from tests.torture.replica import Replica, now
@@ -54,7 +55,7 @@ _MUTANTS = Path(__file__).with_name("mutants.py")
 _QUIET = 4.0  # seconds without anything to do, after which nothing is thought to come any more
 _TIERS = ("1s", "2s", "5s")
 _RESUMES_WITHIN = (
-    12.0  # from the start of the only replica after kill -9 to its first request; 3 s on an idle machine
+    18.0  # from the start of the only replica after kill -9 to its first request; 3 s on an idle machine
 )
 _DRAINS = 5.0  # seconds after a stall, and what follows takes at so many a second
 _DRAIN_RATE = 100.0
@@ -162,6 +163,8 @@ class Run:
         self.hopeful = 0.0  # until when what is open may still be found without anybody being busy
         self.clock = now
         self.tasks = Tasks()
+        self.hitches = Hitches()
+        self.tasks.start(self.hitches.run(), "hitches")
         self.replicas: list[Replica] = []
         self.doing: list[asyncio.Task[None]] = []
         self.pauses = Pauses(self)
@@ -239,6 +242,7 @@ class Run:
             self.subscribers,
             self.report,
             session,
+            self.hitches,
         )
 
     @property

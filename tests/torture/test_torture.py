@@ -23,6 +23,7 @@ from tests.kafka.server import Unavailable, missing
 from tests.torture import totals
 from tests.torture.endpoints import NAMES, Endpoints
 from tests.torture.harness import Ground, Report, kafka_ground, torture
+from tests.torture.hitches import Hitches
 from tests.torture.ledger import (
     COMMITTED,
     Ledger,
@@ -205,7 +206,7 @@ def test_refused_commits_of_one_rebalance_are_one_trouble(tmp_path: Path) -> Non
     async def heard() -> list[Trouble]:
         endpoints, report = Endpoints(1), Report("kafka", plan(1))
         subscribers = Subscribers(1, (), dict.fromkeys(NAMES, 1), 5.0)
-        replica = Replica("one", 0, daemon, endpoints, subscribers, report, 6.0)
+        replica = Replica("one", 0, daemon, endpoints, subscribers, report, 6.0, Hitches())
         replica.births.append((-math.inf, "0.1"))
         return replica.heard()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from pathlib import Path
 
@@ -117,7 +118,9 @@ async def test_cancelled_exchanges_leave_nothing_open(zoo: Zoo, make: Make) -> N
         harness.send(Origin("https", "127.0.0.1", port)),
         harness.send(http(port, "slow.example")),
     ]
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while harness.transport.connections_opened < 2:
+            await asyncio.sleep(0.01)
     late = harness.send(http(port))  # its dial has not begun
     for exchange in (*exchanges, late):
         harness.transport.cancel(exchange)
@@ -125,7 +128,9 @@ async def test_cancelled_exchanges_leave_nothing_open(zoo: Zoo, make: Make) -> N
         assert reason(await exchange.result) is Reason.CANCELLED
         assert exchange.told == 1
     assert len(harness.transport) == 0
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while harness.transport.connections_closed < 2:
+            await asyncio.sleep(0.01)
     assert harness.transport.connections_opened == harness.transport.connections_closed == 2
 
 
@@ -154,6 +159,7 @@ async def test_closing_lets_what_is_under_way_end_and_takes_nothing_new(zoo: Zoo
 
 
 async def test_nothing_is_left_open_after_close(zoo: Zoo, make: Make) -> None:
+    gc.collect()  # what a test before has left in a cycle
     await asyncio.sleep(0.05)
     before = sockets()
     async with Zoo() as own:

@@ -138,7 +138,7 @@ async def test_an_answer_that_is_cut_off_is_fetched_by_tcp_and_only_so_many_addr
 
 
 async def test_names_are_looked_up_at_the_configured_servers(server: NameServer, clock: Clock) -> None:
-    network = NetworkSettings.model_validate({"dns_servers": [server.address], "dns_timeout": "200ms"})
+    network = NetworkSettings.model_validate({"dns_servers": [server.address], "dns_timeout": "1s"})
     tasks = Tasks()
     resolver = Resolver.from_settings(network, cast("Timers", clock), tasks, clock)
     assert set(await resolver.resolve("both.example")) == {"127.0.0.1", "::1"}
@@ -158,7 +158,7 @@ async def test_the_transport_delivers_by_name_and_checks_what_the_name_resolves_
     server: NameServer, zoo: Zoo, make: Callable[..., Harness]
 ) -> None:
     port = await zoo.serve(answers(OK))
-    harness = make(allow=("127.0.0.0/8",), network={"dns_servers": [server.address], "dns_timeout": "200ms"})
+    harness = make(allow=("127.0.0.0/8",), network={"dns_servers": [server.address], "dns_timeout": "1s"})
     assert isinstance(await harness.result(Origin("http", "four.example", port)), Response)
     assert isinstance(await harness.result(Origin("http", "both.example", port)), Response)
     assert isinstance(await harness.result(Origin("http", "localhost", port)), Response)

@@ -18,7 +18,7 @@ from dispatcher.broker.base import (
 from dispatcher.broker.kafka.broker import KafkaBroker
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import KafkaSettings
-from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, eventually
+from tests.broker.backends import QUICK, WITHIN, Forwarder, Member, OnKafka, eventually, produced
 from tests.broker.kafka.secured import Secured
 from tests.broker.kafka.test_diagnosis import server
 from tests.kafka.mock import MockCluster
@@ -108,7 +108,7 @@ async def test_brokers_that_all_moved_are_found_through_the_bootstrap_servers(
             async with member.polling():
                 await eventually(lambda: broker.problem is not None)
                 await eventually(lambda: broker.problem is None)
-                await broker.produce([Message(topic, b"after")])
+                await produced(broker, Message(topic, b"after"))
                 assert await broker.read(TopicPartition(topic, 0), 0) is not None
         finally:
             await backend.close_all()

@@ -120,7 +120,7 @@ async def test_a_commit_is_cut_off_when_its_partitions_are_given_up(on_mock: OnM
 
 
 async def test_a_commit_that_gets_no_answer_ends_as_unavailable(on_mock: OnMock) -> None:
-    broker = await on_mock.connect(QUICK.model_copy(update={"request_timeout": 1.0}))
+    broker = await on_mock.connect(QUICK.model_copy(update={"request_timeout": 3.0}))
     topic = await on_mock.topic(broker)
     member = Member(broker, [topic], on_mock.unique("group"))
     await member.consumer.start()

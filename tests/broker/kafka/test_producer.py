@@ -17,7 +17,7 @@ from dispatcher.broker.base import (
     TopicPartition,
 )
 from dispatcher.broker.kafka import producer as kafka_producer
-from tests.broker.backends import QUICK, WITHIN, Member, OnKafka, OnMock, eventually
+from tests.broker.backends import QUICK, WITHIN, Member, OnKafka, OnMock, eventually, produced
 from tests.broker.kafka.api_keys import PRODUCE
 from tests.kafka.fencing import fence
 from tests.kafka.mock import MockCluster
@@ -200,13 +200,14 @@ async def test_a_value_beyond_any_limit_is_not_even_sent(
 
 @pytest.mark.kafka
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_broker_of_three_may_die_in_the_middle_of_writing(
     kafka_cluster: Callable[..., Cluster], unique: Callable[[str], str]
 ) -> None:
     cluster = await asyncio.to_thread(kafka_cluster, 3)
     backend = OnKafka(unique, cluster.bootstrap)
     try:
-        broker = await backend.connect(QUICK.model_copy(update={"request_timeout": 30.0}))
+        broker = await backend.connect(QUICK.model_copy(update={"request_timeout": 90.0}))
         topic = await backend.topic(broker, partitions=6)
         member = Member(broker, [topic], unique("group"))
         await member.consumer.start()
@@ -215,7 +216,7 @@ async def test_a_broker_of_three_may_die_in_the_middle_of_writing(
             for n in range(200):
                 await broker.produce([Message(topic, b"%d" % n, b"key %d" % k) for k in range(20)])
 
-        async with asyncio.timeout(90), member.polling(), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(300), member.polling(), asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(write())
             await asyncio.sleep(0.5)
             await asyncio.to_thread(cluster.nodes[1].kill)
@@ -244,6 +245,6 @@ async def test_a_batch_stuck_in_a_retired_producer_does_not_block_its_partition(
             await eventually(lambda: not broker._producer._lanes[topic, 0].busy)
             cluster.up()
             await eventually(lambda: broker.problem is None)
-            await asyncio.wait_for(broker.produce([Message(topic, b"1", partition=0)]), WITHIN)
+            await produced(broker, Message(topic, b"1", partition=0))
         finally:
             await backend.close_all()
