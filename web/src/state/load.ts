@@ -76,7 +76,13 @@ export function useLoad<T>(key: string | null, load: (signal: AbortSignal) => Pr
 
 // One clock for all that counts down.
 const followers = new Set<() => void>();
+const AT_ONCE = 50; // of them in one task: a list has a thousand, and whoever scrolls it waits meanwhile
 let ticking: ReturnType<typeof setInterval> | undefined;
+
+function tell(those: (() => void)[]): void {
+  for (const each of those.slice(0, AT_ONCE)) if (followers.has(each)) each();
+  if (those.length > AT_ONCE) setTimeout(() => tell(those.slice(AT_ONCE)));
+}
 
 /** What is said of the present, asked again every second while the page is seen. Only what is said anew is drawn anew. */
 export function useTick(say: (now: number) => string): string {
@@ -88,7 +94,7 @@ export function useTick(say: (now: number) => string): string {
     const tick = () => setText(latest.current(Date.now()));
     followers.add(tick);
     ticking ??= setInterval(() => {
-      if (document.visibilityState === "visible") for (const each of [...followers]) each();
+      if (document.visibilityState === "visible") tell([...followers]);
     }, 1000);
     return () => {
       followers.delete(tick);

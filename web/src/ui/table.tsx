@@ -71,12 +71,22 @@ interface TableProps<T> {
 
 const WHOLE = 100; // rows, at the most, of a table that is one
 const PART = 10; // rows
+const UNDER = 2.5; // rows' worth of work is one that has another beneath it
+const HEIGHT = 2.25; // rem of a row,
+const HEIGHT_UNDER = 1.5; // and of another beneath it
+
+/** A row, and what is drawn beneath it. */
+interface Drawn<T> {
+  row: T;
+  under: ComponentChildren;
+}
 
 export function Table<T>(props: TableProps<T>) {
   const columns = props.columns.filter((column) => !column.hidden);
   const inParts = props.rows.length > WHOLE;
   const { head, widths } = useWidths(inParts);
-  const [first, ...rest] = inParts ? parts(props.rows) : [props.rows];
+  const drawn = props.rows.map((row): Drawn<T> => ({ row, under: props.under?.(row) ?? null }));
+  const [first, ...rest] = inParts ? parts(drawn) : [drawn];
   return (
     <div class="table">
       <table>
@@ -84,10 +94,10 @@ export function Table<T>(props: TableProps<T>) {
         <Head of={props} columns={columns} row={head} />
         <Body of={props} rows={first!} columns={columns} />
       </table>
-      {rest.map((rows, at) => (
-        <Part key={props.id(rows[0]!)} rows={rows.length}>
+      {rest.map((rows) => (
+        <Part key={props.id(rows[0]!.row)} height={rows.reduce((sum, { under }) => sum + HEIGHT + (under ? HEIGHT_UNDER : 0), 0)}>
           <table class="part">
-            <caption class="offscreen">{t.list.part(props.caption, (at + 1) * PART + 1, (at + 1) * PART + rows.length)}</caption>
+            <caption class="offscreen">{t.list.part(props.caption, drawn.indexOf(rows[0]!) + 1, drawn.indexOf(rows[0]!) + rows.length)}</caption>
             <colgroup>
               {widths.map((width, column) => (
                 <col key={column} style={{ width: `${width}px` }} />
@@ -103,14 +113,25 @@ export function Table<T>(props: TableProps<T>) {
 }
 
 /** A browser lays out, searches and paints a table as a whole: of a thousand rows in one, each turn of the wheel took 70 ms. */
-function parts<T>(rows: readonly T[]): (readonly T[])[] {
-  return Array.from({ length: Math.ceil(rows.length / PART) }, (_, at) => rows.slice(at * PART, (at + 1) * PART));
+function parts<T>(rows: readonly Drawn<T>[]): Drawn<T>[][] {
+  const found: Drawn<T>[][] = [];
+  let room = 0;
+  for (const row of rows) {
+    const work = row.under ? UNDER : 1;
+    if (room < work) {
+      found.push([]);
+      room = PART;
+    }
+    found.at(-1)!.push(row);
+    room -= work;
+  }
+  return found;
 }
 
 /** Laid out and drawn only near the view, though it is there for a search in the page and for screen readers. */
-function Part(props: { rows: number; children: ComponentChildren }) {
+function Part(props: { height: number; children: ComponentChildren }) {
   return (
-    <div class="near" style={{ containIntrinsicBlockSize: `auto ${props.rows * 2.25}rem` }}>
+    <div class="near" style={{ containIntrinsicBlockSize: `auto ${props.height}rem` }}>
       {props.children}
     </div>
   );
@@ -151,12 +172,12 @@ function Head<T>(props: { of: TableProps<T>; columns: Column<T>[]; row?: Ref<HTM
   );
 }
 
-function Body<T>(props: { of: TableProps<T>; rows: readonly T[]; columns: Column<T>[] }) {
+function Body<T>(props: { of: TableProps<T>; rows: readonly Drawn<T>[]; columns: Column<T>[] }) {
   const { of, columns } = props;
   return (
     <tbody>
-      {props.rows.map((row) => (
-        <Row key={of.id(row)} row={row} columns={columns} href={of.href?.(row) ?? null} name={of.name?.(row) ?? null} under={of.under?.(row) ?? null} pick={of.pick?.(row) ?? null} />
+      {props.rows.map(({ row, under }) => (
+        <Row key={of.id(row)} row={row} columns={columns} href={of.href?.(row) ?? null} name={of.name?.(row) ?? null} under={under} pick={of.pick?.(row) ?? null} />
       ))}
     </tbody>
   );
