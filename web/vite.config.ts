@@ -1,6 +1,6 @@
 import { defineConfig } from "vite";
 
-// One script and one style sheet with relative addresses: the daemon serves them below any path.
+// One script, one for charts and one style sheet with relative addresses: the daemon serves them below any path.
 export default defineConfig({
   base: "./",
   publicDir: false,

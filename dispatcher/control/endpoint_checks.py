@@ -99,6 +99,10 @@ class DeliveryFigures(Protocol):
     def last_failure_at(self) -> float | None:
         """Unix seconds."""
 
+    @property
+    def failing_since(self) -> float | None:
+        """Unix seconds; None where the last attempt did not fail."""
+
 
 class HealthSource(Protocol):
     """The source of delivery figures: the engine."""
@@ -225,8 +229,7 @@ class EndpointChecks:
             parts.append((self._replica, _as_trouble(id, own)))
         found = together(parts)
         noted = self._registry.failing(id)
-        says = [each.trouble.since_ms for each in seen if each.trouble is not None]
-        since = [each for each in says if each is not None]
+        since = [trouble.since_ms for _, trouble in parts if trouble.since_ms is not None]
         if noted is not None:
             since.append(round(noted * 1000))
         return SubscriptionHealth(
@@ -254,9 +257,10 @@ class EndpointChecks:
 
 def _as_trouble(id_: str, own: DeliveryFigures) -> Trouble:
     """What this process knows of it, as the others say it."""
-    at = own.last_failure_at
+    at, since = own.last_failure_at, own.failing_since
     return Trouble(
         subscription_id=id_,
+        since_ms=None if since is None else round(since * 1000),
         attempts=own.attempts,
         succeeded=round((own.success_rate or 0.0) * own.attempts),
         latency_mean_ms=None if own.latency_mean is None else own.latency_mean * 1000,

@@ -4,8 +4,8 @@ A deploy that loses the setting `subscriptions_file` takes away all of them at o
 a word. So a process that delivers writes down that it has a file with subscriptions in it, and one that is started without a file says
 what is missing, until a file is named again. A file without subscriptions takes the record away: that is how to say that they are meant to be gone.
 
-A process writes when it has begun, and when its file has got its first subscription or lost its last: replicas whose files differ
-for a while don't write against each other.
+A process writes when it has begun, when its file has got its first subscription or lost its last, and when another one whose file has none has
+taken the record away: it is gone when no process has any. Otherwise replicas whose files differ for a while don't write against each other.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FileMemory:
         were = "1 subscription" if row.value == 1 else f"{row.value} subscriptions"
         return (
             f"subscriptions_file is not set, and the group {self._group} had {were} by a file when it was last started with one:"
-            " nothing is delivered to these. Name the file (--subscriptions), or once one with `subscriptions: []` if they are meant to be gone"
+            " nothing is delivered to these, but to those that the API has by now. Name the file (--subscriptions), or once one with `subscriptions: []` if they are meant to be gone"
         )
 
     async def run(self) -> None:
@@ -92,7 +92,8 @@ class FileMemory:
         written: int | None = None
         while True:
             count = self._registry.file_count
-            if written is None or bool(count) != bool(written):
+            lost = count and self._table.get(self._group) is None
+            if written is None or lost or bool(count) != bool(written):
                 try:
                     await self._write(count)
                     written = count

@@ -226,8 +226,12 @@ class Endpoints:
         health = (known or EndpointHealth(subscription.tenant)).health(
             _BREAKERS[state], 0 if share is None else share.queued, 0 if share is None else share.in_flight
         )
-        at = health.last_failure_at
-        return health if at is None else health._replace(last_failure_at=at + self._wall() - self._clock())
+        at, since = health.last_failure_at, self.failing.get(subscription_id)
+        ahead = self._wall() - self._clock()
+        return health._replace(
+            last_failure_at=None if at is None else at + ahead,
+            failing_since=None if since is None else since + ahead,
+        )
 
     def age(self, now: float) -> None:
         """Forget what is known of silent subscriptions; called now and then."""

@@ -55,7 +55,7 @@ async def test_health_says_whose_view_it_is_and_what_the_engine_knows(plane: Pla
     class Engine:
         success_rate, latency_mean, latency_p95 = 0.5, 0.1, 0.2
         breaker, queued, in_flight, attempts = "open", 3, 1, 4
-        last_failure, last_failure_at = "status 500", 1234.5
+        last_failure, last_failure_at, failing_since = "status 500", 1234.5, 1200.0
 
         def health(self, _id: str) -> Engine:
             return self
@@ -138,14 +138,18 @@ async def test_health_is_of_all_replicas_that_have_something_to_say(plane: Plane
         success_rate, latency_mean, latency_p95 = 1.0, 0.1, 0.2
         breaker, queued, in_flight, attempts = "closed", 3, 1, 12
         last_failure, last_failure_at = "status 500", 1234.5
+        failing_since: float | None = 4.0
 
         def health(self, _id: str) -> Engine:
             return self
 
-    plane.plane.attach(Engine())
-    # What this process says in the topic is a little old: it is told what it knows itself. Since when it fails, only its record says.
-    others.append(Seen(health.replica, replace(trouble, since_ms=4000), cut=False))
+    engine = Engine()
+    plane.plane.attach(engine)
+    # What this process says in the topic is a little old: it is told what it knows itself.
+    others.append(Seen(health.replica, replace(trouble, since_ms=2000), cut=False))
     assert plane.checks.health(id_, tenant="acme").failing_since_ms == 4000
+    engine.failing_since = None
+    assert plane.checks.health(id_, tenant="acme").failing_since_ms == 5000
     plane.registry.note_failing(id_, 3.0)
     health = plane.checks.health(id_, tenant="acme")
     assert health.success_rate == 13 / 16

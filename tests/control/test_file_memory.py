@@ -97,10 +97,16 @@ async def test_it_is_written_once_and_when_the_file_gets_its_first_or_loses_its_
     await two.starts(other)
     await asyncio.sleep(60)
     assert [loads(value or b"")["value"]["subscriptions"] for _, value in world.written()] == [1, 3]
+    # Who takes it away is not believed while another one has some.
     write(file)
     await one.replica.registry.reload()
     await asyncio.sleep(60)
-    assert (len(world.written()), one.replica.store.files.get("dispatcher")) == (3, None)
+    row = one.replica.store.files.get("dispatcher")
+    assert (len(world.written()), row and row.value) == (4, 3)
+    write(other)
+    await two.replica.registry.reload()
+    await asyncio.sleep(60)
+    assert (len(world.written()), one.replica.store.files.get("dispatcher")) == (5, None)
     for process in (one, two):
         await process.stops()
 

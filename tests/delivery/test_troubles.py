@@ -117,6 +117,11 @@ async def test_what_failed_for_the_former_owner_of_an_id_is_not_told_of_the_new_
         registry.index = registry.index.replaced(subscription("sub", retry=ONCE, tenant="b"))
         await world.engine.report()
         assert (await world.engine.report()).troubles_total == 0
+        world.broker.append(event(2, tenant="b"))
+        await until(lambda: len(world.dead()) == 2)
+        for _ in range(2):
+            (trouble,) = (await world.engine.report()).troubles
+            assert (trouble.tenant, trouble.attempts) == ("b", 1), "its own failure stays"
 
 
 async def test_it_says_to_whom_it_has_delivered_after_another_one_failed() -> None:

@@ -7,7 +7,7 @@ from collections import deque
 
 _TICK = 0.1
 _HITCH = 0.2
-_LATELY = 5.0
+_MOST = 10.0
 
 
 class Hitches:
@@ -28,10 +28,13 @@ class Hitches:
                 self._all.append((now, late))
             self._ticked = now
 
-    def lately(self) -> float:
-        """Seconds in which nothing ran, of the last few; the one that ends just now too."""
+    def within(self, seconds: float) -> float:
+        """Seconds in which nothing ran, since it has run for so many: going back from now, hitches are passed over."""
         now = self._clock()
         late = now - self._ticked - _TICK
-        return sum(each for over, each in self._all if over > now - _LATELY) + (
-            late if late > _HITCH else 0.0
-        )
+        stood = late if late > _HITCH else 0.0
+        for over, each in reversed(self._all):
+            if over < now - stood - seconds:
+                break
+            stood += each
+        return min(stood, _MOST)

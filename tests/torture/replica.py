@@ -100,7 +100,9 @@ class Replica:
         self.check()
         self.up = False
         # While the machine stood still nobody committed either.
-        begin, stood = now(), self._hitches.lately()
+        begin, stood = now(), self._hitches.within(COMMITTED)
+        if stood:
+            self._report.notes.append(f"{self.name}: the machine stood still for {stood:.1f} s before a kill")
         await self.daemon.kill()
         self.trouble("kill", begin, math.inf, since=begin - COMMITTED - stood, over=now())
 

@@ -153,7 +153,8 @@ def test_a_long_list_is_read_in_several_answers(stage: Stage, window: Browser) -
         # It is drawn in parts, of which the eye sees nothing: columns stand beneath columns.
         assert everything > 100
         parts = page.locator(".near").count()
-        assert parts == (everything - 1) // 10
+        # Ten rows each, fewer of those with another beneath them; the first is the table itself.
+        assert (everything - 1) // 10 <= parts <= everything // 4
         for size in (1280, 1600):
             page.set_viewport_size({"width": size, "height": 900})
             # What is far from the view is not laid out: look at each.

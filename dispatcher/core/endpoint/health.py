@@ -58,6 +58,7 @@ class Health(NamedTuple):
         None  # of the same clock as the attempts; `Endpoints.health` makes Unix seconds of it
     )
     attempts: int = 0  # the last ones, that all of this is of
+    failing_since: float | None = None  # nothing else, in this process; the clock as with `last_failure_at`
 
 
 class Streak(NamedTuple):
@@ -247,12 +248,13 @@ class HealthRegistry:
         return self._old.get(key) if found is None else found
 
     def admit(self, key: str, tenant: str | None) -> EndpointHealth:
-        """Those of a subscription that is heard of: from now on it is among the young."""
+        """Those of a subscription that is heard of: from now on it is among the young. What was of another tenant's is forgotten."""
         health = self._young.get(key)
-        if health is not None:
+        if health is not None and health.tenant == tenant:
             return health
-        health = self._old.pop(key, None)
-        if health is None:
+        health = self._old.pop(key, None) if health is None else None
+        if health is None or health.tenant != tenant:
+            self.forget(key)
             health = EndpointHealth(tenant)
         if len(self._young) >= self._size:
             for forgotten in self._old.values():

@@ -79,9 +79,12 @@ const followers = new Set<() => void>();
 const AT_ONCE = 50; // of them in one task: a list has a thousand, and whoever scrolls it waits meanwhile
 let ticking: ReturnType<typeof setInterval> | undefined;
 
+let telling = false; // one round at a time, however long it takes
+
 function tell(those: (() => void)[]): void {
+  telling = those.length > AT_ONCE;
+  if (telling) setTimeout(() => tell(those.slice(AT_ONCE)));
   for (const each of those.slice(0, AT_ONCE)) if (followers.has(each)) each();
-  if (those.length > AT_ONCE) setTimeout(() => tell(those.slice(AT_ONCE)));
 }
 
 /** What is said of the present, asked again every second while the page is seen. Only what is said anew is drawn anew. */
@@ -94,7 +97,7 @@ export function useTick(say: (now: number) => string): string {
     const tick = () => setText(latest.current(Date.now()));
     followers.add(tick);
     ticking ??= setInterval(() => {
-      if (document.visibilityState === "visible") tell([...followers]);
+      if (document.visibilityState === "visible" && !telling) tell([...followers]);
     }, 1000);
     return () => {
       followers.delete(tick);

@@ -1,7 +1,7 @@
 // A chart over time: stacked areas or lines, hover, a range that is dragged becomes the page's range. Its table is below it.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import uPlot from "uplot";
+import type uPlot from "uplot";
 import { shortText } from "../format/numbers";
 import { timeText, utcText } from "../format/time";
 import { changed, go } from "../state/place";
@@ -26,6 +26,29 @@ interface ChartProps {
 
 const HEIGHT = 180; // pixels
 
+// What draws is fetched with the first chart: a page can be used before it is there.
+let plotter: typeof uPlot | undefined;
+
+/** It, once it is there. Where it can't be fetched the tables below the charts are. */
+function usePlotter(): typeof uPlot | undefined {
+  const [found, setFound] = useState(() => plotter);
+  useEffect(() => {
+    if (found) return;
+    let gone = false;
+    import("uplot").then(
+      (module) => {
+        plotter = module.default;
+        if (!gone) setFound(() => module.default);
+      },
+      () => {},
+    );
+    return () => {
+      gone = true;
+    };
+  }, []);
+  return found;
+}
+
 // The tokens are `light-dark()` pairs: only an element's colour says which of the two is in force.
 function resolved(probe: HTMLElement, value: string): string {
   probe.style.color = value;
@@ -38,6 +61,7 @@ export function Chart(props: ChartProps) {
   const [open, setOpen] = useState(false);
   const [theme, setTheme] = useState(0);
   const chosen = preferences.use();
+  const Plot = usePlotter();
 
   useEffect(() => {
     const query = matchMedia("(prefers-color-scheme: dark)");
@@ -48,7 +72,7 @@ export function Chart(props: ChartProps) {
 
   useEffect(() => {
     const element = box.current;
-    if (!element || !probe.current || props.times.length === 0) return;
+    if (!Plot || !element || !probe.current || props.times.length === 0) return;
     const paint = (value: string) => resolved(probe.current!, value);
     const ink = paint("var(--faint)");
     const grid = paint("var(--line)");
@@ -90,14 +114,14 @@ export function Chart(props: ChartProps) {
         ],
       },
     };
-    const plot = new uPlot(options, data.rows as uPlot.AlignedData, element);
+    const plot = new Plot(options, data.rows as uPlot.AlignedData, element);
     const watch = new ResizeObserver(() => plot.setSize({ width: Math.max(200, element.clientWidth), height: HEIGHT }));
     watch.observe(element);
     return () => {
       watch.disconnect();
       plot.destroy();
     };
-  }, [props.times, props.lines, chosen, theme]);
+  }, [props.times, props.lines, chosen, theme, Plot]);
 
   if (props.times.length === 0) return <p class="faint">{t.chart.empty}</p>;
   return (

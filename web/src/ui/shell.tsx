@@ -153,8 +153,6 @@ function Who() {
   );
 }
 
-const ZONES: string[] = typeof Intl.supportedValuesOf === "function" ? Intl.supportedValuesOf("timeZone") : [];
-
 function Choices() {
   const chosen = preferences.use();
   const [open, setOpen] = useState(false);
@@ -187,7 +185,7 @@ function Choices() {
             }}
           />
           <datalist id="zones">
-            {["local", "UTC", ...ZONES].map((each) => (
+            {["local", "UTC", ...(typeof Intl.supportedValuesOf === "function" ? Intl.supportedValuesOf("timeZone") : [])].map((each) => (
               <option key={each} value={each} />
             ))}
           </datalist>
