@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
 from dispatcher.control.errors import TooLarge, Unavailable, VersionMismatch
+from dispatcher.control.table import Table
 from dispatcher.registry.registry import Registry
 from dispatcher.settings.groups import Settings
 
@@ -25,25 +26,6 @@ log = structlog.get_logger(__name__)
 _LOOK: Final = (
     5.0  # seconds between two looks at the file's subscriptions, and until a write that failed is tried again
 )
-
-
-class FileRow(Protocol):
-    """An entry of the store's table."""
-
-    @property
-    def version(self) -> int: ...
-    @property
-    def value(self) -> int: ...
-
-
-class FileTable(Protocol):
-    """The store's table of groups with a file."""
-
-    def get(self, name: str) -> FileRow | None: ...
-
-    async def put(self, name: str, value: int, *, base: int) -> FileRow: ...
-
-    async def delete(self, name: str, *, base: int) -> None: ...
 
 
 def to_document(subscriptions: int) -> dict[str, Any]:
@@ -59,7 +41,7 @@ def from_document(_name: str, document: Mapping[str, Any]) -> int:
 class FileMemory:
     """What one process knows of its group's subscriptions file."""
 
-    def __init__(self, table: FileTable, settings: Settings, registry: Registry) -> None:
+    def __init__(self, table: Table[int], settings: Settings, registry: Registry) -> None:
         self._table = table
         self._group = settings.group
         self._has_file = settings.subscriptions_file is not None

@@ -138,10 +138,8 @@ class Troubles:
 
     def _busy(self, id_: str) -> bool:
         """Whether something is queued for it or under way."""
-        subscription = self._registry.index.get(id_)
-        lane = None if subscription is None else self._lanes.find(subscription.origin)
-        share = None if lane is None else lane.find(id_)
-        return share is not None and bool(share.queued or share.in_flight)
+        health = self._endpoints.health(id_)
+        return health.queued + health.in_flight > 0
 
     async def _worst(self, most: int, waiting: Mapping[str, _WaitingFor]) -> tuple[tuple[Trouble, ...], int]:
         index = self._registry.index

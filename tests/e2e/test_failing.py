@@ -13,9 +13,7 @@ import pytest
 from aiohttp import web
 
 from dispatcher.broker.base import Message
-from dispatcher.broker.open import open_broker
-from dispatcher.settings.groups import KafkaSettings
-from tests.e2e.daemon import Daemon, Endpoint, envelope
+from tests.e2e.daemon import Daemon, Endpoint, envelope, publish
 
 pytestmark = [pytest.mark.kafka]
 
@@ -36,12 +34,9 @@ class Pair:
 
     async def publish(self, number: int, partition: int) -> str:
         id_, event = envelope(number)
-        broker = open_broker(self.replicas[0].broker, KafkaSettings())
-        await broker.connect()
-        try:
-            await broker.produce([Message(self.topic, event, id_.encode(), partition=partition)])
-        finally:
-            await broker.close()
+        await publish(
+            self.replicas[0].broker, [Message(self.topic, event, id_.encode(), partition=partition)]
+        )
         return id_
 
     async def failing(self) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ _MUTANTS = Path(__file__).with_name("mutants.py")
 _QUIET = 4.0  # seconds without anything to do, after which nothing is thought to come any more
 _TIERS = ("1s", "2s", "5s")
 _RESUMES_WITHIN = (
-    15.0  # from the start of the only replica after kill -9 to its first request; 3 s on an idle machine
+    12.0  # from the start of the only replica after kill -9 to its first request; 3 s on an idle machine
 )
 _DRAINS = 5.0  # seconds after a stall, and what follows takes at so many a second
 _DRAIN_RATE = 100.0

@@ -397,13 +397,13 @@ PLAIN = [
     Behaviour("leaves something over", leaves_something_over, 200, Left.IDLE, exchanges=3, connections=3),
     Behaviour("says gone unasked", says_gone_unasked, 200, Left.IDLE, exchanges=3, connections=2),
     # Slow
-    Behaviour("never answers", never_answers, Reason.TIMEOUT, Left.CLOSED, deadline=1.0, says="before a response"),
+    Behaviour("never answers", never_answers, Reason.TIMEOUT, Left.CLOSED, deadline=0.9, says="before a response"),
     Behaviour("never reads", never_reads, Reason.TIMEOUT, Left.CLOSED, deadline=0.5, body=9 * MIB, says="being sent"),
-    Behaviour("drips the head", drips(b"", head_of(4096), 0.01), Reason.TIMEOUT, Left.CLOSED, deadline=1.0, says="head"),
-    Behaviour("drips the body", drips(response(b"x" * 999)[:-999], b"x" * 999, 0.01), Reason.TIMEOUT, Left.CLOSED, deadline=1.0, says="body"),
+    Behaviour("drips the head", drips(b"", head_of(4096), 0.01), Reason.TIMEOUT, Left.CLOSED, deadline=0.9, says="head"),
+    Behaviour("drips the body", drips(response(b"x" * 999)[:-999], b"x" * 999, 0.01), Reason.TIMEOUT, Left.CLOSED, deadline=0.9, says="body"),
     Behaviour("drips hints", drips(b"", EARLY * 99, 0.02, len(EARLY)), Reason.TIMEOUT, Left.CLOSED, deadline=0.2),
-    Behaviour("stops after the head", answers(response(b"xx")[:-2]), Reason.TIMEOUT, Left.CLOSED, deadline=1.0, says="body"),
-    Behaviour("has no length and stays", answers(ENDLESS + b"ok"), Reason.TIMEOUT, Left.CLOSED, deadline=1.0, says="body"),
+    Behaviour("stops after the head", answers(response(b"xx")[:-2]), Reason.TIMEOUT, Left.CLOSED, deadline=0.9, says="body"),
+    Behaviour("has no length and stays", answers(ENDLESS + b"ok"), Reason.TIMEOUT, Left.CLOSED, deadline=0.9, says="body"),
 ]  # fmt: skip
 
 
@@ -572,7 +572,7 @@ SECURE = [
     Behaviour("resets on the second request", tls(resets_on_the_second_request), 200, Left.IDLE, exchanges=3, connections=3, tls=True),
     Behaviour("talks while idle", tls(talks_while_idle), 200, Left.CLOSED, exchanges=2, connections=2, pause=0.1, tls=True),
     Behaviour("closes without an answer", tls(closes_after(b"")), Reason.CLOSED, Left.CLOSED, tls=True),
-    Behaviour("never answers", tls(never_answers), Reason.TIMEOUT, Left.CLOSED, deadline=1.0, tls=True),
+    Behaviour("never answers", tls(never_answers), Reason.TIMEOUT, Left.CLOSED, deadline=0.9, tls=True),
     Behaviour("never reads", tls(never_reads), Reason.TIMEOUT, Left.CLOSED, deadline=0.5, body=9 * MIB, says="being sent", tls=True),
     Behaviour("breaks a record", tls(breaks_a_record), Reason.TLS_FAILED, Left.CLOSED, tls=True),
     Behaviour("breaks a record in the body", tls(breaks_a_record_in_the_body), 200, Left.CLOSED, tls=True),
@@ -598,7 +598,7 @@ SECURE = [
     Behaviour("closes at the hello", closes_in_the_handshake, Reason.TLS_FAILED, Left.CLOSED, tls=True),
     Behaviour("resets at the hello", resets_in_the_handshake, Reason.TLS_FAILED, Left.CLOSED, tls=True),
     Behaviour("closes in its own flight", closes_in_its_own_flight, Reason.TLS_FAILED, Left.CLOSED, tls=True),
-    Behaviour("stops in the handshake", stops_in_the_handshake, Reason.TIMEOUT, Left.CLOSED, deadline=1.0, says="TLS", tls=True),
+    Behaviour("stops in the handshake", stops_in_the_handshake, Reason.TIMEOUT, Left.CLOSED, deadline=0.9, says="TLS", tls=True),
     Behaviour("never shakes hands", never_reads, Reason.TIMEOUT, Left.CLOSED, deadline=0.5, says="TLS", tls=True),
 ]  # fmt: skip
 

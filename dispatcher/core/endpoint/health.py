@@ -252,9 +252,12 @@ class HealthRegistry:
         health = self._young.get(key)
         if health is not None and health.tenant == tenant:
             return health
-        health = self._old.pop(key, None) if health is None else None
-        if health is None or health.tenant != tenant:
-            self.forget(key)
+        if health is None:
+            health = self._old.pop(key, None)
+        if health is not None and health.tenant != tenant:
+            health.fade()
+            health = None
+        if health is None:
             health = EndpointHealth(tenant)
         if len(self._young) >= self._size:
             for forgotten in self._old.values():

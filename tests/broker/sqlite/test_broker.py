@@ -66,11 +66,11 @@ async def test_what_was_acknowledged_survives_kill_9_and_so_does_the_lock_not(
     for line in process.stdout:  # goes on until the pipe is empty
         if line.startswith("acknowledged ") and line.endswith("\n"):
             last = int(line.split()[1])
-            if last == 50:
+            if last == 200:
                 process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert last >= 50
+    assert last >= 200
 
     broker = await opened()
     member = Member(broker, ["t"], "other")

@@ -75,9 +75,10 @@ const UNDER = 2.5; // rows' worth of work is one that has another beneath it
 const HEIGHT = 2.25; // rem of a row,
 const HEIGHT_UNDER = 1.5; // and of another beneath it
 
-/** A row, and what is drawn beneath it. */
+/** A row, its number from 0, and what is drawn beneath it. */
 interface Drawn<T> {
   row: T;
+  at: number;
   under: ComponentChildren;
 }
 
@@ -85,7 +86,7 @@ export function Table<T>(props: TableProps<T>) {
   const columns = props.columns.filter((column) => !column.hidden);
   const inParts = props.rows.length > WHOLE;
   const { head, widths } = useWidths(inParts);
-  const drawn = props.rows.map((row): Drawn<T> => ({ row, under: props.under?.(row) ?? null }));
+  const drawn = props.rows.map((row, at): Drawn<T> => ({ row, at, under: props.under?.(row) ?? null }));
   const [first, ...rest] = inParts ? parts(drawn) : [drawn];
   return (
     <div class="table">
@@ -97,7 +98,7 @@ export function Table<T>(props: TableProps<T>) {
       {rest.map((rows) => (
         <Part key={props.id(rows[0]!.row)} height={rows.reduce((sum, { under }) => sum + HEIGHT + (under ? HEIGHT_UNDER : 0), 0)}>
           <table class="part">
-            <caption class="offscreen">{t.list.part(props.caption, drawn.indexOf(rows[0]!) + 1, drawn.indexOf(rows[0]!) + rows.length)}</caption>
+            <caption class="offscreen">{t.list.part(props.caption, rows[0]!.at + 1, rows.at(-1)!.at + 1)}</caption>
             <colgroup>
               {widths.map((width, column) => (
                 <col key={column} style={{ width: `${width}px` }} />
