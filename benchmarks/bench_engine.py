@@ -21,6 +21,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from benchmarks.harness import NOW, SECRET, envelope
 from dispatcher.broker.base import Broker, Entry, Message, Position, Record, StoredRecord, TopicPartition
 from dispatcher.broker.kafka.wire.bulk import by_partition, fill_bulk
+from dispatcher.core.attempt.encode import Noted
 from dispatcher.core.event.decode import decode
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Response, Result
@@ -222,23 +223,12 @@ def cost(fan_out: int = 1, *, events: int = 10_000, rounds: int = 9) -> float:
     return float(result)
 
 
-class _Attempted:
-    """A delivery that was acknowledged."""
-
-    attempt = generation = 1
-    replay: str | None = None
-    triggered_by: str | None = None
-    queued = 1.0
-    started = 1.012
-
-    def __init__(self, number: int, subscription: Subscription) -> None:
-        self.event = decode(_records(1)[0], *_PARTITION)
-        self.subscription = subscription
-        self._offset = number
-
-    @property
-    def source(self) -> tuple[str, int, int]:
-        return "events", 0, self._offset
+def _acknowledged(number: int, subscription: Subscription) -> Noted:
+    event = decode(_records(1)[0], *_PARTITION)
+    answer = Response(200, body=b'{"ok":true}')
+    # fmt: off
+    return Noted(event, subscription, "events", 0, number, 1, 1, None, None, 1.0, 1.012, answer, "delivered", 1.02, NOW, None, None)
+    # fmt: on
 
 
 async def _log_attempts(rounds: int, count: int) -> float:
@@ -251,14 +241,13 @@ async def _log_attempts(rounds: int, count: int) -> float:
             batch._build()
 
     subscriptions = _subscriptions(1)
-    deliveries = [_Attempted(number, subscriptions[number % HOSTS]) for number in range(count)]
+    ended = [_acknowledged(number, subscriptions[number % HOSTS]) for number in range(count)]
     attempts = AttemptLog("all", "dispatcher.attempts", "bench:1", fill)
-    answer = Response(200, body=b'{"ok":true}')
     taken: list[float] = []
     for _ in range(rounds):
         begin = time.thread_time()
-        for delivery in deliveries:
-            attempts.note(delivery, answer, "delivered", 1.02, NOW)
+        for each in ended:
+            attempts.note(each)
         await attempts.finish(60)
         taken.append((time.thread_time() - begin) / count)
     assert attempts.written == rounds * count

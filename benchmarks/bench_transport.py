@@ -124,7 +124,7 @@ class Exchange:
         load = self.load
         if load.left > 0:
             load.left -= 1
-            self.request = build(self.subscription, load.event, int(time.time()))
+            self.request = build(self.subscription.request, load.event, int(time.time()))
             self.deadline = load.clock() + TIMEOUT
             load.transport.send(self.origin, self)
 
@@ -200,7 +200,7 @@ async def _aiohttp(given: argparse.Namespace) -> dict[str, float]:
             nonlocal left
             while left > 0:
                 left -= 1
-                raw = build(subscription, event, int(time.time()))
+                raw = build(subscription.request, event, int(time.time()))
                 head, _, content = raw.partition(b"\r\n\r\n")
                 fields = (line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
                 headers = {name.decode(): value.decode() for name, value in fields}

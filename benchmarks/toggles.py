@@ -214,8 +214,9 @@ TOGGLES: Final = (
         (
             Edit(
                 "core/event/decode.py",
-                "    document: Envelope = _routing_fields(value, decode_envelope)\n",
-                "    loads(value)\n    document: Envelope = _routing_fields(value, decode_envelope)\n",
+                "    kind, event_id, tenant, created, time = fields_of(_routing_fields(value, decode_envelope))\n",
+                "    loads(value)\n"
+                "    kind, event_id, tenant, created, time = fields_of(_routing_fields(value, decode_envelope))\n",
             ),
             Edit(
                 "core/event/decode.py",

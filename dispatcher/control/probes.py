@@ -94,7 +94,7 @@ class Probes:
 
     async def ping(self, subscription: Subscription, event: Event) -> Probed:
         """Deliver the event to it, once, whatever its status. Raises Busy."""
-        request = build(subscription, event, int(self._wall()))
+        request = build(subscription.request, event, int(self._wall()))
         started = self._loop.time()
         deadline = started + min(subscription.timeout, _PING)
         origin = subscription.origin

@@ -1,7 +1,7 @@
 """The attempt log: a record of every attempt, written to the attempts topic behind the deliveries' backs.
 
-It must cost little (25,000 a second) and hold no delivery up. So the hot path notes a tuple; the
-tuples are encoded 32 at a time, and what was encoded is written every tenth of a second by a task of its own, over a
+It must cost little (25,000 a second) and hold no delivery up. So the hot path notes what a record will say (`Noted`); that
+is encoded 32 at a time, and what was encoded is written every tenth of a second by a task of its own, over a
 connection of its own. A broker that is away or refuses fills a buffer, and what no longer fits
 is dropped, the oldest first, and counted.
 
@@ -13,7 +13,7 @@ next one attempts again. A log that can't be written holds a commit for `COMMIT_
 Rules:
 
 1. `note` never waits, and never raises whatever the delivery contains.
-2. At most `_CHUNK` deliveries are kept alive by it, and `limit` bytes of encoded records.
+2. At most `_CHUNK` events are kept alive by it, and `limit` bytes of encoded records.
 3. One write at a time, the oldest records first: the attempts of one delivery stay in their order. What was acknowledged is
    not written again.
 4. `caught_up` is true only if every record that was noted before the call is acknowledged, or was dropped and counted.
@@ -26,13 +26,12 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import structlog
 
 from dispatcher.broker.base import BrokerError, Entry, MessageTooLarge
-from dispatcher.core.attempt.encode import Attempted, Decided, Encoded, Noted, encode, encode_decided
-from dispatcher.core.request.results import Result
+from dispatcher.core.attempt.encode import Decided, Encoded, Noted, encode, encode_decided
 from dispatcher.runtime.backoff import Backoff
 
 log = structlog.get_logger(__name__)
@@ -50,19 +49,6 @@ COMMIT_WAITS: Final = 5.0
 _ENDING_WAITS: Final = 1.0  # the same where the process ends: `finish` comes behind the last commits
 
 _OVERHEAD: Final = 200  # bytes that a record takes in memory beside its value
-
-
-class Noting(Attempted, Protocol):
-    """A delivery, as it is when an attempt of it has ended. Times in seconds of the loop's clock."""
-
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def queued(self) -> float:
-        """When it came into its lane."""
-
-    @property
-    def started(self) -> float: ...
 
 
 class _Encoded:
@@ -107,36 +93,10 @@ class AttemptLog:
         """Records not acknowledged yet."""
         return len(self._noted) + self._count
 
-    def note(
-        self,
-        delivery: Noting,
-        result: Result,
-        decision: str,
-        now: float,
-        unix: float,
-        due: float | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """The attempt ended. `now` by the loop's clock, `unix` the same by the wall's, `due` (Unix) the next try.
-
-        `reason` is why the delivery ended with it, or is parked.
-        """
-        noted = self._noted
-        noted.append(
-            (
-                delivery,
-                delivery.attempt,
-                delivery.queued,
-                delivery.started,
-                result,
-                decision,
-                now,
-                unix,
-                due,
-                reason,
-            )
-        )
-        if len(noted) >= _CHUNK:
+    def note(self, noted: Noted) -> None:
+        """An attempt ended."""
+        self._noted.append(noted)
+        if len(self._noted) >= _CHUNK:
             self._encode()
 
     def decided(self, decided: Decided) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dispatcher.broker.base import Message
-from dispatcher.core.attempt.encode import Decided
+from dispatcher.core.attempt.encode import Decided, Noted
 from dispatcher.core.attempt.tracing import DeliveryTrace, Sampler
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.endpoint.fairness import Fairness, TenantUsage
@@ -186,6 +186,38 @@ class Delivery:
         key = self.subscription.id.encode()
         timestamp_ms = None if unix is None else int(unix * 1000)
         return Message(topic, event.body, key, headers, timestamp_ms=timestamp_ms)
+
+    def noted(
+        self,
+        result: Result,
+        decision: str,
+        now: float,
+        unix: float,
+        due: float | None = None,
+        reason: str | None = None,
+    ) -> Noted:
+        """What the attempt log is told of an attempt that ended `now` (by the loop's clock; `unix`: by the wall's). `due` (Unix seconds) is the next try; `reason` why the delivery ends with it, or is parked."""
+        source = self.event_source
+        tracker = self.tracker
+        return Noted(
+            self.event,
+            self.subscription,
+            tracker.topic if source is None else source.topic,
+            tracker.partition if source is None else source.partition,
+            self.offset if source is None else source.offset,
+            self.attempt,
+            self.generation,
+            self.replay,
+            self.triggered_by,
+            self.queued,
+            self.started,
+            result,
+            decision,
+            now,
+            unix,
+            due,
+            reason,
+        )
 
     def decided(self, decision: str, reason: str, unix: float) -> Decided:
         """What the attempt log is told of an end, or of a parking, without a request."""

@@ -80,7 +80,7 @@ class Outcomes:
                 self._metrics.left_to_another += 1
             unix = self._wall()
             if self._attempts.failures:
-                self._attempts.note(delivery, result, decision, now, unix, None, reason)
+                self._attempts.note(delivery.noted(result, decision, now, unix, reason=reason))
             self._trace(delivery, result, decision, now, unix, reason)
             delivery.attempt -= 1
             self._parking.leave_behind(delivery, noted=True)
@@ -168,7 +168,7 @@ class Outcomes:
             metrics.delivery_latency.observe(unix - delivery.event.timestamp_ms / 1000)
             self._endpoints.record_success(delivery, took, now)
             if self._attempts.successes:
-                self._attempts.note(delivery, result, DELIVERED, now, unix)
+                self._attempts.note(delivery.noted(result, DELIVERED, now, unix))
             if self._success_sample and self._chance() < self._success_sample:
                 self._line(delivery, describe(result), now, DELIVERED, None, None, span)
         else:
@@ -182,7 +182,7 @@ class Outcomes:
                 metrics.left_to_another += 1
             self._endpoints.attribute_failure(delivery, result, described, now, unix)
             if self._attempts.failures:
-                self._attempts.note(delivery, result, decision, now, unix, due, reason)
+                self._attempts.note(delivery.noted(result, decision, now, unix, due, reason))
             self._line(delivery, described, now, decision, due, reason, span)
 
     def trace_ids(self, delivery: Delivery) -> TraceIds:

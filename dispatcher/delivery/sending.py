@@ -245,7 +245,7 @@ class Sending(DeliveryOwner):
             subscription = delivery.subscription
         unix = self._wall()
         try:
-            delivery.request = build(subscription, delivery.event, int(unix))
+            delivery.request = build(subscription.request, delivery.event, int(unix))
             if delivery.replay is not None:
                 if self._replays.standing(delivery.replay) is ReplayStanding.OVER:
                     delivery.request = b""

@@ -23,13 +23,13 @@ from typing import Final, Protocol
 
 import structlog
 
-from dispatcher.core.attempt.encode import Attempted
 from dispatcher.core.attempt.outcome import DEAD, DELIVERED, LEFT_TO_ANOTHER
 from dispatcher.core.attempt.tracing import DeliveryTrace, Sampler, context_of, traceparent_of
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.build import with_traceparent
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.records import FIRST_GENERATION, delivery_id, describe
+from dispatcher.core.subscription.model import Subscription
 from dispatcher.settings.groups import Settings
 from dispatcher.telemetry.spans import FinishedSpan, SpanSink, Value
 
@@ -60,8 +60,22 @@ class TracingRefused(ValueError):
     """Tracing is on and can't be had. The message says what to do."""
 
 
-class Traced(Attempted, Protocol):
+class Traced(Protocol):
     """A delivery, as far as its spans say something of it."""
+
+    @property
+    def event(self) -> Event: ...
+    @property
+    def subscription(self) -> Subscription: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def replay(self) -> str | None:
+        """The id of the replay that it belongs to."""
+
+    @property
+    def source(self) -> tuple[str, int, int]:
+        """The topic, partition and offset that the event was read from."""
 
     @property
     def event_source(self) -> tuple[str, int, int] | None:

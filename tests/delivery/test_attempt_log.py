@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from dispatcher.broker.base import BrokerError, BrokerRefused, BrokerUnavailable, Entry, MessageTooLarge
+from dispatcher.core.attempt.encode import Noted
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.retry.policy import RetryPolicy
@@ -26,18 +27,29 @@ from tests.world import World, event, running, until
 pytestmark = [pytest.mark.looptime]
 
 
-class Delivery:
-    """As the engine's."""
-
-    attempt = generation = 1
-    queued = started = 0.0
-    replay: str | None = None
-    triggered_by: str | None = None
-
-    def __init__(self, number: int) -> None:
-        self.event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)
-        self.subscription = subscription("sub_1")
-        self.source = ("events", 0, number)
+def acknowledged(number: int) -> Noted:
+    """An attempt to deliver the event of this number."""
+    event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)
+    to = subscription("sub_1")
+    return Noted(
+        event,
+        to,
+        "events",
+        0,
+        number,
+        1,
+        1,
+        None,
+        None,
+        0.0,
+        0.0,
+        Response(200),
+        "delivered",
+        1.0,
+        1e9,
+        None,
+        None,
+    )
 
 
 class Topic:
@@ -71,7 +83,7 @@ class Topic:
 
 def note(log: AttemptLog, *numbers: int) -> None:
     for number in numbers:
-        log.note(Delivery(number), Response(200), "delivered", 1.0, 1e9)
+        log.note(acknowledged(number))
 
 
 @asynccontextmanager
@@ -167,9 +179,9 @@ async def test_the_end_of_the_log_is_written_also_what_was_under_way_but_not_wai
 async def test_an_attempt_that_can_not_be_encoded_costs_no_other() -> None:
     topic = Topic()
     async with writing(topic) as log:
-        broken = Delivery(0)
-        broken.source = None  # type: ignore[assignment]
-        log.note(broken, Response(200), "delivered", 1.0, 1e9)
+        broken = acknowledged(0)
+        broken.result = None  # type: ignore[assignment]
+        log.note(broken)
         note(log, 1)
         await asyncio.sleep(1)
         assert topic.events == ["evt_1"]

@@ -79,7 +79,7 @@ log = structlog.get_logger(__name__)
 
 kafka_records.install()
 
-_OWN_FETCH_WAIT = 0.1  # seconds
+_OWN_FETCH_WAIT = 0.1  # seconds, while a partition is paused: it is resumed when its record is due
 _LOOK_LIMIT = (
     2.0  # seconds that a revocation, or what is in doubt, waits to learn which topics are still there
 )
@@ -138,9 +138,7 @@ class KafkaConsumer:
         self._memory = memory or NoMemory()
         self._settings = settings = cluster.settings
         if own:
-            # One fetch is in flight per broker, and a partition that is resumed waits for its end.
-            wait = min(settings.fetch_max_wait, _OWN_FETCH_WAIT)
-            self._settings = settings.model_copy(update={"offset_reset": "earliest", "fetch_max_wait": wait})
+            self._settings = settings.model_copy(update={"offset_reset": "earliest"})
         self._topics = sorted(topics)
         self._owner = GuardedListener(group, listener)
         self._starts = GroupStarts(
@@ -155,7 +153,10 @@ class KafkaConsumer:
         self._tasks = Tasks()
         self._consumer: AIOKafkaConsumer | None = None
         self._bridge: _Bridge | None = None
-        self._fetching = Fetching(settings.max_poll_records, self._settings.fetch_max_wait)
+        wait = settings.fetch_max_wait
+        self._fetching = Fetching(
+            settings.max_poll_records, wait, min(wait, _OWN_FETCH_WAIT) if own else None
+        )
         self._ends: Mapping[TopicPartition, int] = {}
         self._watching = False
         self._rejoining = Backoff(longest=settings.session_timeout / 4)

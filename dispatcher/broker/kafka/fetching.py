@@ -48,9 +48,11 @@ class PositionsCut(Exception):
 class Fetching:
     """What one member reads."""
 
-    def __init__(self, most: int, longest: float) -> None:
-        """`most`: records at a time; `longest`: seconds that a broker may wait for records before it answers a fetch."""
+    def __init__(self, most: int, longest: float, while_paused: float | None = None) -> None:
+        """`most`: records at a time; `longest`: seconds that a broker may wait for records before it answers a fetch; likewise `while_paused`, while any partition is."""
         self._most = most
+        self._longest = longest
+        self._while_paused = longest if while_paused is None else while_paused
         self._silence = longest + _SILENCE
         self._consumer: AIOKafkaConsumer | None = None
         self.mine: frozenset[TopicPartition] = frozenset()
@@ -96,6 +98,7 @@ class Fetching:
         for partition, offset in starts.items():
             consumer.seek(KafkaPartition(*partition), reads.get(partition, offset))
         self._consumer = consumer
+        self._ask()
         self.mine = frozenset(starts)
         self.positions = dict(starts)
         self.trust(self.doubts)
@@ -251,6 +254,12 @@ class Fetching:
             self._wanted = ()
         else:
             self._wanted = tuple(KafkaPartition(*p) for p in self.mine if p not in self._paused) or None
+        self._ask()
+
+    def _ask(self) -> None:
+        """From the next fetch on, have brokers wait for so long. One fetch is in flight per broker, and a partition that is resumed waits for its end."""
+        if self._consumer is not None and (fetcher := self._consumer._fetcher) is not None:
+            fetcher._fetch_max_wait_ms = milliseconds(self._while_paused if self._paused else self._longest)
 
     def skip(self, partition: TopicPartition) -> None:
         """Go on behind what it stands before."""

@@ -41,11 +41,11 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from dispatcher.core.event.envelope import (
     MISSING,
     CloudEvent,
-    Envelope,
     NotAnObject,
     NotJson,
     decode_cloud_event,
     decode_envelope,
+    fields_of,
 )
 from dispatcher.core.event.moment import EventTime, milliseconds
 
@@ -217,12 +217,10 @@ def decode(record: EventRecord, topic: str, partition: int) -> Event:
 
 
 def _envelope(record: EventRecord, topic: str, partition: int, value: bytes, head: bytes) -> Event:
-    document: Envelope = _routing_fields(value, decode_envelope)
-    kind = document.type
+    kind, event_id, tenant, created, time = fields_of(_routing_fields(value, decode_envelope))
     if not isinstance(kind, str):
         raise InvalidEvent("type", "the envelope has no type" if kind is MISSING else _TYPE_DETAIL)
     checked_type = check_type(kind)
-    event_id = document.id
     sent: bytes | None = None
     if event_id is None:
         event_id = fallback_id(topic, partition, record.offset)
@@ -230,12 +228,10 @@ def _envelope(record: EventRecord, topic: str, partition: int, value: bytes, hea
         sent = wire_id(event_id)
     else:
         raise InvalidEvent("id", _ID_DETAIL)
-    tenant = document.tenant
     if tenant is not None and not (isinstance(tenant, str) and valid_tenant(tenant)):
         raise InvalidEvent("tenant", _TENANT_DETAIL)
-    time = document.created
-    if time is None:
-        time = document.timestamp
+    if created is not None:
+        time = created
     # A container in its place would be kept alive with the event, unaccounted for.
     if time is not None and not isinstance(time, (str, int, float)):
         time = None

@@ -24,6 +24,9 @@ class Envelope(msgspec.Struct, gc=False):
 
 decode_envelope: Final[Callable[[bytes], Envelope]] = msgspec.json.Decoder(Envelope).decode
 
+fields_of: Final[Callable[[Envelope], tuple[Any, Any, Any, Any, Any]]] = msgspec.structs.astuple
+"""All fields at once, in their order: what is compiled looks each of them up by its name otherwise."""
+
 
 class CloudEvent(msgspec.Struct, gc=False):
     """Of a structured CloudEvent."""

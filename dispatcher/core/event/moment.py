@@ -26,7 +26,11 @@ def milliseconds(time: EventTime) -> int | None:
     if isinstance(time, bool):
         return None
     if isinstance(time, int):
-        return time * 1000 if 0 <= time < _LAST_SECOND else None
+        if not 0 <= time < _LAST_SECOND:
+            return None
+        # By halves: compiled, factors below 2**30 are multiplied in the processor, and others as Python's integers.
+        half = time // 2 * 1000
+        return half + half + time % 2 * 1000
     if isinstance(time, float):
         seconds = time
     else:

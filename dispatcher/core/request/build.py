@@ -30,7 +30,7 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 
 from orjson import dumps
 
@@ -38,7 +38,7 @@ from dispatcher.__about__ import __version__
 from dispatcher.core.event.decode import JSON_HEAD, Event, wire_text
 from dispatcher.core.request.signing import PADS, Signers, v1_line
 from dispatcher.core.request.urls import Target
-from dispatcher.core.text.times import LAST_MS, rfc3339_ascii
+from dispatcher.core.text.times import LAST_MS, rfc3339_ascii, rfc3339_parts
 
 USER_AGENT: Final = f"dispatcher/{__version__}"
 MAX_OWN_HEADERS: Final = 32
@@ -123,14 +123,6 @@ class _Second:
 _signed: Final = _Second()
 
 
-class Templated(Protocol):
-    """What building needs of a subscription."""
-
-    @property
-    def request(self) -> Template:
-        """Made with `template()` on first use, then kept."""
-
-
 def template(target: Target, headers: Iterable[tuple[str, str]], signers: Signers, *, thin: bool) -> Template:
     """Render the constant parts. `headers` are the subscription's own; raises ValueError for a refused one."""
     if not _TARGET.fullmatch(target.target) or not _VALUE.fullmatch(target.host_header):
@@ -150,9 +142,8 @@ def path_of(target: str) -> str:
     return target.partition("?")[0][:_PATH_CAP]
 
 
-def build(subscription: Templated, event: Event, now: int) -> bytes:
-    """The whole request of one attempt. `now` is the Unix time in seconds that the receiver will check."""
-    parts = subscription.request
+def build(parts: Template, event: Event, now: int) -> bytes:
+    """The whole request of one attempt. `parts` are the subscription's, `now` is the Unix time in seconds that the receiver will check."""
     if parts.thin:
         body = _thin_body(event, now)
         head = _thin_head(event.head)
@@ -164,7 +155,7 @@ def build(subscription: Templated, event: Event, now: int) -> bytes:
         event_id = event.id.encode("ascii")
     lines = event.lines
     if lines is None:
-        lines = event.lines = _type_line(event.type) + _time_line(event.occurred_ms)
+        lines = event.lines = _lines(event.type, event.occurred_ms)
     if now != _signed.number:
         _signed.number, _signed.text = now, b"%d" % now
     timestamp = _signed.text
@@ -273,11 +264,13 @@ def _type_line(type: str) -> bytes:  # noqa: A002 - the field's name
     return b"webhook-event-type: %b\r\n" % wire_text(type)
 
 
-def _time_line(moment: int) -> bytes:
-    """Unix milliseconds as RFC 3339, and the name of the field that follows; only that where nobody can write the time."""
+def _lines(type: str, moment: int) -> bytes:  # noqa: A002 - the field's name
+    """The type, the time (Unix milliseconds, where anybody can write it), and the name of the field that follows."""
+    first = _type_line(type)
     if not 0 <= moment <= LAST_MS:  # Kafka knows records without a timestamp (-1)
-        return b"webhook-id: "
-    return b"webhook-event-time: %b\r\nwebhook-id: " % rfc3339_ascii(moment)
+        return first + b"webhook-id: "
+    minute, second, millisecond = rfc3339_parts(moment)
+    return b"".join((first, b"webhook-event-time: ", minute, second, millisecond, b"\r\nwebhook-id: "))
 
 
 def _thin_body(event: Event, now: int) -> bytes:

@@ -53,17 +53,6 @@ class Unknown:
     detail: str
 
 
-class _Full:
-    """A subscription's constant parts, but with the whole payload: a thin one would leave the challenge out."""
-
-    __slots__ = ("request",)
-
-    def __init__(self, parts: Template) -> None:
-        self.request = Template(
-            parts.head, parts.tail, parts.signers, thin=False, host=parts.host, path=parts.path
-        )
-
-
 def handshake_request(parts: Template, origin: str, rate: int | None = None) -> bytes:
     """The OPTIONS request to the subscription's own URL, with its own headers. `rate` is what is asked for, a minute."""
     lines = f"WebHook-Request-Origin: {origin}\r\n"
@@ -115,7 +104,9 @@ def challenge_request(parts: Template, event_id: str, challenge: str, now: int) 
         "data": {"challenge": challenge},
     }
     event = Event(event_id, VALIDATION_TYPE, None, dumps(document), now * 1000, JSON_HEAD)
-    return build(_Full(parts), event, now)
+    # With the whole payload, of a thin subscription too: it would leave the challenge out.
+    full = Template(parts.head, parts.tail, parts.signers, thin=False, host=parts.host, path=parts.path)
+    return build(full, event, now)
 
 
 def judge_challenge(result: Result, challenge: str) -> Allowed | Refused:

@@ -40,6 +40,7 @@ class Subscription:
     """
 
     __slots__ = (
+        "_request",
         "certificate",
         "event_types",
         "follow_redirects",
@@ -50,7 +51,6 @@ class Subscription:
         "origin",
         "rate_limit",
         "reason",
-        "request",
         "retry",
         "route",
         "secrets",
@@ -63,8 +63,6 @@ class Subscription:
         "usage",
     )
 
-    request: Template
-    """The constant parts of every request to it, made at first use."""
     route: object
     """Whoever delivers to it keeps here how it gets there. Nothing else looks at it."""
     health: object
@@ -97,6 +95,7 @@ class Subscription:
         """
         # What every delivery looks at comes first: compiled, it is side by side in memory.
         self.route = None
+        self._request: Template | None = None
         self.usage: TenantUsage | None = None  # what its tenant uses, likewise
         self.health = None
         self.id = id
@@ -117,13 +116,14 @@ class Subscription:
         self.follow_redirects = follow_redirects
         self.reason = reason
 
-    def __getattr__(self, name: str) -> Template:
-        # Called only while the slot is empty, so a filled one costs the hot path nothing.
-        if name != "request":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        signers = make_signers(self.secrets, self.signatures)
-        target = Target(self.origin, self.target, self.origin.host_header)
-        self.request = made = template(target, self.headers, signers, thin=self.thin)
+    @property
+    def request(self) -> Template:
+        """The constant parts of every request to it, made at first use."""
+        made = self._request
+        if made is None:
+            signers = make_signers(self.secrets, self.signatures)
+            target = Target(self.origin, self.target, self.origin.host_header)
+            made = self._request = template(target, self.headers, signers, thin=self.thin)
         return made
 
     def __repr__(self) -> str:

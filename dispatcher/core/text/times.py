@@ -38,9 +38,14 @@ _written: Final = _Minute()
 
 def rfc3339_ascii(moment: int) -> bytes:
     """Unix milliseconds, from 0 to `LAST_MS`, in UTC as RFC 3339. Put together of what is ready: `datetime` takes six times as long."""
+    return b"".join(rfc3339_parts(moment))
+
+
+def rfc3339_parts(moment: int) -> tuple[bytes, bytes, bytes]:
+    """The same, to be joined with what goes around it."""
     seconds = moment // 1000
     minute = seconds // 60
     if minute != _written.number:
         _written.text = (_EPOCH + timedelta(minutes=minute)).isoformat()[:16].encode("ascii")
         _written.number = minute
-    return b"".join((_written.text, _SECONDS[seconds % 60], _MILLISECONDS[moment % 1000]))
+    return _written.text, _SECONDS[seconds % 60], _MILLISECONDS[moment % 1000]

@@ -69,6 +69,32 @@ async def test_records_of_an_aborted_transaction_are_not_returned(on_kafka: OnKa
         assert stretch.next == marker + 1
 
 
+async def test_a_group_of_our_own_asks_the_broker_to_wait_as_long_as_others_until_it_pauses_a_partition(
+    on_kafka: OnKafka,
+) -> None:
+    broker = await on_kafka.connect(QUICK.model_copy(update={"fetch_max_wait": 0.5}))
+    topic = await on_kafka.topic(broker)
+    member: Any = Member(broker, [topic], on_kafka.unique("group"), own=True)
+    await member.consumer.start()
+    await member.poll_until(member.consumer.assignment)
+    asked = []
+    send = member.consumer._consumer._fetcher._client.send
+
+    async def watch(node: Any, request: Any, **options: Any) -> Any:
+        built = getattr(request, "_max_wait_ms", None)
+        if built is not None:
+            asked.append(built)
+        return await send(node, request, **options)
+
+    member.consumer._consumer._fetcher._client.send = watch
+    await member.poll_until(lambda: len(asked) > 1)
+    assert set(asked) == {500}
+    member.consumer.pause(list(member.consumer.assignment())[:1])
+    await member.poll_until(lambda: asked[-1] == 100)
+    member.consumer.resume(list(member.consumer.assignment()))
+    await member.poll_until(lambda: asked[-1] == 500)
+
+
 async def test_a_dead_task_inside_the_library_means_a_new_member_not_silence(on_kafka: OnKafka) -> None:
     broker = await on_kafka.connect()
     topic = await on_kafka.topic(broker)

@@ -54,6 +54,7 @@ class Polled(Library):
         self.fetched: dict[Any, list[Any]] = {}
         self.sought: list[tuple[Any, int]] = []
         self._fetcher = self
+        self._fetch_max_wait_ms = 0
         self._fetch_task = self._coordination_task = asyncio.get_running_loop().create_future()
 
     def seek(self, key: Any, offset: int) -> None:
@@ -83,6 +84,21 @@ async def test_a_paused_partition_is_left_out_until_it_is_resumed() -> None:
     fetching.resume([TopicPartition(*ZERO)])
     assert [partition for partition, _ in await fetching.fetch(0.0, 10) or ()] == [ZERO]
     assert fetching.positions == {ZERO: 7, ONE: 1}
+
+
+async def test_brokers_answer_sooner_while_a_partition_is_paused_and_waits_for_the_end_of_a_fetch() -> None:
+    fetching, library = Fetching(100, 0.5, 0.1), Polled(2)
+    fetching.take(library, {TopicPartition(*ZERO): 5, TopicPartition(*ONE): 0}, {})
+    waits = []
+    for change in (None, fetching.pause, fetching.resume):
+        if change is not None:
+            change([TopicPartition(*ZERO)])
+        waits.append(library._fetch_max_wait_ms)
+    assert waits == [500, 100, 500]
+    fetching.pause([TopicPartition(*ZERO)])
+    fetching.drop()
+    fetching.take(library, {TopicPartition(*ZERO): 5}, {})
+    assert library._fetch_max_wait_ms == 500
 
 
 async def test_records_before_the_position_are_a_partition_that_was_cut() -> None:

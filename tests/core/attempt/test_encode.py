@@ -11,40 +11,43 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from dispatcher.core.attempt.encode import RESPONSE_CAP, Decided, encode, encode_decided
+from dispatcher.core.attempt.encode import RESPONSE_CAP, Decided, Noted, encode, encode_decided
 from dispatcher.core.attempt.record import AttemptRecord
 from dispatcher.core.event.decode import Event
 from dispatcher.core.request.results import Failure, Opened, Reason, Response, Result
 from dispatcher.core.retry.records import delivery_id
-from dispatcher.core.subscription.model import Subscription
 from tests.fakes import subscription
 
 DOCUMENTED = Path(__file__).parents[3] / "docs/attempts.md"
 
 
-class Delivery:
-    """As the engine's."""
-
-    def __init__(self, tenant: str | None = "acme") -> None:
-        self.event = Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None)
-        self.subscription: Subscription = subscription("sub_billing")
-        self.source = ("events", 3, 42)
-        self.generation = 1
-        self.replay: str | None = None
-        self.triggered_by: str | None = None
-
-
-def record(
-    result: Result,
-    *,
-    decision: str = "retry",
-    due: float | None = None,
-    reason: str | None = None,
-    **delivery: Any,
-) -> Any:
+def noted(result: Result, *, tenant: str | None = "acme", **fields: Any) -> Noted:
     """Queued at 100.0, started at 100.25, over at 100.5 (1760000000.5 by the wall's clock)."""
-    noted = (Delivery(**delivery), 2, 100.0, 100.25, result, decision, 100.5, 1760000000.5, due, reason)
-    key, value, time_ms = encode(noted, "host:1")
+    values: dict[str, Any] = {
+        "event": Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None),
+        "subscription": subscription("sub_billing"),
+        "topic": "events",
+        "partition": 3,
+        "offset": 42,
+        "attempt": 2,
+        "generation": 1,
+        "replay": None,
+        "triggered_by": None,
+        "queued": 100.0,
+        "started": 100.25,
+        "result": result,
+        "decision": "retry",
+        "ended": 100.5,
+        "unix": 1760000000.5,
+        "due": None,
+        "reason": None,
+        **fields,
+    }
+    return Noted(**values)
+
+
+def record(result: Result, **fields: Any) -> Any:
+    key, value, time_ms = encode(noted(result, **fields), "host:1")
     assert key == b"sub_billing"
     assert time_ms == 1760000000250
     return orjson.loads(value)
@@ -117,10 +120,9 @@ def test_whatever_comes_back_the_record_is_json_and_of_a_few_kilobytes(
     body: bytes, detail: str, answered: bool
 ) -> None:
     result = Response(200, detail, detail, body) if answered else Failure(Reason.CLOSED, detail + "\udcff")
-    noted = (Delivery(), 1, 0.0, 0.0, result, "delivered", 1.0, 1e9, None, None)
-    value = encode(noted, "host:1")[1]
+    value = encode(noted(result), "host:1")[1]
     assert len(value) < 16 * 1024
-    assert orjson.loads(value)["attempt"] == 1
+    assert orjson.loads(value)["attempt"] == 2
 
 
 def decided(decision: str = "dropped", **fields: Any) -> Any:
@@ -179,24 +181,21 @@ def test_an_end_without_a_request_names_its_replay_its_generation_and_what_came_
 
 
 def test_the_url_is_told_without_its_query_which_may_be_a_secret() -> None:
-    delivery = Delivery()
-    delivery.subscription = subscription("sub_billing", "http://endpoint.test:8443/a/b?key=secret")
-    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
-    assert (orjson.loads(value)["host"], orjson.loads(value)["path"]) == ("endpoint.test", "/a/b")
-    assert b"secret" not in value
+    to = subscription("sub_billing", "http://endpoint.test:8443/a/b?key=secret")
+    got = record(Response(200), subscription=to)
+    assert (got["host"], got["path"]) == ("endpoint.test", "/a/b")
+    assert "secret" not in str(got)
 
 
 def test_the_trace_of_the_event_is_in_its_records_and_nothing_else_of_its_head() -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    delivery = Delivery()
-    delivery.event.head = (
+    event = Event("evt_1", "invoice.paid", "acme", b"{}", 1, b"", None)
+    event.head = (
         f"Content-Type: a/b\r\nce-x: traceparent: no\r\ntraceparent: {parent}\r\ntracestate: a=1\r\n"
     ).encode()
-    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
-    assert orjson.loads(value)["traceparent"] == parent
-    delivery.event.head = b"ce-x: traceparent: no\r\n"
-    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
-    assert "traceparent" not in orjson.loads(value)
+    assert record(Response(200), event=event)["traceparent"] == parent
+    event.head = b"ce-x: traceparent: no\r\n"
+    assert "traceparent" not in record(Response(200), event=event)
 
 
 def test_of_a_long_answer_its_size_is_told_beside_its_beginning() -> None:
@@ -205,17 +204,12 @@ def test_of_a_long_answer_its_size_is_told_beside_its_beginning() -> None:
 
 
 def test_a_later_generation_and_a_replay_are_named() -> None:
-    delivery = Delivery()
-    delivery.generation, delivery.replay = 3, "rpl_7"
-    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
-    assert (orjson.loads(value)["generation"], orjson.loads(value)["replay"]) == (3, "rpl_7")
+    got = record(Response(200), generation=3, replay="rpl_7")
+    assert (got["generation"], got["replay"]) == (3, "rpl_7")
 
 
 def test_who_asked_for_a_generation_or_an_end_is_named() -> None:
-    delivery = Delivery()
-    delivery.generation, delivery.triggered_by = 2, "operator ops"
-    value = encode((delivery, 1, 0.0, 0.0, Response(200), "delivered", 1.0, 1e9, None, None), "host:1")[1]
-    assert orjson.loads(value)["triggered_by"] == "operator ops"
+    assert record(Response(200), generation=2, triggered_by="operator ops")["triggered_by"] == "operator ops"
     assert decided("dropped", triggered_by="operator ops")["triggered_by"] == "operator ops"
     assert "triggered_by" not in decided("dropped")
 

@@ -33,11 +33,6 @@ PARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @dataclass
-class Sub:
-    request: Template
-
-
-@dataclass
 class Rec:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
@@ -89,8 +84,8 @@ def sub(
     headers: tuple[tuple[str, str], ...] = (),
     *,
     thin: bool = False,
-) -> Sub:
-    return Sub(template(Guard().check_url(url), headers, SIGNERS, thin=thin))
+) -> Template:
+    return template(Guard().check_url(url), headers, SIGNERS, thin=thin)
 
 
 def an_event(body: bytes = b'{"type":"a.b"}', head: bytes = JSON_HEAD) -> Event:
@@ -298,7 +293,7 @@ def test_a_thin_payload_of_a_record_without_a_usable_time_tells_the_attempts(tim
 def test_github_signatures_are_sent_beside_the_standard_headers() -> None:
     signers = make_signers([SECRET], ["github"])
     made = template(Guard().check_url("https://example.com/"), (), signers, thin=False)
-    found = Parsed(build(Sub(made), an_event(), NOW))
+    found = Parsed(build(made, an_event(), NOW))
     assert found["x-hub-signature-256"].startswith("sha256=")
     assert "webhook-signature" not in found.names
     assert found["webhook-id"] == "evt_1"
@@ -382,7 +377,7 @@ def test_what_servers_take_for_ours_is_refused_and_sent_where_it_was_taken_befor
     with pytest.raises(ValueError, match=r"set by the dispatcher.*which some servers take"):
         check_header(name, "x")
     check_header(name, "x", folded=False)
-    assert f"\r\n{name}: x\r\n".encode() in sub(headers=((name, "x"),)).request.tail
+    assert f"\r\n{name}: x\r\n".encode() in sub(headers=((name, "x"),)).tail
 
 
 def test_every_name_the_dispatcher_sends_is_one_that_can_not_be_overridden() -> None:
@@ -396,7 +391,7 @@ def test_every_name_the_dispatcher_sends_is_one_that_can_not_be_overridden() -> 
     )
     signers = make_signers([SECRET], ["v1", "github"])
     made = template(Guard().check_url("https://example.com/"), (), signers, thin=False)
-    names = Parsed(build(Sub(made), decode(Rec(b"", headers)), NOW)).names
+    names = Parsed(build(made, decode(Rec(b"", headers)), NOW)).names
     assert len(names) == len(set(names)) == 16
     for name in names:
         with pytest.raises(ValueError, match="set by the dispatcher"):
@@ -577,7 +572,7 @@ def test_nothing_of_a_subscription_breaks_the_head(a: str, b: str, c: str) -> No
             target = Guard().check_url(url)
         except Blocked:
             continue
-        wire_is_safe(build(Sub(template(target, (), SIGNERS, thin=False)), event, NOW), event)
+        wire_is_safe(build(template(target, (), SIGNERS, thin=False), event, NOW), event)
     for name, value in ((a, "x"), ("X-Env", b), (f"X-{c}", "x"), ("Authorization", f"Bearer {b}")):
         try:
             subscription = sub(headers=((name, value),))
