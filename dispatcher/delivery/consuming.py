@@ -89,7 +89,7 @@ class Consuming:
             offset = record.offset
             if tracker.seen(offset):
                 metrics.skipped["seen"] += 1
-            elif isinstance(record, UnreadableRecord):
+            elif type(record) is UnreadableRecord:
                 tracker.track(offset, 1)
                 metrics.invalid[UNREADABLE] += 1
                 settlement.refuse(record, tracker, UNREADABLE, record.problem)

@@ -123,8 +123,9 @@ class Sending(DeliveryOwner):
     def start(self, owed: list[Delivery]) -> None:
         """Attempt or queue each of them; the list is empty then."""
         _prefetch(owed)
+        now = self._clock()
         for delivery in owed:
-            self.queue(delivery, self._clock(), urgent=False)
+            self.queue(delivery, now, urgent=False)
         owed.clear()
 
     def wake(self, delivery: Delivery) -> None:

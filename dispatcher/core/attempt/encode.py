@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
-from dispatcher.core.attempt.record import VERSION, AttemptRecord, encode_record
+from dispatcher.core.attempt.record import VERSION, AttemptRecord, encode_into
 from dispatcher.core.event.decode import JSON_HEAD, Event
 from dispatcher.core.request.build import path_of
 from dispatcher.core.request.results import Opened, Response, Result
@@ -27,6 +27,7 @@ RESPONSE_CAP: Final = 1024
 
 _TEXT_CAP: Final = 512
 _TRACEPARENT: Final = b"traceparent: "
+_BUFFER: Final = bytearray(1024)  # what was encoded last
 
 
 class Noted:
@@ -259,14 +260,15 @@ def _begin(
 
 def _written(record: AttemptRecord) -> bytes:
     try:
-        return encode_record(record)
+        encode_into(record, _BUFFER)
     except UnicodeEncodeError:
         # A lone surrogate, as in a system's error message that is not UTF-8.
         for name in AttemptRecord.__struct_fields__:
             text = getattr(record, name)
             if isinstance(text, str):
                 setattr(record, name, text.encode(errors="replace").decode())
-        return encode_record(record)
+        encode_into(record, _BUFFER)
+    return bytes(_BUFFER)
 
 
 def _add_body(record: AttemptRecord, body: bytes) -> None:

@@ -65,8 +65,13 @@ class AttemptRecord(msgspec.Struct, gc=False):
     due_ms: int | UnsetType = UNSET
 
 
-encode_record: Final[Callable[[AttemptRecord], bytes]] = msgspec.json.Encoder().encode
+_encoder: Final = msgspec.json.Encoder()
+
+encode_record: Final[Callable[[AttemptRecord], bytes]] = _encoder.encode
 """As JSON. Raises UnicodeEncodeError: a lone surrogate in a text."""
+
+encode_into: Final[Callable[[AttemptRecord, bytearray], None]] = _encoder.encode_into
+"""Likewise, into a buffer that is there: a new one begins with 32 bytes and is enlarged six times."""
 
 _decode: Final = msgspec.json.Decoder(AttemptRecord).decode
 

@@ -213,7 +213,7 @@ def delivery_id(topic: str, partition: int, offset: int, subscription_id: str) -
     hashed = (
         _BLAKE.copy()
     )  # with the parameter set: a fifth less than making one (attempts are logged by the thousand)
-    hashed.update(f"{topic}\0{partition}\0{offset}\0{subscription_id}".encode())
+    hashed.update(b"%b\0%d\0%d\0%b" % (topic.encode(), partition, offset, subscription_id.encode()))
     return "dlv_" + hashed.hexdigest()
 
 
