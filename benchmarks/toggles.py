@@ -214,9 +214,9 @@ TOGGLES: Final = (
         (
             Edit(
                 "core/event/decode.py",
-                "    kind, event_id, tenant, created, time = fields_of(_routing_fields(value, decode_envelope))\n",
+                "    kind, event_id, tenant, created, time = _FIELDS_OF(_routing_fields(value, _DECODE_ENVELOPE))\n",
                 "    loads(value)\n"
-                "    kind, event_id, tenant, created, time = fields_of(_routing_fields(value, decode_envelope))\n",
+                "    kind, event_id, tenant, created, time = _FIELDS_OF(_routing_fields(value, _DECODE_ENVELOPE))\n",
             ),
             Edit(
                 "core/event/decode.py",

@@ -29,6 +29,9 @@ from dispatcher.delivery.unmatched import Unmatched
 from dispatcher.registry.registry import Registry
 from dispatcher.telemetry.metrics import Metrics
 
+_UNREADABLE_TYPE: Final = (
+    UnreadableRecord  # compiled, what comes of a module that isn't is looked up by its name each time
+)
 _POLL_TIMEOUT: Final = 1.0
 _KEEP_ALIVE: Final = 0.5  # polls while at a cap, so that the group keeps this member
 _SLICE: Final = 32  # deliveries taken up between two turns of the loop: about 1 ms of work
@@ -89,7 +92,7 @@ class Consuming:
             offset = record.offset
             if tracker.seen(offset):
                 metrics.skipped["seen"] += 1
-            elif type(record) is UnreadableRecord:
+            elif type(record) is _UNREADABLE_TYPE:
                 tracker.track(offset, 1)
                 metrics.invalid[UNREADABLE] += 1
                 settlement.refuse(record, tracker, UNREADABLE, record.problem)

@@ -27,6 +27,9 @@ RESPONSE_CAP: Final = 1024
 
 _TEXT_CAP: Final = 512
 _TRACEPARENT: Final = b"traceparent: "
+# Compiled, what comes of a module that isn't is looked up by its name in each call, and a constant of this one isn't.
+_ENCODE_INTO: Final = encode_into
+_RECORD: Final = AttemptRecord
 _BUFFER: Final = bytearray(1024)  # what was encoded last
 
 
@@ -229,7 +232,7 @@ def _begin(
 ) -> AttemptRecord:
     event_time_ms = event.occurred_ms
     # By place, in the order of its fields: by name it takes half as long again.
-    record = AttemptRecord(
+    record = _RECORD(
         delivery_id(topic, partition, offset, subscription_id),
         event.id,
         event.type,
@@ -260,14 +263,14 @@ def _begin(
 
 def _written(record: AttemptRecord) -> bytes:
     try:
-        encode_into(record, _BUFFER)
+        _ENCODE_INTO(record, _BUFFER)
     except UnicodeEncodeError:
         # A lone surrogate, as in a system's error message that is not UTF-8.
         for name in AttemptRecord.__struct_fields__:
             text = getattr(record, name)
             if isinstance(text, str):
                 setattr(record, name, text.encode(errors="replace").decode())
-        encode_into(record, _BUFFER)
+        _ENCODE_INTO(record, _BUFFER)
     return bytes(_BUFFER)
 
 

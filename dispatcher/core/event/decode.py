@@ -62,6 +62,10 @@ RESERVED: Final = "dispatcher."
 
 JSON_HEAD: Final = b"Content-Type: application/json\r\n"
 
+# Compiled, what comes of a module that isn't is looked up by its name in each call, and a constant of this one isn't.
+_DECODE_ENVELOPE: Final = decode_envelope
+_FIELDS_OF: Final = fields_of
+
 T = TypeVar("T")
 
 
@@ -217,10 +221,10 @@ def decode(record: EventRecord, topic: str, partition: int) -> Event:
 
 
 def _envelope(record: EventRecord, topic: str, partition: int, value: bytes, head: bytes) -> Event:
-    kind, event_id, tenant, created, time = fields_of(_routing_fields(value, decode_envelope))
+    kind, event_id, tenant, created, time = _FIELDS_OF(_routing_fields(value, _DECODE_ENVELOPE))
     if not isinstance(kind, str):
         raise InvalidEvent("type", "the envelope has no type" if kind is MISSING else _TYPE_DETAIL)
-    checked_type = check_type(kind)
+    checked_type = _CHECK_TYPE(kind)
     sent: bytes | None = None
     if event_id is None:
         event_id = fallback_id(topic, partition, record.offset)
@@ -460,6 +464,9 @@ def check_type(text: str) -> str:
     if not valid_type(text):
         raise InvalidEvent("type", _TYPE_DETAIL)
     return text
+
+
+_CHECK_TYPE: Final = check_type
 
 
 @lru_cache(maxsize=16_384)

@@ -48,6 +48,9 @@ PADS: Final = 2 * _BLOCK
 _INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
 _SHA256: Final = hashlib.sha256()  # of nothing; copying it takes a little less than making one
+_B2A_BASE64: Final = (
+    b2a_base64  # compiled, what comes of a module that isn't is looked up by its name in each call
+)
 
 
 def _pads(key: bytes) -> bytes:
@@ -69,7 +72,7 @@ def _digest(pads: bytes, prefix: bytes, body: bytes) -> bytes:
 
 
 def _v1(pads: bytes, prefix: bytes, body: bytes) -> bytes:
-    return b"v1," + b2a_base64(_digest(pads, prefix, body), newline=False)
+    return b"v1," + _B2A_BASE64(_digest(pads, prefix, body), newline=False)
 
 
 class _Scheme(Protocol):

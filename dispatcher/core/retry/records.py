@@ -82,7 +82,7 @@ _REPLAY_CAP: Final = 64
 _BY_CAP: Final = 128
 _FIRST, _LAST = 2, 8  # attempts of a history that are kept
 _RESULT_CAPS = (256, 48)  # characters of each result in it; the second where the first is too much
-_BLAKE = blake2b(digest_size=12)
+_BLAKE: Final = blake2b(digest_size=12)
 _NUMBER = re.compile(rb"[0-9]{1,15}")
 _TIME_LIMIT: Final = 10**15  # ms: what `_NUMBER` reads back
 _SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
