@@ -79,7 +79,7 @@ log = structlog.get_logger(__name__)
 
 kafka_records.install()
 
-_OWN_FETCH_WAIT = 0.1  # seconds, while a partition is paused: it is resumed when its record is due
+_OWN_FETCH_WAIT = 0.1  # seconds, while there is anything to do: a partition is resumed when its record is due
 _LOOK_LIMIT = (
     2.0  # seconds that a revocation, or what is in doubt, waits to learn which topics are still there
 )

@@ -32,6 +32,7 @@ from dispatcher.broker.kafka.unreadable import StuckPartitions
 from dispatcher.settings.groups import KafkaSettings
 
 _NEVER_MS = 2**31 - 1
+_QUIET = 5.0  # seconds without records, and without a paused partition, until brokers may wait for long
 _SILENCE = 2.0  # seconds beyond the longest fetch, in which a topic may have been made anew unseen
 # What a broker answers of a partition that isn't there, or that another one has.
 _ABSENT = {errors.UnknownTopicOrPartitionError.errno, errors.NotLeaderForPartitionError.errno}
@@ -48,11 +49,12 @@ class PositionsCut(Exception):
 class Fetching:
     """What one member reads."""
 
-    def __init__(self, most: int, longest: float, while_paused: float | None = None) -> None:
-        """`most`: records at a time; `longest`: seconds that a broker may wait for records before it answers a fetch; likewise `while_paused`, while any partition is."""
+    def __init__(self, most: int, longest: float, shortest: float | None = None) -> None:
+        """`most`: records at a time; `longest`: seconds that a broker may wait for records before it answers a fetch; `shortest`: likewise, while there is anything to do."""
         self._most = most
         self._longest = longest
-        self._while_paused = longest if while_paused is None else while_paused
+        self._shortest = longest if shortest is None else shortest
+        self._quick_until = 0.0  # loop time
         self._silence = longest + _SILENCE
         self._consumer: AIOKafkaConsumer | None = None
         self.mine: frozenset[TopicPartition] = frozenset()
@@ -98,7 +100,7 @@ class Fetching:
         for partition, offset in starts.items():
             consumer.seek(KafkaPartition(*partition), reads.get(partition, offset))
         self._consumer = consumer
-        self._ask()
+        self._ask(at_work=True)
         self.mine = frozenset(starts)
         self.positions = dict(starts)
         self.trust(self.doubts)
@@ -135,6 +137,7 @@ class Fetching:
         if self.stuck:
             self.stuck.try_again(consumer, asyncio.get_running_loop().time())
         fetched = await self._getmany(consumer, wanted, timeout, min(limit, self._most))
+        self._ask(at_work=bool(fetched))
         if fetched and self.in_doubt:
             for partition, records in fetched.items():
                 consumer.seek(partition, records[0].offset)
@@ -254,12 +257,21 @@ class Fetching:
             self._wanted = ()
         else:
             self._wanted = tuple(KafkaPartition(*p) for p in self.mine if p not in self._paused) or None
-        self._ask()
+        self._ask(at_work=False)
 
-    def _ask(self) -> None:
-        """From the next fetch on, have brokers wait for so long. One fetch is in flight per broker, and a partition that is resumed waits for its end."""
-        if self._consumer is not None and (fetcher := self._consumer._fetcher) is not None:
-            fetcher._fetch_max_wait_ms = milliseconds(self._while_paused if self._paused else self._longest)
+    def _ask(self, *, at_work: bool) -> None:
+        """From the next fetch on, have brokers wait for as long as the times want it.
+
+        One fetch is in flight per broker. A partition whose records are used up, or that is resumed, waits for its end.
+        """
+        if self._consumer is None or self._shortest == self._longest:
+            return
+        now = asyncio.get_running_loop().time()
+        if at_work or self._paused:
+            self._quick_until = now + _QUIET
+        if (fetcher := self._consumer._fetcher) is not None:
+            wait = self._shortest if now < self._quick_until else self._longest
+            fetcher._fetch_max_wait_ms = milliseconds(wait)
 
     def skip(self, partition: TopicPartition) -> None:
         """Go on behind what it stands before."""

@@ -69,7 +69,7 @@ async def test_records_of_an_aborted_transaction_are_not_returned(on_kafka: OnKa
         assert stretch.next == marker + 1
 
 
-async def test_a_group_of_our_own_asks_the_broker_to_wait_as_long_as_others_until_it_pauses_a_partition(
+async def test_a_group_of_our_own_that_has_nothing_to_do_asks_the_broker_to_wait_as_long_as_others_do(
     on_kafka: OnKafka,
 ) -> None:
     broker = await on_kafka.connect(QUICK.model_copy(update={"fetch_max_wait": 0.5}))
@@ -87,8 +87,7 @@ async def test_a_group_of_our_own_asks_the_broker_to_wait_as_long_as_others_unti
         return await send(node, request, **options)
 
     member.consumer._consumer._fetcher._client.send = watch
-    await member.poll_until(lambda: len(asked) > 1)
-    assert set(asked) == {500}
+    await member.poll_until(lambda: 500 in asked)  # nothing has come for a while
     member.consumer.pause(list(member.consumer.assignment())[:1])
     await member.poll_until(lambda: asked[-1] == 100)
     member.consumer.resume(list(member.consumer.assignment()))

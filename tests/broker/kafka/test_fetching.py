@@ -86,19 +86,29 @@ async def test_a_paused_partition_is_left_out_until_it_is_resumed() -> None:
     assert fetching.positions == {ZERO: 7, ONE: 1}
 
 
-async def test_brokers_answer_sooner_while_a_partition_is_paused_and_waits_for_the_end_of_a_fetch() -> None:
+async def test_brokers_may_wait_for_long_only_where_nothing_has_come_and_nothing_is_paused_for_a_while() -> (
+    None
+):
     fetching, library = Fetching(100, 0.5, 0.1), Polled(2)
     fetching.take(library, {TopicPartition(*ZERO): 5, TopicPartition(*ONE): 0}, {})
-    waits = []
-    for change in (None, fetching.pause, fetching.resume):
-        if change is not None:
-            change([TopicPartition(*ZERO)])
-        waits.append(library._fetch_max_wait_ms)
-    assert waits == [500, 100, 500]
+    fetching.open()
+
+    async def asked(seconds: float) -> int:
+        await fetching.fetch(seconds, 10)
+        return library._fetch_max_wait_ms
+
+    assert library._fetch_max_wait_ms == 100, "there may be much to read"
+    assert await asked(4.0) == 100
+    assert await asked(2.0) == 500
+    library.fetched = {ZERO: records(5)}
+    assert await asked(0.0) == 100
+    library.fetched = {}
+    assert [await asked(4.0), await asked(2.0)] == [100, 500]
     fetching.pause([TopicPartition(*ZERO)])
-    fetching.drop()
-    fetching.take(library, {TopicPartition(*ZERO): 5}, {})
-    assert library._fetch_max_wait_ms == 500
+    assert library._fetch_max_wait_ms == 100
+    assert [await asked(4.0), await asked(4.0)] == [100, 100]
+    fetching.resume([TopicPartition(*ZERO)])
+    assert [await asked(4.0), await asked(2.0)] == [100, 500]
 
 
 async def test_records_before_the_position_are_a_partition_that_was_cut() -> None:
