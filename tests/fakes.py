@@ -31,6 +31,8 @@ from dispatcher.broker.base import (
     TopicSpec,
     UnreadableBatch,
 )
+from dispatcher.core.attempt.encode import Noted
+from dispatcher.core.event.decode import Event
 from dispatcher.core.request.netguard import Guard
 from dispatcher.core.request.results import Failure, Reason, Response, Result
 from dispatcher.core.request.urls import Origin
@@ -454,3 +456,28 @@ def subscription(
         **fields,
     }
     return Subscription(id=id, origin=target.origin, target=target.target, **values)
+
+
+def noted(result: Result, *, tenant: str | None = "acme", **fields: Any) -> Noted:
+    """An attempt to deliver `evt_1` that has ended: queued at 100.0, started at 100.25, over at 100.5 (1760000000.5 by the wall's clock)."""
+    values: dict[str, Any] = {
+        "event": Event("evt_1", "invoice.paid", tenant, b"{}", 1, b"", None),
+        "subscription": subscription("sub_billing"),
+        "topic": "events",
+        "partition": 3,
+        "offset": 42,
+        "attempt": 2,
+        "generation": 1,
+        "replay": None,
+        "triggered_by": None,
+        "queued": 100.0,
+        "started": 100.25,
+        "result": result,
+        "decision": "retry",
+        "ended": 100.5,
+        "unix": 1760000000.5,
+        "due": None,
+        "reason": None,
+        **fields,
+    }
+    return Noted(**values)

@@ -29,9 +29,8 @@ from dispatcher.delivery.unmatched import Unmatched
 from dispatcher.registry.registry import Registry
 from dispatcher.telemetry.metrics import Metrics
 
-_UNREADABLE_TYPE: Final = (
-    UnreadableRecord  # compiled, what comes of a module that isn't is looked up by its name each time
-)
+# Compiled, what comes of a module that isn't is looked up by its name each time.
+_UNREADABLE_TYPE: Final = UnreadableRecord
 _POLL_TIMEOUT: Final = 1.0
 _KEEP_ALIVE: Final = 0.5  # polls while at a cap, so that the group keeps this member
 _SLICE: Final = 32  # deliveries taken up between two turns of the loop: about 1 ms of work

@@ -197,14 +197,13 @@ class Delivery:
         reason: str | None = None,
     ) -> Noted:
         """What the attempt log is told of an attempt that ended `now` (by the loop's clock; `unix`: by the wall's). `due` (Unix seconds) is the next try; `reason` why the delivery ends with it, or is parked."""
-        source = self.event_source
-        tracker = self.tracker
+        topic, partition, offset = self.source
         return Noted(
             self.event,
             self.subscription,
-            tracker.topic if source is None else source.topic,
-            tracker.partition if source is None else source.partition,
-            self.offset if source is None else source.offset,
+            topic,
+            partition,
+            offset,
             self.attempt,
             self.generation,
             self.replay,

@@ -21,7 +21,7 @@ from dispatcher.delivery.attempt_log import AttemptLog
 from dispatcher.runtime.tasks import Tasks
 from dispatcher.settings.groups import AttemptsSettings
 from tests.delivery.test_retry_reader import waiting
-from tests.fakes import FixedRegistry, subscription
+from tests.fakes import FixedRegistry, noted, subscription
 from tests.world import World, event, running, until
 
 pytestmark = [pytest.mark.looptime]
@@ -29,26 +29,18 @@ pytestmark = [pytest.mark.looptime]
 
 def acknowledged(number: int) -> Noted:
     """An attempt to deliver the event of this number."""
-    event = Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None)
-    to = subscription("sub_1")
-    return Noted(
-        event,
-        to,
-        "events",
-        0,
-        number,
-        1,
-        1,
-        None,
-        None,
-        0.0,
-        0.0,
+    return noted(
         Response(200),
-        "delivered",
-        1.0,
-        1e9,
-        None,
-        None,
+        event=Event(f"evt_{number}", "test.event", None, b"{}", 1, b"", None),
+        subscription=subscription("sub_1"),
+        partition=0,
+        offset=number,
+        attempt=1,
+        decision="delivered",
+        queued=0.0,
+        started=0.0,
+        ended=1.0,
+        unix=1e9,
     )
 
 
@@ -180,7 +172,7 @@ async def test_an_attempt_that_can_not_be_encoded_costs_no_other() -> None:
     topic = Topic()
     async with writing(topic) as log:
         broken = acknowledged(0)
-        broken.result = None  # type: ignore[assignment]
+        broken.topic = None  # type: ignore[assignment]
         log.note(broken)
         note(log, 1)
         await asyncio.sleep(1)
