@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -16,10 +16,11 @@ from msgspec import structs
 
 from dispatcher.broker import assignment
 from dispatcher.broker.assignment import Start
-from dispatcher.broker.base import Position, Why
-from dispatcher.broker.kafka import consumer, starts
+from dispatcher.broker.base import Position, TopicPartition, Why
+from dispatcher.broker.kafka import starts
+from dispatcher.broker.kafka.consumer import KafkaConsumer
+from dispatcher.broker.kafka.starts import GroupStarts
 from dispatcher.cli import main as dispatcher
-from dispatcher.control.groups import StoredMemory
 from dispatcher.core.commit.note import Note
 from dispatcher.core.commit.offsets import PartitionTracker
 from dispatcher.core.commit.reservation import Reservation
@@ -126,12 +127,29 @@ def leaves_alone_what_has_stalled() -> None:
 
 
 def decides_the_start_again() -> None:
-    """Where a group begins is neither committed nor remembered."""
+    """A partition that hasn't moved has no commit, and where there is none `latest` counts at each start of the process."""
+    look_back, take, commit = GroupStarts.look_back, GroupStarts.take, KafkaConsumer.commit
+    began: dict[TopicPartition, int] = {}
 
-    async def commit(*_: Any) -> None: ...
+    async def for_the_first_time(group: GroupStarts) -> None:
+        await look_back(group)
+        if not group.read:
+            group._past, group._fresh = {}, group._from_latest
 
-    _replace(starts, "_commit", commit)
-    _replace(StoredMemory, "remember", lambda *_: None)
+    async def noticed(group: GroupStarts, *others: Any) -> Any:
+        taken = await take(group, *others)
+        began.update({key: at.offset for key, at in taken.starts.items()})
+        return taken
+
+    async def moved(member: KafkaConsumer, positions: Mapping[TopicPartition, Position]) -> None:
+        await commit(member, {key: at for key, at in positions.items() if at.offset != began.get(key)})
+
+    async def later(*_: Any) -> None: ...
+
+    _replace(GroupStarts, "look_back", for_the_first_time)
+    _replace(GroupStarts, "take", noticed)
+    _replace(KafkaConsumer, "commit", moved)
+    _replace(starts, "_commit", later)
 
 
 def begins_added_partitions_at_their_end() -> None:
@@ -185,13 +203,13 @@ def passes_over_what_it_cannot_read() -> None:
 
 def comes_back_late() -> None:
     """It waits before it joins, as for a member that is gone."""
-    start = consumer.KafkaConsumer.start
+    start = KafkaConsumer.start
 
-    async def late(member: consumer.KafkaConsumer) -> None:
+    async def late(member: KafkaConsumer) -> None:
         await asyncio.sleep(20.0)
         await start(member)
 
-    _replace(consumer.KafkaConsumer, "start", late)
+    _replace(KafkaConsumer, "start", late)
 
 
 def advances_the_history_before_its_rows() -> None:
