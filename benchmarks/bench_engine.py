@@ -129,14 +129,14 @@ class RegistryOfOne:
         return None
 
 
-def subscription_of(id_: str, tenant: str, host: str) -> Subscription:
+def subscription_of(id_: str, tenant: str, host: str, pattern: str = "orders.*") -> Subscription:
     """One that wants the events of `benchmarks.harness.envelope`, at port 8000 of a host."""
     return Subscription(
         id=id_,
         tenant=tenant,
         origin=Origin("http", host, 8000),
         target="/hook",
-        event_types=("orders.*",),
+        event_types=(pattern,),
         secrets=(SECRET,),
         signatures=("v1",),
         headers=(),

@@ -49,6 +49,14 @@ class Case(NamedTuple):
     hosts: int
     subscriptions: int
     fan_out: int = 1
+    tenants: int = 0
+    """Whose they are, each one a type of its own; 0: those who want the same event are a tenant."""
+
+    def whose(self, number: int) -> tuple[str, str]:
+        """Tenant and event type of the subscription of that number."""
+        if self.tenants:
+            return f"tenant-{number % self.tenants}", f"orders.item.{number}"
+        return f"tenant-{number // self.fan_out}", "orders.item.created"
 
 
 CASES: Final[Mapping[str, Case]] = {
@@ -56,6 +64,11 @@ CASES: Final[Mapping[str, Case]] = {
     "fan-out": Case(8, 80, 10),
     "subscriptions": Case(8, 100_000),
     "hosts": Case(10_000, 10_000),
+    # By pairs: the same but for the tenants.
+    "100-tenants": Case(8, 100, tenants=100),
+    "one-of-100": Case(8, 100, tenants=1),
+    "10,000-tenants": Case(8, 10_000, tenants=10_000),
+    "one-of-10,000": Case(8, 10_000, tenants=1),
 }
 
 
@@ -138,14 +151,14 @@ class _Dial:
 
 
 def _subscriptions(case: Case) -> list[Subscription]:
-    return [
-        subscription_of(
-            f"sub_{number}",
-            f"tenant-{number // case.fan_out}",
-            f"10.{number % case.hosts >> 16}.{number % case.hosts >> 8 & 255}.{number % case.hosts & 255}",
-        )
-        for number in range(case.subscriptions)
-    ]
+    found = []
+    for number in range(case.subscriptions):
+        tenant, kind = case.whose(number)
+        host = number % case.hosts
+        address = f"10.{host >> 16}.{host >> 8 & 255}.{host & 255}"
+        pattern = kind if case.tenants else "orders.*"
+        found.append(subscription_of(f"sub_{number}", tenant, address, pattern))
+    return found
 
 
 def _tracing(ratio: str, url: str) -> Tracing | None:
@@ -181,15 +194,13 @@ async def _run(case: Case, deliveries: int, rounds: int, tracing: Tracing | None
         on_failure=lambda _, error: failed.append(error),
         tracing=tracing,
     )
-    tenants = case.subscriptions // case.fan_out
+    groups = case.subscriptions // case.fan_out
     count = max(deliveries, case.subscriptions) // case.fan_out
-    # A prime step, so that nobody's turn comes where the memory still is from the one before.
-    records = [
-        StoredRecord(
-            number, NOW * 1000, None, envelope(number, tenant=f"tenant-{number * 7919 % tenants}")[1]
-        )
-        for number in range(count)
-    ]
+    records = []
+    for number in range(count):
+        # A prime step, so that nobody's turn comes where the memory still is from the one before.
+        tenant, kind = case.whose(number * 7919 % groups * case.fan_out)
+        records.append(StoredRecord(number, NOW * 1000, None, envelope(number, kind=kind, tenant=tenant)[1]))
     gc.collect()
     gc.freeze()
     sink = None if tracing is None else cast("Any", tracing.sink)

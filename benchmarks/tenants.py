@@ -1,7 +1,8 @@
 """What tenants cost, and what a hostile one costs the others. On a real Kafka.
 
 *Many tenants.* The plain case of `end_to_end.py` (8 hosts) with 100 and with 10,000 tenants of one subscription each, in turns with one tenant: with
-one that has as many subscriptions, so that nothing but the tenants differs, and with one that has eight, one for each host.
+one that has as many subscriptions, so that nothing but the tenants differs, and with one that has eight, one for each host. The first of these also in
+one process without system calls (`engine_case.py`): that tells a few per cent where a shared machine's clock doesn't.
 
 *Among hostile ones.* 50 honest tenants with a host each share 2,000 events a second: without, then with a tenant beside them whose endpoints take connections
 and never answer: 320 origins, 32 attempts at a time for ten minutes each. It has published before the honest ones begin, so it has all it can have.
@@ -38,9 +39,12 @@ from benchmarks.harness import (
 )
 from benchmarks.isolation import DEFAULTS, Dead, arrived
 from benchmarks.scale import addresses, fill, percentile, publish, subscription_for, wait_until_delivered
+from benchmarks.toggles import engine_cost, site_of
 from dispatcher.broker.base import Message
 
 TENANTS: Final = (100, 10_000)
+_ROUNDS: Final = 9  # in one process
+_DELIVERIES: Final = 50_000
 _EVENTS: Final = 200_000
 _HONEST: Final = 50
 _PACE: Final = 2000  # events a second for the honest ones together
@@ -146,6 +150,35 @@ def _many(section: Section, broker: str, folder: Path, *, count: int, runs: int)
     section.parts.extend(remarks)
 
 
+def _in_one_process(section: Section, folder: Path, *, quick: bool, compiled: bool) -> None:
+    site = site_of(None, folder / "site", compiled=compiled)
+    table = Table(
+        (
+            "in one process, no system calls: tenants",
+            "CPU per delivery, us",
+            "of one tenant, us",
+            "ratio, in turns",
+            "wanted",
+        )
+    )
+    for tenants in TENANTS:
+        cases = (f"{tenants:,}-tenants", f"one-of-{tenants:,}")
+        seen: dict[str, list[float]] = {case: [] for case in cases}
+        for turn in range(2 if quick else _ROUNDS):
+            for case in sorted(cases, reverse=bool(turn % 2)):
+                seen[case].append(engine_cost(site, case, str(10_000 if quick else _DELIVERIES), "3"))
+        many, one = (seen[case] for case in cases)
+        ratios = [alone / each for each, alone in zip(many, one, strict=True)]
+        print(f"  {tenants:,} tenants in one process: {median(ratios):.3f}", flush=True)
+        table.add(
+            f"{tenants:,}",
+            *(spread(each, "{:.1f}".format) for each in (many, one)),
+            spread(ratios, "{:.3f}".format),
+            f">= {_COST:.2f} {'✓' if median(ratios) >= _COST else '✗ missed'}",
+        )
+    section.add(table)
+
+
 def _hostile(origins: list[str], port: int) -> list[dict[str, Any]]:
     return [
         {
@@ -241,13 +274,16 @@ def _among_hostile_ones(section: Section, broker: str, folder: Path, *, quick: b
     )
 
 
-def run(command: str, *, quick: bool, count: int | None = None, runs: int | None = None) -> Section:
-    """Both parts."""
+def run(
+    command: str, *, quick: bool, compiled: bool, count: int | None = None, runs: int | None = None
+) -> Section:
+    """All parts."""
     require("nginx", "taskset")
     section = Section("Tenants", command)
     turns = runs or (1 if quick else 3)
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
+        _in_one_process(section, folder, quick=quick, compiled=compiled)
         _many(section, broker, folder, count=count or (20_000 if quick else _EVENTS), runs=turns)
         _among_hostile_ones(section, broker, folder, quick=quick, runs=turns)
     return section
