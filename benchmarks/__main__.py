@@ -111,6 +111,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--toggle", action="append", metavar="TEXT", help="of `toggles`, those whose names contain it (all)"
     )
+    parser.add_argument(
+        "--counted",
+        action="store_true",
+        help="of `toggles`: count instructions and cache misses by callgrind instead of time",
+    )
     parser.add_argument("--events", type=int, help=f"events of an end-to-end run ({end_to_end.EVENTS:,})")
     parser.add_argument(
         "--profile", action="store_true", help="one more run under py-spy: table and flame graph"
@@ -186,6 +191,14 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                     compiled=not given.pure,
                     history=given.history,
                     **load_options,
+                )
+            case "toggles" if given.counted:
+                yield lambda: toggles.run_counted(
+                    command,
+                    quick=given.quick,
+                    compiled=not given.pure,
+                    names=given.toggle or (),
+                    count=given.events,
                 )
             case "toggles":
                 yield lambda: toggles.run(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import structlog
@@ -168,7 +170,9 @@ def _tracing(ratio: str, url: str) -> Tracing | None:
     return Tracing(sink, Sampler(float(ratio), by_parent=True), system="kafka")
 
 
-async def _run(case: Case, deliveries: int, rounds: int, tracing: Tracing | None) -> float:
+async def _run(
+    case: Case, deliveries: int, rounds: int, tracing: Tracing | None, counting: Callable[[str], object]
+) -> float:
     settings = Settings(
         delivery=DeliverySettings(connections_per_host=8), attempts=AttemptsSettings(log="none")
     )
@@ -206,18 +210,40 @@ async def _run(case: Case, deliveries: int, rounds: int, tracing: Tracing | None
     sink = None if tracing is None else cast("Any", tracing.sink)
     flush = None if sink is None else sink._processor.force_flush
     await round_of(engine, metrics, failed, records, case.fan_out, flush)  # makes lanes, pools and templates
+    counting("on")
     taken = [await round_of(engine, metrics, failed, records, case.fan_out, flush) for _ in range(rounds)]
+    counting("off")
     assert sink is None or not sink.counts()["dropped"] + sink.counts()["failed"]
     timers.close()
     return statistics.median(taken)
 
 
+def _not_counted(_: str) -> None:
+    pass
+
+
+def _counted(state: str) -> None:
+    """Under callgrind: from here on, or no longer, count."""
+    subprocess.run(
+        ["callgrind_control", f"--instr={state}", str(os.getpid())],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
 def main() -> None:
-    """CASE DELIVERIES ROUNDS [RATIO COLLECTOR]: prints microseconds of CPU a delivery. With a ratio, `off` for none, deliveries are traced (`tracing.py`)."""
+    """CASE DELIVERIES ROUNDS [RATIO COLLECTOR]: prints microseconds of CPU a delivery. With a ratio, `off` for none, deliveries are traced
+    (`tracing.py`). CASE DELIVERIES `counted`: one round, of which callgrind counts the instructions; prints how many deliveries those are.
+    """
     name, deliveries, rounds, *traced = sys.argv[1:]
+    case = CASES[name]
     tracing = None if not traced or traced[0] == "off" else _tracing(traced[0], traced[1])
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    result: Any = uvloop.run(_run(CASES[name], int(deliveries), int(rounds), tracing))
+    if rounds == "counted":
+        uvloop.run(_run(case, int(deliveries), 1, None, _counted))
+        print(max(int(deliveries), case.subscriptions) // case.fan_out * case.fan_out)
+        return
+    result: Any = uvloop.run(_run(case, int(deliveries), int(rounds), tracing, _not_counted))
     print(f"{float(result) * 1e6:.4f}")
 
 

@@ -4,12 +4,16 @@ A trick stays only while it gains 2 % of the CPU of a delivery in the case that 
 the trick, compiles both (`--pure`: neither), and runs the case with and without it in turns (`engine_case.py`). The order changes from
 round to round; the median of the rounds' ratios is told. Above 1, the trick gains.
 
+Where a machine is shared, its clock doesn't tell 2 %. `--counted` runs each side once under callgrind and counts instructions and the misses of a
+simulated cache instead: the same figures each time, on any machine. What they take together is estimated (`Counted.cycles`).
+
 Not told here: requests that leave together (`Shared.write_soon`). They save system calls, of which this has none: `against` measures those.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.engine_case import CASES
-from benchmarks.harness import ROOT, CannotRun, Section, Table, median, spread
+from benchmarks.harness import ROOT, CannotRun, Section, Table, median, require, spread
 from hatch_build import compile_into
 
 NEEDED: Final = 1.02
@@ -255,12 +259,16 @@ def site_of(toggle: Toggle | None, folder: Path, *, compiled: bool) -> Path:
     return folder
 
 
+def _environment(site: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
+
+
 def engine_cost(site: Path, *arguments: str) -> float:
     """Microseconds of CPU a delivery, as `engine_case.py` says with these arguments. Raises CannotRun."""
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine_case", *arguments],
         cwd=site,  # before the installed package
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))},
+        env=_environment(site),
         capture_output=True,
         text=True,
         check=False,
@@ -268,6 +276,112 @@ def engine_cost(site: Path, *arguments: str) -> float:
     if ran.returncode:
         raise CannotRun(f"{' '.join(arguments)}: {ran.stderr.strip()[-2000:]}")
     return float(ran.stdout)
+
+
+class Counted(NamedTuple):
+    """What callgrind counts of a delivery, and of which the simulated caches know nothing."""
+
+    instructions: float
+    near: float
+    """Misses of the first level, of instructions and data."""
+    far: float
+    """Of these, those that go to memory."""
+
+    @property
+    def cycles(self) -> float:
+        """The estimate that KCachegrind shows by default: ten for what is near, a hundred for what is far."""
+        return self.instructions + 10 * self.near + 100 * self.far
+
+
+_CACHES: Final = ("--I1=32768,8,64", "--D1=32768,8,64", "--LL=8388608,16,64")
+"""What is usual: 32 KiB each for instructions and data, and a process's part of the last level."""
+_EVENTS: Final = re.compile(r"^events: (.+)$", re.MULTILINE)
+_TOTALS: Final = re.compile(r"^totals: ([\d ]+)$", re.MULTILINE)
+
+
+def engine_counts(site: Path, case: str, deliveries: int) -> Counted:
+    """What a delivery of the case takes, by callgrind. Raises CannotRun."""
+    with tempfile.TemporaryDirectory(prefix="bench-counts-") as folder:
+        out = Path(folder, "out")
+        ran = subprocess.run(
+            [
+                *("valgrind", "--tool=callgrind", "--instr-atstart=no", "--cache-sim=yes", *_CACHES),
+                f"--callgrind-out-file={out}",
+                *(sys.executable, "-m", "benchmarks.engine_case", case, str(deliveries), "counted"),
+            ],
+            cwd=site,
+            env=_environment(site) | {"PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode:
+            raise CannotRun(f"{case}: {ran.stderr.strip()[-2000:]}")
+        found = out.read_text()
+    events, totals = _EVENTS.search(found), _TOTALS.search(found)
+    if events is None or totals is None:
+        raise CannotRun(f"{case}: callgrind has counted nothing")
+    names = events[1].split()
+    # Zeros at the end are left out.
+    of = dict.fromkeys(names, 0) | dict(zip(names, map(int, totals[1].split()), strict=False))
+    count = int(ran.stdout)
+    near = of["I1mr"] + of["D1mr"] + of["D1mw"]
+    far = of["ILmr"] + of["DLmr"] + of["DLmw"]
+    return Counted(of["Ir"] / count, near / count, far / count)
+
+
+def run_counted(
+    command: str, *, quick: bool, compiled: bool, names: Sequence[str] = (), count: int | None = None
+) -> Section:
+    """Each toggle whose name contains one of `names` (all), counted with and without it."""
+    require("valgrind")
+    deliveries = count or (1_000 if quick else 10_000)
+    section = Section(f"Toggles, counted, {'compiled' if compiled else 'not compiled'}", command)
+    table = Table(
+        (
+            "without",
+            "case",
+            "instructions with, a delivery",
+            "without",
+            "misses of the first level with",
+            "without",
+            "of memory with",
+            "without",
+            "estimated, ratio",
+            f"earns its place ({NEEDED})",
+        )
+    )
+    known: dict[str, Counted] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-toggles-") as name:
+        whole = site_of(None, Path(name, "whole"), compiled=compiled)
+        for number, toggle in enumerate(_chosen(names)):
+            case = toggle.case
+            with_it = known[case] = known.get(case) or engine_counts(whole, case, deliveries)
+            site = site_of(toggle, Path(name, f"without-{number}"), compiled=compiled)
+            without = engine_counts(site, case, deliveries)
+            shutil.rmtree(site)
+            ratio = without.cycles / with_it.cycles
+            print(f"  {toggle.name}: {ratio:.3f}", flush=True)
+            table.add(
+                toggle.name,
+                case,
+                *(f"{value:,.0f}" for pair in zip(with_it, without, strict=True) for value in pair),
+                f"{ratio:.3f}",
+                "yes" if ratio >= NEEDED else "no",
+            )
+    section.parts.insert(0, table)
+    section.add(
+        f"{deliveries:,} deliveries, or all subscriptions once, after as many that count nothing. Estimated: an instruction for one, ten for a miss of the first level,"
+        f" a hundred for one that goes to memory ({' '.join(_CACHES)})."
+    )
+    return section
+
+
+def _chosen(names: Sequence[str]) -> list[Toggle]:
+    chosen = [toggle for toggle in TOGGLES if not names or any(name in toggle.name for name in names)]
+    if not chosen:
+        raise CannotRun(f"no toggle is named {' or '.join(names)}")
+    return chosen
 
 
 def run(
@@ -282,9 +396,7 @@ def run(
     """Each toggle whose name contains one of `names` (all), with and without it."""
     deliveries = count or (10_000 if quick else _DELIVERIES)
     rounds = runs or (2 if quick else _ROUNDS)
-    chosen = [toggle for toggle in TOGGLES if not names or any(name in toggle.name for name in names)]
-    if not chosen:
-        raise CannotRun(f"no toggle is named {' or '.join(names)}")
+    chosen = _chosen(names)
     section = Section(f"Toggles, {'compiled' if compiled else 'not compiled'}", command)
     table = Table(
         (
