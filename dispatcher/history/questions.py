@@ -50,14 +50,13 @@ DEAD_COLUMNS: Final = (
 ATTEMPT_COLUMNS: Final = "delivery_id, generation, time_ms, attempt, detail"
 COUNT_KEY: Final = "minute_ms, tenant, subscription_id, event_type, host, status"
 COUNT_VALUES: Final = ", ".join((*COUNTED, *BUCKETS))
-_SUMS: Final = ", ".join(
-    (
-        *(f"sum({name})" for name in (*COUNTED, *BUCKETS)),
-        *(
-            f"sum(CASE WHEN status BETWEEN {first} AND {last} THEN failed ELSE 0 END)"
-            for first, last in FAILURE_CLASSES.values()
-        ),
-    )
+_SUMMED: Final = (
+    *COUNTED,
+    *BUCKETS,
+    *(
+        f"(CASE WHEN status BETWEEN {first} AND {last} THEN failed ELSE 0 END)"
+        for first, last in FAILURE_CLASSES.values()
+    ),
 )
 _CAUSED: Final = (DeliveryState.PENDING, DeliveryState.RETRYING, DeliveryState.DEAD)
 _CAUSE: Final = (
@@ -209,10 +208,13 @@ def counts(
     limit: int,
     rolled: Rolled,
     within: Callable[[int, int], str] | None = None,
+    *,
+    adding: str = "sum({})",
 ) -> Question:
     """Groups by time and dimensions.
 
-    `rolled` says until when there are sums of counts; `within` makes one more condition for what is from the one time to before the other.
+    `rolled` says until when there are sums of counts; `within` makes one more condition for what is from the one time to before the other; `adding`
+    is how the database adds up integers.
     """
     conditions = _Conditions(mark)
     if query.tenant is not None:
@@ -256,7 +258,8 @@ def counts(
         " UNION ALL ".join(parts)
         or f"SELECT {COUNT_KEY}, {COUNT_VALUES} FROM {MINUTES} WHERE 1 = 0 AND {wanted}"
     )
-    text = f"SELECT {group}, {_SUMS} FROM ({counted}) AS counted{grouped} ORDER BY {order} LIMIT {limit}"
+    sums = ", ".join(adding.format(each) for each in _SUMMED)
+    text = f"SELECT {group}, {sums} FROM ({counted}) AS counted{grouped} ORDER BY {order} LIMIT {limit}"
     return text, conditions.arguments
 
 
