@@ -10,6 +10,9 @@ the producer's client, on a connection of that client which nothing else uses.
 Both are read_committed. For a stretch the broker names the aborted transactions beside the records, which it sends all the
 same: the client has to leave them out.
 
+A broker answers with as many bytes as it is allowed, also where only some records are wanted: the rest is sent, received and thrown away. So what
+is asked for is what so many records of the topic took when they were read last, and a batch more.
+
 Rule: the consumer without a group has one partition at a time, so it serves one call at a time (`_reading`). It is made
 when first asked for, and thrown away after an error.
 """
@@ -42,6 +45,9 @@ _STALE: Final = (
 _TRIES: Final = 3
 _PAUSE: Final = 0.1
 _EARLIEST: Final = -2
+_BATCH: Final = 64 * 1024  # bytes; the one that an offset is in the midst of comes as a whole
+_SAMPLE: Final = 16  # records of an answer that are measured
+_OVERHEAD: Final = 20  # bytes of a record beside its key, value and headers
 _NAMES_REPLICA: Final = 11  # the version of a fetch's answer
 
 
@@ -60,6 +66,7 @@ class RecordLookup:
         self._timeout = timeout
         self._consumer: AIOKafkaConsumer | None = None
         self._reading = asyncio.Lock()
+        self._sizes: dict[str, float] = {}  # bytes of a record, by topic, as read last
 
     async def read(self, partition: TopicPartition, offset: int) -> Record | None:
         """As the port's `read`."""
@@ -151,6 +158,8 @@ class RecordLookup:
 
     async def _read(self, key: KafkaPartition, offset: int, limit: int, size: int) -> Stretch:
         client = await self._client()
+        if (each := self._sizes.get(key.topic)) is not None:
+            size = min(size, _BATCH + int(limit * each * 1.25))
         for _ in range(_TRIES):
             leader = await _leader(client, key)
             request = FetchRequest(
@@ -162,7 +171,10 @@ class RecordLookup:
             if error is errors.NoError:
                 # From version 11 on the replica to read from stands between the two.
                 aborted = parts[-3 if response.API_VERSION >= _NAMES_REPLICA else -2]
-                return _stretch(key, offset, limit, parts[-1], aborted)
+                stretch = _stretch(key, offset, limit, parts[-1], aborted)
+                if stretch.records:
+                    self._sizes[key.topic] = _size_of(stretch.records)
+                return stretch
             if error is errors.OffsetOutOfRangeError:
                 # Below the first one that is kept, or beyond the end.
                 return await self._beyond(client, key, offset)
@@ -207,3 +219,16 @@ def _stretch(
     records = Records(key, FetchAnswer(data), aborted, offset, None, None, True, _READ_COMMITTED)
     taken = records.take(limit)
     return Stretch(taken, records.next_fetch_offset)
+
+
+def _size_of(records: Sequence[Record]) -> float:
+    """Bytes that one of these takes, as some of them say."""
+    some = records[:: max(1, len(records) // _SAMPLE)]
+    total = sum(
+        _OVERHEAD
+        + len(record.value or b"")
+        + len(record.key or b"")
+        + sum(len(name) + len(value or b"") for name, value in record.headers)
+        for record in some
+    )
+    return total / len(some)

@@ -42,12 +42,14 @@ class Client:
         ]
         self.leader = 1
         self.asked: list[int] = []
+        self.sizes: list[int] = []
         self.cluster = SimpleNamespace(leader_for_partition=lambda _: self.leader)
 
     async def send(self, node: int, request: Any, **_: Any) -> Any:
         if not isinstance(request, FetchRequest):
             return SimpleNamespace(topics=[("events", [(3, 0, -1, self.first)])])
         self.asked.append(node)
+        self.sizes.append(request.topics[0][1][0][2])
         answer = self.answers.pop(0)
         code, data = (answer, b"") if isinstance(answer, int) else (0, answer)
         return SimpleNamespace(
@@ -107,3 +109,19 @@ async def test_records_of_aborted_transactions_are_left_out_whatever_the_version
 async def test_a_stretch_of_nothing_but_an_aborted_transaction_is_passed_over() -> None:
     data = batch(0, 2, producer=7, flags=TRANSACTIONAL)
     assert await read(Client(data, aborted=[(7, 0)]), 1) == Stretch([], 2)
+
+
+async def test_no_more_bytes_are_asked_for_than_so_many_records_take() -> None:
+    client = Client(batch(0, 10), batch(10, 10), batch(20, 10))
+
+    async def live() -> Any:
+        return client
+
+    lookup = RecordLookup(live, dict, timeout=10.0)
+    await lookup.read_from(PARTITION, 0, 10, 1 << 20)
+    await lookup.read_from(PARTITION, 10, 10, 1 << 20)
+    await lookup.read_from(PARTITION, 20, 10, 100)
+    # The first answer has told what a record of the topic takes; a batch more than that, and never more than the caller bears.
+    assert client.sizes[0] == 1 << 20
+    assert 64 * 1024 < client.sizes[1] < 70 * 1024
+    assert client.sizes[2] == 100
