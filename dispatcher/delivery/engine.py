@@ -296,6 +296,7 @@ class Engine:
             standings,
             read_from=broker.read_from,
             turn=time.perf_counter,
+            fresh=lambda: sum(metrics.consumed.values()),
         )
         self._retries = Retries(
             self._returning,

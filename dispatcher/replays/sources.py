@@ -22,7 +22,7 @@ READ_SIZE: Final = 1 << 20
 """Bytes of a partition that are read at a time."""
 
 READ_RECORDS: Final = 1000
-_SLICE: Final = 100  # records that are looked at before others have their turn
+_SLICE: Final = 20  # records that are looked at before others have their turn
 
 
 class Piece(NamedTuple):

@@ -30,7 +30,7 @@ from dispatcher.core.replay.record import (
 
 _READ_RECORDS: Final = 1000
 _READ_SIZE: Final = 1 << 20
-_SLICE: Final = 200
+_SLICE: Final = 20
 _GONE: Final = 60.0  # seconds after which what was written and isn't there has been deleted with its topic
 
 

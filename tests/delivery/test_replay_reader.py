@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
+import itertools
 from typing import Any
 
 import orjson
@@ -18,9 +18,10 @@ from dispatcher.core.retry.policy import RetryPolicy
 from dispatcher.core.retry.records import Source, delivery_headers
 from dispatcher.core.retry.sources import ExpectedEvent
 from dispatcher.core.subscription.model import Status
+from dispatcher.runtime.tasks import Tasks
 from dispatcher.transport.base import Exchange
 from tests.fakes import FixedRegistry, MemoryBroker, subscription
-from tests.world import EVENTS, World, event, now, running, sent_ids, until
+from tests.world import EVENTS, World, event, id_of, now, running, sent_ids, until
 
 pytestmark = [pytest.mark.looptime]
 
@@ -190,6 +191,36 @@ def _number(id_: str) -> int:
     return int(id_.removeprefix("evt_"))
 
 
+@pytest.mark.parametrize(("fresh", "seconds"), [(False, (0.0, 0.5)), (True, (5.9, 7.0))])
+async def test_beside_fresh_events_it_uses_a_sixteenth_of_the_time(
+    *, fresh: bool, seconds: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    # A delivery takes a millisecond, and so does the turn of the loop behind four.
+    monkeypatch.setattr("dispatcher.delivery.engine.time.perf_counter", lambda: next(ticks) / 1000)
+    broker = MemoryBroker(EVENTS, REPLAY)
+    old(broker, 400)
+    standings = Standings(**{JOB: ReplayStanding.WAIT})
+    registry = FixedRegistry(subscription(max_in_flight=1000))
+    async with running(registry, broker, replays=standings, connections_per_host=1000) as world:
+        replayed(broker, *range(400))
+        await asyncio.sleep(5)
+
+        async def publish() -> None:
+            for number in itertools.count(1000):
+                broker.append(event(number))
+                await asyncio.sleep(0.1)
+
+        publishing = Tasks()
+        if fresh:
+            publishing.start(publish(), "publish")
+        standings.known[JOB] = ReplayStanding.GO
+        await until(lambda: committed(world) == 400, within=60)
+        await publishing.stop()
+        times = [at for at, _, request in world.transport.sent if _number(id_of(request)) < 1000]
+        assert seconds[0] <= max(times) - min(times) <= seconds[1]
+
+
 async def test_another_event_at_the_old_place_is_not_sent() -> None:
     broker = MemoryBroker()
     old(broker, 3)
@@ -272,7 +303,7 @@ async def test_its_failures_disable_nothing_and_its_retries_take_the_schedule() 
         world.transport.answer = always(500)
         await until(lambda: bool(world.dead()), within=900)
         times = [at for at, _, _ in world.transport.sent]
-        assert [round(later - earlier) for earlier, later in pairwise(times)] == [5, 300]
+        assert [round(later - earlier) for earlier, later in itertools.pairwise(times)] == [5, 300]
         assert all(f"webhook-replay: {JOB}".encode() in request for _, _, request in world.transport.sent)
         assert {each["replay"] for each in attempts(world)} == {JOB}
         assert not registry.failures

@@ -10,20 +10,37 @@ The topic is read by programs that others may write to, so `read_replay_record` 
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from orjson import JSONDecodeError, dumps, loads
+import msgspec
+from msgspec import Meta
+from orjson import dumps
 
 from dispatcher.core.event.decode import valid_tenant, valid_type
 from dispatcher.core.retry.records import Source
 from dispatcher.core.retry.sources import ExpectedEvent
 
-_REPLAY: Final = re.compile(r"rpl_[0-9a-f]{12,60}")
-_SUBSCRIPTION: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_MOST: Final = 2**53
-_MAX_ID: Final = 4096
-_MAX_TOPIC: Final = 249
+_Number = Annotated[int, Meta(ge=0, lt=2**31)]
+_Place = tuple[
+    Annotated[str, Meta(min_length=1, max_length=249)], _Number, Annotated[int, Meta(ge=0, lt=2**53)]
+]
+
+
+class _Document(msgspec.Struct, gc=False):
+    """What a value has to be."""
+
+    v: Literal[1]
+    replay: Annotated[str, Meta(pattern=r"^rpl_[0-9a-f]{12,60}\Z")]
+    subscription_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+    source: _Place
+    generation: Annotated[int, Meta(ge=1, lt=2**31)]
+    event_id: Annotated[str, Meta(min_length=1, max_length=4096)]
+    event_type: str
+    tenant: str | None = None
+    at: _Place | None = None
+
+
+_DOCUMENTS: Final = msgspec.json.Decoder(_Document)
 
 
 class InvalidReplayRecord(ValueError):
@@ -78,49 +95,20 @@ def write_replay_record(record: ReplayRecord) -> bytes:
 def read_replay_record(value: bytes | None) -> ReplayRecord:
     """Read `write_replay_record`; raises InvalidReplayRecord, whatever the bytes."""
     try:
-        document = loads(value or b"")
-    except JSONDecodeError as error:
+        found = _DOCUMENTS.decode(value or b"")
+    except msgspec.ValidationError as error:
+        raise InvalidReplayRecord(f"a field is missing, or is not what it has to be: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidReplayRecord("the value is not JSON") from error
-    match document:
-        case {
-            "v": 1,
-            "replay": str(replay),
-            "subscription_id": str(subscription_id),
-            "source": source,
-            "generation": int(generation),
-            "event_id": str(event_id),
-            "event_type": str(event_type),
-        }:
-            pass
-        case _:
-            raise InvalidReplayRecord("a field is missing, or has another type")
-    tenant = document.get("tenant")
-    if not _REPLAY.fullmatch(replay):
-        raise InvalidReplayRecord("replay is no id of a replay")
-    if not _SUBSCRIPTION.fullmatch(subscription_id):
-        raise InvalidReplayRecord("subscription_id is none")
-    if isinstance(generation, bool) or not 1 <= generation < 2**31:
-        raise InvalidReplayRecord("generation is none")
-    if not 0 < len(event_id) <= _MAX_ID or not valid_type(event_type):
-        raise InvalidReplayRecord("event_id or event_type is none")
-    if tenant is not None and (not isinstance(tenant, str) or not valid_tenant(tenant)):
+    if not valid_type(found.event_type):
+        raise InvalidReplayRecord("event_type is none")
+    if found.tenant is not None and not valid_tenant(found.tenant):
         raise InvalidReplayRecord("tenant is none")
-    at = document.get("at")
     return ReplayRecord(
-        replay,
-        subscription_id,
-        _source(source),
-        generation,
-        ExpectedEvent(event_id, event_type, tenant),
-        None if at is None else _source(at),
+        found.replay,
+        found.subscription_id,
+        Source(*found.source),
+        found.generation,
+        ExpectedEvent(found.event_id, found.event_type, found.tenant),
+        None if found.at is None else Source(*found.at),
     )
-
-
-def _source(raw: Any) -> Source:
-    match raw:
-        case [str(topic), int(partition), int(offset)] if (
-            0 < len(topic) <= _MAX_TOPIC and 0 <= partition < 2**31 and 0 <= offset < _MOST
-        ):
-            return Source(topic, int(partition), int(offset))
-        case _:
-            raise InvalidReplayRecord("source or at is no topic, partition and offset")
