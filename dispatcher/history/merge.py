@@ -50,6 +50,7 @@ _STATES: Final = {
 _ENDED: Final = DeliveryState.DROPPED
 _HEADS: Final = msgspec.json.Decoder(AttemptDetail)
 _INTEGER_LIMIT: Final = 2**31 - 1  # of what is small: attempts, generations, milliseconds of an attempt
+_TEXT_LIMIT: Final = 1024  # bytes of an id, or of a type
 _WIDTH: Final = len(COUNTED) + len(BUCKETS)
 _FIRST_BUCKET: Final = len(COUNTED)
 
@@ -60,7 +61,12 @@ def grouped(records: Iterable[LoggedAttempt]) -> dict[Group, list[LoggedAttempt]
     """The records of each delivery, in their order."""
     groups: dict[Group, list[LoggedAttempt]] = {}
     for record in records:
-        groups.setdefault((record.delivery_id[4:], storable(record.event_id)), []).append(record)
+        group = (record.delivery_id[4:], _stored(record.event_id, _TEXT_LIMIT))
+        held = groups.get(group)
+        if held is None:
+            groups[group] = [record]
+        else:
+            held.append(record)
     return groups
 
 
@@ -120,11 +126,11 @@ def _first(record: LoggedAttempt, created_ms: int) -> DeliveryRow:
     return DeliveryRow(
         record.delivery_id[4:],
         created_ms,
-        storable(record.event_id),
-        storable(record.event_type),
-        None if record.tenant is None else storable(record.tenant, 256),
-        storable(record.subscription_id, 64),
-        storable(record.topic, 249),
+        _stored(record.event_id, _TEXT_LIMIT),
+        _stored(record.event_type, _TEXT_LIMIT),
+        None if record.tenant is None else _stored(record.tenant, 256),
+        _stored(record.subscription_id, 64),
+        _stored(record.topic, 249),
         _small(record.partition),
         record.offset,
         _small(record.generation),
@@ -241,7 +247,12 @@ def _due(record: LoggedAttempt) -> int | None:
 
 
 def _text(value: str | UnsetType, limit: int) -> str | None:
-    return None if value is UNSET else storable(value, limit)
+    return None if value is UNSET else _stored(value, limit)
+
+
+def _stored(text: str, limit: int) -> str:
+    """As `storable`, and nearly always without a call of it."""
+    return text if text.isascii() and len(text) <= limit and "\0" not in text else storable(text, limit)
 
 
 def _small(number: int) -> int:
