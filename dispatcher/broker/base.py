@@ -181,6 +181,14 @@ class Message:
     timestamp_ms: int | None = None
 
 
+def content_size(record: Record | Message) -> int:
+    """Bytes of its value, key and headers."""
+    size = len(record.value or b"") + len(record.key or b"")
+    for name, content in record.headers:
+        size += len(name) + len(content or b"")
+    return size
+
+
 Acknowledged = Callable[[Sequence[int]], None]
 """Told which messages of a call are durable, by their numbers. Must not raise."""
 

@@ -28,7 +28,14 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from dispatcher.broker.base import BrokerUnavailable, Record, Stretch, TopicPartition, UnreadableBatch
+from dispatcher.broker.base import (
+    BrokerUnavailable,
+    Record,
+    Stretch,
+    TopicPartition,
+    UnreadableBatch,
+    content_size,
+)
 from dispatcher.broker.kafka.client import describe, mapped, stop_consumer
 from dispatcher.broker.kafka.wire.bulk import FetchAnswer
 from dispatcher.broker.kafka.wire.records import Records
@@ -47,7 +54,7 @@ _PAUSE: Final = 0.1
 _EARLIEST: Final = -2
 _BATCH: Final = 64 * 1024  # bytes; the one that an offset is in the midst of comes as a whole
 _SAMPLE: Final = 16  # records of an answer that are measured
-_OVERHEAD: Final = 20  # bytes of a record beside its key, value and headers
+_OVERHEAD: Final = 20  # bytes of a record beside its content
 _NAMES_REPLICA: Final = 11  # the version of a fetch's answer
 
 
@@ -224,11 +231,4 @@ def _stretch(
 def _size_of(records: Sequence[Record]) -> float:
     """Bytes that one of these takes, as some of them say."""
     some = records[:: max(1, len(records) // _SAMPLE)]
-    total = sum(
-        _OVERHEAD
-        + len(record.value or b"")
-        + len(record.key or b"")
-        + sum(len(name) + len(value or b"") for name, value in record.headers)
-        for record in some
-    )
-    return total / len(some)
+    return _OVERHEAD + sum(map(content_size, some)) / len(some)

@@ -33,6 +33,7 @@ from dispatcher.broker.base import (
     TopicPartition,
     TopicSpec,
     check_exact,
+    content_size,
 )
 from dispatcher.broker.partitioning import Partitioner, partition_of
 from dispatcher.broker.sqlite.file import ReadRequest
@@ -81,7 +82,7 @@ class SqliteBroker:
             self._store, from_latest=offset_reset == "latest", rebalance_timeout=rebalance_timeout
         )
         self._tasks = Tasks()
-        self._partitioner = Partitioner(_size)
+        self._partitioner = Partitioner(content_size)
 
     @property
     def problem(self) -> str | None:
@@ -174,7 +175,7 @@ class SqliteBroker:
             topic = topics.get(message.topic)
             if topic is None:
                 raise BrokerRefused(f"topic {message.topic} does not exist")
-            size = _size(message)
+            size = content_size(message)
             if size > topic.largest:
                 raise MessageTooLarge(
                     f"a message of {size} bytes is larger than topic {topic.name} takes (max.message.bytes {topic.largest})"
@@ -202,7 +203,7 @@ class SqliteBroker:
             raise BrokerRefused(f"topic {topic} does not exist")
         number = partition_of(key, len(found.partitions))
         message = Message(topic, value, key, (), number, timestamp)
-        if (size := _size(message)) > found.largest:
+        if (size := content_size(message)) > found.largest:
             raise MessageTooLarge(f"a message of {size} bytes is larger than topic {topic} takes")
         ((_, end),) = await self._store.append({found.partitions[number].id: [message]})
         return number, end - 1
@@ -259,13 +260,6 @@ class SqliteBroker:
     async def maintain(self) -> None:
         """Apply retention and compaction once, now. Runs by itself every `maintenance_interval`."""
         await self._store.maintain()
-
-
-def _size(message: Message) -> int:
-    size = len(message.value or b"") + len(message.key or b"")
-    for name, content in message.headers:
-        size += len(name) + len(content or b"")
-    return size
 
 
 def _check_spec(spec: TopicSpec) -> None:

@@ -10,11 +10,10 @@ The topic is read by programs that others may write to, so `read_replay_record` 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
-from orjson import dumps
 
 from dispatcher.core.event.decode import valid_tenant, valid_type
 from dispatcher.core.retry.records import Source
@@ -26,8 +25,8 @@ _Place = tuple[
 ]
 
 
-class _Document(msgspec.Struct, gc=False):
-    """What a value has to be."""
+class _Document(msgspec.Struct, gc=False, omit_defaults=True):
+    """The value."""
 
     v: Literal[1]
     replay: Annotated[str, Meta(pattern=r"^rpl_[0-9a-f]{12,60}\Z")]
@@ -41,6 +40,7 @@ class _Document(msgspec.Struct, gc=False):
 
 
 _DOCUMENTS: Final = msgspec.json.Decoder(_Document)
+_ENCODER: Final = msgspec.json.Encoder()
 
 
 class InvalidReplayRecord(ValueError):
@@ -76,20 +76,19 @@ def replay_key(source: Source) -> bytes:
 
 def write_replay_record(record: ReplayRecord) -> bytes:
     """The value of the record."""
-    document: dict[str, Any] = {
-        "v": 1,
-        "replay": record.replay,
-        "subscription_id": record.subscription_id,
-        "source": list(record.source),
-        "generation": record.generation,
-        "event_id": record.event.id,
-        "event_type": record.event.type,
-    }
-    if record.event.tenant is not None:
-        document["tenant"] = record.event.tenant
-    if record.at is not None:
-        document["at"] = list(record.at)
-    return dumps(document)
+    return _ENCODER.encode(
+        _Document(
+            1,
+            record.replay,
+            record.subscription_id,
+            record.source,
+            record.generation,
+            record.event.id,
+            record.event.type,
+            record.event.tenant,
+            record.at,
+        )
+    )
 
 
 def read_replay_record(value: bytes | None) -> ReplayRecord:
