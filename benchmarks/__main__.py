@@ -163,7 +163,7 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
             case "isolation":
                 yield lambda: isolation.run(command, **load_options)
             case "tenants":
-                yield lambda: tenants.run(command, compiled=not given.pure, **load_options)
+                yield lambda: tenants.run(command, **load_options)
             case "memory":
                 yield lambda: scale.run_memory(command, quick=given.quick)
             case "retries":

@@ -60,6 +60,10 @@ class Case(NamedTuple):
             return f"tenant-{number % self.tenants}", f"orders.item.{number}"
         return f"tenant-{number // self.fan_out}", "orders.item.created"
 
+    def events(self, deliveries: int) -> int:
+        """How many events come to so many deliveries, or to one for each subscription where that is more."""
+        return max(deliveries, self.subscriptions) // self.fan_out
+
 
 CASES: Final[Mapping[str, Case]] = {
     "plain": Case(8, 8),
@@ -199,9 +203,8 @@ async def _run(
         tracing=tracing,
     )
     groups = case.subscriptions // case.fan_out
-    count = max(deliveries, case.subscriptions) // case.fan_out
     records = []
-    for number in range(count):
+    for number in range(case.events(deliveries)):
         # A prime step, so that nobody's turn comes where the memory still is from the one before.
         tenant, kind = case.whose(number * 7919 % groups * case.fan_out)
         records.append(StoredRecord(number, NOW * 1000, None, envelope(number, kind=kind, tenant=tenant)[1]))
@@ -241,7 +244,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     if rounds == "counted":
         uvloop.run(_run(case, int(deliveries), 1, None, _counted))
-        print(max(int(deliveries), case.subscriptions) // case.fan_out * case.fan_out)
+        print(case.events(int(deliveries)) * case.fan_out)
         return
     result: Any = uvloop.run(_run(case, int(deliveries), int(rounds), tracing, _not_counted))
     print(f"{float(result) * 1e6:.4f}")

@@ -255,6 +255,15 @@ def crossing(points: Sequence[tuple[float, float]], x: float) -> float:
     return points[0][1] if x < points[0][0] else points[-1][1]
 
 
+def in_turns(sides: Sequence[str], rounds: int, measure: Callable[[str], float]) -> dict[str, list[float]]:
+    """What each of the sides measured, round by round. The order changes from round to round."""
+    seen: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(rounds):
+        for side in reversed(sides) if turn % 2 else sides:
+            seen[side].append(measure(side))
+    return seen
+
+
 # The daemon, as the container image has it.
 
 _compiled: tempfile.TemporaryDirectory[str] | None = None
@@ -356,6 +365,11 @@ def daemon_environ(site: str | None = None) -> dict[str, str]:
     if paths:
         environ["PYTHONPATH"] = os.pathsep.join(paths)
     return environ
+
+
+def daemon_site() -> Path:
+    """The package that daemons run, in a folder to put on the path."""
+    return ROOT if _compiled is None else Path(_compiled.name)
 
 
 # Cores that don't sleep.

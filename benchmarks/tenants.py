@@ -30,7 +30,9 @@ from benchmarks.harness import (
     Section,
     Table,
     beside_wrk,
+    daemon_site,
     envelope,
+    in_turns,
     median,
     require,
     spread,
@@ -39,7 +41,7 @@ from benchmarks.harness import (
 )
 from benchmarks.isolation import DEFAULTS, Dead, arrived
 from benchmarks.scale import addresses, fill, percentile, publish, subscription_for, wait_until_delivered
-from benchmarks.toggles import engine_cost, site_of
+from benchmarks.toggles import engine_cost
 from dispatcher.broker.base import Message
 
 TENANTS: Final = (100, 10_000)
@@ -150,8 +152,8 @@ def _many(section: Section, broker: str, folder: Path, *, count: int, runs: int)
     section.parts.extend(remarks)
 
 
-def _in_one_process(section: Section, folder: Path, *, quick: bool, compiled: bool) -> None:
-    site = site_of(None, folder / "site", compiled=compiled)
+def _in_one_process(section: Section, *, quick: bool) -> None:
+    deliveries, rounds = (10_000, 2) if quick else (_DELIVERIES, _ROUNDS)
     table = Table(
         (
             "in one process, no system calls: tenants",
@@ -163,10 +165,7 @@ def _in_one_process(section: Section, folder: Path, *, quick: bool, compiled: bo
     )
     for tenants in TENANTS:
         cases = (f"{tenants:,}-tenants", f"one-of-{tenants:,}")
-        seen: dict[str, list[float]] = {case: [] for case in cases}
-        for turn in range(2 if quick else _ROUNDS):
-            for case in sorted(cases, reverse=bool(turn % 2)):
-                seen[case].append(engine_cost(site, case, str(10_000 if quick else _DELIVERIES), "3"))
+        seen = in_turns(cases, rounds, lambda case: engine_cost(daemon_site(), case, str(deliveries), "3"))
         many, one = (seen[case] for case in cases)
         ratios = [alone / each for each, alone in zip(many, one, strict=True)]
         print(f"  {tenants:,} tenants in one process: {median(ratios):.3f}", flush=True)
@@ -274,16 +273,14 @@ def _among_hostile_ones(section: Section, broker: str, folder: Path, *, quick: b
     )
 
 
-def run(
-    command: str, *, quick: bool, compiled: bool, count: int | None = None, runs: int | None = None
-) -> Section:
+def run(command: str, *, quick: bool, count: int | None = None, runs: int | None = None) -> Section:
     """All parts."""
     require("nginx", "taskset")
     section = Section("Tenants", command)
     turns = runs or (1 if quick else 3)
     with kafka() as broker, tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        _in_one_process(section, folder, quick=quick, compiled=compiled)
+        _in_one_process(section, quick=quick)
         _many(section, broker, folder, count=count or (20_000 if quick else _EVENTS), runs=turns)
         _among_hostile_ones(section, broker, folder, quick=quick, runs=turns)
     return section

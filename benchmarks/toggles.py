@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.engine_case import CASES
-from benchmarks.harness import ROOT, CannotRun, Section, Table, median, require, spread
+from benchmarks.harness import ROOT, CannotRun, Section, Table, in_turns, median, require, spread
 from hatch_build import compile_into
 
 NEEDED: Final = 1.02
@@ -414,10 +414,13 @@ def run(
         for number, toggle in enumerate(chosen):
             without = site_of(toggle, Path(name, f"without-{number}"), compiled=compiled)
             sides = {"with": whole, "without": without}
-            seen: dict[str, list[float]] = {side: [] for side in sides}
-            for turn in range(rounds):
-                for side in sorted(sides, reverse=bool(turn % 2)):
-                    seen[side].append(engine_cost(sides[side], toggle.case, str(deliveries), "3"))
+            seen = in_turns(
+                tuple(sides),
+                rounds,
+                lambda side, sides=sides, case=toggle.case: engine_cost(  # type: ignore[misc]
+                    sides[side], case, str(deliveries), "3"
+                ),
+            )
             ratios = [off / on for on, off in zip(seen["with"], seen["without"], strict=True)]
             print(f"  {toggle.name}: {median(ratios):.3f}", flush=True)
             table.add(

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
-from benchmarks.harness import ROOT, Section, Table, median, spread
+from benchmarks.harness import ROOT, Section, Table, in_turns, median, spread
 from benchmarks.toggles import engine_cost, site_of
 
 SIDES: Final = {"off": "off", "on, 0 %": "0", "on, 1 %": "0.01", "on, 100 %": "1"}
@@ -83,12 +83,9 @@ def run(
     table = Table(
         ("tracing", "us a delivery", "us more, by round", "median", f"of {_WHOLE:.0f} us", "ratio, median")
     )
-    seen: dict[str, list[float]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory(prefix="bench-tracing-") as name, _collector() as url:
         site = site_of(None, Path(name, "site"), compiled=compiled)
-        for turn in range(rounds):
-            for side in sorted(SIDES, reverse=bool(turn % 2)):
-                seen[side].append(_cost(site, SIDES[side], url, deliveries, 3))
+        seen = in_turns(tuple(SIDES), rounds, lambda side: _cost(site, SIDES[side], url, deliveries, 3))
     for side, costs in seen.items():
         more = [cost - off for cost, off in zip(costs, seen["off"], strict=True)]
         ratios = [cost / off for cost, off in zip(costs, seen["off"], strict=True)]
