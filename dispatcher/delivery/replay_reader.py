@@ -13,7 +13,7 @@ Rules:
    knows, once that has been so for `_STRANGE` seconds: the record of a replay is written before its deliveries.
 3. Nothing is handed over that would wait in a lane: what is fresh must find its slot free.
 4. After each slice the loop turns. Where a turn was long, others have work, and this room rests for a multiple of that time. While fresh events come,
-   it uses a sixteenth of the time at most: the way of an event from the broker takes some ten turns of the loop, and each turn has its slice.
+   it hands over in a sixteenth of the time at most: the way of an event from the broker takes some ten turns of the loop, and each turn has its slice.
 5. A partition with more than `_MOST` waiting is paused until half of them are gone.
 """
 

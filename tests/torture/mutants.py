@@ -144,12 +144,12 @@ def decides_the_start_again() -> None:
     async def moved(member: KafkaConsumer, positions: Mapping[TopicPartition, Position]) -> None:
         await commit(member, {key: at for key, at in positions.items() if at.offset != began.get(key)})
 
-    async def later(*_: Any) -> None: ...
+    async def nothing(*_: Any) -> None: ...
 
     _replace(GroupStarts, "look_back", for_the_first_time)
     _replace(GroupStarts, "take", noticed)
     _replace(KafkaConsumer, "commit", moved)
-    _replace(starts, "_commit", later)
+    _replace(starts, "_commit", nothing)
 
 
 def begins_added_partitions_at_their_end() -> None:
