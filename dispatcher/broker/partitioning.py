@@ -9,7 +9,9 @@ partitions fill evenly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from random import randrange
+from types import FunctionType
 from typing import Final
 
 from mypy_extensions import i64
@@ -45,9 +47,14 @@ def murmur2(data: bytes) -> int:
     return h ^ (h >> 15)
 
 
+# Interpreted it takes forty times as long, 6 us: then keys that came before are remembered, some megabytes of them.
+_INTERPRETED: Final = isinstance(murmur2, FunctionType)
+_remembered: Final = lru_cache(maxsize=16_384)(murmur2)
+
+
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition of a key."""
-    return (murmur2(key) & 0x7FFFFFFF) % partitions
+    return ((_remembered(key) if _INTERPRETED else murmur2(key)) & 0x7FFFFFFF) % partitions
 
 
 class StickyPartitions:
