@@ -51,7 +51,7 @@ TOGGLES: Final = (
     Toggle(
         "objects of a host are fetched ahead (`_prefetch`)",
         "hosts",
-        (Edit("delivery/sending.py", "        _prefetch(owed)\n", ""),),
+        (Edit("delivery/sending.py", "        if _PREFETCHES:\n            _prefetch(owed)\n", ""),),
     ),
     Toggle(
         "attempts are kept four at a time (`EndpointHealth._fresh0-2`)",

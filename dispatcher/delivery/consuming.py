@@ -116,6 +116,7 @@ class Consuming:
                     if not wanted:
                         metrics.unmatched += 1
                         self._unmatched.note(event)
+                    size = len(event.body)
                     for subscription in wanted:
                         if taken >= _SLICE or settlement.at_cap():
                             taken = 0
@@ -123,7 +124,7 @@ class Consuming:
                             if tracker.lost:
                                 return
                         delivery = Delivery(sending, event, subscription, tracker, offset, serial)
-                        settlement.owe(len(event.body))
+                        settlement.owe(size)
                         ready.append(delivery)
                         taken += 1
                     if wanted:

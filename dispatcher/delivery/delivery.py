@@ -88,6 +88,7 @@ class Delivery:
         "request",
         "serial",
         "share",
+        "size",
         "started",
         "subscription",
         "trace",
@@ -111,6 +112,7 @@ class Delivery:
         """`serial` is that of the index that `subscription` was found in; 0: it is looked up before it is attempted."""
         self.owner = owner
         self.event = event
+        self.size = len(event.body)  # bytes that it counts for, as long as it is owed
         self.subscription = subscription
         self.serial = serial
         self.tracker = tracker
@@ -197,7 +199,12 @@ class Delivery:
         reason: str | None = None,
     ) -> Noted:
         """What the attempt log is told of an attempt that ended `now` (by the loop's clock; `unix`: by the wall's). `due` (Unix seconds) is the next try; `reason` why the delivery ends with it, or is parked."""
-        topic, partition, offset = self.source
+        source = self.event_source
+        if source is None:
+            tracker = self.tracker
+            topic, partition, offset = tracker.topic, tracker.partition, self.offset
+        else:
+            topic, partition, offset = source
         return Noted(
             self.event,
             self.subscription,

@@ -105,10 +105,10 @@ class Settlement:
         """From now on until its end the delivery counts as its tenant's."""
         delivery.usage = usage
         usage.in_flight += 1
-        usage.bytes += len(delivery.event.body)
+        usage.bytes += delivery.size
 
     def _discharge(self, delivery: Delivery) -> None:
-        size = len(delivery.event.body)
+        size = delivery.size
         self.in_flight -= 1
         self.bytes -= size
         usage = delivery.usage

@@ -263,17 +263,17 @@ def _check_authorization(value: str) -> None:
 
 
 def _type_line(type: str) -> bytes:  # noqa: A002 - the field's name
-    line = _type_lines.get(type)
-    if line is None:
-        if len(_type_lines) >= _TYPES_KEPT:
-            _type_lines.clear()
-        line = _type_lines[type] = b"webhook-event-type: %b\r\n" % wire_text(type)
+    if len(_type_lines) >= _TYPES_KEPT:
+        _type_lines.clear()
+    line = _type_lines[type] = b"webhook-event-type: %b\r\n" % wire_text(type)
     return line
 
 
 def _lines(type: str, moment: int) -> bytes:  # noqa: A002 - the field's name
     """The type, the time (Unix milliseconds, where anybody can write it), and the name of the field that follows."""
-    first = _type_line(type)
+    first = _type_lines.get(type)
+    if first is None:
+        first = _type_line(type)
     if not 0 <= moment <= LAST_MS:  # Kafka knows records without a timestamp (-1)
         return first + b"webhook-id: "
     minute, second, millisecond = rfc3339_parts(moment)
