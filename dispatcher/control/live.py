@@ -27,6 +27,7 @@ from dispatcher.core.attempt.outcome import DEAD, DELIVERED, DROPPED, PARKED, RE
 from dispatcher.core.text.times import rfc3339
 from dispatcher.history.base import LogBatch
 from dispatcher.history.logged import LoggedAttempt
+from dispatcher.history.merge import made
 
 HEARTBEAT: Final = 5.0
 """Seconds at the most between two messages."""
@@ -68,8 +69,8 @@ class _Turn:
 
     def take(self, attempt: LoggedAttempt) -> None:
         decision = attempt.decision
-        failed = attempt.made and decision != DELIVERED
-        self.counts["attempts"] += attempt.made
+        failed = made(attempt) and decision != DELIVERED
+        self.counts["attempts"] += made(attempt)
         self.counts["delivered"] += decision == DELIVERED
         self.counts["failed"] += failed
         self.counts["dead"] += decision == DEAD
@@ -219,7 +220,7 @@ class Live:
 
     def _changed(self, id_: str, attempt: LoggedAttempt) -> tuple[bool, str] | None:
         """Whether the subscription has begun to fail, or has ended failing, and by which result."""
-        if not attempt.made or attempt.decision not in (DELIVERED, RETRY, DEAD):
+        if not made(attempt) or attempt.decision not in (DELIVERED, RETRY, DEAD):
             return None
         failing = attempt.decision != DELIVERED
         if self._failing.get(id_, False) == failing:

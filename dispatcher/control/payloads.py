@@ -25,7 +25,7 @@ from dispatcher.core.event.payload_mask import PayloadMask
 from dispatcher.core.retry.records import Source
 from dispatcher.core.text.times import rfc3339
 from dispatcher.core.text.units import format_duration
-from dispatcher.history.base import storable
+from dispatcher.history.bounds import storable
 from dispatcher.history.following import peek
 
 _CONTENT_TYPE: Final = b"Content-Type: "

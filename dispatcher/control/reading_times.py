@@ -13,7 +13,8 @@ from dispatcher.broker.base import Broker, BrokerError, Record, TopicPartition, 
 from dispatcher.control.history import HistoryReader
 from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.retry.records import Source
-from dispatcher.history.base import DeliveryQuery, DeliveryRow, storable
+from dispatcher.history.base import DeliveryQuery, DeliveryRow
+from dispatcher.history.bounds import storable
 from dispatcher.history.explanation import NOT_KNOWN, ReadTime, read_time_of
 
 NEAR: Final = 16

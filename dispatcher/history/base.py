@@ -12,7 +12,7 @@ Rules, for every implementation:
 4. A delivery has one row for as long as it is kept, whatever day its later attempts are made on. One writer at a time writes
    what a log partition says, and the log is keyed so that a delivery is in one partition.
 5. No call takes more memory or time than its arguments allow: pages, at most `LOOKED_AT` rows looked at, a time limit.
-6. Whatever text comes in, from a log or as a question, is made storable by `storable`, the same way on both sides.
+6. Whatever text comes in, from a log or as a question, is made storable by `storable` (`bounds.py`), the same way on both sides.
 
 Errors::
 
@@ -57,12 +57,6 @@ GROUPS_LIMIT: Final = 10_000
 
 LATENCY_BOUNDS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000)
 """Upper bounds of the counts' latency buckets, inclusive; one more bucket is for what took longer."""
-
-FUTURE_MS: Final = 3600 * 1000
-"""How far ahead of this process a time may be before it is taken for a wrong clock."""
-
-_LEAST_TIME_MS: Final = 10**12
-"""2001: what is less is no time in milliseconds (no timestamp at all, or seconds)."""
 
 
 class HistoryError(Exception):
@@ -524,16 +518,3 @@ class HistoryStore(Protocol):
         """Those that touch the time, newest first, at most `PAGE_LIMIT`."""
 
     async def sizes(self) -> Sizes: ...
-
-
-def storable(text: str, limit: int = 1024) -> str:
-    """The text as both stores can hold and index it: without NUL and lone surrogates, at most `limit` bytes of UTF-8."""
-    if text.isascii() and len(text) <= limit and "\0" not in text:
-        return text
-    raw = text.replace("\0", "�").encode(errors="replace")
-    return raw[:limit].decode(errors="ignore")
-
-
-def kept_time(time_ms: int, now_ms: int) -> int:
-    """The time by which a row is kept: a clock that can't be right doesn't choose the day."""
-    return time_ms if _LEAST_TIME_MS <= time_ms <= now_ms + FUTURE_MS else now_ms

@@ -21,7 +21,8 @@ from dispatcher.core.retry.records import FIRST_GENERATION
 from dispatcher.core.subscription.model import EVERY_TENANT
 from dispatcher.core.subscription.patterns import matches
 from dispatcher.core.text.times import rfc3339
-from dispatcher.history.base import DELETED, FUTURE_MS, DeliveryRow, DeliveryState, SubscriptionVersion
+from dispatcher.history.base import DELETED, DeliveryRow, DeliveryState, SubscriptionVersion
+from dispatcher.history.bounds import FUTURE_MS
 from dispatcher.history.logged import AttemptDetail
 
 _heads: Final = msgspec.json.Decoder(AttemptDetail)

@@ -24,7 +24,8 @@ from dispatcher.broker.base import (
 from dispatcher.core.attempt.record import InvalidRecord
 from dispatcher.core.event.decode import InvalidEvent, decode, is_tombstone
 from dispatcher.core.retry.records import UNREADABLE_RECORD
-from dispatcher.history.base import DeadRow, EventRow, Gap, LogBatch, LogPartition, Standing, storable
+from dispatcher.history.base import DeadRow, EventRow, Gap, LogBatch, LogPartition, Standing
+from dispatcher.history.bounds import storable
 from dispatcher.history.logged import LoggedAttempt, read_attempt
 
 log = structlog.get_logger(__name__)

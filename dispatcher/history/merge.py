@@ -29,8 +29,8 @@ from dispatcher.history.base import (
     CountKey,
     DeliveryRow,
     DeliveryState,
-    storable,
 )
+from dispatcher.history.bounds import small, storable
 from dispatcher.history.logged import AttemptDetail, LoggedAttempt, detail_of
 
 Key = tuple[int, int, int]
@@ -49,8 +49,6 @@ _STATES: Final = {
 }
 _ENDED: Final = DeliveryState.DROPPED
 _HEADS: Final = msgspec.json.Decoder(AttemptDetail)
-_INTEGER_LIMIT: Final = 2**31 - 1  # of what is small: attempts, generations, milliseconds of an attempt
-_TEXT_LIMIT: Final = 1024  # bytes of an id, or of a type
 _WIDTH: Final = len(COUNTED) + len(BUCKETS)
 _FIRST_BUCKET: Final = len(COUNTED)
 
@@ -61,7 +59,7 @@ def grouped(records: Iterable[LoggedAttempt]) -> dict[Group, list[LoggedAttempt]
     """The records of each delivery, in their order."""
     groups: dict[Group, list[LoggedAttempt]] = {}
     for record in records:
-        group = (record.delivery_id[4:], _stored(record.event_id, _TEXT_LIMIT))
+        group = (record.delivery_id[4:], storable(record.event_id))
         held = groups.get(group)
         if held is None:
             groups[group] = [record]
@@ -72,7 +70,7 @@ def grouped(records: Iterable[LoggedAttempt]) -> dict[Group, list[LoggedAttempt]
 
 def repeats(row: DeliveryRow, records: Sequence[LoggedAttempt]) -> bool:
     """Whether one of the records may be known of the delivery already, so that `merge` needs the keys of all."""
-    return len(records) > 1 or records[0].key <= (row.generation, row.last_ms, row.last_attempt)
+    return len(records) > 1 or key_of(records[0]) <= (row.generation, row.last_ms, row.last_attempt)
 
 
 def merge(
@@ -93,7 +91,7 @@ def merge(
     followed: list[AttemptRow] = []
     changed = False
     for record in records:
-        key = record.key
+        key = key_of(record)
         if key in seen:
             continue
         seen.add(key)
@@ -103,7 +101,7 @@ def merge(
         else:
             generation, time_ms, attempt = key
             followed.append(
-                AttemptRow(row.delivery_id, _small(generation), time_ms, _small(attempt), detail_of(record))
+                AttemptRow(row.delivery_id, small(generation), time_ms, small(attempt), detail_of(record))
             )
             row = _next(row, record)
             count(record, kept(record.time_ms), counts)
@@ -116,6 +114,16 @@ def succeeded_at_once(row: DeliveryRow) -> bool:
     return row.state == DeliveryState.DELIVERED and row.last_attempt <= 1
 
 
+def key_of(record: LoggedAttempt) -> Key:
+    """Tells this attempt of its delivery from the others, in their order."""
+    return (record.generation, record.time_ms, record.attempt)
+
+
+def made(record: LoggedAttempt) -> bool:
+    """Whether a request was made: some deliveries end without one."""
+    return record.total_ms is not UNSET
+
+
 def key_of_first(row: DeliveryRow) -> Key:
     """That of the record that is in the row."""
     head = _HEADS.decode(row.first)
@@ -126,20 +134,20 @@ def _first(record: LoggedAttempt, created_ms: int) -> DeliveryRow:
     return DeliveryRow(
         record.delivery_id[4:],
         created_ms,
-        _stored(record.event_id, _TEXT_LIMIT),
-        _stored(record.event_type, _TEXT_LIMIT),
-        None if record.tenant is None else _stored(record.tenant, 256),
-        _stored(record.subscription_id, 64),
-        _stored(record.topic, 249),
-        _small(record.partition),
+        storable(record.event_id),
+        storable(record.event_type),
+        None if record.tenant is None else storable(record.tenant, 256),
+        storable(record.subscription_id, 64),
+        storable(record.topic, 249),
+        small(record.partition),
         record.offset,
-        _small(record.generation),
+        small(record.generation),
         int(_STATES[record.decision]),
         _reason(record),
-        1 if record.made else 0,
+        1 if made(record) else 0,
         record.time_ms,
-        _small(record.attempt),
-        None if record.status is UNSET else _small(record.status),
+        small(record.attempt),
+        _status(record),
         _text(record.failure, 64),
         _total(record),
         _due(record),
@@ -150,8 +158,7 @@ def _first(record: LoggedAttempt, created_ms: int) -> DeliveryRow:
 
 def _next(row: DeliveryRow, record: LoggedAttempt) -> DeliveryRow:
     state = _STATES[record.decision]
-    later = record.key > (row.generation, row.last_ms, row.last_attempt)
-    attempts = min(row.attempts + (1 if record.made else 0), _INTEGER_LIMIT)
+    later = key_of(record) > (row.generation, row.last_ms, row.last_attempt)
     # Whose partition moved says nothing about what becomes of it.
     silent = record.decision == "left_to_another"
     if record.generation > row.generation:
@@ -161,23 +168,30 @@ def _next(row: DeliveryRow, record: LoggedAttempt) -> DeliveryRow:
     else:
         old = row.state
         holds = state > old if max(state, old) >= _ENDED else later
-    if holds:
-        row = row._replace(
-            generation=_small(record.generation),
-            state=int(state),
-            reason=_reason(record),
-            due_ms=_due(record),
-        )
-    if later:
-        row = row._replace(
-            last_ms=record.time_ms,
-            last_attempt=_small(record.attempt),
-            status=None if record.status is UNSET else _small(record.status),
-            failure=_text(record.failure, 64),
-            total_ms=_total(record),
-            host=_text(record.host, 253) or row.host,
-        )
-    return row._replace(attempts=attempts)
+    # At one go: each `_replace` takes as long as the rest of this.
+    return DeliveryRow(
+        row.delivery_id,
+        row.created_ms,
+        row.event_id,
+        row.event_type,
+        row.tenant,
+        row.subscription_id,
+        row.topic,
+        row.partition,
+        row.offset,
+        small(record.generation) if holds else row.generation,
+        int(state) if holds else row.state,
+        _reason(record) if holds else row.reason,
+        small(row.attempts + (1 if made(record) else 0)),
+        record.time_ms if later else row.last_ms,
+        small(record.attempt) if later else row.last_attempt,
+        _status(record) if later else row.status,
+        _text(record.failure, 64) if later else row.failure,
+        _total(record) if later else row.total_ms,
+        _due(record) if holds else row.due_ms,
+        (_text(record.host, 253) or row.host) if later else row.host,
+        row.first,
+    )
 
 
 def count(record: LoggedAttempt, kept_ms: int, counts: Counts, made_of_it: DeliveryRow | None = None) -> None:
@@ -208,7 +222,7 @@ def count(record: LoggedAttempt, kept_ms: int, counts: Counts, made_of_it: Deliv
     if row is None:
         row = counts[key] = [0] * _WIDTH
     decision = record.decision
-    if record.made:
+    if made(record):
         row[0] += 1
         if decision != "delivered":
             row[2] += 1
@@ -228,9 +242,13 @@ def count(record: LoggedAttempt, kept_ms: int, counts: Counts, made_of_it: Deliv
         row[5] += 1
 
 
+def _status(record: LoggedAttempt) -> int | None:
+    return None if record.status is UNSET else small(record.status)
+
+
 def _counted_status(record: LoggedAttempt) -> int:
     if record.status is not UNSET:
-        return _small(record.status)
+        return small(record.status)
     return 0 if record.failure is UNSET else FAILURE_CODES.get(record.failure, 0)
 
 
@@ -239,7 +257,7 @@ def _reason(record: LoggedAttempt) -> str | None:
 
 
 def _total(record: LoggedAttempt) -> int:
-    return 0 if record.total_ms is UNSET else max(0, _small(record.total_ms))
+    return 0 if record.total_ms is UNSET else max(0, small(record.total_ms))
 
 
 def _due(record: LoggedAttempt) -> int | None:
@@ -247,15 +265,4 @@ def _due(record: LoggedAttempt) -> int | None:
 
 
 def _text(value: str | UnsetType, limit: int) -> str | None:
-    return None if value is UNSET else _stored(value, limit)
-
-
-def _stored(text: str, limit: int) -> str:
-    """As `storable`, and nearly always without a call of it: that isn't compiled, and this took a sixth off planning and merging."""
-    return text if text.isascii() and len(text) <= limit and "\0" not in text else storable(text, limit)
-
-
-def _small(number: int) -> int:
-    if -1 <= number <= _INTEGER_LIMIT:
-        return number
-    return max(-1, min(number, _INTEGER_LIMIT))
+    return None if value is UNSET else storable(value, limit)

@@ -23,8 +23,8 @@ from dispatcher.history.base import (
     EventQuery,
     UndeliveredGroup,
     UndeliveredQuery,
-    storable,
 )
+from dispatcher.history.bounds import storable
 from dispatcher.history.rolling import MINUTES, Rolled, stretches
 
 Question = tuple[str, list[Any]]

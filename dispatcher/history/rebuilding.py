@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 from dispatcher.broker.base import Broker, TopicPartition
 from dispatcher.core.attempt.record import InvalidRecord
-from dispatcher.history.base import HistoryStore, LogPartition, Standing, storable
+from dispatcher.history.base import HistoryStore, LogPartition, Standing
+from dispatcher.history.bounds import storable
 from dispatcher.history.following import ends_of, peek, seek
 from dispatcher.history.logged import LoggedAttempt, detail_of, read_attempt
 

@@ -21,7 +21,8 @@ import msgspec
 import structlog
 
 from dispatcher.core.subscription.model import Subscription
-from dispatcher.history.base import DELETED, HistoryError, HistoryStore, SubscriptionVersion, storable
+from dispatcher.history.base import DELETED, HistoryError, HistoryStore, SubscriptionVersion
+from dispatcher.history.bounds import storable
 from dispatcher.history.explanation import VersionDocument
 from dispatcher.registry.registry import Registry
 from dispatcher.runtime.backoff import Backoff

@@ -13,8 +13,8 @@ from dispatcher.history.base import (
     LogBatch,
     LogPartition,
     Retention,
-    kept_time,
 )
+from dispatcher.history.bounds import kept_time
 from dispatcher.history.logged import DAY_MS, LoggedAttempt
 from dispatcher.history.merge import Counts, Group, Key, grouped, merge, repeats, succeeded_at_once
 

@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher.core.attempt.record import InvalidRecord
 from dispatcher.history.logged import DETAIL_LIMIT, detail_of, read_attempt
+from dispatcher.history.merge import made
 from tests.history.records import value
 
 
@@ -27,7 +28,7 @@ def read(**more: Any) -> Any:
 def test_version_1_is_read_in_the_words_of_version_2(old: str, new: str, reason: str | None) -> None:
     record = read(decision=old, reason="timeout")
     detail = json.loads(detail_of(record))
-    assert (record.at, record.made) == (7, True)
+    assert (record.at, made(record)) == (7, True)
     assert (record.decision, record.failure) == (new, "timeout")
     assert (detail["decision"], detail["failure"], detail.get("reason")) == (new, "timeout", reason)
 
@@ -36,7 +37,7 @@ def test_an_end_without_a_request_is_none_that_was_made() -> None:
     raw = json.loads(value(0, decision="dropped", v=2, reason="cancelled"))
     del raw["total_ms"], raw["queue_ms"]
     record = read_attempt(json.dumps(raw).encode(), 0)
-    assert not record.made
+    assert not made(record)
     assert record.reason == "cancelled"
 
 
@@ -66,6 +67,17 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
 def test_what_is_no_record_is_refused(raw: bytes | None) -> None:
     with pytest.raises(InvalidRecord):
         read_attempt(raw, 0)
+
+
+def test_a_detail_ends_where_the_columns_begin_whatever_its_texts_say() -> None:
+    hostile = '","delivery_id":"dlv_' + "0" * 24
+    record = read(
+        response=hostile, detail=f"\\{hostile}", v=2, host="h", path="/p", replay="rpl_1", total_ms=7
+    )
+    detail = json.loads(detail_of(record))
+    assert (detail["response"], detail["detail"]) == (hostile, f"\\{hostile}")
+    assert (detail["host"], detail["path"], detail["replay"], detail["total_ms"]) == ("h", "/p", "rpl_1", 7)
+    assert not {"delivery_id", "event_id", "tenant", "topic", "offset", "at", "v"} & set(detail)
 
 
 def test_details_are_bounded_whatever_a_record_holds() -> None:

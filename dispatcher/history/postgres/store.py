@@ -53,8 +53,8 @@ from dispatcher.history.base import (
     SubscriptionVersion,
     Undelivered,
     UndeliveredQuery,
-    storable,
 )
+from dispatcher.history.bounds import storable
 from dispatcher.history.logged import DAY_MS
 from dispatcher.history.postgres.migrations import BY_DAY, COUNTS_BY_DAY, CURRENT, MIGRATIONS
 from dispatcher.history.postgres.writer import LOCK, WRITE_LIMIT, PostgresWriter

@@ -57,6 +57,10 @@ VERSION: Final = 1
 SUFFIX: Final = ".db"
 STRIPPED: Final = ".counts.db"
 _AT_ONCE: Final = 500  # ids of one statement
+_CACHE: Final = 4000  # KiB of pages of a file that are kept in memory
+_NEWEST_CACHE: Final = (
+    16_000  # of the newest day: nearly all that is written is of it, in no order of its indexes
+)
 
 _COUNTS_SCHEMA: Final = f"""
 CREATE TABLE history_counts (minute_ms INTEGER NOT NULL, tenant TEXT NOT NULL, subscription_id TEXT NOT NULL,
@@ -146,6 +150,7 @@ class DayFile:
         self._name = name
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
+        self._cache = _CACHE
         self.stripped = self.path.with_name(f"{name}{STRIPPED}").exists()
 
     @property
@@ -187,7 +192,14 @@ class DayFile:
             self._connection = open_database(self.readable, _SCHEMA, self._connect)
             for statement in _ADDED:
                 self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA cache_size = -{self._cache}")
         return self._connection
+
+    def keep_pages(self, *, newest: bool) -> None:
+        """Keep as many pages in memory as the newest day is allowed, or as any other."""
+        self._cache = _NEWEST_CACHE if newest else _CACHE
+        if self._connection is not None:
+            self._connection.execute(f"PRAGMA cache_size = -{self._cache}")
 
     def covers(self, source: tuple[str, int], offset: int) -> bool:
         """Whether it may have a delivery of that event (rule 3)."""
@@ -372,7 +384,7 @@ def open_database(path: Path, schema: str, connect: Connect) -> sqlite3.Connecti
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA cache_size = -4000")
+        db.execute(f"PRAGMA cache_size = -{_CACHE}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         _check_version(path, version)
         if version == 0:

@@ -19,8 +19,8 @@ from dispatcher.history.base import (
     Sizes,
     Standing,
     SubscriptionVersion,
-    kept_time,
 )
+from dispatcher.history.bounds import kept_time
 from dispatcher.history.logged import DAY_MS, LoggedAttempt
 from dispatcher.history.merge import Group, grouped, merge, repeats, succeeded_at_once
 from dispatcher.history.sqlite.day_file import (
@@ -102,6 +102,10 @@ class HistoryFiles:
                 self._connect,
             )
             file.load()
+            if not self._days or day > max(self._days):
+                for other in self._days.values():
+                    other.keep_pages(newest=False)
+                file.keep_pages(newest=True)
             self._days[day] = file
         if file in self._used:
             self._used.remove(file)

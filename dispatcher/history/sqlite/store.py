@@ -53,8 +53,8 @@ from dispatcher.history.base import (
     SubscriptionVersion,
     Undelivered,
     UndeliveredQuery,
-    storable,
 )
+from dispatcher.history.bounds import storable
 from dispatcher.history.logged import DAY_MS
 from dispatcher.history.sqlite.day_file import STRIPPED, SUFFIX, Connect, chunks, rolled_of, rows_of
 from dispatcher.history.sqlite.files import MAIN, HistoryFiles, day_of
