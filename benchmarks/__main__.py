@@ -109,6 +109,13 @@ def _arguments() -> argparse.Namespace:
         "--history", action="store_true", help="leave the history on in `against`, where a revision has it"
     )
     parser.add_argument(
+        "--slices",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of `against`: pairs of slices of a second, instead of rounds",
+    )
+    parser.add_argument(
         "--toggle", action="append", metavar="TEXT", help="of `toggles`, those whose names contain it (all)"
     )
     parser.add_argument(
@@ -190,6 +197,7 @@ def _sections(given: argparse.Namespace) -> Iterator[Callable[[], Section]]:
                     cases=tuple(given.case or against.CASES),
                     compiled=not given.pure,
                     history=given.history,
+                    slices=given.slices,
                     **load_options,
                 )
             case "toggles" if given.counted:

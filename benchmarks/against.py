@@ -2,20 +2,28 @@
 
 Rates on these machines drift by a fifth within minutes, and identical builds differ by some per cent from run to run. So each round
 runs both, in an order that changes from round to round, and what is told is the median of the rounds' ratios of CPU per delivery.
+
+Where even a run is too long for the machine to stay the same, `--slices N` tells more: both daemons are there at a time, each with its own backlog, and run in
+turns of a second, the other one stopped meanwhile. What is told is the median of the ratios of N pairs, with its standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import statistics
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from benchmarks.end_to_end import HOSTS, PARTITIONS, TOPIC, Daemon, events, kafka
+from benchmarks.end_to_end import HOSTS, PARTITIONS, TOPIC, Daemon, Wrong, events, kafka
 from benchmarks.harness import (
     BODY_BYTES,
     ROOT,
+    CannotRun,
     Disturbance,
     Nginx,
     Section,
@@ -26,6 +34,7 @@ from benchmarks.harness import (
     require,
     revision,
     spread,
+    wait_for,
     wait_for_calm,
 )
 from benchmarks.scale import addresses, fill, subscription_for
@@ -35,6 +44,10 @@ _FAN_OUT: Final = 10
 _MANY: Final = 100_000  # subscriptions
 _HOSTS: Final = 10_000
 _ROUNDS: Final = 8
+_SLICED: Final = 1_000_000  # events, for some 90 pairs of slices
+_SLICE: Final = 0.6  # seconds
+_WAKING: Final = 0.25  # seconds that a daemon has before each of its slices
+_READY: Final = 300.0  # seconds until the first deliveries
 CASES: Final = ("plain", "fan-out", "subscriptions", "hosts", "embedded")
 
 Made = Callable[[str | None, Path], Daemon]
@@ -132,10 +145,16 @@ def run(
     history: bool = False,
     count: int | None = None,
     runs: int | None = None,
+    slices: int = 0,
 ) -> Section:
-    """Each case of `cases`, in this checkout and in the revision `base`. `history`: with the history in the same process, as is the default."""
+    """Each case of `cases`, in this checkout and in the revision `base`. `history`: with the history in the same process, as is the default.
+
+    With `slices`, so many pairs of them instead of rounds.
+    """
     require("nginx", "taskset", "git", "tar")
-    count = count or (20_000 if quick else 200_000)
+    if slices and "embedded" in cases:
+        raise CannotRun("embedded: one process has the log at a time, so two can't run in slices")
+    count = count or (20_000 if quick else _SLICED if slices else 200_000)
     rounds = runs or (2 if quick else _ROUNDS)
     section = Section(f"Against {base}", command)
     table = Table(("us of CPU a delivery", "here", base, "ratio by round", "median"))
@@ -151,7 +170,11 @@ def run(
                     sides[side] = make(package, folder)
                     if not history and Path(package or ROOT, "dispatcher", "history").exists():
                         sides[side].configure(history={"store": "off"})
-                seen: dict[str, list[float]] = {side: [] for side in sides}
+                if slices:
+                    seen = _in_slices(sides, expected, slices)
+                    table.add(case, *_told_of_slices(seen["here"], seen["base"]))
+                    continue
+                seen = {side: [] for side in sides}
                 disturbed = 0
                 for number in range(rounds):
                     for side in sorted(sides, reverse=bool(number % 2)):
@@ -172,7 +195,72 @@ def run(
                 section.add(f"{case}: other processes disturbed {disturbed} of {2 * rounds} runs.")
     section.parts.insert(0, table)
     section.add(
-        f"{rounds} rounds of each case, {count:,} events (many subscriptions: five for each), "
+        f"{f'{slices} pairs of slices' if slices else f'{rounds} rounds'} of each case, {count:,} events (many subscriptions: five for each), "
         f"{'with' if history else 'without'} the history where the revision has one."
     )
     return section
+
+
+def _in_slices(sides: dict[str, Daemon], expected: int, pairs: int) -> dict[str, list[float]]:
+    """CPU a delivery in microseconds, by slice, of daemons of which one runs at a time; fewer pairs where the backlog ends before."""
+    seen: dict[str, list[float]] = {side: [] for side in sides}
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    with contextlib.ExitStack() as running:
+        for side, daemon in sides.items():
+            child = children[side] = running.enter_context(daemon.started())
+            # Before the daemon is ended: one that is stopped doesn't end.
+            running.callback(child.send_signal, signal.SIGCONT)
+            wait_for(lambda daemon=daemon: _delivered(daemon) > 0.01 * expected, _READY, "deliveries begin")  # type: ignore[misc]
+            child.send_signal(signal.SIGSTOP)
+        for number in range(pairs):
+            pair = {}
+            for side in sorted(sides, reverse=bool(number % 2)):
+                child = children[side]
+                child.send_signal(signal.SIGCONT)
+                time.sleep(_WAKING)
+                before, cpu = _delivered(sides[side]), _scheduled(child.pid)
+                time.sleep(_SLICE)
+                after, until = _delivered(sides[side]), _scheduled(child.pid)
+                child.send_signal(signal.SIGSTOP)
+                if after > 0.97 * expected:
+                    return seen
+                if after <= before:
+                    raise Wrong(f"nothing was delivered:\n{sides[side].log.read_text()[-2000:]}")
+                pair[side] = (until - cpu) / (after - before) * 1e6
+            for side, cost in pair.items():
+                seen[side].append(cost)
+            print(f"  {pair['here']:.1f}, {pair['base']:.1f} us", flush=True)
+    return seen
+
+
+def _delivered(daemon: Daemon) -> float:
+    try:
+        return daemon.scrape().delivered
+    except OSError:
+        return 0.0
+
+
+def _scheduled(pid: int) -> float:
+    """Seconds of CPU that a process has had, in all threads that it has. Finer than its times in `stat`, which are hundredths."""
+    return (
+        sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    )
+
+
+def _told_of_slices(here: list[float], base: list[float]) -> tuple[str, str, str, str]:
+    """The table's columns: quartiles of both sides and of their ratios, and the median ratio with its standard error."""
+    if len(here) < 4:
+        raise CannotRun("the backlog was at its end after less than four pairs of slices: give more --events")
+    ratios = [one / other for one, other in zip(here, base, strict=True)]
+
+    def quartiles(values: list[float], digits: int) -> str:
+        low, middle, high = statistics.quantiles(values, n=4)
+        return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    error = 1.253 * statistics.stdev(ratios) / len(ratios) ** 0.5  # of a median of what is normal
+    return (
+        quartiles(here, 1),
+        quartiles(base, 1),
+        f"{quartiles(ratios, 3)}, {len(ratios)} pairs",
+        f"{median(ratios):.3f} ± {error:.3f}",
+    )
