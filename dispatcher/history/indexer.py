@@ -1,7 +1,6 @@
 """Follows the logs and fills the store. A task of its own; nothing waits for it, and it dies of nothing that a store or a broker says.
 
-In one process with deliveries it takes what they leave over: after each piece of work it lets the loop turn, and where that
-turn was long, others have work, and it rests for a multiple of what it took itself.
+In one process with deliveries it takes what they leave over (`resting.py`).
 
 Rules:
 
@@ -33,6 +32,7 @@ from dispatcher.history.base import (
     Standing,
 )
 from dispatcher.history.following import Counter, Ends, Followed, TopicKind, ends_of, peek, seek
+from dispatcher.history.resting import Resting
 from dispatcher.history.sharing import PartitionShare
 from dispatcher.runtime.backoff import Backoff
 from dispatcher.runtime.tasks import Tasks
@@ -45,11 +45,6 @@ _IDLE: Final = 0.25  # seconds between two rounds that had nothing to do
 _LONGEST_PAUSE: Final = 15.0  # seconds between tries
 _ROUND: Final = 4000  # records of a round, at the most
 _PIECE: Final = 500  # of a partition
-_BUSY_TURN: Final = 0.002  # seconds that a turn of a busy loop takes
-_REST: Final = (
-    12.0  # times of what a round took, where others have work: the history has a twelfth of the time then
-)
-_LONGEST_REST: Final = 5.0  # seconds
 _WARN_AT: Final = 0.1  # of the time that a topic keeps: what is left when the warning comes
 _WARN_AFTER_MS: Final = 60_000  # behind, and kept at least
 
@@ -95,6 +90,7 @@ class Indexer:
         self._problem: str | None = None
         self._tried = asyncio.Event()
         self._retention_near: str | None = None
+        self._resting = Resting()
 
     # What it says of itself.
 
@@ -243,8 +239,7 @@ class Indexer:
         took = loop.time() - started
         turn = loop.time()
         await asyncio.sleep(0)
-        if loop.time() - turn > _BUSY_TURN:
-            await asyncio.sleep(min(took * _REST, _LONGEST_REST))
+        await self._resting.after(took, loop.time() - turn)
         return bool(batches)
 
     async def _read(self, now: float) -> list[LogBatch]:

@@ -5,8 +5,8 @@ A store makes a `plan`, asks for the rows that it names (`Work.asked`), then for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from dispatcher.history.base import (
     DeliveryRow,
@@ -17,6 +17,8 @@ from dispatcher.history.base import (
 from dispatcher.history.bounds import kept_time
 from dispatcher.history.logged import DAY_MS, LoggedAttempt
 from dispatcher.history.merge import Counts, Group, Key, grouped, merge, repeats, succeeded_at_once
+
+_SLICE: Final = 100  # deliveries: a millisecond, or two
 
 Source = tuple[str, int]
 """Topic and partition of an event."""
@@ -134,11 +136,15 @@ class Work:
             if (row := self._rows.get(group)) is not None and repeats(row, records)
         ]
 
-    def merge(self) -> None:
-        """Fill what is to be written."""
+    def merging(self) -> Iterator[None]:
+        """Fill what is to be written, with a pause after each `_SLICE` deliveries: whoever has a loop lets it turn there."""
+        number = 0
         for log, groups in self._groups:
             for group, records in groups.items():
                 self._merge(log, group, records)
+                number += 1
+                if number % _SLICE == 0:
+                    yield
 
     def _merge(self, log: Log, group: Group, records: Sequence[LoggedAttempt]) -> None:
         row = self._rows.get(group)

@@ -185,7 +185,8 @@ class PostgresWriter:
             )
             for row in rows:
                 work.keys.setdefault(row[0], []).append((row[1], row[2], row[3]))
-        work.merge()
+        for _ in work.merging():
+            await asyncio.sleep(0)
         return work
 
     async def _keep(
