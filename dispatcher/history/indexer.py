@@ -233,13 +233,13 @@ class Indexer:
             await self.store.retain(self._now_ms())
             self.sizes = await self.store.sizes()
             self._retained = started
+        self._resting.begin()
         batches = await self._read(loop.time())
         if batches:
             await self._keep(batches)
-        took = loop.time() - started
         turn = loop.time()
         await asyncio.sleep(0)
-        await self._resting.after(took, loop.time() - turn)
+        await self._resting.after(loop.time() - turn)
         return bool(batches)
 
     async def _read(self, now: float) -> list[LogBatch]:

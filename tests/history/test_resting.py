@@ -9,19 +9,22 @@ import pytest
 from dispatcher.history.resting import Resting
 
 
-async def rested(took: float, used: float, *, turn: float = 0.01) -> float:
-    """Seconds of the rest after a round that `took` so long, where the loop uses that part of the CPU."""
+async def rested(took: float, used: float, *, turn: float = 0.01, in_round: float = 1.0) -> float:
+    """Seconds of the rest after a round that `took` so long, of which it used `in_round`, where others use `used` of the CPU."""
     clock = asyncio.get_running_loop().time
     began = clock()
-    await Resting(lambda: clock() * used).after(took, turn)
-    return clock() - began
+    resting = Resting(lambda: min(clock() - began, took) * in_round + max(0.0, clock() - began - took) * used)
+    resting.begin()
+    await asyncio.sleep(took)
+    await resting.after(turn)
+    return clock() - began - took
 
 
 @pytest.mark.looptime
 @pytest.mark.parametrize(
     ("took", "used", "rest"),
     [
-        (0.1, 1.0, 1.2),  # the loop never stands still: a twelfth is the history's
+        (0.1, 1.0, 1.2),  # the process never stands still: a twelfth is the history's
         (0.1, 0.95, 1.2),  # or for no longer than a machine's own work takes
         (1.0, 1.0, 5.0),  # and never longer than that
         (0.4, 0.0, 0.1),  # nobody else has work
@@ -29,10 +32,16 @@ async def rested(took: float, used: float, *, turn: float = 0.01) -> float:
         (0.4, 0.8, 0.5),
     ],
 )
-async def test_the_history_rests_until_the_loop_has_stood_still(
+async def test_the_history_rests_until_the_process_has_stood_still(
     took: float, used: float, rest: float
 ) -> None:
     assert await rested(took, used) == pytest.approx(rest, abs=0.011)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("in_round", "rest"), [(0.5, 0.0), (0.75, 0.0), (0.85, 0.04), (0.95, 0.1)])
+async def test_what_a_round_waits_for_a_database_is_no_work_of_others(in_round: float, rest: float) -> None:
+    assert await rested(0.4, 0.0, in_round=in_round) == pytest.approx(rest, abs=0.011)
 
 
 @pytest.mark.looptime
