@@ -210,7 +210,7 @@ def _in_slices(sides: dict[str, Daemon], expected: int, pairs: int) -> dict[str,
             child = children[side] = running.enter_context(daemon.started())
             # Before the daemon is ended: one that is stopped doesn't end.
             running.callback(child.send_signal, signal.SIGCONT)
-            wait_for(lambda daemon=daemon: _delivered(daemon) > 0.01 * expected, _READY, "deliveries begin")  # type: ignore[misc]
+            wait_for(lambda daemon=daemon: _begun(daemon, 0.01 * expected), _READY, "deliveries begin")  # type: ignore[misc]
             child.send_signal(signal.SIGSTOP)
         for number in range(pairs):
             pair = {}
@@ -218,9 +218,9 @@ def _in_slices(sides: dict[str, Daemon], expected: int, pairs: int) -> dict[str,
                 child = children[side]
                 child.send_signal(signal.SIGCONT)
                 time.sleep(_WAKING)
-                before, cpu = _delivered(sides[side]), _scheduled(child.pid)
+                before, cpu = sides[side].scrape().delivered, _scheduled(child.pid)
                 time.sleep(_SLICE)
-                after, until = _delivered(sides[side]), _scheduled(child.pid)
+                after, until = sides[side].scrape().delivered, _scheduled(child.pid)
                 child.send_signal(signal.SIGSTOP)
                 if after > 0.97 * expected:
                     return seen
@@ -233,11 +233,10 @@ def _in_slices(sides: dict[str, Daemon], expected: int, pairs: int) -> dict[str,
     return seen
 
 
-def _delivered(daemon: Daemon) -> float:
-    try:
-        return daemon.scrape().delivered
-    except OSError:
-        return 0.0
+def _begun(daemon: Daemon, deliveries: float) -> bool:
+    with contextlib.suppress(OSError):
+        return daemon.scrape().delivered > deliveries
+    return False  # it doesn't listen yet
 
 
 def _scheduled(pid: int) -> float:

@@ -199,12 +199,7 @@ class Delivery:
         reason: str | None = None,
     ) -> Noted:
         """What the attempt log is told of an attempt that ended `now` (by the loop's clock; `unix`: by the wall's). `due` (Unix seconds) is the next try; `reason` why the delivery ends with it, or is parked."""
-        source = self.event_source
-        if source is None:
-            tracker = self.tracker
-            topic, partition, offset = tracker.topic, tracker.partition, self.offset
-        else:
-            topic, partition, offset = source
+        topic, partition, offset = self.source
         return Noted(
             self.event,
             self.subscription,

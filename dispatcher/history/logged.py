@@ -99,7 +99,7 @@ def read_attempt(value: bytes | None, at: int) -> LoggedAttempt:
 
 def detail_of(record: LoggedAttempt) -> str:
     """What is kept of it beside the columns, as JSON of at most `DETAIL_LIMIT` bytes."""
-    # The fields of `AttemptDetail` come first; where they end, since a quotation mark within a text is escaped. To copy them takes twice as long.
+    # The fields of `AttemptDetail` come first; where they end, since a quotation mark within a text is escaped. To read the record once more, and write that, takes twice as many instructions.
     encoded = _encoder.encode(record)
     end = encoded.index(_IDENTITY)
     if end >= DETAIL_LIMIT:

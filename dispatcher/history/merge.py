@@ -168,7 +168,7 @@ def _next(row: DeliveryRow, record: LoggedAttempt) -> DeliveryRow:
     else:
         old = row.state
         holds = state > old if max(state, old) >= _ENDED else later
-    # At one go: each `_replace` takes as long as the rest of this.
+    # At one go: three calls of `_replace` take as long as all the rest.
     return DeliveryRow(
         row.delivery_id,
         row.created_ms,

@@ -1,4 +1,4 @@
-"""How long the history rests, on virtual time: what the loop's thread had of the CPU is given."""
+"""How long the history rests, on virtual time: what the process had of the CPU is given."""
 
 from __future__ import annotations
 

@@ -189,10 +189,9 @@ class DayFile:
     @property
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = open_database(self.readable, _SCHEMA, self._connect)
+            self._connection = open_database(self.readable, _SCHEMA, self._connect, self._cache)
             for statement in _ADDED:
                 self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA cache_size = -{self._cache}")
         return self._connection
 
     def keep_pages(self, *, newest: bool) -> None:
@@ -378,13 +377,13 @@ def chunks(values: Iterable[T], size: int = _AT_ONCE) -> Iterator[list[T]]:
         yield some
 
 
-def open_database(path: Path, schema: str, connect: Connect) -> sqlite3.Connection:
-    """Open a file for writing; one that is new gets its tables. Raises sqlite3.Error or StoreRefused."""
+def open_database(path: Path, schema: str, connect: Connect, cache: int = _CACHE) -> sqlite3.Connection:
+    """Open a file for writing; one that is new gets its tables. `cache` is in KiB. Raises sqlite3.Error or StoreRefused."""
     db = connect(path, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA cache_size = -{_CACHE}")
+        db.execute(f"PRAGMA cache_size = -{cache}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         _check_version(path, version)
         if version == 0:
